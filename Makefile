@@ -1,0 +1,82 @@
+# make demo: see it work.  make test: check everything.  make help: the rest.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
+NB ?= $(sort $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb))
+PORT ?= 8000
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+ASSETS := docs/_static/tex-svg.js docs/_static/embed.js
+SITE := docs/_build/html
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test house notebooks-test pytest notebooks export readme docs docs-assets docs-serve clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing tracin_nb into $(VENV) (the first time takes some minutes)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing tracin_nb and its tools into $(VENV) (the first time takes some minutes)"
+	$(PIP) -e ".[dev,docs]"
+	@touch $@ $(VENV)/.runtime
+
+demo: $(VENV)/.runtime  ## train ConvE on UMLS and explain three predictions
+	$(BIN)/tracin demo
+
+test: house docs notebooks-test pytest  ## check everything, what fails fastest first
+	@echo "make test: all passed (house rules, site, $(words $(NB)) notebooks, tests)"
+
+house: $(VENV)/.dev  ## exported == notebooks, README and settings up to date, stored outputs, style
+	@echo "== house rules"
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+notebooks-test: $(VENV)/.dev  ## run the notebooks as tests
+	@echo "== $(words $(NB)) notebooks, $(WORKERS) at a time"
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
+
+pytest: $(VENV)/.dev  ## run tests/ (tests/test_site.py looks at the site that `make docs` built)
+	@echo "== tests"
+	$(BIN)/python -m pytest -q --ignore tests/test_house.py tests
+
+notebooks: $(VENV)/.dev export  ## run the notebooks (NB=... for some) and store their outputs
+	$(BIN)/python tools/notebooks.py run $(NB)
+
+export: $(VENV)/.dev  ## write tracin_nb/ from the notebooks, and clean them
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/notebooks.py readme
+
+docs: $(VENV)/.dev docs-assets  ## build the site into docs/_build/html
+	@echo "== site"
+	@rm -rf docs/_build
+	$(BIN)/sphinx-build -qW --keep-going -c docs nbs $(SITE)
+	@echo "the site is at $(SITE)/index.html"
+
+docs-assets: $(if $(shell command -v npm),$(ASSETS))  ## fetch MathJax and the widget manager for the site
+	@for f in $(ASSETS); do test -e $$f || echo "no npm, so no $$f: formulas stay TeX, widgets stay text"; done
+
+docs/_static/tex-svg.js: FILE = mathjax@3.2.2 package/es5/tex-svg.js
+docs/_static/embed.js: FILE = @jupyter-widgets/html-manager@1.0.15 package/dist/embed.js
+$(ASSETS):
+	@echo "fetching $@"
+	@tmp=$$(mktemp -d) && tgz=$$(npm pack --silent --pack-destination $$tmp $(firstword $(FILE))) \
+	  && tar -xzf $$tmp/$$tgz -C $$tmp $(lastword $(FILE)) && mv $$tmp/$(lastword $(FILE)) $@ && rm -r $$tmp
+
+docs-serve: docs  ## show the site at localhost (PORT=8000)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+
+clean:  ## remove what was built (not the environment)
+	rm -rf docs/_build build dist _docs _proc .pytest_cache

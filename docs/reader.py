@@ -1,0 +1,116 @@
+"""Reads a notebook for the site: nbdev's processors, then definitions as Sphinx directives and linked names."""
+import inspect, json, re, sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from fastcore.docments import docments
+from fastcore.nbio import dict2nb, nb2dict
+from nbdev.process import NBProcessor
+from nbdev.processors import (add_show_docs, clean_magics, filter_stream_, hide_, hide_line, mv_exports, rm_export,
+                              rm_header_dash, strip_ansi)
+from sphinx.util.inspect import stringify_signature
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tracin_nb._modidx import d as modidx
+
+PROCS = [add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, mv_exports, rm_export, clean_magics,
+         hide_]
+TAGS = {'echo': 'remove-input', 'output': 'remove-output', 'include': 'remove-cell'}  # `#| echo: false` and so on
+
+
+def symbols() -> dict[str, str]:
+    "Every exported name, with and without its module, to its full name; a name of two modules needs its module."
+    full = [name for syms in modidx['syms'].values() for name in syms]
+    short = [(name.split('.', 2)[2], name) for name in full]
+    names = [s for s, _ in short]
+    return {**{s: name for s, name in short if names.count(s) == 1}, **{n.split('.', 1)[1]: n for n in full},
+            **{n: n for n in full}}
+
+
+SYMBOLS = symbols()
+
+
+def link(match: re.Match) -> str:
+    "A backticked name as a cross-reference, if the package exports it."
+    name = match[1].removesuffix('()')
+    return f'{{py:obj}}`{match[1]} <{SYMBOLS[name]}>`' if name in SYMBOLS else match[0]
+
+
+def linked(text: str) -> str:
+    "Markdown with its backticked names linked; fenced blocks, headings and existing links stay as they are."
+    fence, lines = False, []
+    for line in text.split('\n'):
+        if line.lstrip().startswith(('```', ':::')): fence = not fence
+        plain = fence or line.startswith(('#', '    '))
+        lines.append(line if plain else re.sub(r'(?<![`\[{}])`([\w.]+(?:\(\))?)`(?![`\]])', link, line))
+    return '\n'.join(lines)
+
+
+def find(module: Any, name: str) -> Any:
+    "The object `name` (perhaps `Class.method`) of `module`, as it stands in the class: a property stays one."
+    first, *rest = name.split('.')
+    obj = getattr(module, first)
+    for part in rest: obj = inspect.getattr_static(obj, part)
+    return obj
+
+
+def described(obj: Any, name: str) -> tuple[str, Any]:
+    "The directive that describes `obj`, and the function whose signature it has."
+    if inspect.isclass(obj): return 'py:class', obj
+    if isinstance(obj, property): return 'py:property', obj.fget
+    if isinstance(obj, (classmethod, staticmethod)): return f'py:method:{type(obj).__name__}', obj.__func__
+    return ('py:method' if '.' in name else 'py:function'), obj
+
+
+def signature(func: Any, kind: str) -> str:
+    "The signature as text, without the bound first argument; a property has none."
+    if kind == 'py:property': return ''
+    try: sig = inspect.signature(func)
+    except (TypeError, ValueError): return ''
+    bound = kind.startswith('py:method') and not kind.endswith('staticmethod')
+    if inspect.isclass(func): sig = sig.replace(return_annotation=inspect.Signature.empty)
+    if bound: sig = sig.replace(parameters=list(sig.parameters.values())[1:])
+    return stringify_signature(sig, unqualified_typehints=True)
+
+
+def comments(func: Any) -> str:
+    "A table of the parameters that have a comment; types and defaults stand in the signature."
+    found = docments(func) if callable(func) else {}
+    named = {('returns' if name == 'return' else name): text for name, text in found.items() if text}
+    rows = [f'| `{name}` | {linked(text)} |'.replace('\n', ' ') for name, text in named.items()]
+    return '\n'.join(['| | |', '|---|---|', *rows]) if rows else ''
+
+
+def directive(module: str, name: str) -> str:
+    "A `py:function`, `py:class`, ... directive with signature, docstring and the comments on its parameters."
+    obj = find(import_module(module), name)
+    kind, func = described(obj, name)
+    kind_name, option = re.fullmatch(r'(py:\w+)(?::(\w+))?', kind).groups()
+    doc = linked(inspect.getdoc(func) or '')
+    options = f':module: {module}' + (f'\n:{option}:' if option else '')
+    return f'``````{{{kind_name}}} {name}{signature(func, kind)}\n{options}\n\n{doc}\n\n{comments(func)}\n``````'
+
+
+def document(cell: dict, module: str) -> None:
+    "Turn a `show_doc(name)` cell into a Markdown cell that describes the name."
+    name = re.search(r'show_doc\(([\w.]+)', cell['source'])[1]
+    cell.update(cell_type='markdown', source=directive(module, name))
+    for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
+
+
+def tags(cell: dict) -> list[str]:
+    "MyST-NB's names for Quarto's `#| echo: false` and the like."
+    return [tag for key, tag in TAGS.items() if cell.directives_.get(key) == 'false']
+
+
+def read(text: str) -> nbformat.NotebookNode:
+    "The notebook in `text` (JSON) as the site shows it."
+    module = re.search(r'#\|\s*default_exp\s+([\w.]+)', text)
+    nb = NBProcessor(nb=dict2nb(json.loads(text)), procs=PROCS, process=True).nb
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': cell['source'] = linked(cell.source)
+        elif cell.source.startswith('show_doc('): document(cell, f'tracin_nb.{module[1]}')
+        else: cell['metadata']['tags'] = tags(cell)
+    return nbformat.reads(json.dumps(nb2dict(nb)), as_version=4)

@@ -1,0 +1,180 @@
+"""The rules of the house: what is committed agrees with what it is made from, and reads as it should."""
+import ast, json, re, shutil, statistics, subprocess, sys, tomllib, zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nbdev.config import nbdev_defaults
+
+from tools.notebooks import problems, readme
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted(ROOT.glob('nbs/[0-9]*.ipynb'))
+NOTEBOOKS = sorted([*ROOT.glob('nbs/*.ipynb'), *ROOT.glob('nbs/tutorials/*.ipynb')])
+MODULES = sorted(p for p in ROOT.glob('tracin_nb/*.py') if not p.name.startswith('_'))
+SCRATCH = shutil.ignore_patterns('__pycache__', '.*', '*.tmp', '_build')
+IS_TEST = re.compile(r'\btest_\w+\(|\bassert\b|assert_close\(|expect_fail\(')
+
+
+def nbdev(command: str, folder: Path) -> None:
+    "Run an nbdev command of this environment in `folder`."
+    done = subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def copy(folder: Path, *names: str) -> Path:
+    "Copy files and folders of the project into `folder`."
+    for name in names:
+        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, folder/name, ignore=SCRATCH)
+        else: shutil.copy(ROOT/name, folder/name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    "Every file of nbs/ and tracin_nb/ below `folder`."
+    files = [p for d in ('nbs', 'tracin_nb') for p in (folder/d).rglob('*') if p.suffix in ('.ipynb', '.py')]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def cells(path: Path) -> list[dict]:
+    "The notebook's cells, with their source as one string."
+    return [{**c, 'source': ''.join(c['source'])} for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+
+
+def module_of(path: Path) -> str | None:
+    "The module that the notebook exports to, if any."
+    found = [m[1] for c in cells(path) if (m := re.match(r'#\|\s*default_exp\s+(\S+)', c['source']))]
+    return found[0] if found else None
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
+    "Every function and method of a module, with its place."
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.FunctionDef): yield f'{path.name}:{node.lineno} {node.name}', node
+
+
+def unannotated(node: ast.FunctionDef) -> list[str]:
+    "The parameters without annotation, and `return` if what comes back has none."
+    a = node.args
+    params = [p for p in [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg] if p]
+    missing = [p.arg for p in params if p.annotation is None and p.arg not in ('self', 'cls')]
+    return missing + ['return'] * (node.returns is None and node.name != '__init__')
+
+
+# ---- what is made from something else
+
+def test_exported(tmp_path: Path) -> None:
+    "`nbdev-export` and `nbdev-clean` change nothing: modules equal notebooks, notebooks are clean."
+    copy(tmp_path, 'nbs', 'tracin_nb', 'pyproject.toml', 'README.md')
+    before = contents(tmp_path)
+    nbdev('nbdev-export', tmp_path)
+    nbdev('nbdev-clean', tmp_path)
+    after = contents(tmp_path)
+    differ = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
+    assert not differ, f'run `make export`; it changes {differ}'
+
+
+def test_every_module_has_its_notebook() -> None:
+    assert sorted(f'{m}.py' for m in map(module_of, NOTEBOOKS) if m) == [p.name for p in MODULES]
+
+
+def test_readme() -> None:
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == readme(), 'run `make readme`'
+
+
+def test_settings(tmp_path: Path) -> None:
+    "settings.ini, migrated by nbdev itself, gives pyproject.toml (whose docs extra and tool settings it cannot know)."
+    copy(tmp_path, 'settings.ini')
+    nbdev('nbdev-migrate-config', tmp_path)
+    old, new = [tomllib.loads((d/'pyproject.toml').read_text()) for d in (tmp_path, ROOT)]
+    for key in ('name', 'dynamic', 'description', 'readme', 'requires-python', 'license', 'keywords', 'classifiers',
+                'dependencies', 'scripts', 'entry-points'):
+        assert old['project'][key] == new['project'][key], key
+    assert old['project']['authors'][0]['name'] == new['project']['authors'][0]['name']
+    assert old['project']['optional-dependencies']['dev'] == new['project']['optional-dependencies']['dev']
+    assert old['build-system'] == new['build-system']
+    for key in ('dynamic', 'packages'): assert old['tool']['setuptools'][key] == new['tool']['setuptools'][key], key
+    nb = [{**nbdev_defaults, 'lib_path': 'tracin_nb', **t['tool']['nbdev']} for t in (old, new)]
+    assert nb[0] == nb[1]
+    assert (tmp_path/'tracin_nb/__init__.py').read_text().strip() in (ROOT/'tracin_nb/__init__.py').read_text()
+
+
+def test_wheel(tmp_path: Path) -> None:
+    "The wheel holds the package, its licence and nothing else."
+    (source := tmp_path/'source').mkdir()
+    copy(source, 'pyproject.toml', 'settings.ini', 'README.md', 'LICENSE', 'tracin_nb', 'nbs', 'tests', 'tools', 'docs')
+    pip = 'wheel . --no-deps --no-build-isolation --no-index -q -w ..'.split()
+    done = subprocess.run([sys.executable, '-m', 'pip', *pip], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
+    package = sorted(n for n in names if '.dist-info/' not in n)
+    assert package == sorted(f'tracin_nb/{p.name}' for p in (source/'tracin_nb').iterdir() if p.is_file())
+    assert any(n.endswith('licenses/LICENSE') for n in names)
+
+
+# ---- notebooks
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook(path: Path) -> None:
+    "It opens with `# Title` and `> one line`, tests what it exports, and its stored outputs are fit to read."
+    title = next((c['source'] for c in cells(path) if c['cell_type'] == 'markdown'), '')
+    assert re.match(r'# [^#\s].*\n\n?> \S', title), f'the first cell is not `# Title` and `> one line`: {title[:60]!r}'
+    code = [c['source'] for c in cells(path) if c['cell_type'] == 'code']
+    checks = [s for s in code if IS_TEST.search(s) and not s.startswith('#| export')]
+    assert checks or not module_of(path), 'it exports a module and tests nothing'
+    assert not problems(path)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_stored(path: Path) -> None:
+    "A notebook that was run shows something."
+    code = [c for c in cells(path) if c['cell_type'] == 'code']
+    assert not code or any(c['outputs'] for c in code), f'run `make notebooks NB={path.relative_to(ROOT)}`'
+
+
+# ---- code
+
+def test_annotated() -> None:
+    missing = {place: unannotated(f) for p in MODULES for place, f in functions(p)}
+    assert {place: names for place, names in missing.items() if names} == {}
+
+
+def test_functions_short() -> None:
+    "At most 60 lines, the docstring included, and half of them at most 8."
+    length = {place: f.end_lineno - f.lineno + 1 for p in MODULES for place, f in functions(p)}
+    assert {place: n for place, n in length.items() if n > 60} == {}
+    assert not length or statistics.median(length.values()) <= 8
+
+
+def test_import_order() -> None:
+    "A module imports only from the notebooks before it."
+    order = [m for m in map(module_of, CHAPTERS) if m]
+    late = []
+    for path in MODULES:
+        used = re.findall(r'^\s*(?:from|import) tracin_nb\.(\w+)', path.read_text(), re.MULTILINE)
+        late += [f'{path.stem} imports {u}' for u in used if order.index(u) >= order.index(path.stem)]
+    assert not late
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+def test_no_pickle_no_fixed_device(path: Path) -> None:
+    "Nothing is unpickled; nothing chooses a device for the user (`map_location='cpu'` is how one loads)."
+    text, name = path.read_text(encoding='utf-8'), path.name
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call): continue
+        call, kw = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        where = f'{name}:{node.lineno}'
+        assert call != 'torch.load' or kw.get('weights_only') == 'True', f'{where} torch.load without weights_only=True'
+        assert call not in ('pickle.load', 'pickle.loads', 'pd.read_pickle', 'joblib.load'), f'{where} unpickles'
+        assert not call.endswith('.cuda'), f'{where} .cuda()'
+        assert kw.get('device') not in ("'cpu'", "'cuda'"), f'{where} device={kw.get("device")}'
+    assert 'import *' not in text
+
+
+def test_lines() -> None:
+    "At most 120 characters, in code and in the notebooks' code cells."
+    files = [p for d in ('tools', 'tests', 'docs', 'benchmarks') for p in (ROOT/d).glob('*.py')]
+    texts = [(p.relative_to(ROOT).as_posix(), p.read_text(encoding='utf-8')) for p in files]
+    texts += [(f"{p.name} [{c['id']}]", c['source']) for p in NOTEBOOKS for c in cells(p) if c['cell_type'] == 'code']
+    long = [f'{name}:{i}' for name, t in texts for i, line in enumerate(t.split('\n'), 1) if len(line) > 120]
+    assert not long
