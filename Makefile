@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 ASSETS := docs/_static/tex-svg.js docs/_static/embed.js
 SITE := docs/_build/html
+# Stamps carry what was asked for, not when: nbdev touches pyproject.toml.
+ASKED := $(shell cat pyproject.toml constraints.txt | git hash-object --stdin)
+RUNTIME := $(VENV)/.runtime-$(ASKED)
+DEV := $(VENV)/.dev-$(ASKED)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -21,45 +25,45 @@ $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+$(RUNTIME): | $(BIN)/python
 	@echo "installing tracin_nb into $(VENV) (the first time takes some minutes)"
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(DEV): | $(BIN)/python
 	@echo "installing tracin_nb and its tools into $(VENV) (the first time takes some minutes)"
 	$(PIP) -e ".[dev,docs]"
-	@touch $@ $(VENV)/.runtime
+	@touch $@ $(RUNTIME)
 
-demo: $(VENV)/.runtime  ## train ConvE on UMLS and explain three predictions
+demo: $(RUNTIME)  ## train ConvE on UMLS and explain three predictions
 	$(BIN)/tracin demo
 
 test: house docs notebooks-test pytest  ## check everything, what fails fastest first
 	@echo "make test: all passed (house rules, site, $(words $(NB)) notebooks, tests)"
 
-house: $(VENV)/.dev  ## exported == notebooks, README and settings up to date, stored outputs, style
+house: $(DEV)  ## exported == notebooks, README and settings up to date, stored outputs, style
 	@echo "== house rules"
 	$(BIN)/python -m pytest -q tests/test_house.py
 
-notebooks-test: $(VENV)/.dev  ## run the notebooks as tests
+notebooks-test: $(DEV)  ## run the notebooks as tests
 	@echo "== $(words $(NB)) notebooks, $(WORKERS) at a time"
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
 
-pytest: $(VENV)/.dev  ## run tests/ (tests/test_site.py looks at the site that `make docs` built)
+pytest: $(DEV)  ## run tests/ (tests/test_site.py looks at the site that `make docs` built)
 	@echo "== tests"
 	$(BIN)/python -m pytest -q --ignore tests/test_house.py tests
 
-notebooks: $(VENV)/.dev export  ## run the notebooks (NB=... for some) and store their outputs
+notebooks: $(DEV) export  ## run the notebooks (NB=... for some) and store their outputs
 	$(BIN)/python tools/notebooks.py run $(NB)
 
-export: $(VENV)/.dev  ## write tracin_nb/ from the notebooks, and clean them
+export: $(DEV)  ## write tracin_nb/ from the notebooks, and clean them
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 
-readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
+readme: $(DEV)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/notebooks.py readme
 
-docs: $(VENV)/.dev docs-assets  ## build the site into docs/_build/html
+docs: $(DEV) docs-assets  ## build the site into docs/_build/html
 	@echo "== site"
 	@rm -rf docs/_build
 	$(BIN)/sphinx-build -qW --keep-going -c docs nbs $(SITE)

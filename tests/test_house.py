@@ -177,4 +177,4 @@ def test_lines() -> None:
     texts = [(p.relative_to(ROOT).as_posix(), p.read_text(encoding='utf-8')) for p in files]
     texts += [(f"{p.name} [{c['id']}]", c['source']) for p in NOTEBOOKS for c in cells(p) if c['cell_type'] == 'code']
     long = [f'{name}:{i}' for name, t in texts for i, line in enumerate(t.split('\n'), 1) if len(line) > 120]
-    assert not long
+    assert not long, '\n'.join(long)

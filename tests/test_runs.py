@@ -10,7 +10,7 @@ import pytest
 import torch
 from pykeen.checkpoints import BestCheckpointSchedule, EveryCheckpointSchedule, UnionCheckpointSchedule
 from pykeen.checkpoints.base import load_state_torch
-from pykeen.datasets import Nations
+from pykeen.datasets import Nations, NationsLiteral
 from pykeen.losses import BCEWithLogitsLoss
 from pykeen.models import DistMult, FixedModel, LiteralModel, model_resolver
 from pykeen.models.inductive import InductiveERModel
@@ -18,7 +18,8 @@ from pykeen.pipeline import pipeline
 from pykeen.triples import TriplesFactory
 
 from tracin_nb import runs
-from tracin_nb.runs import Checkpoint, KeepCheckpoints, Run, RunError, as_run, file_facts, read_state, state_fingerprint, train
+from tracin_nb.runs import (Checkpoint, KeepCheckpoints, Run, RunError, as_run, file_facts, read_state, state_fingerprint,
+                            train)
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -528,6 +529,18 @@ def test_from_model_after_a_pass_with_gradients(name, nations):
     with torch.no_grad(): assert torch.equal(run.model(0, 'cpu').score_hrt(training.mapped_triples[:3]),
                                              model.eval().score_hrt(
         training.mapped_triples[:3])) and score.requires_grad
+
+
+@pytest.mark.parametrize('name', sorted(REFUSED))
+def test_models_that_only_from_model_takes(name):
+    training, mode, more = Nations(create_inverse_triples=True).training, None, dict(embedding_dim=8, random_seed=0)
+    if 'literal' in name: training = NationsLiteral().training
+    if 'inductive' in name: mode, more = 'training', dict(**more, inference_factory=training)
+    if name == 'fixed': more = {}
+    model = model_resolver.make(name, triples_factory=training, **more).eval()
+    rebuilt = Run.from_model(model, training, learning_rates=[0.1]).model(0, 'cpu')
+    triples = training.mapped_triples[:50]
+    with torch.no_grad(): assert torch.equal(rebuilt.score_hrt(triples, mode=mode), model.score_hrt(triples, mode=mode))
 
 
 def test_from_model_checks_entities(model, nations):

@@ -1,1 +1,18 @@
+"""Which training triples made a knowledge-graph embedding believe a prediction: exact TracIn for every PyKEEN model"""
+
 __version__ = "0.1.0"
+
+_HOME = {"TracIn": "influence", "Run": "runs", "train": "runs", "describe": "gradients", "load_dataset": "triples"}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> object:
+    "The names that most people need, imported at first use so that `import tracin_nb` stays light."
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

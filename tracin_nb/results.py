@@ -368,7 +368,7 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     "Strict JSON (no NaN) in UTF-8, without indentation: results are large, and json is slow with it."
     path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
-# %% ../nbs/11_results.ipynb #841631f9
+# %% ../nbs/11_results.ipynb #fad688af
 def to_csv(report: Report, path: Path) -> None:
     "The frame as CSV in UTF-8 with a header line; texts are quoted, numbers are not."
     report.frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n", encoding="utf-8")
@@ -380,9 +380,9 @@ def to_parquet(report: Report, path: Path) -> None:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    "Rows as dictionaries of plain Python values, by way of NumPy: `to_dict` boxes Arrow strings one by one."
-    columns = [frame[name].to_numpy(dtype=object).tolist() for name in frame.columns]
-    return [dict(zip(frame.columns, row)) for row in zip(*columns)]
+    "Rows as dictionaries of plain Python values, as `DataFrame.to_dict` gives them, but in a fraction of its time."
+    columns = {name: frame[name].to_numpy(dtype=object).tolist() for name in frame.columns}
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
 def to_json(report: Report, path: Path) -> None:

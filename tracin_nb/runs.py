@@ -5,12 +5,12 @@ __all__ = ['FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'TRAINING_KWARGS', 'Run
            'pykeen_name', 'model_settings', 'loss_settings', 'number', 'optimizer_settings', 'loop_settings',
            'kept_epochs', 'replacing', 'file_facts', 'verified', 'read_torch', 'read_state', 'state_fingerprint',
            'rng_state', 'set_rng_state', 'kept_rng', 'build_model', 'build_loss', 'differences', 'load_strictly',
-           'forget_representations', 'probe_scores', 'check_probe', 'write_labels', 'read_labels', 'write_data',
-           'read_data', 'KeepCheckpoints', 'save_optimizer', 'write_json', 'check_keys', 'read_facts', 'check_rows',
-           'read_checkpoint', 'read_optimizer', 'checkpoint_of', 'pick_device', 'build_loop', 'replay_scheduler',
-           'restore', 'start_facts', 'resumed_facts', 'run_loop', 'training_settings', 'train', 'start_training',
-           'checked_rates', 'state_at', 'moments_at', 'check_counts', 'pipeline_rates', 'pipeline_loop',
-           'second_moments', 'as_run']
+           'forget_representations', 'probe_scores', 'check_probe', 'write_labels', 'read_labels', 'check_labels',
+           'write_data', 'read_data', 'KeepCheckpoints', 'save_optimizer', 'write_json', 'check_keys', 'read_facts',
+           'check_rows', 'read_checkpoint', 'read_optimizer', 'checkpoint_of', 'pick_device', 'touch_state',
+           'build_loop', 'replay_scheduler', 'restore', 'start_facts', 'resumed_facts', 'run_loop', 'training_settings',
+           'train', 'start_training', 'checked_rates', 'state_at', 'moments_at', 'check_counts', 'pipeline_rates',
+           'pipeline_loop', 'second_moments', 'as_run']
 
 # %% ../nbs/01_runs.ipynb #db6a4351
 import copy, hashlib, importlib.metadata, json, math, os, random, warnings
@@ -100,14 +100,14 @@ def plain(value: Any, name: str) -> Any:
     raise RunError(f'{name} is a {type(value).__name__}, which cannot be written to run.json: '
                    "give PyKEEN's name for it, or numbers, strings, lists and dictionaries with string keys")
 
-# %% ../nbs/01_runs.ipynb #19825cad
+# %% ../nbs/01_runs.ipynb #bb780f9b
 def pykeen_name(resolver: ClassResolver, query: str | type, parameter: str) -> str:
     "The name under which `resolver` knows `query` (a name or a class); raises `RunError` listing the names it knows"
     try: found = resolver.lookup(query) if isinstance(query, (str, type)) else None
     except (KeyError, TypeError, ValueError): found = None
     name = next((n for n, cls in resolver.lookup_dict.items() if cls is found), None)
     if name is None:
-        shown = query if isinstance(query, str) else type(query).__name__ if not isinstance(query, type) else query.__name__
+        shown = query if isinstance(query, str) else getattr(query, '__name__', type(query).__name__)
         raise RunError(f'{parameter}={shown!r} is not one that PyKEEN can find by name; it knows: '
                        + ', '.join(sorted(resolver.lookup_dict)))
     return name
@@ -145,11 +145,13 @@ def number(value: Any, name: str, low: float = 0., below: float = math.inf, kind
         raise RunError(f"{name} has to be {'a whole' if kind is int else 'a finite'} number {bounds}, not {value!r}")
     return kind(value)
 
-# %% ../nbs/01_runs.ipynb #8f46fed4
+# %% ../nbs/01_runs.ipynb #4cb955cd
 def optimizer_settings(optimizer: str | type, lr: float | None, optimizer_kwargs: Mapping[str, Any] | None,
-                       lr_scheduler: str | type | None, lr_scheduler_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+                       lr_scheduler: str | type | None,
+                       lr_scheduler_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     "Names and settings of optimiser and scheduler; `lr=None`: the optimiser's own default"
-    name, kwargs = pykeen_name(optimizer_resolver, optimizer, 'optimizer'), plain(optimizer_kwargs or {}, 'optimizer_kwargs')
+    name = pykeen_name(optimizer_resolver, optimizer, 'optimizer')
+    kwargs = plain(optimizer_kwargs or {}, 'optimizer_kwargs')
     if lr is not None:
         if 'lr' in kwargs: raise RunError("the learning rate is given twice: by lr and by optimizer_kwargs['lr']")
         kwargs['lr'] = number(lr, 'lr')
@@ -161,7 +163,7 @@ def optimizer_settings(optimizer: str | type, lr: float | None, optimizer_kwargs
     return dict(optimizer=name, optimizer_kwargs=kwargs, lr_scheduler=scheduler,
                 lr_scheduler_kwargs=plain(lr_scheduler_kwargs or {}, 'lr_scheduler_kwargs'))
 
-# %% ../nbs/01_runs.ipynb #1ff6d603
+# %% ../nbs/01_runs.ipynb #243ecd0b
 def loop_settings(loop: str, negative_sampler: str | type | None, num_negs_per_pos: int | None,
                   negative_sampler_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     "The training loop and, under sLCWA, the sampler of its negatives (PyKEEN's basic one by default)"
@@ -172,11 +174,12 @@ def loop_settings(loop: str, negative_sampler: str | type | None, num_negs_per_p
             raise RunError(f"loop='lcwa' draws no negatives, so it takes no {given[0]}")
         return dict(loop=loop, negative_sampler=None, negative_sampler_kwargs={})
     kwargs = plain(negative_sampler_kwargs or {}, 'negative_sampler_kwargs')
-    if num_negs_per_pos is not None: kwargs['num_negs_per_pos'] = number(num_negs_per_pos, 'num_negs_per_pos', 1, kind=int)
+    if num_negs_per_pos is not None:
+        kwargs['num_negs_per_pos'] = number(num_negs_per_pos, 'num_negs_per_pos', 1, kind=int)
     name = pykeen_name(negative_sampler_resolver, negative_sampler or 'basic', 'negative_sampler')
     return dict(loop=loop, negative_sampler=name, negative_sampler_kwargs=kwargs)
 
-# %% ../nbs/01_runs.ipynb #8dfbad18
+# %% ../nbs/01_runs.ipynb #17b64fac
 def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: int) -> list[int]:
     "Epochs, from 1, at whose end a checkpoint is kept: every so many, PyKEEN's schedule, or a list; and the last one"
     if isinstance(keep_every, CheckpointSchedule):
@@ -185,7 +188,8 @@ def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: in
         kept = final_checkpoints(epochs, schedule=keep_every)
     elif isinstance(keep_every, Iterable) and not isinstance(keep_every, str):
         kept = [number(e, 'keep_every: an epoch', 1, epochs + 1, kind=int) for e in keep_every]
-    else: kept = final_checkpoints(epochs, schedule_kwargs=dict(frequency=number(keep_every, 'keep_every', 1, kind=int)))
+    else:
+        kept = final_checkpoints(epochs, schedule_kwargs=dict(frequency=number(keep_every, 'keep_every', 1, kind=int)))
     return sorted({*kept, epochs})
 
 # %% ../nbs/01_runs.ipynb #7bc78bb9
@@ -214,14 +218,14 @@ def verified(folder: Path, facts: Mapping[str, Any], content: bool = True) -> Pa
         raise RunError(f'{path} is damaged or was exchanged: its SHA-256 is not the one in run.json')
     return path
 
-# %% ../nbs/01_runs.ipynb #2d168e36
+# %% ../nbs/01_runs.ipynb #6784be1d
 def read_torch(path: Path) -> dict[str, Any]:
     "What a PyTorch file holds, read on the CPU without ever executing a pickle; `RunError` if that cannot be done"
     if not Path(path).is_file(): raise RunError(f'{path} is missing')
     try: content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged files
-        raise RunError(f'{path} is not a checkpoint of tensors: it is truncated, or it holds objects that would have to be '
-                       f'unpickled, which is never done') from e
+        raise RunError(f'{path} is not a checkpoint of tensors: it is truncated, or it holds objects that '
+                       'would have to be unpickled, which is never done') from e
     if not isinstance(content, dict): raise RunError(f'{path} holds a {type(content).__name__}, not a dictionary')
     return content
 
@@ -236,14 +240,14 @@ def read_state(path: Path | str) -> dict[str, torch.Tensor]:
         raise RunError(f'{path} holds no state dictionary; its keys are: {", ".join(map(str, list(content)[:8]))}')
     return dict(state)
 
-# %% ../nbs/01_runs.ipynb #332ade62
+# %% ../nbs/01_runs.ipynb #ba92015e
 def state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     "SHA-256 over names, types, shapes and values of a model's parameters and buffers"
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f'{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0'.encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b'')
+        if values.numel(): digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 # %% ../nbs/01_runs.ipynb #b59c150c
@@ -271,29 +275,33 @@ def kept_rng() -> Iterator[None]:
     try: yield
     finally: set_rng_state(state)
 
-# %% ../nbs/01_runs.ipynb #61f3b398
+# %% ../nbs/01_runs.ipynb #72ad721e
 def build_model(settings: Mapping[str, Any], training: TriplesFactory) -> Model:
     "The model that `settings` describe, newly initialised, on the CPU"
     with kept_rng():
         set_random_seed(settings['seed'])
         try:
             return model_resolver.make(settings['model'], settings['model_kwargs'], triples_factory=training,
-                                       random_seed=settings['seed'], loss=settings['loss'], loss_kwargs=settings['loss_kwargs'])
+                                       random_seed=settings['seed'], loss=settings['loss'],
+                                       loss_kwargs=settings['loss_kwargs'])
         except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as e:
-            raise RunError(f"PyKEEN cannot build model {settings['model']!r} with model_kwargs={settings['model_kwargs']}, "
-                           f"loss={settings['loss']!r}, loss_kwargs={settings['loss_kwargs']}: {e}") from e
+            raise RunError(f"PyKEEN cannot build model {settings['model']!r} with "
+                           f"model_kwargs={settings['model_kwargs']}, loss={settings['loss']!r}, "
+                           f"loss_kwargs={settings['loss_kwargs']}: {e}") from e
 
-# %% ../nbs/01_runs.ipynb #91d25b64
+# %% ../nbs/01_runs.ipynb #918a6620
 def build_loss(loss: str | type[Loss], loss_kwargs: Mapping[str, Any] | None = None) -> Loss:
     "PyKEEN's loss of that name; `RunError` if it has no such loss or the loss no such setting"
     name = pykeen_name(loss_resolver, loss, 'loss')
     try: return loss_resolver.make(name, loss_kwargs)
-    except (TypeError, ValueError, KeyError) as e: raise RunError(f'PyKEEN cannot build loss {name!r} with {loss_kwargs}: {e}') from e
+    except (TypeError, ValueError, KeyError) as e:
+        raise RunError(f'PyKEEN cannot build loss {name!r} with {loss_kwargs}: {e}') from e
 
-# %% ../nbs/01_runs.ipynb #5000e3a2
+# %% ../nbs/01_runs.ipynb #cd339288
 def differences(want: Mapping[str, torch.Tensor], have: Mapping[str, torch.Tensor]) -> list[str]:
     "How state `have` differs from a model's own `want` in names, shapes and types"
-    found = [f'{n!r} is missing' for n in want if n not in have] + [f'{n!r} is unknown to the model' for n in have if n not in want]
+    found = [f'{n!r} is missing' for n in want.keys() - have.keys()]
+    found += [f'{n!r} is unknown to the model' for n in have.keys() - want.keys()]
     for name in want.keys() & have.keys():
         a, b = want[name], have[name]
         if a.shape != b.shape: found.append(f'{name!r} has shape {tuple(b.shape)}, the model needs {tuple(a.shape)}')
@@ -327,19 +335,19 @@ def probe_scores(model: Model, triples: torch.Tensor) -> list[float]:
     model.train(was_training)
     return scores.flatten().tolist()
 
-# %% ../nbs/01_runs.ipynb #69b280f9
+# %% ../nbs/01_runs.ipynb #13bf25de
 def check_probe(model: Model, triples: torch.Tensor, kept: Sequence[float], source: str) -> None:
     "Raises `RunError` unless the rebuilt `model` gives the `kept` scores, up to the rounding of another device"
     now, then = torch.tensor(probe_scores(model, triples)), torch.tensor(kept)
     scale = then[then.isfinite()].abs().max().item() if then.isfinite().any() else 1.
     if not torch.allclose(now, then, rtol=1e-3, atol=1e-3*scale, equal_nan=True):
-        raise RunError(f'{source}: the rebuilt model scores the first training triples {now.tolist()}, in training it was '
-                       f'{then.tolist()}; its structure is not the one that was trained (other versions of PyKEEN or PyTorch?)')
+        raise RunError(f'{source}: the rebuilt model scores the first training triples {now.tolist()}, in training it '
+                       f'was {then.tolist()}; its structure is not the one that was trained '
+                       '(other versions of PyKEEN or PyTorch?)')
 
-# %% ../nbs/01_runs.ipynb #430c31df
+# %% ../nbs/01_runs.ipynb #371aff4c
 def write_labels(path: Path, labels: Mapping[str, int]) -> dict[str, Any]:
     "Writes `label<TAB>index` lines in the order of the index; returns the file's facts"
-    if bad := [n for n in labels if '\n' in n or '\r' in n]: raise RunError(f'label {bad[0]!r} has a line break in it')
     with replacing(path) as p:
         p.write_bytes(''.join(f'{n}\t{i}\n' for n, i in sorted(labels.items(), key=lambda x: x[1])).encode())
     return file_facts(path)
@@ -352,6 +360,13 @@ def read_labels(path: Path) -> dict[str, int]:
         return {label: int(i) for label, i in (line.rsplit('\t', 1) for line in lines)}
     except ValueError as e: raise RunError(f'{path} has a line that is not label<TAB>index') from e
 
+# %% ../nbs/01_runs.ipynb #6dfae067
+def check_labels(factory: CoreTriplesFactory) -> None:
+    "Raises `RunError` unless `factory` has labels, each on one line"
+    if not isinstance(factory, TriplesFactory): raise RunError('the training triples have no labels')
+    for label in (*factory.entity_to_id, *factory.relation_to_id):
+        if '\n' in label or '\r' in label: raise RunError(f'label {label!r} has a line break in it')
+
 # %% ../nbs/01_runs.ipynb #4b323b6b
 def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
     "Writes label maps and triples of `dataset`; returns the facts of the three files"
@@ -362,7 +377,7 @@ def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
                 relation_to_id=write_labels(folder/'relation_to_id.tsv', dataset.training.relation_to_id),
                 triples=file_facts(folder/'triples.safetensors'))
 
-# %% ../nbs/01_runs.ipynb #79554469
+# %% ../nbs/01_runs.ipynb #8de062b1
 def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str, TriplesFactory]:
     "The factories (training, and validation and testing if there were any) that `write_data` wrote"
     paths = {n: verified(folder, files[n]) for n in ('entity_to_id', 'relation_to_id', 'triples')}
@@ -370,17 +385,21 @@ def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str
     try: triples = safetensors.torch.load_file(paths['triples'])
     except (safetensors.SafetensorError, OSError) as e: raise RunError(f"{paths['triples']} cannot be read: {e}") from e
     if 'training' not in triples: raise RunError(f"{paths['triples']} has no training triples")
-    try: return {n: TriplesFactory(t, **maps, create_inverse_triples=inverse and n == 'training') for n, t in triples.items()}
-    except (ValueError, TypeError) as e: raise RunError(f"{paths['triples']} does not fit the label maps beside it: {e}") from e
+    try:
+        return {n: TriplesFactory(t, **maps, create_inverse_triples=inverse and n == 'training')
+                for n, t in triples.items()}
+    except (ValueError, TypeError) as e:
+        raise RunError(f"{paths['triples']} does not fit the label maps beside it: {e}") from e
 
-# %% ../nbs/01_runs.ipynb #79ceedaa
+# %% ../nbs/01_runs.ipynb #ffe2ebf4
 class KeepCheckpoints(CheckpointTrainingCallback):
     "PyKEEN's checkpoint callback, which also keeps learning rate, steps, optimiser, random states, settings and data"
     def __init__(self,
                  folder: Path,  # of the run
                  facts: dict[str, Any],  # what run.json says; grows by one row per checkpoint
                  dataset: Dataset):  # written beside the first checkpoint
-        super().__init__(schedule='every', schedule_kwargs=dict(frequency=1), root=folder, name_template='.checkpoint.pt.partial')
+        super().__init__(schedule='every', schedule_kwargs=dict(frequency=1), root=folder,
+                         name_template='.checkpoint.pt.partial')
         self.facts, self.dataset = facts, dataset
         self.step = facts['checkpoints'][-1]['step'] if facts['checkpoints'] else 0
 
@@ -391,9 +410,9 @@ class KeepCheckpoints(CheckpointTrainingCallback):
         super().post_epoch(epoch=epoch, epoch_loss=epoch_loss, **kwargs)
         self.keep_rest(epoch)
 
-# %% ../nbs/01_runs.ipynb #4de829fd
+# %% ../nbs/01_runs.ipynb #92c510e0
 def save_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: Model) -> dict[str, Any]:
-    "Writes the optimiser's state, the names of its parameters in its order, and the random states; returns the file's facts"
+    "Writes the optimiser's state, its parameters' names in its order, and the random states; returns the file's facts"
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     with replacing(path) as p: torch.save(dict(**optimizer.state_dict(), parameters=names, rng=rng_state()), p)
     return file_facts(path)
@@ -403,13 +422,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     "Writes JSON in one piece"
     with replacing(path) as p: p.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
-# %% ../nbs/01_runs.ipynb #bbf68491
+# %% ../nbs/01_runs.ipynb #67c87f19
 @patch
 def keep_rest(self: KeepCheckpoints, epoch: int) -> None:
     "Completes the checkpoint that PyKEEN has just written, and says so in `run.json`"
     path = self.root/f'checkpoint-{epoch:04d}.pt'
     os.replace(self.root/self.name_template, path)
-    row = dict(epoch=epoch, step=self.step, learning_rate=float(self.optimizer.param_groups[0]['lr']), model=file_facts(path),
+    row = dict(epoch=epoch, step=self.step, learning_rate=float(self.optimizer.param_groups[0]['lr']),
+               model=file_facts(path),
                optimizer=save_optimizer(path.with_suffix('.optimizer.pt'), self.optimizer, self.model),
                fingerprint=state_fingerprint(self.model.state_dict()),
                probe=probe_scores(self.model, self.dataset.training.mapped_triples[:8]))
@@ -418,14 +438,14 @@ def keep_rest(self: KeepCheckpoints, epoch: int) -> None:
     self.facts['losses'] = list(map(float, self.training_loop.losses_per_epochs))
     write_json(self.root/'run.json', self.facts)
 
-# %% ../nbs/01_runs.ipynb #85d5ed5c
+# %% ../nbs/01_runs.ipynb #2e59ffce
 FORMAT = dict(format='tracin_nb run', version=1)
-FACTS = dict(format=str, version=int, packages=dict, settings=dict, optimizer=dict, dataset=dict, files=dict, losses=list,
-             checkpoints=list)
+FACTS = dict(format=str, version=int, packages=dict, settings=dict, optimizer=dict, dataset=dict, files=dict,
+             losses=list, checkpoints=list)
 SETTINGS = dict(model=str, model_kwargs=dict, loss=str, loss_kwargs=dict, loop=str, negative_sampler=(str, type(None)),
                 negative_sampler_kwargs=dict, optimizer=str, optimizer_kwargs=dict, lr_scheduler=(str, type(None)),
-                lr_scheduler_kwargs=dict, label_smoothing=float, batch_size=int, seed=int, inverse=bool, epochs=int, keep=list,
-                training_kwargs=dict)
+                lr_scheduler_kwargs=dict, label_smoothing=float, batch_size=int, seed=int, inverse=bool, epochs=int,
+                keep=list, training_kwargs=dict)
 ROW = dict(epoch=int, step=int, learning_rate=float, model=dict, optimizer=dict, fingerprint=str, probe=list)
 FILE = dict(file=str, bytes=int, sha256=str)
 
@@ -438,7 +458,7 @@ def check_keys(content: Any, want: Mapping[str, Any], where: str) -> None:
         if not isinstance(content[key], kind):
             raise RunError(f'{where}: {key!r} is {content[key]!r:.40}, which is not of the kind that belongs there')
 
-# %% ../nbs/01_runs.ipynb #ac50b4d6
+# %% ../nbs/01_runs.ipynb #1c578e66
 def read_facts(folder: Path) -> dict[str, Any]:
     "`run.json` of a run folder, checked key by key; `RunError` says what is missing"
     path = folder/'run.json'
@@ -450,15 +470,18 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except ValueError as e: raise RunError(f'{path} is not JSON, or truncated: {e}') from e
     check_keys(facts, FACTS, str(path))
     if {k: facts[k] for k in FORMAT} != FORMAT:
-        raise RunError(f"{path} says {facts['format']!r} version {facts['version']}; this one reads {FORMAT['format']!r} version 1")
+        raise RunError(f"{path} says {facts['format']!r} version {facts['version']}; "
+                       f"this one reads {FORMAT['format']!r} version 1")
     check_keys(facts['settings'], SETTINGS, f'{path}: settings')
-    if (loop := facts['settings']['loop']) not in ('slcwa', 'lcwa'): raise RunError(f'{path}: settings: loop {loop!r} is unknown')
+    if (loop := facts['settings']['loop']) not in ('slcwa', 'lcwa'):
+        raise RunError(f'{path}: settings: loop {loop!r} is unknown')
     check_keys(facts['dataset'], dict(fingerprint=str, entities=int, relations=int, triples=int), f'{path}: dataset')
-    for name in ('entity_to_id', 'relation_to_id', 'triples'): check_keys(facts['files'].get(name), FILE, f'{path}: files: {name}')
+    for name in ('entity_to_id', 'relation_to_id', 'triples'):
+        check_keys(facts['files'].get(name), FILE, f'{path}: files: {name}')
     check_rows(facts['checkpoints'], str(path))
     return facts
 
-# %% ../nbs/01_runs.ipynb #8d4feabd
+# %% ../nbs/01_runs.ipynb #b91e0417
 def check_rows(rows: Sequence[Any], where: str) -> None:
     "Raises `RunError` unless `rows` is a table of checkpoints in the order of their epochs"
     if not rows: raise RunError(f'{where} lists no checkpoint')
@@ -466,7 +489,8 @@ def check_rows(rows: Sequence[Any], where: str) -> None:
         check_keys(row, ROW, f'{where}: checkpoints[{i}]')
         number(row['learning_rate'], f'{where}: checkpoints[{i}]: learning_rate')
         for part in ('model', 'optimizer'): check_keys(row[part], FILE, f'{where}: checkpoints[{i}]: {part}')
-    if (epochs := [r['epoch'] for r in rows]) != sorted(set(epochs)): raise RunError(f'{where}: the epochs {epochs} do not increase')
+    if (epochs := [r['epoch'] for r in rows]) != sorted(set(epochs)):
+        raise RunError(f'{where}: the epochs {epochs} do not increase')
 
 # %% ../nbs/01_runs.ipynb #36138624
 def read_checkpoint(folder: Path, rows: Sequence[Mapping[str, Any]], k: int) -> dict[str, torch.Tensor]:
@@ -486,7 +510,7 @@ def checkpoint_of(folder: Path, row: Mapping[str, Any]) -> Checkpoint:
     verified(folder, row['optimizer'], content=False)
     return Checkpoint(row['epoch'], row['step'], row['learning_rate'], path, row['fingerprint'], tuple(row['probe']))
 
-# %% ../nbs/01_runs.ipynb #c7d1b009
+# %% ../nbs/01_runs.ipynb #9c917b0c
 @patch(cls_method=True)
 def open(cls: Run, folder: Path | str) -> Run:
     "The run that `train` kept in `folder`, finished or interrupted; `RunError` says what is missing or damaged"
@@ -495,12 +519,14 @@ def open(cls: Run, folder: Path | str) -> Run:
     settings, rows = facts['settings'], facts['checkpoints']
     data = read_data(folder, facts['files'], settings['inverse'])
     if triples_fingerprint(data['training']) != facts['dataset']['fingerprint']:
-        raise RunError(f"{folder/'run.json'}: the fingerprint of the training triples is not that of {facts['files']['triples']['file']}")
-    return cls(checkpoints=[checkpoint_of(folder, row) for row in rows], build=partial(build_model, settings, data['training']),
-               state=partial(read_checkpoint, folder, rows), optimizer_state=partial(read_optimizer, folder, rows),
-               loss=build_loss(settings['loss'], settings['loss_kwargs']),
-               optimizer=(settings['optimizer'], facts['optimizer']), folder=folder, settings=settings, **data,
-               **{n: settings[n] for n in ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')})
+        raise RunError(f"{folder/'run.json'}: the fingerprint of the training triples is not that of "
+                       f"{facts['files']['triples']['file']}")
+    same = ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')
+    return cls(checkpoints=[checkpoint_of(folder, row) for row in rows], folder=folder, settings=settings, **data,
+               build=partial(build_model, settings, data['training']), state=partial(read_checkpoint, folder, rows),
+               loss=build_loss(settings['loss'], settings['loss_kwargs']), **{n: settings[n] for n in same},
+               optimizer=(settings['optimizer'], facts['optimizer']),
+               optimizer_state=partial(read_optimizer, folder, rows))
 
 # %% ../nbs/01_runs.ipynb #97337476
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -512,27 +538,28 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         raise RunError(f'device={str(device)!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices')
     return device
 
-# %% ../nbs/01_runs.ipynb #b5a3b6af
+# %% ../nbs/01_runs.ipynb #7389a1d6
 @patch
 def model(self: Run, k: int, device: str | torch.device | None = None) -> Model:
-    "The model at checkpoint `k` (-1: the last): parameters and buffers, in eval mode, on `device` (None: CUDA if there)"
+    "The model at checkpoint `k` (-1: the last): parameters and buffers, in eval mode, on `device` (None: pick one)"
     checkpoint, device = self.checkpoint(k), pick_device(device)
     source = str(checkpoint.path or f'checkpoint {k}')
     model = load_strictly(self.build(), self.state(k), source).eval()
     if checkpoint.probe: check_probe(model, self.training.mapped_triples[:8], checkpoint.probe, source)
     return model.to(device)
 
-# %% ../nbs/01_runs.ipynb #08c7abb1
+# %% ../nbs/01_runs.ipynb #fa788e59
 @patch
 def checkpoint(self: Run, k: int) -> Checkpoint:
     "Checkpoint `k`; `RunError` if there is none"
     try: return self.checkpoints[k]
-    except (IndexError, TypeError): raise RunError(f'there is no checkpoint {k!r}: the run has {len(self.checkpoints)}') from None
+    except (IndexError, TypeError):
+        raise RunError(f'there is no checkpoint {k!r}: the run has {len(self.checkpoints)}') from None
 
-# %% ../nbs/01_runs.ipynb #3c793d3c
+# %% ../nbs/01_runs.ipynb #c6bf0486
 @patch
 def moments(self: Run, k: int) -> dict[str, torch.Tensor] | None:
-    "Adam's second moments `exp_avg_sq` at checkpoint `k` by parameter name, each of its parameter's shape; None: not kept"
+    "Adam's second moments `exp_avg_sq` at checkpoint `k` by parameter name, in the parameter's shape; None: not kept"
     self.checkpoint(k)
     state = self.optimizer_state(k) if self.optimizer_state else {}
     return {n: s['exp_avg_sq'] for n, s in state.items() if 'exp_avg_sq' in s} or None
@@ -543,15 +570,20 @@ def fingerprint(self: Run, k: int) -> str:
     "SHA-256 over the parameters and buffers of checkpoint `k`"
     return self.checkpoint(k).fingerprint or state_fingerprint(self.state(k))
 
-# %% ../nbs/01_runs.ipynb #50d89696
+# %% ../nbs/01_runs.ipynb #6ce35883
 @patch
 def sampler(self: Run) -> NegativeSampler:
     "PyKEEN's negative sampler of this run, bound to its training triples; `RunError` under LCWA, which has none"
     if self.loop != 'slcwa': raise RunError('a run with the LCWA loop has no negative sampler')
-    return BatchedSLCWAInstances.from_triples_factory(self.training, negative_sampler=self.negative_sampler,
-                                                      negative_sampler_kwargs=self.negative_sampler_kwargs).negative_sampler
+    kwargs = dict(negative_sampler=self.negative_sampler, negative_sampler_kwargs=self.negative_sampler_kwargs)
+    return BatchedSLCWAInstances.from_triples_factory(self.training, **kwargs).negative_sampler
 
-# %% ../nbs/01_runs.ipynb #8c5354e3
+# %% ../nbs/01_runs.ipynb #63395752
+def touch_state(loop: TrainingLoop) -> None:
+    "Makes an entry in the optimiser's state: PyKEEN continues only where it is not empty, and plain SGD's always is"
+    loop.optimizer.state[next(iter(loop.model.get_grad_params()))]
+
+# %% ../nbs/01_runs.ipynb #e7b37f9c
 def build_loop(settings: Mapping[str, Any], model: Model, training: TriplesFactory) -> TrainingLoop:
     "PyKEEN's training loop with optimiser, scheduler and sampler of `settings`, ready to run from epoch 1"
     sampler = {n: settings[n] for n in ('negative_sampler', 'negative_sampler_kwargs')}
@@ -562,19 +594,19 @@ def build_loop(settings: Mapping[str, Any], model: Model, training: TriplesFacto
                    **{n: settings[n] for n in names})
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
         raise RunError(f'PyKEEN cannot set up {({n: settings[n] for n in names})}: {e}') from e
-    loop.optimizer.state[next(iter(model.get_grad_params()))]  # an empty entry: PyKEEN continues only with a non-empty state
+    touch_state(loop)
     return loop
 
-# %% ../nbs/01_runs.ipynb #631cabc1
+# %% ../nbs/01_runs.ipynb #ca9039e3
 def replay_scheduler(loop: TrainingLoop, epoch: int, learning_rate: float) -> None:
-    "Steps the scheduler as PyKEEN does through `epoch` epochs; `RunError` if the last one's rate is not `learning_rate`"
+    "Steps the scheduler through `epoch` epochs; `RunError` if the last one's rate is not `learning_rate`"
     for e in range(1, epoch + 1):
         if e == epoch and loop.optimizer.param_groups[0]['lr'] != learning_rate:
             raise RunError(f"epoch {epoch} was trained at learning rate {learning_rate}, the scheduler now gives "
                            f"{loop.optimizer.param_groups[0]['lr']}: the run cannot be resumed exactly")
         if loop.lr_scheduler: loop.lr_scheduler.step(epoch=e)
 
-# %% ../nbs/01_runs.ipynb #3ce53417
+# %% ../nbs/01_runs.ipynb #bfa1d9ee
 def restore(loop: TrainingLoop, folder: Path, facts: Mapping[str, Any]) -> None:
     "Puts `loop` and the random states where they were at the end of the last kept epoch"
     row = facts['checkpoints'][-1]
@@ -583,45 +615,48 @@ def restore(loop: TrainingLoop, folder: Path, facts: Mapping[str, Any]) -> None:
     replay_scheduler(loop, row['epoch'], row['learning_rate'])
     groups = loop.optimizer.state_dict()['param_groups']
     loop.optimizer.load_state_dict(dict(state=saved['state'], param_groups=groups))
-    loop.optimizer.state[next(iter(loop.model.get_grad_params()))]
+    touch_state(loop)
     loop._epoch, loop.losses_per_epochs = row['epoch'], list(facts['losses'])
     set_rng_state(saved['rng'])
 
-# %% ../nbs/01_runs.ipynb #c6815094
+# %% ../nbs/01_runs.ipynb #67e6814a
 def start_facts(settings: Mapping[str, Any], training: TriplesFactory) -> dict[str, Any]:
     "What `run.json` says before the first checkpoint"
     packages = {n: importlib.metadata.version(n) for n in ('tracin_nb', 'pykeen', 'torch')}
-    dataset = dict(fingerprint=triples_fingerprint(training), entities=training.num_entities, relations=training.num_relations,
-                   triples=training.num_triples)
-    return dict(**FORMAT, packages=packages, settings=dict(settings), optimizer={}, dataset=dataset, files={}, losses=[],
-                checkpoints=[])
+    dataset = dict(fingerprint=triples_fingerprint(training), entities=training.num_entities,
+                   relations=training.num_relations, triples=training.num_triples)
+    return dict(**FORMAT, packages=packages, settings=dict(settings), optimizer={}, dataset=dataset, files={},
+                losses=[], checkpoints=[])
 
-# %% ../nbs/01_runs.ipynb #59a48d37
+# %% ../nbs/01_runs.ipynb #9d2336f1
 def resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
     "The facts of the run in `folder` if it is to be resumed, else `facts`; `RunError` if neither is right"
     if not (folder/'run.json').exists():
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith('.') for p in folder.iterdir())):
             raise RunError(f'out={str(folder)!r} is not empty and holds no run: give another folder')
         return facts
-    if not resume: raise RunError(f'out={str(folder)!r} holds a run already: give another folder, or resume=True to go on with it')
+    if not resume:
+        raise RunError(f'out={str(folder)!r} holds a run already: give another folder, or resume=True to go on with it')
     kept = read_facts(folder)
     old, new = ({**f['settings'], 'training triples': f['dataset']['fingerprint'][:12]} for f in (kept, facts))
     if other := [f'{n} (kept {old.get(n)!r}, now {v!r})' for n, v in new.items() if old.get(n) != v]:
         raise RunError(f"out={str(folder)!r} holds a run with other settings: {'; '.join(other)}")
     return kept
 
-# %% ../nbs/01_runs.ipynb #aeb21b7e
-def run_loop(loop: TrainingLoop, dataset: Dataset, settings: Mapping[str, Any], callback: KeepCheckpoints, progress: bool) -> None:
+# %% ../nbs/01_runs.ipynb #31114b2a
+def run_loop(loop: TrainingLoop, dataset: Dataset, settings: Mapping[str, Any], callback: KeepCheckpoints,
+             progress: bool) -> None:
     "PyKEEN's training, quiet about what PyKEEN does to PyTorch's schedulers, its refusals as `RunError`"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*epoch parameter in `scheduler.step.*')
         warnings.filterwarnings('ignore', message='Training instances are always shuffled')
         try:
-            loop.train(dataset.training, num_epochs=settings['epochs'], batch_size=settings['batch_size'], continue_training=True,
-                       label_smoothing=settings['label_smoothing'], callbacks=[callback], use_tqdm=progress,
-                       use_tqdm_batch=progress, checkpoint_directory=callback.root, pin_memory=loop.device.type == 'cuda',
-                       **settings['training_kwargs'])
-        except (UnsupportedLabelSmoothingError, NoTrainingBatchError, NonFiniteLossError) as e: raise RunError(str(e)) from e
+            loop.train(dataset.training, num_epochs=settings['epochs'], batch_size=settings['batch_size'],
+                       continue_training=True, label_smoothing=settings['label_smoothing'], callbacks=[callback],
+                       use_tqdm=progress, use_tqdm_batch=progress, checkpoint_directory=callback.root,
+                       pin_memory=loop.device.type == 'cuda', **settings['training_kwargs'])
+        except (UnsupportedLabelSmoothingError, NoTrainingBatchError, NonFiniteLossError) as e:
+            raise RunError(str(e)) from e
 
 # %% ../nbs/01_runs.ipynb #d65df960
 TRAINING_KWARGS = {'slice_size', 'sampler', 'sub_batch_size', 'num_workers', 'drop_last', 'gradient_clipping_max_norm',
@@ -635,13 +670,13 @@ def training_settings(training_kwargs: Mapping[str, Any] | None) -> dict[str, An
         raise RunError(f'training_kwargs takes {", ".join(sorted(TRAINING_KWARGS))}, not {", ".join(sorted(unknown))}')
     return kwargs
 
-# %% ../nbs/01_runs.ipynb #04b82062
+# %% ../nbs/01_runs.ipynb #05577db3
 def train(dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files, or a PyKEEN data set
           model: str | type[Model] = 'ConvE',
           *,
           out: Path | str,  # folder of the run; never written over
           epochs: int = 100,
-          keep_every: int | CheckpointSchedule | Iterable[int] = 20,  # epochs between checkpoints, PyKEEN's schedule, or epochs
+          keep_every: int | CheckpointSchedule | Iterable[int] = 20,  # epochs apart, PyKEEN's schedule, or epochs
           loop: str = 'slcwa',  # or 'lcwa'
           loss: str | type[Loss] | None = None,  # None: the model's own
           loss_kwargs: Mapping[str, Any] | None = None,
@@ -663,16 +698,17 @@ def train(dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files
           resume: bool = False,  # go on from the last checkpoint in `out`, if there is one
           progress: bool = True,  # PyKEEN's progress bars
           ) -> Run:
-    "Trains a PyKEEN model, keeps its checkpoints in `out`, and opens the run; `RunError` before training if something is wrong"
+    "Trains a PyKEEN model, keeps its checkpoints in `out`, opens the run; bad options raise `RunError` beforehand"
     out, device, epochs = Path(out), pick_device(device), number(epochs, 'epochs', 1, kind=int)
     data = load_dataset(dataset, inverse=inverse)
-    if not isinstance(data.training, TriplesFactory): raise RunError('the training triples have no labels')
+    check_labels(data.training)
     settings = model_settings(model, model_kwargs)
     settings |= loss_settings(**settings, loss=loss, loss_kwargs=loss_kwargs)
     settings |= optimizer_settings(optimizer, lr, optimizer_kwargs, lr_scheduler, lr_scheduler_kwargs)
     settings |= loop_settings(loop, negative_sampler, num_negs_per_pos, negative_sampler_kwargs)
     settings |= dict(label_smoothing=number(label_smoothing, 'label_smoothing', below=1.), epochs=epochs,
-                     batch_size=number(batch_size, 'batch_size', 1, kind=int), seed=number(seed, 'seed', 0, 2**32, kind=int),
+                     batch_size=number(batch_size, 'batch_size', 1, kind=int),
+                     seed=number(seed, 'seed', 0, 2**32, kind=int),
                      inverse=data.training.create_inverse_triples, keep=kept_epochs(keep_every, epochs),
                      training_kwargs=training_settings(training_kwargs))
     facts = resumed_facts(out, start_facts(settings, data.training), resume)
@@ -680,7 +716,7 @@ def train(dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files
         with kept_rng(): start_training(settings, data, out, facts, device, progress)
     return Run.open(out)
 
-# %% ../nbs/01_runs.ipynb #6912bc31
+# %% ../nbs/01_runs.ipynb #1848edcb
 def start_training(settings: Mapping[str, Any], data: Dataset, out: Path, facts: dict[str, Any], device: torch.device,
                    progress: bool) -> None:
     "Builds model and loop, goes to the last checkpoint if there is one, and trains to the end"
@@ -689,16 +725,17 @@ def start_training(settings: Mapping[str, Any], data: Dataset, out: Path, facts:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # a replayed scheduler steps without its optimiser
         training_loop = build_loop(settings, model, data.training)
-        facts['optimizer'] = plain({k: v for k, v in training_loop.optimizer.defaults.items() if not callable(v)}, 'optimizer')
+        facts['optimizer'] = plain({k: v for k, v in training_loop.optimizer.defaults.items() if not callable(v)},
+                                   'optimizer')
         if facts['checkpoints']: restore(training_loop, out, facts)
     run_loop(training_loop, data, settings, KeepCheckpoints(out, facts, data), progress)
 
-# %% ../nbs/01_runs.ipynb #5d4be7ba
+# %% ../nbs/01_runs.ipynb #323ed588
 def checked_rates(learning_rates: Sequence[float] | None, count: int) -> list[float]:
     "One finite learning rate per checkpoint; `RunError` if they are unknown or not as many"
     if learning_rates is None or isinstance(learning_rates, (str, float, int)):
-        raise RunError(f'learning_rates is {learning_rates!r}, but TracIn needs the learning rate of each of the {count} '
-                       'checkpoints: give a list')
+        raise RunError(f'learning_rates is {learning_rates!r}, but TracIn needs the learning rate of each of the '
+                       f'{count} checkpoints: give a list')
     rates = [number(r, 'learning_rates: each') for r in learning_rates]
     if len(rates) != count: raise RunError(f'learning_rates has {len(rates)} numbers for {count} checkpoints')
     return rates
@@ -720,82 +757,93 @@ def check_counts(model: Model, training: TriplesFactory) -> None:
         have, want = getattr(model, f'num_{what}', None), getattr(training, f'num_{what}')
         if have != want: raise RunError(f'the model has {have} {what}, the training triples have {want}')
 
-# %% ../nbs/01_runs.ipynb #46fcb032
+# %% ../nbs/01_runs.ipynb #7a2eef80
 @patch(cls_method=True)
 def from_model(cls: Run,
                model: Model,  # any PyKEEN model; a copy is taken
                training: TriplesFactory,  # the triples that it was trained on
                *,
                learning_rates: Sequence[float] | None = None,  # of each checkpoint; has to be given
-               states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None = None,  # None: the model as it stands
-               loop: str = 'slcwa', loss: Loss | str | None = None, label_smoothing: float = 0.,  # loss None: the model's
-               negative_sampler: str | type | None = None, negative_sampler_kwargs: Mapping[str, Any] | None = None,
+               states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None = None,  # None: the model's own
+               loop: str = 'slcwa',  # or 'lcwa'
+               loss: Loss | str | None = None,  # None: the model's
+               label_smoothing: float = 0.,
+               negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA
+               negative_sampler_kwargs: Mapping[str, Any] | None = None,
                seed: int = 0,
                optimizer: tuple[str, dict[str, Any]] | None = None,  # name and settings, such as betas and eps
-               optimizer_moments: Sequence[Mapping[str, torch.Tensor]] | None = None,  # `exp_avg_sq` by name, per checkpoint
+               optimizer_moments: Sequence[Mapping[str, torch.Tensor]] | None = None,  # `exp_avg_sq`s by name
                epochs: Sequence[int] | None = None,  # of each checkpoint, if known
                ) -> Run:
     "A run without a folder, from a model and the states it went through; `RunError` if rates or states do not fit"
     if not isinstance(model, Model): raise RunError(f'{type(model).__name__} is not a PyKEEN model')
-    if not isinstance(training, CoreTriplesFactory): raise RunError(f'training is a {type(training).__name__}, not a triples factory')
+    if not isinstance(training, CoreTriplesFactory):
+        raise RunError(f'training is a {type(training).__name__}, not a triples factory')
     check_counts(model, training)
     forget_representations(model)
     template = copy.deepcopy(model).cpu()
     states = [template.state_dict()] if states is None else list(states)
     rates = checked_rates(learning_rates, len(states))
     for name, given in dict(optimizer_moments=optimizer_moments, epochs=epochs).items():
-        if given is not None and len(given) != len(states): raise RunError(f'{name} has {len(given)} entries for {len(states)} checkpoints')
+        if given is not None and len(given) != len(states):
+            raise RunError(f'{name} has {len(given)} entries for {len(states)} checkpoints')
     for k, state in enumerate(states):
         if not isinstance(state, (str, Path)): load_strictly(template, state, f'states[{k}]')
     loss = model.loss if loss is None else loss if isinstance(loss, Loss) else build_loss(loss)
-    return cls(training=training, loss=loss, label_smoothing=number(label_smoothing, 'label_smoothing', below=1.), seed=seed,
+    return cls(training=training, loss=loss, label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
+               seed=number(seed, 'seed', kind=int),
                checkpoints=[Checkpoint(e, None, r, Path(s) if isinstance(s, (str, Path)) else None)
                             for e, r, s in zip(epochs or [None]*len(rates), rates, states)],
                build=partial(copy.deepcopy, template), state=partial(state_at, states), optimizer=optimizer,
                optimizer_state=None if optimizer_moments is None else partial(moments_at, list(optimizer_moments)),
                **loop_settings(loop, negative_sampler, None, negative_sampler_kwargs))
 
-# %% ../nbs/01_runs.ipynb #be439530
+# %% ../nbs/01_runs.ipynb #ec3a378e
 def pipeline_rates(configuration: Mapping[str, Any]) -> list[float]:
     "The constant learning rate of a PyKEEN pipeline; `RunError` if it is not recorded or was scheduled"
     if configuration.get('lr_scheduler'):
-        raise RunError(f"the pipeline used the scheduler {configuration['lr_scheduler']!r}: give learning_rates=[the last epoch's rate]")
+        raise RunError(f"the pipeline used the scheduler {configuration['lr_scheduler']!r}: "
+                       "give learning_rates=[the last epoch's rate]")
     rate = (configuration.get('optimizer_kwargs') or {}).get('lr')
     if rate is None: raise RunError('the pipeline result does not say its learning rate: give learning_rates=[rate]')
     return [rate]
 
-# %% ../nbs/01_runs.ipynb #b1ac21f0
+# %% ../nbs/01_runs.ipynb #21c28e7a
 def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
     "Loop and sampler of a PyKEEN training loop, as `Run.from_model` takes them"
     if type(loop) is SLCWATrainingLoop:
-        return dict(loop='slcwa', negative_sampler=loop.negative_sampler, negative_sampler_kwargs=loop.negative_sampler_kwargs)
+        return dict(loop='slcwa', negative_sampler=loop.negative_sampler,
+                    negative_sampler_kwargs=loop.negative_sampler_kwargs)
     if type(loop) is LCWATrainingLoop and loop.target == 2: return dict(loop='lcwa')
     raise RunError(f'{type(loop).__name__} is neither the sLCWA loop nor the LCWA loop over tails')
 
-# %% ../nbs/01_runs.ipynb #0f6480a3
+# %% ../nbs/01_runs.ipynb #09fce8c5
 def second_moments(optimizer: torch.optim.Optimizer | None, model: Model) -> list[dict[str, torch.Tensor]] | None:
     "`exp_avg_sq` by parameter name of an optimiser that is still there, as one checkpoint's; None if it has none"
     state = optimizer.state if optimizer is not None else {}
-    kept = {n: state[p]['exp_avg_sq'].detach().cpu() for n, p in model.named_parameters() if 'exp_avg_sq' in state.get(p, {})}
+    kept = {n: state[p]['exp_avg_sq'].detach().cpu() for n, p in model.named_parameters()
+            if 'exp_avg_sq' in state.get(p, {})}
     return [kept] if kept else None
 
-# %% ../nbs/01_runs.ipynb #13be063a
+# %% ../nbs/01_runs.ipynb #907aa158
 @patch(cls_method=True)
 def from_pipeline(cls: Run, result: PipelineResult, *, learning_rates: Sequence[float] | None = None) -> Run:
-    "The model of a PyKEEN pipeline as one checkpoint, with the pipeline's loop, loss, smoothing, sampler and learning rate"
+    "The model of a PyKEEN pipeline as one checkpoint, with its loop, loss, smoothing, sampler and learning rate"
     if not isinstance(result, PipelineResult): raise RunError(f'{type(result).__name__} is not a PipelineResult')
     facts = result.configuration
-    optimizer = (facts['optimizer'].lower(), dict(facts.get('optimizer_kwargs') or {})) if facts.get('optimizer') else None
-    return cls.from_model(result.model, result.training, learning_rates=pipeline_rates(facts) if learning_rates is None else learning_rates,
-                          label_smoothing=facts.get('label_smoothing', 0.), seed=result.random_seed, optimizer=optimizer,
-                          optimizer_moments=second_moments(result.training_loop.optimizer, result.model),
-                          **pipeline_loop(result.training_loop))
+    rates = pipeline_rates(facts) if learning_rates is None else learning_rates
+    name, kwargs = facts.get('optimizer'), dict(facts.get('optimizer_kwargs') or {})
+    return cls.from_model(result.model, result.training, learning_rates=rates, seed=result.random_seed,
+                          label_smoothing=facts.get('label_smoothing', 0.), **pipeline_loop(result.training_loop),
+                          optimizer=(name.lower(), kwargs) if name else None,
+                          optimizer_moments=second_moments(result.training_loop.optimizer, result.model))
 
-# %% ../nbs/01_runs.ipynb #36d599a3
+# %% ../nbs/01_runs.ipynb #2a6754ce
 def as_run(source: 'Run | Path | str | Model | PipelineResult', **kwargs: Any) -> Run:
-    "A run from a run (as it is), a run folder, a PyKEEN model (with `training` and `learning_rates`) or a `PipelineResult`"
+    "The run that `source` is or leads to; a model also needs `training` and `learning_rates`"
     if isinstance(source, Model):
-        if 'training' not in kwargs: raise RunError('a model needs training=the triples that it was trained on, and learning_rates')
+        if 'training' not in kwargs:
+            raise RunError('a model needs training=the triples that it was trained on, and learning_rates')
         return Run.from_model(source, **kwargs)
     if isinstance(source, PipelineResult): return Run.from_pipeline(source, **kwargs)
     if kwargs: raise RunError(f'a run brings its own {", ".join(kwargs)}; they are for models and pipeline results')
