@@ -10,7 +10,8 @@ import pytest
 import torch
 from pykeen.checkpoints import BestCheckpointSchedule, EveryCheckpointSchedule, UnionCheckpointSchedule
 from pykeen.checkpoints.base import load_state_torch
-from pykeen.datasets import Nations, NationsLiteral
+from pykeen.datasets import Nations
+from pykeen.datasets.nations import NationsLiteral
 from pykeen.losses import BCEWithLogitsLoss
 from pykeen.models import DistMult, FixedModel, LiteralModel, model_resolver
 from pykeen.models.inductive import InductiveERModel
@@ -18,8 +19,8 @@ from pykeen.pipeline import pipeline
 from pykeen.triples import TriplesFactory
 
 from tracin_nb import runs
-from tracin_nb.runs import (Checkpoint, KeepCheckpoints, Run, RunError, as_run, file_facts, read_state, state_fingerprint,
-                            train)
+from tracin_nb.runs import (Checkpoint, KeepCheckpoints, Run, RunError, as_run, file_facts, read_state,
+                            state_fingerprint, train)
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -531,7 +532,12 @@ def test_from_model_after_a_pass_with_gradients(name, nations):
         training.mapped_triples[:3])) and score.requires_grad
 
 
-@pytest.mark.parametrize('name', sorted(REFUSED))
+BROKEN = pytest.mark.xfail(raises=TypeError, strict=True,
+                           reason='PyKEEN 1.11.1 passes GatedCombination unknown arguments')
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=BROKEN if n == 'distmultliteralgated' else ())
+                                  for n in sorted(REFUSED)])
 def test_models_that_only_from_model_takes(name):
     training, mode, more = Nations(create_inverse_triples=True).training, None, dict(embedding_dim=8, random_seed=0)
     if 'literal' in name: training = NationsLiteral().training

@@ -15,9 +15,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/03_factors.ipynb #c479b961
+# %% ../nbs/03_factors.ipynb #f2f60993
 class Block:
-    "A piece of the gradients of `B` triples with respect to one parameter; the first axis of every tensor is the triple."
+    "A piece of the gradients of `B` triples by one parameter; the first axis of every tensor is the triple."
     def __len__(self) -> int: return len(self.tensors()[0])
     def tensors(self) -> list[Tensor]:
         "The tensors that the block holds."
@@ -35,10 +35,10 @@ class Rows(Block):
     ids: Tensor
     grads: Tensor
 
-# %% ../nbs/03_factors.ipynb #081dfcff
+# %% ../nbs/03_factors.ipynb #89ae1f62
 @dataclass(frozen=True)
 class Outer(Block):
-    "Gradient `sum_s factors[0][s] ⊗ factors[1][s] ⊗ ...`, each factor `[B, s, n]`; one factor per axis of the parameter."
+    "Gradient `sum_s factors[0][s] ⊗ factors[1][s] ⊗ ...`: for each axis of the parameter one factor `[B, s, n]`."
     factors: tuple[Tensor, ...]
 
 # %% ../nbs/03_factors.ipynb #df297baf

@@ -89,10 +89,11 @@ def _owners(module: nn.Module) -> dict[str, str]:
     return {f'{prefix}.{k}'.lstrip('.'): known[id(p)] for prefix, m in module.named_modules()
             for k, p in m._parameters.items() if id(p) in known}
 
-# %% ../nbs/04_gradients.ipynb #b5f4b7e4
+# %% ../nbs/04_gradients.ipynb #caacc5fd
 def call_with(module: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
     "`module(*args, **kwargs)` with `params` in place of its trainable parameters."
-    return functional_call(module, {place: params[name] for place, name in _owners(module).items()}, args, kwargs, tie_weights=False)
+    given = {place: params[name] for place, name in _owners(module).items()}
+    return functional_call(module, given, args, kwargs, tie_weights=False)
 
 # %% ../nbs/04_gradients.ipynb #8e22154c
 @contextmanager
@@ -175,20 +176,22 @@ def _linear(m: nn.Linear, x: Tensor, y: Tensor) -> Capture:
         return [(m.weight, Outer((D, _split(x.detach(), B, m.in_features)))), (m.bias, Dense(D.sum(1)))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #2aa23d90
+# %% ../nbs/04_gradients.ipynb #eeb7d688
 def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
         patches = F.unfold(x.detach(), m.kernel_size, m.dilation, m.padding, m.stride)
         D = grad.flatten(2)
-        kernel = torch.einsum('bsol,bskl->bok', _split(D, B, *D.shape[1:]), _split(patches, B, *patches.shape[1:]))
-        return [(m.weight, Dense(kernel.view(B, *m.weight.shape))), (m.bias, Dense(_split(D, B, *D.shape[1:]).sum((1, 3))))]
+        D, patches = (_split(x, B, *x.shape[1:]) for x in (D, patches))
+        kernel = torch.einsum('bsol,bskl->bok', D, patches)
+        return [(m.weight, Dense(kernel.view(B, *m.weight.shape))), (m.bias, Dense(D.sum((1, 3))))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #cc320e8b
+# %% ../nbs/04_gradients.ipynb #06336608
 def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
         normal = F.batch_norm(x.detach(), m.running_mean, m.running_var, eps=m.eps)
-        return _scale_and_shift(m, *(_split(t, B, m.num_features, *x.shape[2:]).transpose(1, 2) for t in (grad, normal)))
+        shape = (m.num_features, *x.shape[2:])
+        return _scale_and_shift(m, *(_split(t, B, *shape).transpose(1, 2) for t in (grad, normal)))
     return Capture(y, blocks)
 
 # %% ../nbs/04_gradients.ipynb #81bcbd89
@@ -206,14 +209,14 @@ def _layer_norm(m: nn.LayerNorm, x: Tensor, y: Tensor) -> Capture:
         return [(p, Dense(b.grad.view(B, *m.normalized_shape))) for p, b in found]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #7285b52a
+# %% ../nbs/04_gradients.ipynb #ca5a120e
 def _recipe(m: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Capture] | None:
     "How to capture module `m`, or None if there is no closed form for it."
     plain = isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == 'zeros' and not isinstance(m.padding, str)
     if isinstance(m, nn.Embedding): return _embedding if m.max_norm is None else None
     if isinstance(m, nn.Linear): return _linear
     if isinstance(m, nn.Conv2d): return _conv2d if plain else None
-    if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d): return _batch_norm if m.track_running_stats and m.affine else None
+    if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d): return _batch_norm if m.running_mean is not None and m.affine else None
     return _layer_norm if isinstance(m, nn.LayerNorm) and m.elementwise_affine else None
 
 # %% ../nbs/04_gradients.ipynb #972717ed
@@ -306,10 +309,10 @@ def _factors(self: FactoredEngine, q: Queries) -> Factors:
     found = found + self._pull(live, captures, len(q)) + self._one_by_one(live, len(q))
     return self._collect(found)
 
-# %% ../nbs/04_gradients.ipynb #31620539
+# %% ../nbs/04_gradients.ipynb #02de12ae
 @patch
 def _represent(self: FactoredEngine, q: Queries) -> tuple:
-    "Head, relation and tail vectors. A row gets its candidates as ids `[B * g, E]`, or one table `[1, E, ...]` for all."
+    "Head, relation and tail vectors. A row's candidates are ids `[B * g, E]`, or one table `[1, E, ...]` for all."
     ids, mode = q.ids.flatten(0, 1), _mode(self.model)
     if q.kind == 'hrt':
         h, r, t = ids.unbind(-1)
@@ -341,10 +344,11 @@ def _interact(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
     found = _blocks(captures, grads[len(wanted):], len(q)) + self._tables(q, hrt, leaves, p)
     return [by_leaf.get(id(v)) for v in leaves], found
 
-# %% ../nbs/04_gradients.ipynb #c4a54ef6
+# %% ../nbs/04_gradients.ipynb #0846d475
 def _blocks(captures: list[Capture], grads: Sequence[Tensor | None], B: int) -> list[tuple[nn.Parameter | None, Block]]:
     "The blocks of all captures that the loss depends on."
-    return [item for c, g in zip(captures, grads, strict=True) if g is not None and c.follows(B) for item in c.blocks(g, B)]
+    used = [(c, g) for c, g in zip(captures, grads, strict=True) if g is not None and c.follows(B)]
+    return [item for c, g in used for item in c.blocks(g, B)]
 
 # %% ../nbs/04_gradients.ipynb #80d80df1
 @patch
@@ -378,9 +382,10 @@ def _table_leaves(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Ten
     new = iter(leaves)
     return _tensors([_like(x, new) for x in hrt][_open_side(q)])
 
-# %% ../nbs/04_gradients.ipynb #e8afe2a0
+# %% ../nbs/04_gradients.ipynb #90bef64e
 @patch
-def _slopes(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], candidates: list[Tensor]) -> list[Tensor]:
+def _slopes(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor],
+            candidates: list[Tensor]) -> list[Tensor]:
     "Gradients `[B * g, K, ...]` of the scores of `K` candidates by their vectors `[1, K, ...]`."
     n, new, side = q.ids.shape[0] * q.ids.shape[1], iter(leaves), _open_side(q)
     given = [_like(x, (v.detach() for v in _tensors(_like(x, new)))) for x in hrt]
@@ -389,14 +394,16 @@ def _slopes(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], 
     scores = self.model.interaction(**dict(zip('hrt', given)))
     return list(torch.autograd.grad(scores.sum(), pick))
 
-# %% ../nbs/04_gradients.ipynb #5c266b9e
+# %% ../nbs/04_gradients.ipynb #d0fb5560
 @patch
-def _tables(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], p: Tensor) -> list[tuple[nn.Parameter, Block]]:
+def _tables(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor],
+            p: Tensor) -> list[tuple[nn.Parameter, Block]]:
     "Blocks p ⊗ q of the tables that rows were scored against."
     if q.kind == 'hrt' or not self.routes.whole_tables: return []
     shape = (*q.ids.shape[:2], -1)
     first = [v.detach()[:, :1] for v in self._table_leaves(q, hrt, leaves)]
-    slopes = [torch.view_as_real(v.resolve_conj()) if v.is_complex() else v for v in self._slopes(q, hrt, leaves, first)]
+    slopes = self._slopes(q, hrt, leaves, first)
+    slopes = [torch.view_as_real(v.resolve_conj()) if v.is_complex() else v for v in slopes]
     tables = [e._embeddings.weight for e in _open_representations(self.model, q)]
     return [(w, Outer((p.reshape(shape).to(w.dtype), v.reshape(shape)))) for w, v in zip(tables, slopes)]
 
@@ -417,16 +424,17 @@ def _pull(self: FactoredEngine, live: list, captures: list[Capture], B: int) -> 
                                  retain_graph=bool(self.routes.mixed))
     return [(p, b) for p, b in _blocks(captures, pulled, B) if self.names.get(id(p)) not in self.routes.mixed]
 
-# %% ../nbs/04_gradients.ipynb #db35d427
+# %% ../nbs/04_gradients.ipynb #bcd1a9cc
 @patch
 def _one_by_one(self: FactoredEngine, live: list, B: int) -> list[tuple[nn.Parameter, Block]]:
     "Dense blocks of the parameters that mix entities: one backward pass through the representations for each triple."
     params = [self.params[name] for name in sorted(self.routes.mixed)]
     if not params: return []
+    outputs = [v for v, _ in live]
     def one(i: int) -> tuple[Tensor, ...]:
-        mask = torch.zeros(B, 1, device=live[0][1].device).index_fill(0, torch.tensor(i, device=live[0][1].device), 1)
-        only = [(g.reshape(B, -1) * mask).view_as(g) for _, g in live]
-        return torch.autograd.grad([v for v, _ in live], params, only, retain_graph=True, materialize_grads=True, allow_unused=True)
+        only = [torch.zeros_like(g) for _, g in live]
+        for o, (_, g) in zip(only, live): o.view(B, -1)[i] = g.reshape(B, -1)[i]
+        return torch.autograd.grad(outputs, params, only, retain_graph=True, materialize_grads=True, allow_unused=True)
     return [(p, Dense(torch.stack(g))) for p, g in zip(params, zip(*[one(i) for i in range(B)]))]
 
 # %% ../nbs/04_gradients.ipynb #e54bc574
@@ -480,20 +488,25 @@ def _wrong(engine: FactoredEngine, triples: Tensor, truth: Factors) -> set[str]:
             if not torch.allclose(got, expected, rtol=1e-4, atol=1e-5 * scale.item(), equal_nan=True): wrong.add(name)
     return wrong
 
-# %% ../nbs/04_gradients.ipynb #8575dd74
+# %% ../nbs/04_gradients.ipynb #79763c1b
 def _random_like(table: Tensor, K: int = 64) -> Tensor:
     "`K` random vectors `[1, K, ...]` in the form of the rows of `table` `[1, E, ...]`, of sizes from 1e-3 to 1e3."
     generator = torch.Generator().manual_seed(0)
     sizes = torch.logspace(-3, 3, K).view(1, K, *[1] * (table.dim() - 2))
-    return (torch.randn(1, K, *table.shape[2:], generator=generator, dtype=table.dtype) * sizes).to(table.device, table.dtype)
+    vectors = torch.randn(1, K, *table.shape[2:], generator=generator, dtype=table.dtype)
+    return (vectors * sizes).to(table.device, table.dtype)
 
-# %% ../nbs/04_gradients.ipynb #b5cdeef9
+# %% ../nbs/04_gradients.ipynb #8ac83d14
+def _is_plain_table(e: Representation) -> bool:
+    "Does `e` give the rows of a trainable table as they are?"
+    return type(e) is Embedding and e.normalizer is None and e._embeddings.weight.requires_grad
+
+# %% ../nbs/04_gradients.ipynb #4211fe4c
 def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor) -> bool:
     "Is a row's score linear in the vectors of its candidates, and are these plain rows of a table?"
     q = trial.queries(triples).to(model.device)
     if q.kind == 'hrt': return False
-    plain = lambda e: type(e) is Embedding and e.normalizer is None and e.dropout is None and e._embeddings.weight.requires_grad
-    if not all(map(plain, _open_representations(model, q))): return False
+    if not all(map(_is_plain_table, _open_representations(model, q))): return False
     engine = FactoredEngine(model, trial, Routes(whole_tables=True))
     with frozen(model):
         hrt = engine._represent(q)
@@ -518,7 +531,7 @@ def choose_routes(model: ERModel, objective: Objective) -> Routes:
     raise ValueError(f'no exact factored route for {", ".join(sorted(wrong))} of {type(model).__name__}; '
                      'use engine "vmap" or "loop"')
 
-# %% ../nbs/04_gradients.ipynb #a19ff1ba
+# %% ../nbs/04_gradients.ipynb #64201a1d
 def describe(model: Model, objective: Objective = Score()) -> pd.DataFrame:
     "The trainable parameters of `model`: shape, group, and the form that the factored engine keeps their gradients in."
     engine = FactoredEngine(model, objective)
@@ -527,7 +540,8 @@ def describe(model: Model, objective: Objective = Score()) -> pd.DataFrame:
     def route(name: str) -> str:
         if name in engine.routes.mixed: return 'one backward pass per triple'
         return 'vmap' if engine.routes.vectorised and name.startswith('interaction.') else 'one pass'
-    rows = [(name, tuple(p.shape), group_of(name), kinds.get(name, '-'), route(name)) for name, p in engine.params.items()]
+    rows = [(name, tuple(p.shape), group_of(name), kinds.get(name, '-'), route(name))
+            for name, p in engine.params.items()]
     return pd.DataFrame(rows, columns=['parameter', 'shape', 'group', 'block', 'route'])
 
 # %% ../nbs/04_gradients.ipynb #7d6b19f7

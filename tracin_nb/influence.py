@@ -44,21 +44,21 @@ class Step:
     train: Engine    # gradients of training triples
     test: Engine     # gradients of test triples
 
-# %% ../nbs/12_influence.ipynb #204eb62c
+# %% ../nbs/12_influence.ipynb #7b675f7c
 class TracIn:
     "Influence of a run's training triples on predictions."
     def __init__(self,
-                 run: Run | Path | str | Model | PipelineResult,   # a run, its folder, a model, or a pipeline's result
-                 objective: str | Objective = 'training',           # loss of the training triples
+                 run: Run | Path | str | Model | PipelineResult,  # a run, its folder, a model, or a pipeline's result
+                 objective: str | Objective = 'training',  # loss of the training triples
                  *,
-                 test_objective: str | Objective | None = None,     # loss of the triples to explain; by default the same
-                 engine: str = 'factored',                          # "factored", "vmap" or "loop"
-                 checkpoints: Sequence[int] | None = None,          # places in `run.checkpoints`; by default all
-                 devices: str | torch.device = 'auto',              # "auto": the GPU if there is one
-                 memory: str | int = '4GiB',                        # bytes above the models that a pass may use
-                 batch_size: int | None = None,                     # training triples per tile; by default what fits in `memory`
-                 progress: bool = True,                             # show a progress bar when it takes longer than a second
-                 **source: Any):                                    # for a model: `training`, `learning_rates`, ... (`as_run`)
+                 test_objective: str | Objective | None = None,  # loss of the triples to explain; by default the same
+                 engine: str = 'factored',  # "factored", "vmap" or "loop"
+                 checkpoints: Sequence[int] | None = None,  # places in `run.checkpoints`; by default all
+                 devices: str | torch.device = 'auto',  # "auto": the GPU if there is one
+                 memory: str | int = '4GiB',  # bytes above the models that a pass may use
+                 batch_size: int | None = None,  # training triples per tile; by default what fits in `memory`
+                 progress: bool = True,  # show a progress bar when it takes longer than a second
+                 **source: Any):  # for a model: `training`, `learning_rates`, ... (see `as_run`)
         self.run = as_run(run, **source)
         self.objective = make_objective(objective, self.run)
         self.test_objective = self.objective if test_objective is None else make_objective(test_objective, self.run)
@@ -73,17 +73,19 @@ def _positive(n: int | None, name: str) -> int | None:
     if n is None or isinstance(n, int) and n > 0: return n
     raise ValueError(f'{name} is {n!r}, expected a whole number above 0')
 
-# %% ../nbs/12_influence.ipynb #0a29feed
+# %% ../nbs/12_influence.ipynb #66aaf6cd
 def _chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
     "Places of checkpoints, checked."
     if checkpoints is None: return list(range(n))
     chosen = [k + n if isinstance(k, int) and -n <= k < 0 else k for k in checkpoints]
     for k in chosen:
-        if not isinstance(k, int) or not 0 <= k < n: raise ValueError(f'there is no checkpoint {k!r}: the run has {n}, numbered from 0')
-    if not chosen or len(set(chosen)) < len(chosen): raise ValueError(f'checkpoints {list(checkpoints)}: expected each one once, and at least one')
+        if not isinstance(k, int) or not 0 <= k < n:
+            raise ValueError(f'there is no checkpoint {k!r}: the run has {n}, numbered from 0')
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f'checkpoints {list(checkpoints)}: expected each one once, and at least one')
     return chosen
 
-# %% ../nbs/12_influence.ipynb #a671bef2
+# %% ../nbs/12_influence.ipynb #56614643
 def parse_bytes(size: str | int) -> int:
     "Bytes of a size such as \"4GiB\", \"500MB\" or 1000. Raises `ValueError` for anything else."
     units = dict(B=1, KB=10**3, MB=10**6, GB=10**9, KIB=2**10, MIB=2**20, GIB=2**30)
@@ -91,7 +93,8 @@ def parse_bytes(size: str | int) -> int:
     digits = text.rstrip('KMGIB')
     try: n = float(digits) * (units[text[len(digits):].strip()] if text != digits else 1)
     except (ValueError, KeyError): n = 0
-    if not 0 < n < float('inf'): raise ValueError(f'memory {size!r} is not a size; expected one such as "4GiB" or "500MB"')
+    if not 0 < n < float('inf'):
+        raise ValueError(f'memory {size!r} is not a size; expected one such as "4GiB" or "500MB"')
     return int(n)
 
 # %% ../nbs/12_influence.ipynb #d6afb350
@@ -110,27 +113,27 @@ def steps(self: TracIn) -> list[Step]:
     if self._steps is None: self._steps = [self._load(k) for k in self.checkpoints]
     return self._steps
 
-# %% ../nbs/12_influence.ipynb #9da901e2
+# %% ../nbs/12_influence.ipynb #fbe030aa
 @patch
 def _load(self: TracIn, k: int) -> Step:
     self.counters.loads += 1
     model = self.run.model(k, self.device)
-    train = self._engine(model, self.objective)
-    same = self.test_objective is self.objective
-    return Step(self.run.checkpoints[k].learning_rate, train, train if same else self._engine(model, self.test_objective))
+    train = test = self._engine(model, self.objective)
+    if self.test_objective is not self.objective: test = self._engine(model, self.test_objective)
+    return Step(self.run.checkpoints[k].learning_rate, train, test)
 
 # %% ../nbs/12_influence.ipynb #73a008a8
 _OVERHEAD = 8   # bytes in use during a pass, per byte of factors
 
-# %% ../nbs/12_influence.ipynb #29435176
+# %% ../nbs/12_influence.ipynb #dc193563
 @patch
 def _tile(self: TracIn, test: list[Factors], n: int) -> int:
     "Training triples per tile. Raises `ValueError` if the test triples alone exceed the memory budget."
     if self.batch_size: return min(self.batch_size, max(n, 1))
     held, M = sum(f.nbytes for f in test), len(test[0])
     if held > self.memory: raise ValueError(
-        f'the gradients of {M} test triples at {len(test)} checkpoints take {held:,} bytes, more than memory={self.memory:,}; '
-        'give more memory, or explain fewer triples at a time')
+        f'the gradients of {M} test triples at {len(test)} checkpoints take {held:,} bytes, more than '
+        f'memory={self.memory:,}; give more memory, or explain fewer triples at a time')
     each = _OVERHEAD * (test[0].nbytes // M + 8 * M)
     return max(1, min(n, 1024, (self.memory - held) // each))
 
@@ -141,11 +144,12 @@ def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> list
     self.counters.test_passes += len(engines)
     return [engine(test) for engine in engines]
 
-# %% ../nbs/12_influence.ipynb #a8928366
+# %% ../nbs/12_influence.ipynb #4476de87
 @patch
 def _tiles(self: TracIn, train: Tensor, size: int, label: str) -> Iterator[tuple[slice, Tensor]]:
     "Slices of `train` `[N, 3]` with a progress bar."
-    with tqdm(total=len(train), desc=label, unit=' triples', unit_scale=True, delay=1, disable=not self.progress) as bar:
+    off = not self.progress
+    with tqdm(total=len(train), desc=label, unit=' triples', unit_scale=True, delay=1, disable=off) as bar:
         for start in range(0, len(train), size):
             rows = slice(start, min(start + size, len(train)))
             yield rows, train[rows]
@@ -183,7 +187,7 @@ def scores(self: TracIn,
 def _train(self: TracIn, train: Any) -> Tensor:
     return self.run.training.mapped_triples if train is None else to_ids(train, self.run.training)
 
-# %% ../nbs/12_influence.ipynb #84631164
+# %% ../nbs/12_influence.ipynb #15ddc4ba
 @patch
 def explain(self: TracIn,
             test: Any,                       # triples to explain: labels or ids, one or many
@@ -203,7 +207,8 @@ def explain(self: TracIn,
     for tile, scores in self.stream(factors, triples, size): ranking.update(scores, rows[tile])
     groups = self._breakdown(factors, ranking, size) if breakdown else None
     own = sum(s.rate * f.norm2() for s, f in zip(self.steps, factors))
-    facts = self.facts(objective, tile=size, training_triples=len(rows), seconds=round(time.perf_counter() - start, 3))
+    seconds = round(time.perf_counter() - start, 3)
+    facts = self.facts(objective, tile=size, training_triples=len(rows), seconds=seconds)
     return Result.of(test, self.run.training, ranking, facts, groups, own.cpu())
 
 # %% ../nbs/12_influence.ipynb #b6c831d5
@@ -212,10 +217,10 @@ def _dtype(self: TracIn) -> torch.dtype:
     param = next(iter(self.steps[0].train.params.values()))
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
-# %% ../nbs/12_influence.ipynb #91908bca
+# %% ../nbs/12_influence.ipynb #a6cd1cad
 @patch
 def _train_rows(self: TracIn, train: Any) -> Tensor:
-    "Rows `[N]` of the training triples asked for, in the factory's order. Raises `ValueError` for one that is not a training triple."
+    "Rows `[N]` of the training triples asked for, in the factory's order. Raises `ValueError` for any other triple."
     every = self.run.training.mapped_triples
     if train is None: return torch.arange(len(every))
     asked = to_ids(train, self.run.training)
@@ -224,7 +229,7 @@ def _train_rows(self: TracIn, train: Any) -> Tensor:
         if triple not in place: raise ValueError(f'{labels} is not a training triple')
     return torch.tensor(sorted({place[t] for t in map(tuple, asked.tolist())}))
 
-# %% ../nbs/12_influence.ipynb #ffde48d8
+# %% ../nbs/12_influence.ipynb #9a423700
 @patch
 def _test_side(self: TracIn, test: Tensor, against: str | int | None) -> tuple[Objective, list[Engine]]:
     "The test triples' objective, and its engine at each checkpoint."
@@ -232,19 +237,19 @@ def _test_side(self: TracIn, test: Tensor, against: str | int | None) -> tuple[O
     training = self.run.training
     head, relation, _ = test[0].tolist()
     labels = (training.entity_id_to_label[head], training.relation_id_to_label[relation], against)
-    tail = to_ids(torch.tensor([[head, relation, against]]) if isinstance(against, int) else labels, training)[0, 2].item()
-    objective = Contrast(tail, training.create_inverse_triples)
+    other = torch.tensor([[head, relation, against]]) if isinstance(against, int) else labels
+    objective = Contrast(to_ids(other, training)[0, 2].item(), training.create_inverse_triples)
     return objective, [self._engine(s.train.model, objective) for s in self.steps]
 
-# %% ../nbs/12_influence.ipynb #f09bd683
+# %% ../nbs/12_influence.ipynb #5860b37f
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
     "What a result has to say of how it was made."
-    kept = [self.run.checkpoints[k] for k in self.checkpoints]
+    kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
     routes = {} if self.engine != FactoredEngine.name else dict(routes=str(self._routes[self.objective]))
     return dict(objective=str(self.objective), test_objective=str(test_objective), engine=self.engine, **routes,
-                checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate, fingerprint=self.run.fingerprint(k)[:16])
-                             for k, c in zip(self.checkpoints, kept)],
+                checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate,
+                                  fingerprint=self.run.fingerprint(k)[:16]) for k, c in kept],
                 precision=str(_dtype(self)).removeprefix('torch.'), device=str(self.device), seed=self.run.seed,
                 training_fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions={name: importlib.metadata.version(name) for name in ('tracin_nb', 'pykeen', 'torch')},
@@ -276,15 +281,15 @@ def _breakdown(self: TracIn, factors: list[Factors], ranking: Ranking, size: int
             for share, top in zip(both, sides): _fill(share, top.indices, kept[tile], parts.get(g))
     return {f'via_{g}': both for g, both in shares.items()}
 
-# %% ../nbs/12_influence.ipynb #18ecaac5
+# %% ../nbs/12_influence.ipynb #67d54c55
 def _fill(share: Tensor, indices: Tensor, rows: Tensor, part: Tensor | None) -> None:
-    "Put the columns of `part` `[M, n]`, which belong to the training triples `rows` `[n]`, where `indices` `[M, k]` names them."
+    "Put the columns of `part` `[M, n]`, of the training triples `rows` `[n]`, where `indices` `[M, k]` names them."
     if part is None: return
     at = torch.searchsorted(rows, indices).clamp(max=len(rows) - 1)
     hit = rows[at] == indices
     share[hit] = part.to(share).gather(1, at)[hit]
 
-# %% ../nbs/12_influence.ipynb #250a640c
+# %% ../nbs/12_influence.ipynb #3e45ade5
 @patch
 def self_influence(self: TracIn,
                    k: int = 100,            # how many to keep
@@ -299,7 +304,8 @@ def self_influence(self: TracIn,
         self.counters.train_passes += len(self.steps)
         own = sum(s.rate * s.train(part).norm2() for s in self.steps)
         top.update(own[None], rows[tile])
-    facts = self.facts(self.objective, tile=size, training_triples=len(rows), seconds=round(time.perf_counter() - start, 3))
+    seconds = round(time.perf_counter() - start, 3)
+    facts = self.facts(self.objective, tile=size, training_triples=len(rows), seconds=seconds)
     return SelfInfluence.of(self.run.training, top, facts)
 
 # %% ../nbs/12_influence.ipynb #2453a319

@@ -26,13 +26,14 @@ from torch.nn import functional as F
 
 from .runs import Run
 
-# %% ../nbs/02_objectives.ipynb #73f846e7
+# %% ../nbs/02_objectives.ipynb #c628f48a
 @dataclass(frozen=True)
 class Queries:
     """What is scored for `B` examples.
 
-    `kind` "hrt": `ids` `[B, c, 3]`, triples. "tails": `ids` `[B, g, 2]`, pairs (head, relation), each scored against all `E`
-    entities, so `c = g * E`. "heads": the same with pairs (relation, tail). `extra`: what the loss needs besides, each `[B, ...]`."""
+    `kind` "hrt": `ids` `[B, c, 3]`, triples. "tails": `ids` `[B, g, 2]`, pairs (head, relation), each scored against
+    all `E` entities, so `c = g * E`. "heads": the same with pairs (relation, tail).
+    `extra`: what the loss needs besides, each `[B, ...]`."""
     kind: Literal['hrt', 'tails', 'heads']
     ids: Tensor
     extra: tuple[Tensor, ...] = ()
@@ -249,10 +250,10 @@ def __call__(self: Labels, triples: Tensor) -> Tensor:
     labels[rows, self.tails[self.starts[at].repeat_interleave(counts) + within]] = 1.
     return labels.scatter_(1, triples[:, 2:], 1.)
 
-# %% ../nbs/02_objectives.ipynb #3a6987fb
+# %% ../nbs/02_objectives.ipynb #fac41c6a
 @dataclass(frozen=True)
 class LCWA(Objective):
-    """The run's own loss of the row (head, relation), as for a batch of this one row: the whole `row`, or the triple's part of it.
+    """The run's own loss of the row (head, relation), as for a batch of this one row: the whole `row`, or the triple's part.
 
     Extra tensors: labels `[B, g, E]`, tails `[B, g]`."""
     run_loss: Loss
@@ -295,7 +296,7 @@ def _training(run: Run, row: bool) -> Objective:
     if row: raise ValueError("objective 'training-row' needs rows, but the run was trained by sLCWA; use 'training'")
     return SLCWA(run.loss, run.label_smoothing, entities, Negatives(run.sampler(), triples, run.seed), inverse)
 
-# %% ../nbs/02_objectives.ipynb #774b3e74
+# %% ../nbs/02_objectives.ipynb #625a1589
 def make_objective(objective: str | Objective, run: Run) -> Objective:
     """The objective of that name for `run`; an `Objective` is returned as it is.
 
@@ -307,4 +308,4 @@ def make_objective(objective: str | Objective, run: Run) -> Objective:
     if objective == 'softmax': return Softmax('tail', inverse)
     if objective == 'softmax-head': return Softmax('head', inverse)
     if objective in ('training', 'training-row'): return _training(run, row=objective == 'training-row')
-    raise ValueError(f'unknown objective {objective!r}; known are {", ".join(NAMES)}, or an Objective such as Contrast(...)')
+    raise ValueError(f'unknown objective {objective!r}; known are {", ".join(NAMES)}, or an Objective')

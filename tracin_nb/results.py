@@ -6,7 +6,7 @@
 __all__ = ['CAVEAT', 'SIDES', 'TRIPLE', 'COLUMNS', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'WRITERS', 'named', 'label_columns',
            'ranked_rows', 'plain_facts', 'facts_line', 'Report', 'Result', 'test_table', 'check_fit', 'SelfInfluence',
            'visible', 'columns_of', 'aligned', 'signed', 'block_lines', 'text_table', 'html_cells', 'html_block',
-           'replacing', 'write_json', 'to_csv', 'to_parquet', 'records', 'to_json', 'entry', 'read_manifest']
+           'write_json', 'to_csv', 'to_parquet', 'records', 'to_json', 'entry', 'read_manifest']
 
 # %% ../nbs/11_results.ipynb #dea215ef
 import csv
@@ -15,10 +15,8 @@ import html
 import json
 import math
 import os
-import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -34,6 +32,7 @@ from pykeen.triples.triples_factory import Labeling
 from torch import LongTensor, Tensor
 
 from .aggregation import Ranking, TopK
+from .runs import replacing
 
 # %% ../nbs/11_results.ipynb #243d9ef3
 def named(ids: np.ndarray,  # `[N]`
@@ -356,14 +355,6 @@ def plot(self: Report,
     return ax
 
 # %% ../nbs/11_results.ipynb #e0219e0f
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    "A path to write to, which takes the place of `path` if the block ends without an error and else vanishes."
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        yield (draft := Path(folder) / path.name)
-        os.replace(draft, path)
-
-
 def write_json(content: dict[str, Any], path: Path) -> None:
     "Strict JSON (no NaN) in UTF-8, without indentation: results are large, and json is slow with it."
     path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,426 @@
+"""Every engine equals a plain loop of backward passes, for every PyKEEN model and every interaction.
+
+The loop is written out in models.py: PyKEEN's own scoring and losses, one backward pass per triple, dense gradients."""
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from captum.influence import TracInCP
+from models import (D, NO_GRADIENT, OBJECTIVES, TRAINABLE, WRAPPED, Case, adjacency, around, case, double, error, examples,
+                    fit, gradient, graph, interacting, mode_of, negatives, oracle, own_ids, trained)
+from pykeen.models import Model, model_resolver
+from pykeen.nn import Representation, message_passing
+from pykeen.nn.modules import ClampedInteraction, Interaction, interaction_resolver
+from pykeen.triples import CoreTriplesFactory, TriplesFactory
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
+
+from tracin_nb.factors import Factors, concat, inner
+from tracin_nb.gradients import ENGINES, FactoredEngine, LoopEngine, make_engine
+from tracin_nb.objectives import BCE, Objective, Softmax
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+LIMIT = {torch.float64: 1e-6, torch.float32: 1e-5}
+WORST: dict[str, tuple[float, str]] = {}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "The arrays are tiny: threads would only wait for each other."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    for key, (worst, where) in sorted(WORST.items()): print(f'\nworst relative error, {key}: {worst:.1e} ({where})', end='')
+
+
+def note(key: str, err: float, where: str) -> float:
+    WORST[key] = max(WORST.get(key, (0., '')), (err, where))
+    return err
+
+
+def tiles(engine, triples: Tensor) -> Factors:
+    "Gradients of 11 triples, computed 1, 3 and 7 at a time."
+    return concat([engine(part) for part in triples.split([1, 3, 7])])
+
+
+def check(model: Model, factory: TriplesFactory, c: Case, where: str, engines: str = 'factored vmap') -> None:
+    "Both engines in float64, and the factored one in float32, against the loop in float64."
+    train, test = examples(factory)
+    exact = double(model)
+    with adjacency(torch.float64):
+        truth = oracle(exact, c.truth, train, test)
+        for name in engines.split():
+            engine = make_engine(name, exact, c.objective)
+            against = engine(test)
+            assert note(f'{name} float64', error(inner(engine(train), against), truth), where) <= LIMIT[torch.float64], name
+            parts = inner(tiles(engine, train), concat([engine(test[:1]), engine(test[1:])]))
+            assert note(f'{name} float64', error(parts, truth), where) <= LIMIT[torch.float64], f'{name} in tiles'
+    engine = FactoredEngine(model.float(), c.objective)
+    single = error(inner(tiles(engine, train), engine(test)), truth)
+    assert note('factored float32', single, where) <= LIMIT[torch.float32], 'factored in float32'
+
+
+# ------------------------------------------------------------------------------------------------- 1: all of PyKEEN's models
+ALL = ('distmult', 'conve', 'tucker', 'rotate', 'transe', 'proje', 'ermlp', 'nodepiece', 'compgcn', 'rgcn')
+SLCWA_KINDS, ROW_KINDS = OBJECTIVES[5:8], ('softmax', 'softmax-head', *OBJECTIVES[8:])
+
+
+def chosen(name: str) -> tuple[str, ...]:
+    "All objectives for a few models, and three that change from model to model for the others."
+    i = TRAINABLE.index(name)
+    return OBJECTIVES if name in ALL else ('bce', SLCWA_KINDS[i % 3], ROW_KINDS[i % 6])
+
+
+@pytest.mark.parametrize('name,objective', [(n, o) for n in TRAINABLE for o in chosen(n)])
+def test_model(name, objective):
+    model, factory = trained(name)
+    with adjacency(torch.float64): c = case(objective, double(model), factory)
+    check(model, factory, c, f'{name} {objective}')
+
+
+def test_all_forty_models_are_here():
+    assert len(TRAINABLE) == 38 and {*TRAINABLE, *NO_GRADIENT} == set(model_resolver.lookup_dict)
+    assert all(len(chosen(n)) == 12 for n in ALL)
+    used = {o for n in TRAINABLE if n not in ALL for o in chosen(n)}
+    assert used == {'bce', *SLCWA_KINDS, *ROW_KINDS}
+
+
+# ------------------------------------------------------------------------------------------------- 2: all of its interactions
+@pytest.mark.parametrize('objective', ['bce', 'lcwa-bce', 'softmax-head'])
+@pytest.mark.parametrize('name', sorted([*interaction_resolver.lookup_dict, *WRAPPED]))
+def test_interaction(name, objective):
+    model, factory = interacting(name)
+    check(model, factory, case(objective, double(model), factory), f'{name} {objective}')
+
+
+# ------------------------------------------------------------------------------- 1: the two that have no gradient of their own
+def test_fixed_model_has_nothing_to_attribute():
+    model = model_resolver.make('fixed', triples_factory=graph())
+    for name in ENGINES:
+        with pytest.raises(ValueError, match='FixedModel has no trainable parameters'): make_engine(name, model, BCE())
+
+
+def test_a_filter_around_a_model():
+    "CooccurrenceFilteredModel is no ERModel: the factored engine says so, the loop is exact."
+    torch.manual_seed(0)
+    model = fit(model_resolver.make('cooccurrencefiltered', triples_factory=graph(), base='distmult', embedding_dim=D,
+                                    apply_in_training=False), graph())
+    with pytest.raises(ValueError, match='CooccurrenceFilteredModel is not made of .*use engine "vmap" or "loop"'):
+        make_engine('factored', model, BCE())
+    exact, (train, test) = double(model), examples(graph())
+    c = case('bce', exact, graph())
+    truth = oracle(exact, c.truth, train, test)
+    for name in ('vmap', 'loop'):
+        engine = make_engine(name, exact, c.objective)
+        assert error(inner(engine(train), engine(test)), truth) <= 1e-6
+
+
+def test_pykeen_cannot_build_its_gated_literal_model():
+    "So `trained('distmultliteralgated')` builds the same architecture by hand. Should this fail, use PyKEEN's own again."
+    with pytest.raises(TypeError, match='entity_embedding_dim'):
+        model_resolver.make('distmultliteralgated', triples_factory=graph(literals=True), embedding_dim=D)
+
+
+# ----------------------------------------------------------------------------------------------------- 1: confident triples
+@pytest.mark.parametrize('name', ['distmult', 'conve', 'complex'])
+def test_confident_triples(name):
+    "With logits from 15 to 40 and more the derivative of the loss is 1e-7 to 1e-18: float32 still has each influence."
+    model, factory = trained(name)
+    ids = factory.mapped_triples
+    exact = double(model)
+    table = exact.entity_representations[0]._embeddings.weight
+    with torch.no_grad():
+        for _ in range(200):
+            scores = exact.score_hrt(ids)[:, 0]
+            if scores.max() > 40: break
+            table.mul_(1.1)
+        table.copy_(table.float())   # both precisions have the same weights
+        scores = exact.score_hrt(ids)[:, 0]
+    order = scores.sort().indices
+    sure = torch.cat([order[-5:], order[scores[order] > 15][:8]])
+    assert (scores[sure] > 15).all() and scores[sure].max() > 40 and scores[sure].min() < 20
+    bce = lambda model, x: nn.functional.softplus(-model.score_hrt(x)).squeeze()
+    truth = oracle(exact, bce, ids[sure], ids[sure])
+    single = double(exact).float()
+    factored = FactoredEngine(single, BCE())(ids[sure])
+    ours = inner(factored.map(lambda b: b.map(lambda t: t.double() if t.is_floating_point() else t)),
+                 factored.map(lambda b: b.map(lambda t: t.double() if t.is_floating_point() else t)))
+    assert (ours.diagonal() > 0).all() and (ours[truth != 0] != 0).all()
+    length = truth.diagonal().sqrt()
+    assert ((ours - truth).abs() / (length[:, None] * length)).max() <= 1e-5   # of the product of the two lengths
+    clear = truth.abs() > 0.1 * length[:, None] * length                        # no cancellation: of the entry itself
+    assert clear.sum() > len(sure) and ((ours - truth).abs() / truth.abs())[clear].max() <= 1e-5
+
+
+# ------------------------------------------------------------------------------------------------------- 3: inverse triples
+@pytest.mark.parametrize('objective', ['bce', 'slcwa-bce', 'slcwa-margin', 'slcwa-nssa', 'lcwa-bce', 'lcwa-bce-row',
+                                       'lcwa-crossentropy', 'softmax', 'softmax-head'])
+@pytest.mark.parametrize('name', ['distmult', 'conve'])
+def test_inverse_triples(name, objective):
+    model, factory = trained(name, inverse=True, lcwa='lcwa' in objective)
+    check(model, factory, case(objective, double(model), factory), f'{name} {objective} inverse')
+
+
+def test_own_ids_are_what_pykeen_trains_on():
+    factory = graph(inverse=True)
+    ours = {tuple(x[0].tolist()) for t in factory.mapped_triples for x in own_ids(t[None], True)}
+    assert ours == set(map(tuple, factory._add_inverse_triples_if_necessary(factory.mapped_triples).tolist()))
+
+
+# ------------------------------------------------------------------------------------------------------------- 4: samplers
+@pytest.mark.parametrize('objective', ['slcwa-bce', 'slcwa-margin', 'slcwa-nssa'])
+@pytest.mark.parametrize('sampler,filtered', [('basic', True), ('bernoulli', False), ('bernoulli', True)])
+@pytest.mark.parametrize('name', ['distmult', 'conve'])
+def test_samplers(name, sampler, filtered, objective):
+    model, factory = trained(name)
+    drawn = negatives(factory, sampler, n=6, filtered=filtered)
+    _, mask = drawn.draw(torch.cat(examples(factory)))
+    assert 0 < (~mask).sum() < mask.numel() if filtered else mask.all()
+    check(model, factory, case(objective, double(model), factory, drawn), f'{name} {objective} {sampler}', 'factored')
+
+
+# ----------------------------------------------------------------------------------------------- 5: the model comes back as it was
+def facts(model: nn.Module) -> dict:
+    "All that an engine could leave behind: identities, values, gradients, modes, hooks, flags, caches."
+    of = lambda what: {name: what(m) for name, m in model.named_modules()}
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return dict(
+        identities={n: id(t) for n, t in tensors.items()}, versions={n: t._version for n, t in tensors.items()},
+        values={n: t.detach().clone() for n, t in tensors.items()}, requires_grad={n: t.requires_grad for n, t in tensors.items()},
+        grads={n: None if p.grad is None else (id(p.grad), p.grad.clone()) for n, p in model.named_parameters()},
+        training=of(lambda m: m.training), unique={n: m.unique for n, m in model.named_modules() if isinstance(m, Representation)},
+        hooks=of(lambda m: [list(v) for k, v in sorted(vars(m).items()) if k.endswith('_hooks')]),
+        attributes=of(lambda m: sorted(vars(m))), parameters=of(lambda m: [*m._parameters, *m._buffers, *m._modules]),
+        caches=of(lambda m: [id(getattr(m, k, None)) for k in ('enriched_embeddings', 'enriched_representations')]),
+        adjacency=id(message_passing.adjacency_tensor_to_stacked_matrix), grad_mode=torch.is_grad_enabled(),
+        rng=torch.get_rng_state())
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def disorder(model: Model) -> Model:
+    "A float64 copy in a state that is nobody's default: mixed modes, gradients, a hook, a chosen `unique`."
+    model = double(model)
+    model.train()
+    for m in list(model.modules())[::3]: m.training = False
+    for p in list(model.parameters())[::2]: p.grad = torch.full_like(p, 0.5)
+    for i, m in enumerate(m for m in model.modules() if isinstance(m, Representation)): m.unique = (True, False, None)[i % 3]
+    model.interaction.register_forward_hook(lambda *_: None)
+    model.interaction.register_forward_pre_hook(lambda *_: None)
+    return model
+
+
+class Boom(Exception): pass
+
+
+class Failing(Objective):
+    "Fails while the loss of the third triple is computed, or of the first batch."
+    def __init__(self, inner: Objective, kind: type[Exception]): self.inner, self.kind, self.left = inner, kind, 2
+    def queries(self, triples): return self.inner.queries(triples)
+    def loss(self, scores, *extra):
+        self.left -= 1
+        if self.left < 0: raise self.kind('in the middle')
+        return self.inner.loss(scores, *extra)
+
+
+@pytest.mark.parametrize('engine', ENGINES)
+@pytest.mark.parametrize('name', ['conve', 'rgcn', 'compgcn', 'nodepiece'])
+def test_the_model_comes_back_as_it_was(name, engine):
+    source, factory = trained(name)
+    model, (train, test) = disorder(source), examples(factory)
+    inverse = factory.create_inverse_triples
+    before = facts(model)
+    def unchanged(after_what: str) -> None:
+        after = facts(model)
+        assert not [k for k in before if not same(before[k], after[k])], after_what
+    with adjacency(torch.float64):
+        before['adjacency'] = id(message_passing.adjacency_tensor_to_stacked_matrix)
+        for objective in (BCE(0.1, inverse), Softmax('tail', inverse)):
+            made = make_engine(engine, model, objective)
+            unchanged('made')
+            first = inner(made(train), made(test))
+            unchanged('called')
+            with torch.no_grad(): again = inner(made(train), made(test))
+            assert torch.equal(first, again)
+            unchanged('called without gradients')
+            for kind in (Boom, RuntimeError):
+                failing = make_engine(engine, model, Failing(objective, kind))
+                failing.objective.left = 2 if engine == 'loop' else 0
+                with pytest.raises(kind, match='in the middle'): failing(train)
+                unchanged(f'left by {kind.__name__}')
+
+
+@pytest.mark.parametrize('name', ['distmult', 'conve', 'tucker', 'proje', 'nodepiece', 'compgcn', 'rgcn'])
+@pytest.mark.parametrize('objective', ['bce', 'lcwa-bce'])
+def test_frozen_parameters_are_left_out(name, objective):
+    "One parameter after another, the tables among them, is not trained: all others stay exact."
+    source, factory = trained(name)
+    train, test = examples(factory)
+    model = double(source)
+    names = [n for n, _ in model.named_parameters()]
+    frozen_ = names if len(names) <= 4 else [n for n in names if '_representations.' in n][:3] + names[-1:]
+    with adjacency(torch.float64):
+        c = case(objective, model, factory)
+        for out in frozen_:
+            p = dict(model.named_parameters())[out]
+            p.requires_grad_(False)
+            truth = oracle(model, c.truth, train[:3], test)
+            for engine in ENGINES:
+                made = make_engine(engine, model, c.objective)
+                found = made(train[:3])
+                assert out not in found.blocks
+                assert note(f'{engine} float64', error(inner(found, made(test)), truth), f'{name} {objective} -{out}') <= 1e-6
+            p.requires_grad_(True)
+
+
+# ------------------------------------------------------------------------------------- 6: no weight gradient, one pass forward
+class Watch(TorchDispatchMode):
+    "What every operation returns, in new memory, and how convolutions are differentiated."
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        self.shapes, self.names, self.masks = set(), Counter(), []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.names[name] += 1
+        if name == 'convolution_backward': self.masks.append(list(args[-1]))
+        for t in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in self.known:
+                self.shapes |= {tuple(t.shape), tuple(t.squeeze().shape)}
+        return out
+
+
+def watched(engine: object, model: Model, triples: Tensor) -> tuple[Watch, int]:
+    "What one call does, and how often it scores."
+    calls = []
+    hook = model.interaction.register_forward_hook(lambda *_: calls.append(1))
+    with Watch(model) as watch: engine(triples)
+    hook.remove()
+    return watch, len(calls)
+
+
+@pytest.mark.parametrize('objective', ['bce', 'slcwa-bce', 'slcwa-nssa'])
+def test_no_weight_gradient_and_one_forward_pass(objective):
+    model, factory = trained('conve')
+    model = double(model)
+    c, (train, _) = case(objective, model, factory), examples(factory)
+    linear = next(m for m in model.modules() if isinstance(m, nn.Linear)).weight
+    table, relations = (r[0]._embeddings.weight for r in (model.entity_representations, model.relation_representations))
+    forbidden = {tuple(w.shape) for w in (linear, linear.T, table, table.T, relations, relations.T)}
+    assert not forbidden & {(len(train), n) for n in (*linear.shape, *table.shape)}   # no activation looks like them
+    seen, calls = watched(FactoredEngine(model, c.objective), model, train)
+    assert not forbidden & seen.shapes
+    assert calls == 1 and seen.names['convolution'] == 1
+    assert [m[1] for m in seen.masks] == [False]
+    assert not seen.names['embedding_dense_backward']
+    seen, _ = watched(LoopEngine(model, c.objective), model, train)   # the loop does all that, and the watch sees it
+    assert {tuple(linear.shape), tuple(table.shape)} <= seen.shapes
+    assert all(m[1] for m in seen.masks) and len(seen.masks) == len(train) and seen.names['embedding_dense_backward']
+
+
+@pytest.mark.parametrize('name', ['distmult', 'proje', 'tucker', 'transe', 'ermlp', 'nodepiece'])
+def test_one_forward_pass(name):
+    model, factory = trained(name)
+    train, _ = examples(factory)
+    _, calls = watched(FactoredEngine(model, case('slcwa-bce', double(model), factory).objective), model, train)
+    assert calls == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- 7: Captum
+class Scorer(nn.Module):
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+    def forward(self, ids: Tensor) -> Tensor: return self.model.score_hrt(ids)[:, 0]
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('name', ['conve', 'distmult'])
+def test_captum(name, dtype):
+    "One checkpoint, learning rate 1, no smoothing: Captum 0.9's TracInCP on the same model."
+    source, factory = trained(name)
+    model, (train, test) = double(source).to(dtype), examples(factory)
+    ones = lambda ids: torch.ones(len(ids), dtype=dtype)
+    captum = TracInCP(Scorer(model).eval(), TensorDataset(train, ones(train)), checkpoints=['the only one'],
+                      checkpoints_load_func=lambda model, path: 1., loss_fn=nn.BCEWithLogitsLoss(reduction='none'), batch_size=4)
+    theirs = captum.influence((test, ones(test))).T
+    for engine in ENGINES:
+        made = make_engine(engine, model, BCE())
+        assert note(f'captum {dtype}'.replace('torch.', ''), error(inner(made(train), made(test)), theirs), name) <= 1e-5
+
+
+# -------------------------------------------------------------------------------------------------- 8: interactions of one's own
+class Own(Interaction):
+    "A user's interaction: a parameter that is used directly, one that a Linear holds, and one that is used twice."
+    entity_shape, relation_shape = ('d', 'd'), ('d',)
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(D, D) * 0.3)
+        self.linear = nn.Linear(D, D)
+        self.scale = nn.Parameter(torch.tensor(0.7))
+    def forward(self, h, r, t):
+        a, b = h[0] + h[1] * self.scale, t[0] * self.scale - t[1]
+        x = torch.tanh(self.linear(a * r) @ self.mix + self.linear(a))
+        return (x * b).sum(-1)
+
+
+@pytest.mark.parametrize('objective', ['bce', 'score', 'slcwa-nssa', 'slcwa-margin', 'softmax', 'softmax-head', 'lcwa-bce'])
+def test_own_interaction(objective):
+    torch.manual_seed(0)
+    model = fit(around(Own(), graph()), graph())
+    check(model, graph(), case(objective, double(model), graph()), f'own {objective}')
+
+
+class Late(Interaction):
+    "A parameter that only the scores beyond a threshold feel."
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(D))
+        self.threshold = 0.
+    def forward(self, h, r, t):
+        s = (h * r * t).sum(-1)
+        return s + (s - self.threshold).relu() * (h * r * t * self.weight).sum(-1)
+
+
+@pytest.mark.parametrize('objective', ['bce', 'softmax', 'softmax-head'])
+def test_a_parameter_that_the_trial_does_not_feel(objective):
+    "The routes are chosen by a trial on three triples; a parameter whose gradient is zero there must not get lost."
+    torch.manual_seed(0)
+    model, (train, test) = around(Late(), graph()).eval(), examples(graph())
+    scores = model.score_hrt(torch.cat([train, test])).detach().flatten()
+    trial = [model.score_t(torch.tensor([[h, r]])).max().item() for h, r in ((0, 0), (7, 27), (4, 54))]
+    trial += [model.score_h(torch.tensor([[r, t]])).max().item() for r, t in ((0, 13), (27, 0), (54, 4))]
+    high = max(trial) if objective != 'bce' else model.score_hrt(
+        torch.tensor([[0, 0, 13], [7, 27, 0], [4, 54, 4]])).max().item()
+    model.interaction.threshold = high + 1e-3
+    whole = torch.cat([model.score_t(torch.cat([train, test])[:, :2]), model.score_h(torch.cat([train, test])[:, 1:])])
+    assert (scores if objective == 'bce' else whole).max() > model.interaction.threshold   # some examples feel it
+    check(model, graph(), case(objective, double(model), graph()), f'late {objective}')
+
+
+# ----------------------------------------------------------------------------- tables whose length is a multiple of the trial's
+@pytest.mark.parametrize('objective', ['softmax', 'softmax-head', 'lcwa-bce'])
+@pytest.mark.parametrize('name', ['tucker', 'conve', 'distmult', 'proje', 'multilineartucker', 'transformer', 'ermlp', 'ermlpe'])
+def test_as_many_entities_as_triples_times_something(name, objective):
+    "12 entities and batches of 1, 3, 4, 6 and 12 triples: no table is taken for a batch."
+    from models import interaction
+    torch.manual_seed(0)
+    ids = torch.stack([torch.randint(n, (150,)) for n in (12, 5, 12)], 1).unique(dim=0)
+    factory = CoreTriplesFactory.create(ids, num_entities=12, num_relations=5)
+    model = double(fit(around(interaction(name), factory), factory))
+    c, train = case(objective, model, factory), ids[torch.randperm(len(ids))[:12]]
+    truth = oracle(model, c.truth, train, train)
+    engine = make_engine('factored', model, c.objective)
+    right = engine(train)
+    for size in (1, 3, 4, 6, 12):
+        parts = concat([engine(x) for x in train.split(size)])
+        assert note('factored float64', error(inner(parts, right), truth), f'{name} {objective} of 12') <= 1e-6, size
