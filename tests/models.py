@@ -14,10 +14,11 @@ from pykeen.datasets.nations import Nations, NationsLiteral
 from pykeen.losses import Loss, loss_resolver
 from pykeen.models import ERModel, LiteralModel, Model, model_resolver
 from pykeen.models.inductive.base import InductiveERModel
-from pykeen.nn import message_passing
+from pykeen.nn import Embedding, PartitionRepresentation, message_passing
 from pykeen.nn.combination import GatedCombination
 from pykeen.nn.modules import (ClampedInteraction, DirectionAverageInteraction, DistMultInteraction, Interaction,
-                               KG2EInteraction, MonotonicAffineTransformationInteraction, TransEInteraction, interaction_resolver)
+                               KG2EInteraction, MonotonicAffineTransformationInteraction, TransEInteraction, TuckERInteraction,
+                               interaction_resolver)
 from pykeen.sampling import negative_sampler_resolver
 from pykeen.training import LCWATrainingLoop, SLCWATrainingLoop
 from pykeen.triples import TriplesFactory
@@ -64,13 +65,13 @@ def build(name: str, triples: TriplesFactory) -> Model:
     return model_resolver.make(name, triples_factory=triples, **{'embedding_dim': D, **KWARGS.get(name, {})}, **extra)
 
 
-def fit(model: Model, triples: TriplesFactory, epochs: int = 2, lcwa: bool = False) -> Model:
-    "`model` after some epochs of Adam."
+def fit(model: Model, triples: TriplesFactory, lcwa: bool = False, batch_size: int = 256) -> Model:
+    "`model` after two epochs of Adam."
     torch.manual_seed(1)
     loop = LCWATrainingLoop if lcwa else SLCWATrainingLoop
     gc.freeze()   # PyKEEN collects garbage after every epoch, which is slow among the objects of a whole test session
     try: loop(model=model, triples_factory=triples, mode=mode_of(model), optimizer='adam', optimizer_kwargs=dict(lr=0.02)
-              ).train(triples, num_epochs=epochs, batch_size=256, use_tqdm=False)
+              ).train(triples, num_epochs=2, batch_size=batch_size, use_tqdm=False)
     finally: gc.unfreeze()
     return model
 
@@ -95,6 +96,13 @@ WRAPPED: dict[str, Callable[[], Interaction]] = {
     'clamped-transe': lambda: ClampedInteraction('transe', dict(p=2), clamp_score=(-4., -0.5)),
     'directionaverage-transe': lambda: DirectionAverageInteraction('transe', dict(p=1)),
     'directionaverage-ermlp': lambda: DirectionAverageInteraction('ermlp', dict(embedding_dim=D, hidden_dim=5)),
+    'clamped-tucker': lambda: ClampedInteraction('tucker', dict(embedding_dim=D), clamp_score=(-1., 50.)),
+    'directionaverage-multilineartucker': lambda: DirectionAverageInteraction('multilineartucker', dict(head_dim=D)),
+    'directionaverage-tucker': lambda: DirectionAverageInteraction('tucker', dict(embedding_dim=D)),
+    'directionaverage-convkb': lambda: DirectionAverageInteraction('convkb', dict(embedding_dim=D, num_filters=3)),
+    'conve-plain': lambda: interaction_resolver.make('conve', {**CONVE, 'apply_batch_normalization': False}),
+    'tucker-plain': lambda: interaction_resolver.make('tucker', dict(embedding_dim=D, apply_batch_normalization=False)),
+    'affine-tucker': lambda: MonotonicAffineTransformationInteraction(TuckERInteraction(embedding_dim=D)),
     'affine-distmult': lambda: MonotonicAffineTransformationInteraction(DistMultInteraction(), initial_bias=0.5, initial_scale=2.),
     'affine-transe': lambda: MonotonicAffineTransformationInteraction(TransEInteraction(p=2), initial_bias=2., trainable_scale=False)}
 DIMENSIONS = dict(d=D, e=5, f=6, k=4, s=1)
@@ -103,13 +111,10 @@ COMPLEX = ('complex', 'rotate')
 
 def interaction(name: str) -> Interaction:
     "An interaction of PyKEEN's resolver, or a wrapped one."
-    if name in WRAPPED:
-        if name.startswith('directionaverage'): shapes = dict(entity_shape=('d', 'd'), relation_shape=('d', 'd'))
-        else: shapes = {}
-        made = WRAPPED[name]()
-        for k, v in shapes.items(): setattr(made, k, v)
-        return made
-    return interaction_resolver.make(name, INTERACTIONS.get(name, {}))
+    if name not in WRAPPED: return interaction_resolver.make(name, INTERACTIONS.get(name, {}))
+    made = WRAPPED[name]()
+    if isinstance(made, DirectionAverageInteraction): made.entity_shape = made.relation_shape = ('d', 'd')
+    return made
 
 
 def start_covariances(x: Tensor) -> Tensor:
@@ -132,6 +137,32 @@ def interacting(name: str) -> tuple[ERModel, TriplesFactory]:
     "A trained ERModel around interaction `name`."
     torch.manual_seed(0)
     model = around(interaction(name), graph(), torch.cfloat if name in COMPLEX else None)
+    return fit(model, graph()), graph()
+
+
+REPRESENTATIONS: dict[str, dict] = {
+    'lowrank': dict(shape=(D,), num_bases=3), 'tensortrain': dict(shape=(4,), num_cores=2, ranks=2),
+    'transformed': dict(transformation=nn.Linear(4, D), base='embedding', base_kwargs=dict(shape=(4,))),
+    'mlp': dict(transformation=nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, D)),
+                base='embedding', base_kwargs=dict(shape=(4,))),
+    'combined': dict(base=[None, None], base_kwargs=[dict(shape=(3,)), dict(shape=(5,))], combination='concat'),
+    'normalised': dict(shape=(D,), normalizer='normalize', normalizer_kwargs=dict(dim=-1), dropout=0.2),
+    'normalised by dim 1': dict(shape=(D,), normalizer='normalize'),
+    'embeddingbag': dict(assignment=torch.stack([torch.arange(14).repeat(3), torch.arange(42) % 9], 1), shape=(D,)),
+    'partition': {},
+    'subset': dict(base=Embedding(max_id=20, shape=(D,)))}
+
+
+@cache
+def represented(name: str) -> tuple[ERModel, TriplesFactory]:
+    "A trained DistMult whose entities are given by representation `name`."
+    torch.manual_seed(0)
+    kind = {'mlp': 'transformed'}.get(name, 'embedding' if name.startswith('normalised') else name)
+    if name == 'partition':
+        kind = PartitionRepresentation(assignment=torch.tensor([[i % 2, i // 2] for i in range(14)]),
+                                       bases=[Embedding(max_id=7, shape=(D,)), Embedding(max_id=7, shape=(D,))])
+    model = ERModel(triples_factory=graph(), interaction='distmult', entity_representations=kind,
+                    entity_representations_kwargs=REPRESENTATIONS[name] or None, relation_representations_kwargs=dict(shape=(4,) if name == 'tensortrain' else (D,)))
     return fit(model, graph()), graph()
 
 

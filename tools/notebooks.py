@@ -146,7 +146,9 @@ def readme() -> str:
     from nbconvert import MarkdownExporter
     procs = [strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_]
     nbp = NBProcessor(ROOT/'nbs/index.ipynb', procs=procs, process=True)
-    text, made = MarkdownExporter().from_notebook_node(nbformat.reads(json.dumps(nb2dict(nbp.nb)), as_version=4))
+    nb = nbformat.reads(json.dumps(nb2dict(nbp.nb)), as_version=4)
+    nb.metadata['language_info'] = dict(name='python')
+    text, made = MarkdownExporter().from_notebook_node(nb)
     if made.get('outputs'): raise ValueError('nbs/index.ipynb: an output is an image, which README.md cannot hold')
     text = re.sub(r'<style.*?</style>\n*', '', text, flags=re.DOTALL)
     text = re.sub(r'(\]\()(?!\w+:|#|/|\.\./)', r'\1nbs/', text).replace('](../', '](')

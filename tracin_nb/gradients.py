@@ -6,7 +6,8 @@
 __all__ = ['ENGINES', 'Engine', 'frozen', 'trainable', 'group_of', 'LoopEngine', 'call_with', 'VmapEngine', 'loss_gradient',
            'Capture', 'capturing', 'Routes', 'FactoredEngine', 'choose_routes', 'describe', 'make_engine']
 
-# %% ../nbs/04_gradients.ipynb #ad73d96a
+# %% ../nbs/04_gradients.ipynb #b7688b9a
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -176,37 +177,41 @@ def _linear(m: nn.Linear, x: Tensor, y: Tensor) -> Capture:
         return [(m.weight, Outer((D, _split(x.detach(), B, m.in_features)))), (m.bias, Dense(D.sum(1)))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #eeb7d688
+# %% ../nbs/04_gradients.ipynb #964ca74f
+def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
+    "The inputs that each output place of `m` sees: `[n, channels * kernel, places]` from `x` `[n, channels, height, width]`."
+    (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
+    x = F.pad(x, (pw, pw, ph, ph)).contiguous()
+    n, C, H, W = x.shape
+    oh, ow = (H - dh * (kh - 1) - 1) // sh + 1, (W - dw * (kw - 1) - 1) // sw + 1
+    a, b, c, d = x.stride()
+    view = x.as_strided((n, C, kh, kw, oh, ow), (a, b, c * dh, d * dw, c * sh, d * sw))
+    return view.reshape(n, C * kh * kw, oh * ow)
+
+# %% ../nbs/04_gradients.ipynb #574ee27a
 def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
-        patches = F.unfold(x.detach(), m.kernel_size, m.dilation, m.padding, m.stride)
-        D = grad.flatten(2)
-        D, patches = (_split(x, B, *x.shape[1:]) for x in (D, patches))
+        D, patches = (_split(t, B, *t.shape[1:]) for t in (grad.flatten(2), _patches(m, x.detach())))
         kernel = torch.einsum('bsol,bskl->bok', D, patches)
         return [(m.weight, Dense(kernel.view(B, *m.weight.shape))), (m.bias, Dense(D.sum((1, 3))))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #06336608
+# %% ../nbs/04_gradients.ipynb #f667d51f
 def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
-        normal = F.batch_norm(x.detach(), m.running_mean, m.running_var, eps=m.eps)
-        shape = (m.num_features, *x.shape[2:])
-        return _scale_and_shift(m, *(_split(t, B, *shape).transpose(1, 2) for t in (grad, normal)))
+        n, mean = m.num_features, m.running_mean.view(-1, *[1] * (x.dim() - 2))
+        D, centred = (_split(t, B, n, math.prod(x.shape[2:])) for t in (grad, x.detach() - mean))
+        weight = torch.einsum('bsfp,bsfp->bf', D, centred) * (m.running_var + m.eps).rsqrt()
+        return [(m.weight, Dense(weight)), (m.bias, Dense(D.sum((1, 3))))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #81bcbd89
-def _scale_and_shift(m: nn.Module, grad: Tensor, normal: Tensor) -> list[tuple[nn.Parameter | None, Block]]:
-    "Blocks of weight and bias of `m` from output gradient and normalised input, both `[B, features, ...]`."
-    B, n = grad.shape[:2]
-    return [(m.weight, Dense((grad * normal).reshape(B, n, -1).sum(2))), (m.bias, Dense(grad.reshape(B, n, -1).sum(2)))]
-
-# %% ../nbs/04_gradients.ipynb #4e7ea759
+# %% ../nbs/04_gradients.ipynb #9939f8ab
 def _layer_norm(m: nn.LayerNorm, x: Tensor, y: Tensor) -> Capture:
     n = m.weight.numel()
     def blocks(grad: Tensor, B: int) -> list:
-        normal = F.layer_norm(x.detach(), m.normalized_shape, eps=m.eps)
-        found = _scale_and_shift(m, *(_split(t, B, n).transpose(1, 2) for t in (grad, normal)))
-        return [(p, Dense(b.grad.view(B, *m.normalized_shape))) for p, b in found]
+        D, normal = (_split(t, B, n) for t in (grad, F.layer_norm(x.detach(), m.normalized_shape, eps=m.eps)))
+        own = (torch.einsum('bsf,bsf->bf', D, normal), D.sum(1))
+        return [(p, Dense(g.view(B, *m.normalized_shape))) for p, g in zip((m.weight, m.bias), own)]
     return Capture(y, blocks)
 
 # %% ../nbs/04_gradients.ipynb #ca5a120e

@@ -241,17 +241,18 @@ def _test_side(self: TracIn, test: Tensor, against: str | int | None) -> tuple[O
     objective = Contrast(to_ids(other, training)[0, 2].item(), training.create_inverse_triples)
     return objective, [self._engine(s.train.model, objective) for s in self.steps]
 
-# %% ../nbs/12_influence.ipynb #5860b37f
+# %% ../nbs/12_influence.ipynb #0a033e8a
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
     "What a result has to say of how it was made."
     kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
-    routes = {} if self.engine != FactoredEngine.name else dict(routes=str(self._routes[self.objective]))
-    return dict(objective=str(self.objective), test_objective=str(test_objective), engine=self.engine, **routes,
+    other = {} if test_objective is self.objective else dict(test_objective=str(test_objective))
+    routes = {} if self.engine != FactoredEngine.name else dict(routes=[str(self._routes[self.objective])])
+    return dict(objective=str(self.objective), **other, engine=self.engine, **routes,
                 checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate,
                                   fingerprint=self.run.fingerprint(k)[:16]) for k, c in kept],
                 precision=str(_dtype(self)).removeprefix('torch.'), device=str(self.device), seed=self.run.seed,
-                training_fingerprint=triples_fingerprint(self.run.training)[:16],
+                fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions={name: importlib.metadata.version(name) for name in ('tracin_nb', 'pykeen', 'torch')},
                 counters=asdict(self.counters), **more)
 

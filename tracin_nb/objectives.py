@@ -43,9 +43,9 @@ class Queries:
     def to(self, device: str | torch.device) -> 'Queries':
         return Queries(self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra))
 
-# %% ../nbs/02_objectives.ipynb #5632b397
+# %% ../nbs/02_objectives.ipynb #26ce62fb
 class Objective:
-    "A differentiable loss of single examples. Subclasses say what is scored and what loss follows."
+    "A differentiable loss of single examples. Subclasses say what is scored and what loss follows; `str` names it."
     def queries(self, triples: Tensor) -> Queries:
         "What has to be scored for `triples` `[B, 3]` (ids as in the triples factory)."
         raise NotImplementedError
@@ -82,31 +82,34 @@ def directions(triples: Tensor, inverse: bool) -> Tensor:
     forward, backward = inverter.map(batch=triples), inverter.map(batch=triples, invert=True).flip(1)
     return torch.stack([forward, backward], dim=1)
 
-# %% ../nbs/02_objectives.ipynb #d105e64a
+# %% ../nbs/02_objectives.ipynb #4496c8b4
 @dataclass(frozen=True)
 class BCE(Objective):
     """Binary cross-entropy of the one triple with label `1 - smoothing`, in nats:
     `(1 - smoothing) * softplus(-s) + smoothing * softplus(s)`."""
     smoothing: float = 0.
     inverse: bool = False
+    def __str__(self) -> str: return f'bce, smoothing {self.smoothing:g}'
     def queries(self, triples: Tensor) -> Queries: return Queries('hrt', directions(triples, self.inverse)[:, :1])
     def loss(self, scores: Tensor) -> Tensor:
         return ((1 - self.smoothing) * F.softplus(-scores) + self.smoothing * F.softplus(scores)).sum()
 
-# %% ../nbs/02_objectives.ipynb #3ea81cac
+# %% ../nbs/02_objectives.ipynb #f76b3230
 @dataclass(frozen=True)
 class Score(Objective):
     "The negated raw score of the triple, in units of the score."
     inverse: bool = False
+    def __str__(self) -> str: return 'score'
     def queries(self, triples: Tensor) -> Queries: return Queries('hrt', directions(triples, self.inverse)[:, :1])
     def loss(self, scores: Tensor) -> Tensor: return -scores.sum()
 
-# %% ../nbs/02_objectives.ipynb #bae22200
+# %% ../nbs/02_objectives.ipynb #1fa293d5
 @dataclass(frozen=True)
 class Contrast(Objective):
     "`-(score(h, r, t) - score(h, r, against))`: what speaks for the tail and against entity number `against`."
     against: int
     inverse: bool = False
+    def __str__(self) -> str: return f'contrast with entity {self.against}'
     def queries(self, triples: Tensor) -> Queries:
         ids = directions(triples, self.inverse)[:, :1]
         other = ids.clone()
@@ -114,12 +117,13 @@ class Contrast(Objective):
         return Queries('hrt', torch.cat([ids, other], dim=1))
     def loss(self, scores: Tensor) -> Tensor: return scores[1] - scores[0]
 
-# %% ../nbs/02_objectives.ipynb #7801c8ca
+# %% ../nbs/02_objectives.ipynb #49ca0324
 @dataclass(frozen=True)
 class Softmax(Objective):
     "`-log softmax(score(h, r, all entities))[t]`, in nats; `side` \"head\": among all heads."
     side: Literal['tail', 'head'] = 'tail'
     inverse: bool = False
+    def __str__(self) -> str: return f'softmax over all {self.side}s'
     def queries(self, triples: Tensor) -> Queries:
         both = directions(triples, self.inverse)
         if self.side == 'tail' or self.inverse:
@@ -197,7 +201,7 @@ def draw(self: Negatives, triples: Tensor) -> tuple[Tensor, Tensor]:
     for j in (rows < 0).nonzero().flatten().tolist(): negatives[j], mask[j] = self._unseen(triples[j])
     return negatives, mask
 
-# %% ../nbs/02_objectives.ipynb #1eb6e555
+# %% ../nbs/02_objectives.ipynb #2ca9b174
 @dataclass(frozen=True)
 class SLCWA(Objective):
     """The run's own loss of a positive triple with its negatives, as for a batch of this one triple.
@@ -208,6 +212,9 @@ class SLCWA(Objective):
     num_entities: int
     negatives: Negatives = field(repr=False)
     inverse: bool = False
+    def __str__(self) -> str:
+        n = self.negatives.sampler.num_negs_per_pos
+        return f'training, {type(self.run_loss).__name__} of a triple and {n} negatives, smoothing {self.smoothing:g}'
     def queries(self, triples: Tensor) -> Queries:
         positives = directions(triples, self.inverse)
         negatives, mask = self.negatives.draw(positives.flatten(0, 1))
@@ -250,7 +257,7 @@ def __call__(self: Labels, triples: Tensor) -> Tensor:
     labels[rows, self.tails[self.starts[at].repeat_interleave(counts) + within]] = 1.
     return labels.scatter_(1, triples[:, 2:], 1.)
 
-# %% ../nbs/02_objectives.ipynb #fac41c6a
+# %% ../nbs/02_objectives.ipynb #0fb73daa
 @dataclass(frozen=True)
 class LCWA(Objective):
     """The run's own loss of the row (head, relation), as for a batch of this one row: the whole `row`, or the triple's part.
@@ -261,6 +268,9 @@ class LCWA(Objective):
     labels: Labels = field(repr=False)
     row: bool = False
     inverse: bool = False
+    def __str__(self) -> str:
+        what = 'the row' if self.row else "the triple's part of the row"
+        return f'training, {type(self.run_loss).__name__} of {what}, smoothing {self.smoothing:g}'
     def queries(self, triples: Tensor) -> Queries:
         ids = directions(triples, self.inverse)
         labels = self.labels(ids.flatten(0, 1)).view(*ids.shape[:2], -1)
