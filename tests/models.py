@@ -17,8 +17,8 @@ from pykeen.models.inductive.base import InductiveERModel
 from pykeen.nn import Embedding, PartitionRepresentation, message_passing
 from pykeen.nn.combination import GatedCombination
 from pykeen.nn.modules import (ClampedInteraction, DirectionAverageInteraction, DistMultInteraction, Interaction,
-                               KG2EInteraction, MonotonicAffineTransformationInteraction, TransEInteraction, TuckERInteraction,
-                               interaction_resolver)
+                               KG2EInteraction, MonotonicAffineTransformationInteraction, TransEInteraction,
+                               TuckERInteraction, interaction_resolver)
 from pykeen.sampling import negative_sampler_resolver
 from pykeen.training import LCWATrainingLoop, SLCWATrainingLoop
 from pykeen.triples import TriplesFactory
@@ -37,7 +37,8 @@ KWARGS = {
     'ermlpe': dict(embedding_dim=D, hidden_dim=6), 'ntn': dict(embedding_dim=D, num_slices=2),
     'transr': dict(embedding_dim=D, relation_dim=4), 'transd': dict(embedding_dim=D, relation_dim=4),
     'rgcn': dict(embedding_dim=D, num_layers=2), 'nodepiece': dict(embedding_dim=D, num_tokens=3),
-    'inductivenodepiece': dict(embedding_dim=D, num_tokens=3), 'inductivenodepiecegnn': dict(embedding_dim=D, num_tokens=3)}
+    'inductivenodepiece': dict(embedding_dim=D, num_tokens=3),
+    'inductivenodepiecegnn': dict(embedding_dim=D, num_tokens=3)}
 NEED_INVERSE = ('compgcn', 'nodepiece', 'inductivenodepiece', 'inductivenodepiecegnn')
 NO_GRADIENT = ('fixed', 'cooccurrencefiltered')   # a mock without parameters, and a filter around another model
 TRAINABLE = sorted(set(model_resolver.lookup_dict) - set(NO_GRADIENT))
@@ -50,7 +51,7 @@ def graph(inverse: bool = False, literals: bool = False) -> TriplesFactory:
 
 
 def gated(triples: TriplesFactory) -> LiteralModel:
-    "DistMultLiteralGated, which PyKEEN 1.11.1 cannot build: it passes keywords that its own GatedCombination does not know."
+    "DistMultLiteralGated, which PyKEEN 1.11.1 cannot build: it passes keywords that GatedCombination does not know."
     plain = [dict(shape=D, initializer=nn.init.xavier_normal_)]
     return LiteralModel(triples_factory=triples, interaction='distmult', combination=GatedCombination,
                         combination_kwargs=dict(entity_dim=D, literal_dim=triples.numeric_literals.shape[1]),
@@ -70,8 +71,9 @@ def fit(model: Model, triples: TriplesFactory, lcwa: bool = False, batch_size: i
     torch.manual_seed(1)
     loop = LCWATrainingLoop if lcwa else SLCWATrainingLoop
     gc.freeze()   # PyKEEN collects garbage after every epoch, which is slow among the objects of a whole test session
-    try: loop(model=model, triples_factory=triples, mode=mode_of(model), optimizer='adam', optimizer_kwargs=dict(lr=0.02)
-              ).train(triples, num_epochs=2, batch_size=batch_size, use_tqdm=False)
+    try:
+        loop(model=model, triples_factory=triples, mode=mode_of(model), optimizer='adam', optimizer_kwargs=dict(lr=0.02)
+             ).train(triples, num_epochs=2, batch_size=batch_size, use_tqdm=False)
     finally: gc.unfreeze()
     return model
 
@@ -86,8 +88,9 @@ def trained(name: str, inverse: bool = False, lcwa: bool = False) -> tuple[Model
 COEFFICIENTS = ((0, 0, 0, 1), (1, 1, 1, 1), (0, 1, 1, -1))
 INTERACTIONS: dict[str, dict] = {
     'autosf': dict(coefficients=COEFFICIENTS), 'conve': CONVE, 'convkb': dict(embedding_dim=D, num_filters=3),
-    'crosse': dict(embedding_dim=D), 'ermlp': dict(embedding_dim=D, hidden_dim=5), 'ermlpe': dict(embedding_dim=D, hidden_dim=6),
-    'lineare': dict(p=2), 'multilineartucker': dict(head_dim=D, relation_dim=5, tail_dim=6), 'mure': dict(p=2, power_norm=True),
+    'crosse': dict(embedding_dim=D), 'ermlp': dict(embedding_dim=D, hidden_dim=5),
+    'ermlpe': dict(embedding_dim=D, hidden_dim=6), 'lineare': dict(p=2), 'mure': dict(p=2, power_norm=True),
+    'multilineartucker': dict(head_dim=D, relation_dim=5, tail_dim=6),
     'pairre': dict(p=1), 'proje': dict(embedding_dim=D), 'se': dict(p=2), 'transe': dict(p=2), 'transh': dict(p=2),
     'transr': dict(p=2), 'tucker': dict(embedding_dim=D), 'um': dict(p=2),
     'transformer': dict(input_dim=D, num_layers=1, num_heads=2, dim_feedforward=6)}
@@ -103,8 +106,10 @@ WRAPPED: dict[str, Callable[[], Interaction]] = {
     'conve-plain': lambda: interaction_resolver.make('conve', {**CONVE, 'apply_batch_normalization': False}),
     'tucker-plain': lambda: interaction_resolver.make('tucker', dict(embedding_dim=D, apply_batch_normalization=False)),
     'affine-tucker': lambda: MonotonicAffineTransformationInteraction(TuckERInteraction(embedding_dim=D)),
-    'affine-distmult': lambda: MonotonicAffineTransformationInteraction(DistMultInteraction(), initial_bias=0.5, initial_scale=2.),
-    'affine-transe': lambda: MonotonicAffineTransformationInteraction(TransEInteraction(p=2), initial_bias=2., trainable_scale=False)}
+    'affine-distmult': lambda: MonotonicAffineTransformationInteraction(
+        DistMultInteraction(), initial_bias=0.5, initial_scale=2.),
+    'affine-transe': lambda: MonotonicAffineTransformationInteraction(
+        TransEInteraction(p=2), initial_bias=2., trainable_scale=False)}
 DIMENSIONS = dict(d=D, e=5, f=6, k=4, s=1)
 COMPLEX = ('complex', 'rotate')
 
@@ -161,8 +166,10 @@ def represented(name: str) -> tuple[ERModel, TriplesFactory]:
     if name == 'partition':
         kind = PartitionRepresentation(assignment=torch.tensor([[i % 2, i // 2] for i in range(14)]),
                                        bases=[Embedding(max_id=7, shape=(D,)), Embedding(max_id=7, shape=(D,))])
+    size = 4 if name == 'tensortrain' else D
     model = ERModel(triples_factory=graph(), interaction='distmult', entity_representations=kind,
-                    entity_representations_kwargs=REPRESENTATIONS[name] or None, relation_representations_kwargs=dict(shape=(4,) if name == 'tensortrain' else (D,)))
+                    entity_representations_kwargs=REPRESENTATIONS[name] or None,
+                    relation_representations_kwargs=dict(shape=(size,)))
     return fit(model, graph()), graph()
 
 
@@ -184,17 +191,16 @@ def adjacency(dtype: torch.dtype) -> Iterator[None]:
 def mode_of(model: Model) -> str | None: return 'training' if isinstance(model, InductiveERModel) else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 def examples(factory: TriplesFactory) -> tuple[Tensor, Tensor]:
     """Training `[11, 3]` and test `[4, 3]` triples that share all that two triples can share.
 
-    Heads, tails, a head that is another's tail, relations alone, loops, a repeated one, and ones that are not in the graph."""
+    Heads, tails, a head that is another's tail, relations alone, loops, a repeated one, and ones outside the graph."""
     all_ = factory.mapped_triples
     h, r, t = a = all_[700]
     first = lambda mask: all_[mask.nonzero()[0, 0]]
     H, R, T = all_.T
-    train = [a, first((H == h) & (T != t) & (R != r)), first((T == t) & (H != h) & (R != r)), first((T == h) & (R != r)),
-             first((R == r) & (H != h) & (T != t) & (H != t)), torch.stack([h, r, h]), a,
+    train = [a, first((H == h) & (T != t) & (R != r)), first((T == t) & (H != h) & (R != r)),
+             first((T == h) & (R != r)), first((R == r) & (H != h) & (T != t) & (H != t)), torch.stack([h, r, h]), a,
              all_[((H == t) & (T == h)).nonzero()[-1, 0]], all_[3], all_[1500], torch.stack([t, all_[3, 1], t])]
     test = [a, torch.stack([t, r, t]), torch.stack([all_[3, 2], r, h]), all_[-1]]
     return torch.stack(train), torch.stack(test)
@@ -239,7 +245,7 @@ def slcwa(factory: TriplesFactory, loss: Loss, smoothing: float = 0., drawn: Neg
 
 
 def lcwa(factory: TriplesFactory, loss: Loss, smoothing: float = 0., row: bool = False) -> Case:
-    "PyKEEN's LCWA batch of one row; less the same row without the triple's own label, unless the whole `row` is asked for."
+    "PyKEEN's LCWA batch of one row; unless the whole `row` is asked for, less the row without the triple's own label."
     inverse, E = factory.create_inverse_triples, factory.num_entities
     known: dict[tuple[int, int], set[int]] = {}
     for triple in factory.mapped_triples:
@@ -290,9 +296,10 @@ def plain(factory: TriplesFactory, name: str) -> Case:
 
 
 def margin(model: Model, factory: TriplesFactory, drawn: Negatives) -> float:
-    "A margin at which the ranking loss is active for some of the negatives of the `examples` only, and which is near none."
+    "A margin at which the ranking loss is active for only some negatives of the `examples`, and which is near none."
     with torch.no_grad():
-        positives = torch.cat([x for t in torch.cat(examples(factory)) for x in own_ids(t[None], factory.create_inverse_triples)])
+        inverse = factory.create_inverse_triples
+        positives = torch.cat([x for t in torch.cat(examples(factory)) for x in own_ids(t[None], inverse)])
         score = lambda ids: model.score_hrt(ids.flatten(0, -2), mode=mode_of(model)).view(len(positives), -1)
         gaps = (score(positives[:, None]) - score(drawn.draw(positives)[0])).flatten().sort().values
     middle = gaps[len(gaps) // 3:-len(gaps) // 3]
@@ -310,28 +317,29 @@ def case(name: str, model: Model, factory: TriplesFactory, drawn: Negatives | No
     if name.startswith('softmax'): return softmax(factory, 'head' if name.endswith('head') else 'tail')
     drawn = drawn or negatives(factory)
     if name == 'slcwa-bce': return slcwa(factory, loss_resolver.make('bcewithlogits'), 0.1, drawn)
-    if name == 'slcwa-nssa': return slcwa(factory, loss_resolver.make('nssa', margin=3., adversarial_temperature=2.), 0., drawn)
+    if name == 'slcwa-nssa':
+        return slcwa(factory, loss_resolver.make('nssa', margin=3., adversarial_temperature=2.), drawn=drawn)
     if name == 'slcwa-margin':
-        return slcwa(factory, loss_resolver.make('marginranking', margin=margin(model, factory, drawn)), 0., drawn)
+        return slcwa(factory, loss_resolver.make('marginranking', margin=margin(model, factory, drawn)), drawn=drawn)
     loss = loss_resolver.make('bcewithlogits' if 'bce' in name else 'crossentropy')
     return lcwa(factory, loss, 0.1 if 'bce' in name else 0., name.endswith('row'))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-def gradient(model: Model, loss: Callable[[], Tensor]) -> Tensor:
-    "The dense gradient of all trainable parameters, from a plain backward pass."
-    model.eval()
-    for m in model.modules():   # what a graph network keeps of its last pass
-        for kept in ('enriched_embeddings', 'enriched_representations'):
-            if hasattr(m, kept): setattr(m, kept, None)
-    model.zero_grad(set_to_none=True)
-    loss().backward()
-    params = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().clone() for p in params])
+def forget(model: Model) -> None:
+    "Drop gradients, and what a graph network keeps of its last pass."
     model.zero_grad(set_to_none=True)
     for m in model.modules():
         for kept in ('enriched_embeddings', 'enriched_representations'):
             if hasattr(m, kept): setattr(m, kept, None)
+
+
+def gradient(model: Model, loss: Callable[[], Tensor]) -> Tensor:
+    "The dense gradient of all trainable parameters, from a plain backward pass."
+    forget(model.eval())
+    loss().backward()
+    params = [p for p in model.parameters() if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().clone() for p in params])
+    forget(model)
     return flat
 
 

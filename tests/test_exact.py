@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 import torch
 from captum.influence import TracInCP
-from models import (NO_GRADIENT, OBJECTIVES, REPRESENTATIONS, TRAINABLE, WRAPPED, Case, D, adjacency, around, case, double,
-                    error, examples, fit, graph, interacting, interaction, negatives, oracle, own_ids, represented, trained)
+from models import (NO_GRADIENT, OBJECTIVES, REPRESENTATIONS, TRAINABLE, WRAPPED, Case, D, adjacency, around, case,
+                    double, error, examples, fit, graph, interacting, interaction, negatives, oracle, own_ids,
+                    represented, trained)
 from pykeen.models import Model, model_resolver
 from pykeen.nn import Representation, message_passing
 from pykeen.nn.modules import Interaction, interaction_resolver
@@ -34,7 +35,7 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-    for key, (worst, where) in sorted(WORST.items()): print(f'\nworst relative error, {key}: {worst:.1e} ({where})', end='')
+    for key, (worst, where) in sorted(WORST.items()): print(f'\nworst relative error, {key}: {worst:.1e} ({where})')
 
 
 def note(key: str, err: float, where: str) -> float:
@@ -56,7 +57,8 @@ def check(model: Model, factory: TriplesFactory, c: Case, where: str, engines: s
         for name in engines.split():
             engine = make_engine(name, exact, c.objective)
             against = engine(test)
-            assert note(f'{name} float64', error(inner(engine(train), against), truth), where) <= LIMIT[torch.float64], name
+            whole = inner(engine(train), against)
+            assert note(f'{name} float64', error(whole, truth), where) <= LIMIT[torch.float64], name
             parts = inner(tiles(engine, train), concat([engine(test[:1]), engine(test[1:])]))
             assert note(f'{name} float64', error(parts, truth), where) <= LIMIT[torch.float64], f'{name} in tiles'
     engine = FactoredEngine(model.float(), c.objective)
@@ -64,7 +66,7 @@ def check(model: Model, factory: TriplesFactory, c: Case, where: str, engines: s
     assert note('factored float32', single, where) <= LIMIT[torch.float32], 'factored in float32'
 
 
-# ------------------------------------------------------------------------------------------------- 1: all of PyKEEN's models
+# -------------------------------------------------------------------------------------------- 1: all of PyKEEN's models
 ALL = ('distmult', 'conve', 'tucker', 'rotate', 'transe', 'proje', 'ermlp', 'nodepiece', 'compgcn', 'rgcn')
 SLCWA_KINDS, ROW_KINDS = OBJECTIVES[5:8], ('softmax', 'softmax-head', *OBJECTIVES[8:])
 
@@ -82,6 +84,18 @@ def test_model(name, objective):
     check(model, factory, c, f'{name} {objective}')
 
 
+def test_the_examples_share_all_that_triples_can_share():
+    for factory in (graph(), graph(inverse=True)):
+        train, test = (set(map(tuple, x.tolist())) for x in examples(factory))
+        known = set(map(tuple, factory.mapped_triples.tolist()))
+        pairs = [(x, y) for x in train for y in train | test if x != y]
+        shares = lambda *same: any(tuple(a == b for a, b in zip(x, y)) == same for x, y in pairs)
+        assert shares(True, False, False) and shares(False, False, True) and shares(False, True, False)
+        assert any(x[2] == y[0] and x[1] != y[1] for x, y in pairs) and any(h == t for h, _, t in train)
+        assert len(train) < len(examples(factory)[0]) == 11 and train & test
+        assert train - known and test - known and len(train & known) > 5
+
+
 def test_all_forty_models_are_here():
     assert len(TRAINABLE) == 38 and {*TRAINABLE, *NO_GRADIENT} == set(model_resolver.lookup_dict)
     assert all(len(chosen(n)) == 12 for n in ALL)
@@ -89,7 +103,7 @@ def test_all_forty_models_are_here():
     assert used == {'bce', *SLCWA_KINDS, *ROW_KINDS}
 
 
-# ------------------------------------------------------------------------------------------------- 2: all of its interactions
+# ------------------------------------------------------------------------------------------- 2: all of its interactions
 @pytest.mark.parametrize('objective', ['bce', 'lcwa-bce', 'softmax-head'])
 @pytest.mark.parametrize('name', sorted([*interaction_resolver.lookup_dict, *WRAPPED]))
 def test_interaction(name, objective):
@@ -97,17 +111,22 @@ def test_interaction(name, objective):
     check(model, factory, case(objective, double(model), factory), f'{name} {objective}')
 
 
+NO_VMAP = {'embeddingbag': 'torch has no vmap rule for the unique ids of nn.EmbeddingBag',
+           'partition': "torch has no vmap rule for PyKEEN's boolean masks"}
+
+
 @pytest.mark.parametrize('objective', ['bce', 'softmax', 'softmax-head'])
 @pytest.mark.parametrize('name', [n for n in REPRESENTATIONS if n != 'normalised by dim 1'])
 def test_representation(name, objective):
     model, factory = represented(name)
-    engines = 'factored' if name == 'embeddingbag' else 'factored vmap'
+    engines = 'factored' if name in NO_VMAP else 'factored vmap'
     check(model, factory, case(objective, double(model), factory), f'{name} {objective}', engines)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason='torch has no vmap rule for the unique ids of an nn.EmbeddingBag')
-def test_vmap_of_an_embedding_bag():
-    model, factory = represented('embeddingbag')
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason=why))
+                                  for n, why in NO_VMAP.items()])
+def test_vmap_of_representations_with_dynamic_shapes(name):
+    model, factory = represented(name)
     make_engine('vmap', model, BCE())(examples(factory)[0])
 
 
@@ -119,7 +138,7 @@ def test_a_normalizer_that_takes_the_wrong_axis():
     exact, (train, test) = double(model), examples(factory)
     check(model, factory, case('bce', exact, factory), 'normalised by dim 1')
     c = case('softmax', exact, factory)
-    with pytest.raises(ValueError, match='no exact factored route for entity_representations.*use engine "vmap" or "loop"'):
+    with pytest.raises(ValueError, match='no exact factored route for entity_rep.*use engine "vmap" or "loop"'):
         make_engine('factored', exact, c.objective)
     truth = oracle(exact, c.truth, train, test)
     for name in ('vmap', 'loop'):
@@ -127,7 +146,7 @@ def test_a_normalizer_that_takes_the_wrong_axis():
         assert error(inner(engine(train), engine(test)), truth) <= LIMIT[torch.float64]
 
 
-# ------------------------------------------------------------------------------- 1: the two that have no gradient of their own
+# ------------------------------------------------------------------------ 1: the two that have no gradient of their own
 def test_fixed_model_has_nothing_to_attribute():
     model = model_resolver.make('fixed', triples_factory=graph())
     for name in ENGINES:
@@ -150,12 +169,12 @@ def test_a_filter_around_a_model():
 
 
 def test_pykeen_cannot_build_its_gated_literal_model():
-    "So `trained('distmultliteralgated')` builds the same architecture by hand. Should this fail, use PyKEEN's own again."
+    "So `trained('distmultliteralgated')` builds the same architecture by hand. If this fails, use PyKEEN's own again."
     with pytest.raises(TypeError, match='entity_embedding_dim'):
         model_resolver.make('distmultliteralgated', triples_factory=graph(literals=True), embedding_dim=D)
 
 
-# ----------------------------------------------------------------------------------------------------- 1: confident triples
+# ------------------------------------------------------------------------------------------------- 1: confident triples
 def confident(name: str, top: float) -> tuple[Model, Tensor]:
     "A float64 model, its weights those of a float32 one, and 13 training triples with logits from 15 to `top`."
     source, factory = trained(name)
@@ -182,8 +201,8 @@ def worst_entry(ours: Tensor, truth: Tensor) -> float:
 def test_confident_triples(name, top):
     """The derivative of the loss is down to 1e-18, and float32 still has each single influence.
 
-    The derivative is as exact as the float32 logit, whose rounding grows with its size: to 1e-5 up to a logit of 25, and as exact
-    as the plain loop in float32 above."""
+    The derivative is as exact as the float32 logit, whose rounding grows with its size: to 1e-5 up to a logit of 25,
+    and as exact as the plain loop in float32 above."""
     model, ids = confident(name, top)
     bce = lambda model, x: nn.functional.softplus(-model.score_hrt(x)).squeeze()
     truth = oracle(model, bce, ids, ids)
@@ -194,7 +213,7 @@ def test_confident_triples(name, top):
     assert errors['factored'] <= (1e-5 if top == 25 else 2 * errors['loop'])
 
 
-# ------------------------------------------------------------------------------------------------------- 3: inverse triples
+# --------------------------------------------------------------------------------------------------- 3: inverse triples
 @pytest.mark.parametrize('objective', ['bce', 'slcwa-bce', 'slcwa-margin', 'slcwa-nssa', 'lcwa-bce', 'lcwa-bce-row',
                                        'lcwa-crossentropy', 'softmax', 'softmax-head'])
 @pytest.mark.parametrize('name', ['distmult', 'conve'])
@@ -209,7 +228,7 @@ def test_own_ids_are_what_pykeen_trains_on():
     assert ours == set(map(tuple, factory._add_inverse_triples_if_necessary(factory.mapped_triples).tolist()))
 
 
-# ------------------------------------------------------------------------------------------------------------- 4: samplers
+# ---------------------------------------------------------------------------------------------------------- 4: samplers
 @pytest.mark.parametrize('objective', ['slcwa-bce', 'slcwa-margin', 'slcwa-nssa'])
 @pytest.mark.parametrize('sampler,filtered', [('basic', True), ('bernoulli', False), ('bernoulli', True)])
 @pytest.mark.parametrize('name', ['distmult', 'conve'])
@@ -221,16 +240,17 @@ def test_samplers(name, sampler, filtered, objective):
     check(model, factory, case(objective, double(model), factory, drawn), f'{name} {objective} {sampler}', 'factored')
 
 
-# ----------------------------------------------------------------------------------------------- 5: the model comes back as it was
+# ------------------------------------------------------------------------------------ 5: the model comes back as it was
 def facts(model: nn.Module) -> dict:
     "All that an engine could leave behind: identities, values, gradients, modes, hooks, flags, caches."
     of = lambda what: {name: what(m) for name, m in model.named_modules()}
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     return dict(
         identities={n: id(t) for n, t in tensors.items()}, versions={n: t._version for n, t in tensors.items()},
-        values={n: t.detach().clone() for n, t in tensors.items()}, requires_grad={n: t.requires_grad for n, t in tensors.items()},
+        values={n: t.detach().clone() for n, t in tensors.items()},
+        requires_grad={n: t.requires_grad for n, t in tensors.items()},
         grads={n: None if p.grad is None else (id(p.grad), p.grad.clone()) for n, p in model.named_parameters()},
-        training=of(lambda m: m.training), unique={n: m.unique for n, m in model.named_modules() if isinstance(m, Representation)},
+        training=of(lambda m: m.training), unique=of(lambda m: m.unique if isinstance(m, Representation) else None),
         hooks=of(lambda m: [list(v) for k, v in sorted(vars(m).items()) if k.endswith('_hooks')]),
         attributes=of(lambda m: sorted(vars(m))), parameters=of(lambda m: [*m._parameters, *m._buffers, *m._modules]),
         caches=of(lambda m: [id(getattr(m, k, None)) for k in ('enriched_embeddings', 'enriched_representations')]),
@@ -250,7 +270,8 @@ def disorder(model: Model) -> Model:
     model.train()
     for m in list(model.modules())[::3]: m.training = False
     for p in list(model.parameters())[::2]: p.grad = torch.full_like(p, 0.5)
-    for i, m in enumerate(m for m in model.modules() if isinstance(m, Representation)): m.unique = (True, False, None)[i % 3]
+    for i, m in enumerate(m for m in model.modules() if isinstance(m, Representation)):
+        m.unique = (True, False, None)[i % 3]
     model.interaction.register_forward_hook(lambda *_: None)
     model.interaction.register_forward_pre_hook(lambda *_: None)
     return model
@@ -315,11 +336,12 @@ def test_frozen_parameters_are_left_out(name, objective):
                 made = make_engine(engine, model, c.objective)
                 found = made(train[:3])
                 assert out not in found.blocks
-                assert note(f'{engine} float64', error(inner(found, made(test)), truth), f'{name} {objective} -{out}') <= 1e-6
+                wrong = error(inner(found, made(test)), truth)
+                assert note(f'{engine} float64', wrong, f'{name} {objective} without {out}') <= LIMIT[torch.float64]
             p.requires_grad_(True)
 
 
-# ------------------------------------------------------------------------------------- 6: no weight gradient, one pass forward
+# ------------------------------------------------------------------------------ 6: no weight gradient, one pass forward
 class Watch(TorchDispatchMode):
     "What every operation returns, in new memory, and how convolutions are differentiated."
     def __init__(self, model: nn.Module):
@@ -373,7 +395,7 @@ def test_one_forward_pass(name):
     assert calls == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------- 7: Captum
+# ------------------------------------------------------------------------------------------------------------ 7: Captum
 class Scorer(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
@@ -388,15 +410,16 @@ def test_captum(name, dtype):
     source, factory = trained(name)
     model, (train, test) = double(source).to(dtype), examples(factory)
     ones = lambda ids: torch.ones(len(ids), dtype=dtype)
-    captum = TracInCP(Scorer(model).eval(), TensorDataset(train, ones(train)), checkpoints=['the only one'],
-                      checkpoints_load_func=lambda model, path: 1., loss_fn=nn.BCEWithLogitsLoss(reduction='none'), batch_size=4)
+    captum = TracInCP(Scorer(model).eval(), TensorDataset(train, ones(train)), batch_size=4, checkpoints=['only one'],
+                      checkpoints_load_func=lambda *_: 1., loss_fn=nn.BCEWithLogitsLoss(reduction='none'))
     theirs = captum.influence((test, ones(test))).T
     for engine in ENGINES:
         made = make_engine(engine, model, BCE())
-        assert note(f'captum {dtype}'.replace('torch.', ''), error(inner(made(train), made(test)), theirs), name) <= 1e-5
+        wrong = error(inner(made(train), made(test)), theirs)
+        assert note(f'captum {dtype}'.replace('torch.', ''), wrong, f'{name} {engine}') <= LIMIT[torch.float32]
 
 
-# -------------------------------------------------------------------------------------------------- 8: interactions of one's own
+# ----------------------------------------------------------------------------------------- 8: interactions of one's own
 class Own(Interaction):
     "A user's interaction: a parameter that is used directly, one that a Linear holds, and one that is used twice."
     entity_shape, relation_shape = ('d', 'd'), ('d',)
@@ -411,7 +434,7 @@ class Own(Interaction):
         return (x * b).sum(-1)
 
 
-@pytest.mark.parametrize('objective', ['bce', 'score', 'slcwa-nssa', 'slcwa-margin', 'softmax', 'softmax-head', 'lcwa-bce'])
+@pytest.mark.parametrize('objective', ['bce', 'slcwa-nssa', 'slcwa-margin', 'softmax', 'softmax-head', 'lcwa-bce'])
 def test_own_interaction(objective):
     torch.manual_seed(0)
     model = fit(around(Own(), graph()), graph())
@@ -446,12 +469,14 @@ def test_a_parameter_that_the_trial_does_not_feel(objective):
     truth = oracle(model, c.truth, some, some)
     for name in ENGINES:
         engine = make_engine(name, model, c.objective)
-        assert note(f'{name} float64', error(inner(engine(some), engine(some)), truth), f'late {objective}') <= 1e-6, name
+        wrong = error(inner(engine(some), engine(some)), truth)
+        assert note(f'{name} float64', wrong, f'late {objective}') <= LIMIT[torch.float64], name
 
 
-# ----------------------------------------------------------------------------- tables whose length is a multiple of the trial's
+# --------------------------------------------------------------------- tables whose length is a multiple of the trial's
 @pytest.mark.parametrize('objective', ['softmax', 'softmax-head', 'lcwa-bce'])
-@pytest.mark.parametrize('name', ['tucker', 'conve', 'distmult', 'proje', 'multilineartucker', 'transformer', 'ermlp', 'ermlpe'])
+@pytest.mark.parametrize('name', ['tucker', 'conve', 'distmult', 'proje', 'multilineartucker', 'transformer', 'ermlp',
+                                  'ermlpe'])
 def test_as_many_entities_as_triples_times_something(name, objective):
     "12 entities and batches of 1, 3, 4, 6 and 12 triples: no table is taken for a batch."
     torch.manual_seed(0)

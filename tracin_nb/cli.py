@@ -6,9 +6,9 @@
 __all__ = ['OBJECTIVES', 'ENGINES', 'ANALYSIS', 'SUFFIXES', 'OUTPUT', 'RUN_DIR', 'TRAINING', 'TESTS', 'DEMO', 'PREDICTIONS',
            'say', 'one_line', 'reason', 'fail', 'warnings_as_lines', 'Cli', 'main', 'JsonObject', 'Numbers', 'stacked',
            'refuse', 'check_writable', 'check_out', 'deliver', 'analysis', 'no_empty_folder', 'setting',
-           'train_command', 'naming', 'file_triples', 'own_triples', 'chosen_triples', 'check_choice', 'explained',
-           'run_command', 'self_command', 'tail_rank', 'belief', 'timed', 'one_thread', 'demo_run', 'demo_result',
-           'top', 'demo_command']
+           'train_command', 'naming', 'file_triples', 'own_triples', 'chosen_triples', 'check_choice', 'whole_triples',
+           'explained', 'run_command', 'self_command', 'tail_rank', 'belief', 'timed', 'one_thread', 'demo_run',
+           'demo_result', 'top', 'demo_command']
 
 # %% ../nbs/19_cli.ipynb #05ac3eaa
 import json, os, sys, tempfile, time, warnings
@@ -98,21 +98,21 @@ class JsonObject(click.ParamType):
         if not isinstance(found, dict): self.fail(f'{value!r}: {expected}, found a {type(found).__name__}', param, ctx)
         return found
 
-# %% ../nbs/19_cli.ipynb #0ddc9abc
+# %% ../nbs/19_cli.ipynb #c0bd607a
 class Numbers(click.ParamType):
     "Whole numbers separated by commas."
     name = 'numbers'
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list): return value
         try: return [int(part) for part in value.split(',')]
-        except ValueError: self.fail(f'{value!r}: expected whole numbers separated by commas, such as 0,2,4', param, ctx)
+        except ValueError: self.fail(f'{value!r}: expected whole numbers separated by commas, as 0,2,4', param, ctx)
 
 # %% ../nbs/19_cli.ipynb #a80c4e56
 def stacked(*options: Callable) -> Callable:
     "One decorator that adds `options` in this order."
     return lambda command: reduce(lambda f, option: option(f), reversed(options), command)
 
-# %% ../nbs/19_cli.ipynb #a9257c35
+# %% ../nbs/19_cli.ipynb #281de9df
 OBJECTIVES = ('training', 'training-row', 'bce', 'score', 'softmax', 'softmax-head')
 ENGINES = ('factored', 'vmap', 'loop')
 ANALYSIS = stacked(
@@ -123,7 +123,7 @@ ANALYSIS = stacked(
     click.option('--checkpoints', type=Numbers(), metavar='K,K,...',
                  help='Only these checkpoints, counted from 0; -1 is the last.  [default: all]'),
     click.option('--devices', default='auto', show_default=True, metavar='DEVICE',
-                 help="Where to compute: a device of PyTorch such as cpu or cuda:1; 'auto' is the GPU if there is one."),
+                 help="Where to compute: a device of PyTorch such as cpu or cuda:1; 'auto': the GPU if there is one."),
     click.option('--memory', default='4GiB', show_default=True, metavar='SIZE',
                  help='What a pass may use above the models, such as 500MB.'),
     click.option('--batch-size', type=click.IntRange(min=1), metavar='N',
@@ -191,7 +191,7 @@ def no_empty_folder(out: Path) -> Iterator[None]:
         if fresh and out.is_dir() and not any(out.iterdir()): out.rmdir()
         raise
 
-# %% ../nbs/19_cli.ipynb #44db57b2
+# %% ../nbs/19_cli.ipynb #12b6a1f9
 def setting(name: str, what: str) -> Callable:
     "An option that takes a JSON object."
     return click.option(name, type=JsonObject(), metavar='JSON', help=f'Settings of {what}, as a JSON object.')
@@ -199,28 +199,33 @@ def setting(name: str, what: str) -> Callable:
 TRAINING = stacked(
     click.option('--model', default='ConvE', show_default=True, help="PyKEEN's name of the model."),
     setting('--model-kwargs', 'the model, such as {"embedding_dim": 32}'),
-    click.option('--epochs', type=int, default=100, show_default=True, metavar='N'),
+    click.option('--epochs', type=int, default=100, show_default=True, metavar='N',
+                 help='Passes over the training triples.'),
     click.option('--keep-every', type=Numbers(), default='20', show_default=True, metavar='N[,N...]',
                  help='Keep a checkpoint every N epochs, or at the end of each of several epochs; always at the end.'),
     click.option('--loop', type=click.Choice(['slcwa', 'lcwa']), default='slcwa', show_default=True,
-                 help='Train on triples with sampled negatives (slcwa), or on every tail of a (head, relation) (lcwa).'),
+                 help='Train on triples with sampled negatives, or on all tails of a head and a relation (lcwa).'),
     click.option('--inverse', is_flag=True, help='Train on inverse triples, too.'),
     click.option('--loss', help="PyKEEN's name of the loss.  [default: the model's own]"),
     setting('--loss-kwargs', 'the loss'),
-    click.option('--label-smoothing', type=float, default=0., show_default=True, metavar='X'),
+    click.option('--label-smoothing', type=float, default=0., show_default=True, metavar='X',
+                 help='Part of the probability that the loss gives to the other label, from 0 to below 1.'),
     click.option('--optimizer', default='Adam', show_default=True, help="PyTorch's name of the optimiser."),
     click.option('--lr', type=float, metavar='X', help="Learning rate.  [default: the optimiser's own]"),
     setting('--optimizer-kwargs', 'the optimiser'),
     click.option('--lr-scheduler', help="PyTorch's name of a learning-rate scheduler.  [default: none]"),
     setting('--lr-scheduler-kwargs', 'the scheduler'),
     click.option('--negative-sampler', help="PyKEEN's name of the sampler of negatives (slcwa).  [default: basic]"),
-    click.option('--num-negs-per-pos', type=int, metavar='N', help='Negatives per training triple (slcwa).  [default: 1]'),
+    click.option('--num-negs-per-pos', type=int, metavar='N',
+                 help='Negatives per training triple (slcwa).  [default: 1]'),
     setting('--negative-sampler-kwargs', 'the sampler'),
-    click.option('--batch-size', type=int, default=256, show_default=True, metavar='N'),
+    click.option('--batch-size', type=int, default=256, show_default=True, metavar='N',
+                 help='Training triples per step; under lcwa, pairs of head and relation.'),
     setting('--training-kwargs', "PyKEEN's training loop"),
-    click.option('--seed', type=int, default=0, show_default=True, metavar='N'),
+    click.option('--seed', type=int, default=0, show_default=True, metavar='N',
+                 help='Of initialisation, batches and negatives.'),
     click.option('--device', help='A device of PyTorch such as cpu or cuda:1.  [default: the GPU if there is one]'),
-    click.option('--resume', is_flag=True, help='Go on from the last checkpoint in --out, if training was interrupted.'))
+    click.option('--resume', is_flag=True, help='Go on from the last checkpoint in --out, if there is one.'))
 
 # %% ../nbs/19_cli.ipynb #704072a0
 @main.command('train', short_help='Train a PyKEEN model and keep checkpoints.')
@@ -283,20 +288,30 @@ def chosen_triples(run: 'Run', triple: Sequence[tuple[str, str, str]], test: Pat
     else: ids = own_triples(run, relation, test_index)
     return ids[:maximum]
 
-# %% ../nbs/19_cli.ipynb #f2754a93
+# %% ../nbs/19_cli.ipynb #3204534e
 def check_choice(triple: Sequence[tuple[str, str, str]], test: Path | None, relation: Sequence[str],
                  test_index: Sequence[int], maximum: int | None) -> None:
     "Raise click's error unless the triples to explain are given in exactly one way."
-    ways = {'--triple': triple, '--test': test, "a choice among the run's own (--relation, --test-index)": relation or test_index}
+    ways = {'--triple': triple, '--test': test,
+            "a choice among the run's own (--relation, --test-index)": relation or test_index}
     given = [name for name, value in ways.items() if value]
     context = click.get_current_context(silent=True)
     if len(given) > 1: raise click.UsageError(f'{given[0]} and {given[1]} exclude each other', context)
     if not given and maximum is None:
         raise click.UsageError('say what to explain: --triple, --test, --relation, --test-index or --max', context)
 
-# %% ../nbs/19_cli.ipynb #004e545c
+# %% ../nbs/19_cli.ipynb #45d65390
+def whole_triples(context: click.Context, param: click.Parameter, triples: Sequence[tuple[str, str, str]],
+                  ) -> Sequence[tuple[str, str, str]]:
+    "The triples as they are, unless one swallowed an option that follows it on the command line."
+    options = {name for p in context.command.params for name in p.opts if name.startswith('-')}
+    for part in (part for triple in triples for part in triple if part in options):
+        raise click.BadParameter(f'expected HEAD RELATION TAIL, found the option {part} among them', context, param)
+    return triples
+
+# %% ../nbs/19_cli.ipynb #385826f5
 TESTS = stacked(
-    click.option('--triple', nargs=3, multiple=True, metavar='HEAD RELATION TAIL',
+    click.option('--triple', nargs=3, multiple=True, metavar='HEAD RELATION TAIL', callback=whole_triples,
                  help='Explain this triple, given by its labels. May be repeated.'),
     click.option('--test', type=click.Path(path_type=Path), metavar='FILE',
                  help='Explain the triples of a file with lines of head, relation and tail separated by tabs.'),
@@ -348,11 +363,13 @@ def run_command(folder: Path, k: int, against: str | None, breakdown: bool, out:
     tracin = analysis(folder, **options)
     deliver(explained(tracin, chosen_triples(tracin.run, **choice), k, against, breakdown), out, form)
 
-# %% ../nbs/19_cli.ipynb #9e360241
+# %% ../nbs/19_cli.ipynb #f5d2d364
 @main.command('self', short_help='Rank training triples by their influence on themselves.')
 @RUN_DIR
-@click.option('-k', type=click.IntRange(min=1), default=100, show_default=True, metavar='N', help='Training triples to name.')
-@click.option('--relation', multiple=True, metavar='LABEL', help='Only training triples with this relation. May be repeated.')
+@click.option('-k', type=click.IntRange(min=1), default=100, show_default=True, metavar='N',
+              help='Training triples to name.')
+@click.option('--relation', multiple=True, metavar='LABEL',
+              help='Only training triples with this relation. May be repeated.')
 @ANALYSIS
 @OUTPUT
 def self_command(folder: Path, k: int, relation: Sequence[str], out: Path | None, overwrite: bool, form: str | None,
@@ -369,7 +386,7 @@ def self_command(folder: Path, k: int, relation: Sequence[str], out: Path | None
     tracin = analysis(folder, **options)
     training = tracin.run.training
     with naming('--relation'): chosen = select(training, relation=list(relation)) if relation else None
-    if chosen is not None and not len(chosen): raise ValueError(f'no training triple has the relation {", ".join(relation)}')
+    if chosen is not None and not len(chosen): raise ValueError('no training triple has that relation (--relation)')
     deliver(tracin.self_influence(min(k, training.num_triples), train=chosen), out, form)
 
 # %% ../nbs/19_cli.ipynb #3e0cfd98

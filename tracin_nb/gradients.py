@@ -177,9 +177,9 @@ def _linear(m: nn.Linear, x: Tensor, y: Tensor) -> Capture:
         return [(m.weight, Outer((D, _split(x.detach(), B, m.in_features)))), (m.bias, Dense(D.sum(1)))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #964ca74f
+# %% ../nbs/04_gradients.ipynb #a7c89755
 def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
-    "The inputs that each output place of `m` sees: `[n, channels * kernel, places]` from `x` `[n, channels, height, width]`."
+    "What each output place of `m` sees of `x` `[n, channels, height, width]`: `[n, channels * kernel, places]`."
     (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
     x = F.pad(x, (pw, pw, ph, ph)).contiguous()
     n, C, H, W = x.shape
@@ -214,15 +214,16 @@ def _layer_norm(m: nn.LayerNorm, x: Tensor, y: Tensor) -> Capture:
         return [(p, Dense(g.view(B, *m.normalized_shape))) for p, g in zip((m.weight, m.bias), own)]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #ca5a120e
+# %% ../nbs/04_gradients.ipynb #7d01ab24
 def _recipe(m: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Capture] | None:
     "How to capture module `m`, or None if there is no closed form for it."
-    plain = isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == 'zeros' and not isinstance(m.padding, str)
-    if isinstance(m, nn.Embedding): return _embedding if m.max_norm is None else None
-    if isinstance(m, nn.Linear): return _linear
-    if isinstance(m, nn.Conv2d): return _conv2d if plain else None
-    if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d): return _batch_norm if m.running_mean is not None and m.affine else None
-    return _layer_norm if isinstance(m, nn.LayerNorm) and m.elementwise_affine else None
+    match m:
+        case nn.Embedding() if m.max_norm is None: return _embedding
+        case nn.Linear(): return _linear
+        case nn.Conv2d() if m.groups == 1 and m.padding_mode == 'zeros' and type(m.padding) is tuple: return _conv2d
+        case nn.BatchNorm1d() | nn.BatchNorm2d() if m.affine and m.running_mean is not None: return _batch_norm
+        case nn.LayerNorm() if m.elementwise_affine: return _layer_norm
+    return None
 
 # %% ../nbs/04_gradients.ipynb #972717ed
 def _core(W: nn.Parameter, *vectors: Tensor) -> Callable[[Tensor, int], list]:

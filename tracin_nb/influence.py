@@ -187,7 +187,7 @@ def scores(self: TracIn,
 def _train(self: TracIn, train: Any) -> Tensor:
     return self.run.training.mapped_triples if train is None else to_ids(train, self.run.training)
 
-# %% ../nbs/12_influence.ipynb #15ddc4ba
+# %% ../nbs/12_influence.ipynb #ea49e0f7
 @patch
 def explain(self: TracIn,
             test: Any,                       # triples to explain: labels or ids, one or many
@@ -202,7 +202,7 @@ def explain(self: TracIn,
     objective, engines = self._test_side(test, against)
     factors = self._test_factors(test, engines)
     size = self._tile(factors, len(rows))
-    ranking = Ranking(len(test), _positive(k, 'k'), dtype=_dtype(self))
+    ranking = Ranking(len(test), _positive(k, 'k'), device=self.device, dtype=_dtype(self))
     triples = self.run.training.mapped_triples[rows]
     for tile, scores in self.stream(factors, triples, size): ranking.update(scores, rows[tile])
     groups = self._breakdown(factors, ranking, size) if breakdown else None
@@ -267,19 +267,20 @@ def _group_scores(self: TracIn, factors: list[Factors], triples: Tensor) -> dict
             groups[group_of(name)] = groups.get(group_of(name), 0) + step.rate * part
     return groups
 
-# %% ../nbs/12_influence.ipynb #a91b5105
+# %% ../nbs/12_influence.ipynb #ad1081c8
 @patch
 def _breakdown(self: TracIn, factors: list[Factors], ranking: Ranking, size: int) -> dict[str, tuple[Tensor, Tensor]]:
     "Group name -> shares `[M, k]` of the proponents' and of the opponents' influence."
     sides = (ranking.proponents, ranking.opponents)
-    kept = torch.cat([top.indices.flatten() for top in sides]).unique()
+    places = [top.indices.cpu() for top in sides]
+    kept = torch.cat([p.flatten() for p in places]).unique()
     kept = kept[kept >= 0]
     groups = sorted({group_of(name) for f in factors for name in f.blocks})
-    shares = {g: tuple(torch.zeros_like(top.values) for top in sides) for g in groups}
+    shares = {g: tuple(torch.zeros(p.shape, dtype=_dtype(self)) for p in places) for g in groups}
     for tile, triples in self._tiles(self.run.training.mapped_triples[kept], size, 'breakdown'):
         parts = self._group_scores(factors, triples)
         for g, both in shares.items():
-            for share, top in zip(both, sides): _fill(share, top.indices, kept[tile], parts.get(g))
+            for share, p in zip(both, places): _fill(share, p, kept[tile], parts.get(g))
     return {f'via_{g}': both for g, both in shares.items()}
 
 # %% ../nbs/12_influence.ipynb #67d54c55
@@ -290,7 +291,7 @@ def _fill(share: Tensor, indices: Tensor, rows: Tensor, part: Tensor | None) -> 
     hit = rows[at] == indices
     share[hit] = part.to(share).gather(1, at)[hit]
 
-# %% ../nbs/12_influence.ipynb #3e45ade5
+# %% ../nbs/12_influence.ipynb #968a6b09
 @patch
 def self_influence(self: TracIn,
                    k: int = 100,            # how many to keep
@@ -299,7 +300,7 @@ def self_influence(self: TracIn,
                    ) -> SelfInfluence:
     "The training triples with the greatest influence on their own loss: `sum_k lr_k |grad|^2`."
     start, rows = time.perf_counter(), self._train_rows(train)
-    triples, top = self.run.training.mapped_triples[rows], TopK(1, _positive(k, 'k'), dtype=_dtype(self))
+    triples, top = self.run.training.mapped_triples[rows], TopK(1, _positive(k, 'k'), device=self.device, dtype=_dtype(self))
     size = self._self_tile(triples)
     for tile, part in self._tiles(triples, size, 'self-influence'):
         self.counters.train_passes += len(self.steps)

@@ -257,10 +257,10 @@ def __call__(self: Labels, triples: Tensor) -> Tensor:
     labels[rows, self.tails[self.starts[at].repeat_interleave(counts) + within]] = 1.
     return labels.scatter_(1, triples[:, 2:], 1.)
 
-# %% ../nbs/02_objectives.ipynb #0fb73daa
+# %% ../nbs/02_objectives.ipynb #f1ce1d5b
 @dataclass(frozen=True)
 class LCWA(Objective):
-    """The run's own loss of the row (head, relation), as for a batch of this one row: the whole `row`, or the triple's part.
+    """The run's own loss of the row (head, relation), as for a batch of this one row; by default the triple's part.
 
     Extra tensors: labels `[B, g, E]`, tails `[B, g]`."""
     run_loss: Loss
