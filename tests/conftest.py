@@ -1,18 +1,18 @@
-"""What the tests share: the graphs that lie beside the checkout, and a modest number of threads."""
+"""What the tests share: the graphs that lie beside the checkout, and one thread."""
 import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 @pytest.fixture(scope='session', autouse=True)
 def threads() -> None:
-    "Two threads at most: the arrays are small, and more threads only wait for each other."
+    "One thread: the arrays are small, and more threads only wait for each other."
     import torch
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')

@@ -248,10 +248,10 @@ def train_command(dataset: str, out: Path, keep_every: list[int], **options: Any
     click.echo(f'{run!r}\nin {out}')
     say(f'next: tracin run {out} --max 3')
 
-# %% ../nbs/19_cli.ipynb #5de94073
+# %% ../nbs/19_cli.ipynb #5cb17fd6
 @contextmanager
 def naming(where: str, first: int | None = None) -> Iterator[None]:
-    "Let an error about triples or labels begin with `where`; a row becomes a line of a file whose row 0 is line `first`."
+    "Let an error about triples begin with `where`; a row becomes a line of a file whose row 0 is line `first`."
     try: yield
     except ValueError as e:
         row = getattr(e, 'row', None)
@@ -389,17 +389,17 @@ def self_command(folder: Path, k: int, relation: Sequence[str], out: Path | None
     if chosen is not None and not len(chosen): raise ValueError('no training triple has that relation (--relation)')
     deliver(tracin.self_influence(min(k, training.num_triples), train=chosen), out, form)
 
-# %% ../nbs/19_cli.ipynb #3e0cfd98
+# %% ../nbs/19_cli.ipynb #90410cc5
 DEMO = dict(dataset='umls', model='ConvE', epochs=50, keep_every=10, loop='lcwa', inverse=True, lr=.01, batch_size=128,
-            model_kwargs=dict(embedding_dim=64, embedding_height=8, embedding_width=8, output_channels=8, input_dropout=.1,
-                              feature_map_dropout=.1, output_dropout=.2))
+            model_kwargs=dict(embedding_dim=64, embedding_height=8, embedding_width=8, output_channels=8,
+                              input_dropout=.1, feature_map_dropout=.1, output_dropout=.2))
 PREDICTIONS = (('pharmacologic_substance', 'treats', 'disease_or_syndrome'),
                ('fungus', 'causes', 'disease_or_syndrome'),
                ('vitamin', 'affects', 'neoplastic_process'))
 
-# %% ../nbs/19_cli.ipynb #f13e9172
+# %% ../nbs/19_cli.ipynb #67f9ed9b
 def tail_rank(run: 'Run', triple: tuple[str, str, str]) -> tuple[int, int]:
-    "Rank of the tail of `triple` at the last checkpoint, from 1, and among how many that training does not state already."
+    "Rank of the tail of `triple` at the last checkpoint, from 1, and the number of tails that training does not state."
     from pykeen.predict import predict_target
     from tracin_nb.triples import select
     head, relation, tail = triple
@@ -456,13 +456,13 @@ def top(result: 'Result', k: int) -> 'Result':
     "The first `k` ranks of a result."
     return type(result)(result.frame[result.frame['rank'] <= k], result.facts, result.tests)
 
-# %% ../nbs/19_cli.ipynb #5e9da498
+# %% ../nbs/19_cli.ipynb #edf16fea
 @main.command('demo', short_help='See it work: train a small model and explain three predictions.')
 @click.option('--out', type=click.Path(path_type=Path), default=Path('runs/demo'), show_default=True, metavar='RUN_DIR',
               help='Folder for the run. If the demo was trained there before, it is used again.')
 def demo_command(out: Path) -> None:
-    """Train ConvE on UMLS (comes inside PyKEEN, nothing is downloaded) and name the training triples that made it believe
-    three predictions. Takes about a minute."""
+    """Train ConvE on UMLS (comes inside PyKEEN, nothing is downloaded) and name the training triples that made it
+    believe three predictions. Takes about a minute."""
     with one_thread(): run, result, times = demo_result(out)
     from tracin_nb.results import text_table
     click.echo(f'Three facts of UMLS that were held out of training, and what ConvE makes of them:\n{belief(run)}\n')

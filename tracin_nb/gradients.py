@@ -225,20 +225,27 @@ def _recipe(m: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Capture] | No
         case nn.LayerNorm() if m.elementwise_affine: return _layer_norm
     return None
 
-# %% ../nbs/04_gradients.ipynb #972717ed
-def _core(W: nn.Parameter, *vectors: Tensor) -> Callable[[Tensor, int], list]:
-    "Blocks of a three-way core from `vectors`; the gradient takes the place of the one that is None."
+# %% ../nbs/04_gradients.ipynb #0ec4fa5c
+def _core(W: nn.Parameter, h: Tensor, r: Tensor, t: Tensor | None) -> Callable[[Tensor, int], list]:
+    "Blocks of a three-way core from its vectors `[..., n]`; the gradient takes the place of `t` if that is None."
+    places = torch.broadcast_shapes(h.shape[:-1], r.shape[:-1])
     def blocks(grad: Tensor, B: int) -> list:
-        factors = (grad if v is None else v.detach() for v in vectors)
-        return [(W, Outer(tuple(_split(f, B, n) for f, n in zip(factors, W.shape))))]
+        factors = h.detach(), r.detach(), grad.reshape(*places, -1) if t is None else t.detach()
+        return [(W, Outer(tuple(_split(f.expand(*places, n), B, n) for f, n in zip(factors, W.shape))))]
     return blocks
 
-# %% ../nbs/04_gradients.ipynb #80b182bf
+# %% ../nbs/04_gradients.ipynb #4fca3779
+def _arguments(args: tuple, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The arguments h, r, t of an interaction's call by name."
+    return dict(zip('hrt', args)) | kwargs
+
+# %% ../nbs/04_gradients.ipynb #252c7544
 @contextmanager
 def _tucker(m: TuckERInteraction, found: list[Capture]) -> Iterator[None]:
     seen = {}
     last = m.head_relation_batch_norm or m.head_relation_dropout
-    hooks = [m.register_forward_pre_hook(lambda m, args, kw: seen.update(r=kw['r']), with_kwargs=True),
+    before = lambda m, args, kw: seen.update(r=_arguments(args, kw)['r'])
+    hooks = [m.register_forward_pre_hook(before, with_kwargs=True),
              m.head_dropout.register_forward_hook(lambda m, args, y: seen.update(h=y)),
              last.register_forward_pre_hook(lambda _, args: found.append(
                  Capture(args[0], _core(m.core_tensor, seen['h'], seen['r'], None))))]
@@ -246,11 +253,12 @@ def _tucker(m: TuckERInteraction, found: list[Capture]) -> Iterator[None]:
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../nbs/04_gradients.ipynb #8df7f2c9
+# %% ../nbs/04_gradients.ipynb #a8045a67
 @contextmanager
 def _multilinear(m: MultiLinearTuckerInteraction, found: list[Capture]) -> Iterator[None]:
     def after(m: nn.Module, args: tuple, kw: dict, y: Tensor) -> None:
-        h, r, t = (kw[k].detach().expand(*y.shape, -1) for k in 'hrt')
+        given = _arguments(args, kw)
+        h, r, t = (given[k].detach().expand(*y.shape, -1) for k in 'hrt')
         found.append(Capture(y, lambda grad, B: _core(m.core_tensor, h * grad[..., None], r, t)(grad, B)))
     hook = m.register_forward_hook(after, with_kwargs=True)
     try: yield
@@ -482,10 +490,19 @@ def _trial_triples(model: Model) -> Tensor:
     E, R = model._get_entity_len(mode=_mode(model)), max(1, model.num_real_relations)
     return torch.tensor([[0, 0, E - 1], [E // 2, R // 2, 0], [E // 3, R - 1, E // 3]])
 
-# %% ../nbs/04_gradients.ipynb #a847317b
+# %% ../nbs/04_gradients.ipynb #0f2fe4b5
+def _reached(engine: FactoredEngine, triples: Tensor) -> set[str]:
+    "Parameters that the scores of `triples` are computed from, whatever their gradient."
+    with frozen(engine.model):
+        scores = score(engine.model, engine.objective.queries(triples).to(engine.model.device))
+        grads = torch.autograd.grad(scores.sum(), list(engine.params.values()), allow_unused=True)
+    return {name for name, g in zip(engine.params, grads) if g is not None}
+
+# %% ../nbs/04_gradients.ipynb #28e341b3
 def _wrong(engine: FactoredEngine, triples: Tensor, truth: Factors) -> set[str]:
     "Parameters whose gradient of some triple differs from `truth` (dense)."
-    ours, wrong = engine(triples), set()
+    ours = engine(triples)
+    wrong = _reached(engine, triples) - set(ours.blocks)
     for name, (block,) in truth.blocks.items():
         scale = block.grad.abs().max()
         for i, expected in enumerate(block.grad):

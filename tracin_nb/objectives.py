@@ -82,17 +82,17 @@ def directions(triples: Tensor, inverse: bool) -> Tensor:
     forward, backward = inverter.map(batch=triples), inverter.map(batch=triples, invert=True).flip(1)
     return torch.stack([forward, backward], dim=1)
 
-# %% ../nbs/02_objectives.ipynb #4496c8b4
+# %% ../nbs/02_objectives.ipynb #a6816b42
 @dataclass(frozen=True)
 class BCE(Objective):
     """Binary cross-entropy of the one triple with label `1 - smoothing`, in nats:
-    `(1 - smoothing) * softplus(-s) + smoothing * softplus(s)`."""
+    `-(1 - smoothing) * log sigmoid(s) - smoothing * log sigmoid(-s)`."""
     smoothing: float = 0.
     inverse: bool = False
     def __str__(self) -> str: return f'bce, smoothing {self.smoothing:g}'
     def queries(self, triples: Tensor) -> Queries: return Queries('hrt', directions(triples, self.inverse)[:, :1])
     def loss(self, scores: Tensor) -> Tensor:
-        return ((1 - self.smoothing) * F.softplus(-scores) + self.smoothing * F.softplus(scores)).sum()
+        return -((1 - self.smoothing) * F.logsigmoid(scores) + self.smoothing * F.logsigmoid(-scores)).sum()
 
 # %% ../nbs/02_objectives.ipynb #f76b3230
 @dataclass(frozen=True)
