@@ -503,6 +503,7 @@ CHOICES = {
     'rows under slcwa': ((*ASK, '--objective', 'training-row'), 'training-row', 'sLCWA'),
     '--test-objective': ((*ASK, '--test-objective', 'x'), '--test-objective', "'x'"),
     '--against': ((*ASK, '--against', 'brasil'), '--against', "entity 'brasil'", "nearest: 'brazil'"),
+    'against itself': ((*ASK, '--against', 'cuba'), '--against', "'cuba' is itself the tail"),
     'against and objective': ((*ASK, '--against', 'brazil', '--test-objective', 'bce'), '--against', 'exclude'),
     '--engine': ((*ASK, '--engine', 'fast'), '--engine', "'fast'", "'factored'"),
     'no such checkpoint': ((*ASK, '--checkpoints', '0,9'), 'no checkpoint 9', 'the run has 2'),

@@ -7,8 +7,8 @@ __all__ = ['OBJECTIVES', 'ENGINES', 'ANALYSIS', 'SUFFIXES', 'OUTPUT', 'RUN_DIR',
            'say', 'one_line', 'reason', 'fail', 'warnings_as_lines', 'Cli', 'main', 'JsonObject', 'Numbers', 'stacked',
            'refuse', 'check_writable', 'check_out', 'deliver', 'analysis', 'no_empty_folder', 'setting',
            'train_command', 'naming', 'file_triples', 'own_triples', 'chosen_triples', 'check_choice', 'whole_triples',
-           'explained', 'run_command', 'self_command', 'tail_rank', 'belief', 'timed', 'one_thread', 'demo_run',
-           'demo_result', 'top', 'demo_command']
+           'check_against', 'explained', 'run_command', 'self_command', 'tail_rank', 'belief', 'timed', 'one_thread',
+           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command']
 
 # %% ../nbs/19_cli.ipynb #05ac3eaa
 import json, os, sys, tempfile, time, warnings
@@ -322,14 +322,19 @@ TESTS = stacked(
     click.option('--max', 'maximum', type=click.IntRange(min=1), metavar='N',
                  help='Only the first N of those chosen, or of all testing triples.'))
 
-# %% ../nbs/19_cli.ipynb #8a2fbc52
+# %% ../nbs/19_cli.ipynb #6b943547
+def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:
+    "Refuse an `--against` that is no entity, or the tail of one of the triples `[M, 3]` to explain."
+    from tracin_nb.triples import select
+    with naming('--against'):
+        select(training, tail=against)
+        if training.entity_to_id[against] in test[:, 2].tolist():
+            raise ValueError(f'{against!r} is itself the tail of a triple to explain')
+
+# %% ../nbs/19_cli.ipynb #95070f4c
 def explained(tracin: 'TracIn', test: 'Tensor', k: int, against: str | None, breakdown: bool) -> 'Result':
     "`TracIn.explain`; no more than all training triples are kept."
-    from tracin_nb.triples import to_ids
-    head, relation, _ = test[0].tolist()
-    label, name = tracin.run.training.entity_id_to_label, tracin.run.training.relation_id_to_label
-    if against is not None:
-        with naming('--against'): to_ids((label[head], name[relation], against), tracin.run.training)
+    if against is not None: check_against(against, test, tracin.run.training)
     return tracin.explain(test, min(k, tracin.run.training.num_triples), against=against, breakdown=breakdown)
 
 # %% ../nbs/19_cli.ipynb #7782c720
@@ -472,3 +477,18 @@ def demo_command(out: Path) -> None:
                f'Next: tracin run {out} --relation treats --max 3   (explains other test triples of this run)\n'
                f'      tracin run --help   (what else can be asked)\n'
                f'      nbs/12_influence.ipynb   (how it works, and the same from Python)')
+
+# %% ../nbs/19_cli.ipynb #55ec3f75
+@main.command('bench', short_help='Measure what the engines cost on this machine.')
+@click.argument('name', default='engine')
+@click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='DIR',
+              help='Folder for NAME.json and NAME.md.')
+@click.option('--device', default='cpu', show_default=True, help='Where to measure, for example cuda.')
+@click.option('--threads', type=click.IntRange(1), help='Threads that PyTorch may use.')
+def bench_command(name: str, out: Path | None, device: str, threads: int | None) -> None:
+    """Run the benchmark NAME ("engine": ConvE at the size of FB15k-237; takes a few minutes)."""
+    import torch
+    from tracin_nb.benchmarks import run_benchmark, table
+    from tracin_nb.runs import pick_device
+    if threads: torch.set_num_threads(threads)
+    click.echo(table(run_benchmark(name, out, device=str(pick_device(device)))), nl=False)

@@ -47,12 +47,97 @@ class Dense(Block):
     "The gradient itself, `[B, *shape]`."
     grad: Tensor
 
-# %% ../nbs/03_factors.ipynb #6437ae0e
-def _rows_rows(a: Rows, b: Rows) -> Tensor:
+# %% ../nbs/03_factors.ipynb #0ec028e4
+def _masked(a: Rows, b: Rows) -> Tensor:
+    "All dots of rows with rows, those of unequal ids set to zero."
     same = a.ids.flatten()[:, None] == b.ids.flatten()
     dots = a.grads.flatten(0, 1) @ b.grads.flatten(0, 1).T
     shape = (*a.ids.shape, *b.ids.shape)
     return (dots * same).view(shape).sum((1, 3))
+
+# %% ../nbs/03_factors.ipynb #2e7af26e
+def _merged(rows: Rows, none: int) -> tuple[Tensor, Tensor]:
+    "Ids and gradients with each id at most once per triple; what was merged away gets the id `none`."
+    ids, grads = rows.ids, rows.grads
+    for j in range(1, ids.shape[1]):
+        for i in range(j):
+            same = ids[:, i] == ids[:, j]
+            if not same.any(): continue
+            if ids is rows.ids: ids, grads = ids.clone(), grads.clone()
+            grads[:, i] += same[:, None] * grads[:, j]
+            ids[:, j] = torch.where(same, none, ids[:, j])
+    return ids, grads
+
+# %% ../nbs/03_factors.ipynb #ad07876a
+def _sorted_by_id(ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "The distinct ids `[U]`, how often each occurs, where its run starts, and the places of all ids in that order."
+    ordered, places = ids.flatten().sort()
+    unique, counts = ordered.unique_consecutive(return_counts=True)
+    return unique, counts, counts.cumsum(0) - counts, places
+
+# %% ../nbs/03_factors.ipynb #24b07274
+@dataclass(frozen=True)
+class _Groups:
+    "Ids `[G]` that occur on both sides: their numbers and first places on each."
+    counts: tuple[Tensor, Tensor]
+    starts: tuple[Tensor, Tensor]
+    places: tuple[Tensor, Tensor]
+    def part(self, keep: Tensor) -> '_Groups':
+        return replace(self, counts=tuple(c[keep] for c in self.counts), starts=tuple(s[keep] for s in self.starts))
+    @property
+    def sizes(self) -> Tensor: return self.counts[0] * self.counts[1]
+
+# %% ../nbs/03_factors.ipynb #8172657a
+def _groups(a: Tensor, b: Tensor) -> _Groups:
+    "The groups of equal ids between `a` and `b`."
+    (ua, ca, sa, pa), (ub, cb, sb, pb) = _sorted_by_id(a), _sorted_by_id(b)
+    at = torch.searchsorted(ub, ua).clamp(max=len(ub) - 1)
+    hit = ub[at] == ua
+    return _Groups((ca[hit], cb[at[hit]]), (sa[hit], sb[at[hit]]), (pa, pb))
+
+# %% ../nbs/03_factors.ipynb #f96c245e
+def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, int]) -> None:
+    "Add to `out` `[Ba, Bb]` the products of each group's rows, group by group. `a`, `b`: rows; `k`: rows per triple."
+    columns = (*g.starts, *g.counts)
+    for s, t, m, n in zip(*(c.tolist() for c in columns)):
+        i, j = g.places[0][s:s + m], g.places[1][t:t + n]
+        out[(i // k[0])[:, None], j // k[1]] += a[i] @ b[j].T
+
+# %% ../nbs/03_factors.ipynb #ab5846bc
+def _add_pairs(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, int], chunk: int = 2**17) -> None:
+    "The same, pair by pair, `chunk` pairs at a time."
+    ends, (ma, mb) = g.sizes.cumsum(0), g.counts
+    for start in range(0, int(ends[-1]) if len(ends) else 0, chunk):
+        pair = torch.arange(start, min(start + chunk, int(ends[-1])), device=out.device)
+        group = torch.searchsorted(ends, pair, right=True)
+        within = pair - (ends[group] - g.sizes[group])
+        i = g.places[0][g.starts[0][group] + within // mb[group]]
+        j = g.places[1][g.starts[1][group] + within % mb[group]]
+        out.view(-1).index_add_(0, (i // k[0]) * out.shape[1] + j // k[1], torch.linalg.vecdot(a[i].conj(), b[j]))
+
+# %% ../nbs/03_factors.ipynb #c45c8d17
+_LARGE_GROUP = 4096   # pairs; from here on a matrix product is faster
+_FEW = 2**16          # pairs of rows; below, looking up costs more than multiplying all with all
+_DENSE = 0.02         # share of pairs with equal ids; above, multiplying all with all is faster
+
+# %% ../nbs/03_factors.ipynb #0099c59a
+def _joined(a: Rows, b: Rows, ids: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor], g: _Groups) -> Tensor:
+    "Inner products `[Ba, Bb]` by groups."
+    out, k = rows[0].new_zeros(len(a), len(b)), (ids[0].shape[1], ids[1].shape[1])
+    flat, large = [r.flatten(0, 1) for r in rows], g.sizes >= _LARGE_GROUP
+    _add_products(out, g.part(large), *flat, k)
+    _add_pairs(out, g.part(~large), *flat, k)
+    return out
+
+# %% ../nbs/03_factors.ipynb #77a89cf7
+def _rows_rows(a: Rows, b: Rows) -> Tensor:
+    pairs = a.ids.numel() * b.ids.numel()
+    if pairs < _FEW: return _masked(a, b)
+    ids, rows = zip(_merged(a, -1), _merged(b, -2))
+    g = _groups(*ids)
+    if g.sizes.sum() < _DENSE * pairs: return _joined(a, b, ids, rows, g)
+    per = max(1, 2**24 * len(a) // pairs)
+    return torch.cat([_masked(a.map(lambda t: t[i:i + per]), b) for i in range(0, len(a), per)])
 
 # %% ../nbs/03_factors.ipynb #18f2212b
 def _outer_outer(a: Outer, b: Outer) -> Tensor:

@@ -229,7 +229,7 @@ def _train_rows(self: TracIn, train: Any) -> Tensor:
         if triple not in place: raise ValueError(f'{labels} is not a training triple')
     return torch.tensor(sorted({place[t] for t in map(tuple, asked.tolist())}))
 
-# %% ../nbs/12_influence.ipynb #9a423700
+# %% ../nbs/12_influence.ipynb #34602bb8
 @patch
 def _test_side(self: TracIn, test: Tensor, against: str | int | None) -> tuple[Objective, list[Engine]]:
     "The test triples' objective, and its engine at each checkpoint."
@@ -238,7 +238,9 @@ def _test_side(self: TracIn, test: Tensor, against: str | int | None) -> tuple[O
     head, relation, _ = test[0].tolist()
     labels = (training.entity_id_to_label[head], training.relation_id_to_label[relation], against)
     other = torch.tensor([[head, relation, against]]) if isinstance(against, int) else labels
-    objective = Contrast(to_ids(other, training)[0, 2].item(), training.create_inverse_triples)
+    tail = to_ids(other, training)[0, 2].item()
+    if (test[:, 2] == tail).any(): raise ValueError(f'against={against!r} is the tail of a triple to explain itself')
+    objective = Contrast(tail, training.create_inverse_triples)
     return objective, [self._engine(s.train.model, objective) for s in self.steps]
 
 # %% ../nbs/12_influence.ipynb #0a033e8a
@@ -291,7 +293,7 @@ def _fill(share: Tensor, indices: Tensor, rows: Tensor, part: Tensor | None) -> 
     hit = rows[at] == indices
     share[hit] = part.to(share).gather(1, at)[hit]
 
-# %% ../nbs/12_influence.ipynb #968a6b09
+# %% ../nbs/12_influence.ipynb #6d7746f0
 @patch
 def self_influence(self: TracIn,
                    k: int = 100,            # how many to keep
@@ -300,7 +302,8 @@ def self_influence(self: TracIn,
                    ) -> SelfInfluence:
     "The training triples with the greatest influence on their own loss: `sum_k lr_k |grad|^2`."
     start, rows = time.perf_counter(), self._train_rows(train)
-    triples, top = self.run.training.mapped_triples[rows], TopK(1, _positive(k, 'k'), device=self.device, dtype=_dtype(self))
+    top = TopK(1, _positive(k, 'k'), device=self.device, dtype=_dtype(self))
+    triples = self.run.training.mapped_triples[rows]
     size = self._self_tile(triples)
     for tile, part in self._tiles(triples, size, 'self-influence'):
         self.counters.train_passes += len(self.steps)

@@ -533,12 +533,15 @@ def open(cls: Run, folder: Path | str) -> Run:
 
 # %% ../nbs/01_runs.ipynb #97337476
 def pick_device(device: str | torch.device | None) -> torch.device:
-    "`device`, or CUDA where there is one; `RunError` for a CUDA device that is not there"
+    "`device`, or CUDA where there is one; `RunError` for a device that is not there"
     if device is None: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try: device = torch.device(device)
     except (RuntimeError, TypeError) as e: raise RunError(f'device={device!r} is not a device of PyTorch') from e
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f'device={str(device)!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices')
+    try: torch.empty(0, device=device)
+    except (RuntimeError, ImportError, NotImplementedError) as e:
+        raise RunError(f'device={str(device)!r} is not one that this PyTorch can use') from e
     return device
 
 # %% ../nbs/01_runs.ipynb #7389a1d6
