@@ -506,6 +506,8 @@ CHOICES = {
     'against itself': ((*ASK, '--against', 'cuba'), '--against', "'cuba' is itself the tail"),
     'against and objective': ((*ASK, '--against', 'brazil', '--test-objective', 'bce'), '--against', 'exclude'),
     '--engine': ((*ASK, '--engine', 'fast'), '--engine', "'fast'", "'factored'"),
+    '--precision': ((*ASK, '--precision', 'int4'), '--precision', "'int4'", "'bf16'"),
+    '--precision without engine': ((*ASK, '--precision', 'bf16', '--engine', 'loop'), "'loop'", "'bf16'"),
     'no such checkpoint': ((*ASK, '--checkpoints', '0,9'), 'no checkpoint 9', 'the run has 2'),
     'checkpoint twice': ((*ASK, '--checkpoints', '1,-1'), 'checkpoints [1, -1]', 'once'),
     'checkpoint names': ((*ASK, '--checkpoints', 'last'), '--checkpoints', "'last'", 'whole numbers'),

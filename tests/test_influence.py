@@ -166,3 +166,15 @@ def test_a_pipeline_result(test_triples):
     assert [s.rate for s in tracin.steps] == [0.05]
     assert len(tracin.explain(test_triples, k=2).proponents) > 0
     for n, p in result.model.state_dict().items(): assert torch.equal(p, before[n])
+
+
+def test_reduced_precision(runs, test_triples):
+    "16 bits come close, and the result says how close; engines without them refuse."
+    for precision, bound in (('bf16', 0.1), ('fp16', 0.02)):
+        low = make(runs['slcwa'], precision=precision).explain(test_triples, k=3)
+        error = low.facts['precision_error']
+        assert 0 < error['relative_error'] < bound and error['rank_correlation'] > 0.95
+        own = make(runs['slcwa'], precision=precision).self_influence(k=3)
+        assert own.facts['precision'] == precision and 0 < own.facts['precision_error']['relative_error'] < bound
+    assert 'precision_error' not in make(runs['slcwa']).explain(test_triples, k=3).facts
+    with pytest.raises(ValueError, match='bf16'): make(runs['slcwa'], precision='bf16', engine='loop')

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'block_inner', 'block_total', 'Factors', 'inner', 'inner_parts', 'paired_inner',
-           'concat']
+           'concat', 'Sketch']
 
-# %% ../nbs/03_factors.ipynb #a79cfedf
+# %% ../nbs/03_factors.ipynb #0ca820eb
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -139,9 +140,23 @@ def _rows_rows(a: Rows, b: Rows) -> Tensor:
     per = max(1, 2**24 * len(a) // pairs)
     return torch.cat([_masked(a.map(lambda t: t[i:i + per]), b) for i in range(0, len(a), per)])
 
-# %% ../nbs/03_factors.ipynb #18f2212b
+# %% ../nbs/03_factors.ipynb #9c5f778a
+_HALF = (torch.bfloat16, torch.float16)
+def _up(t: Tensor) -> Tensor:
+    "16-bit numbers as float32, anything else as it is."
+    return t.float() if t.dtype in _HALF else t
+
+# %% ../nbs/03_factors.ipynb #ab12e27a
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    "`x @ y.T` for `x` `[m, n]` and `y` `[p, n]`, in float32 at least; summed up in float32 where the device can."
+    if x.dtype != y.dtype: x, y = _up(x), _up(y)
+    if x.dtype not in _HALF: return x @ y.T
+    if x.is_cuda and 'out_dtype' in (torch.mm.__doc__ or ''): return torch.mm(x, y.T, out_dtype=torch.float32)
+    return (x @ y.T).float()
+
+# %% ../nbs/03_factors.ipynb #38340e0e
 def _outer_outer(a: Outer, b: Outer) -> Tensor:
-    dots = [x.flatten(0, 1) @ y.flatten(0, 1).T for x, y in zip(a.factors, b.factors, strict=True)]
+    dots = [_products(x.flatten(0, 1), y.flatten(0, 1)) for x, y in zip(a.factors, b.factors, strict=True)]
     total = math.prod(dots)
     (Ba, sa), (Bb, sb) = a.factors[0].shape[:2], b.factors[0].shape[:2]
     return total if sa == sb == 1 else total.view(Ba, sa, Bb, sb).sum((1, 3))
@@ -169,10 +184,11 @@ def _dense_dense(a: Dense, b: Dense) -> Tensor: return a.grad.reshape(len(a), -1
 _INNER = {(Rows, Rows): _rows_rows, (Outer, Outer): _outer_outer, (Dense, Dense): _dense_dense,
           (Rows, Outer): _rows_outer, (Rows, Dense): _rows_dense, (Outer, Dense): _outer_dense}
 
-# %% ../nbs/03_factors.ipynb #5639b1f3
+# %% ../nbs/03_factors.ipynb #182c1eec
 def block_inner(a: Block, b: Block) -> Tensor:
     "Inner products `[Ba, Bb]` of the gradients in block `a` with those in block `b` of the same parameter."
     kinds = type(a), type(b)
+    if kinds != (Outer, Outer): a, b = a.map(_up), b.map(_up)
     return _INNER[kinds](a, b) if kinds in _INNER else _INNER[kinds[::-1]](b, a).T
 
 # %% ../nbs/03_factors.ipynb #4c40653d
@@ -185,11 +201,12 @@ def block_total(block: Block, shape: tuple[int, ...]) -> Tensor:
     names = 'xyzw'[:len(block.factors)]
     return torch.einsum(','.join(f'bs{n}' for n in names) + f'->{names}', *block.factors).view(shape)
 
-# %% ../nbs/03_factors.ipynb #8aba65db
+# %% ../nbs/03_factors.ipynb #b69f2fc0
 @dataclass(frozen=True)
 class Factors:
-    "Gradients of `B` triples: parameter name -> blocks, which add up."
+    "Gradients of `B` triples: parameter name -> blocks, which add up; all times `weight` `[B]`, if there is one."
     blocks: Mapping[str, tuple[Block, ...]]
+    weight: Tensor | None = None
 
 # %% ../nbs/03_factors.ipynb #72d8c990
 @patch
@@ -197,24 +214,26 @@ def __len__(self: Factors) -> int:
     "Number of triples."
     return len(next(iter(self.blocks.values()))[0])
 
-# %% ../nbs/03_factors.ipynb #e99f7300
+# %% ../nbs/03_factors.ipynb #234b359e
 @patch
 def map(self: Factors, f: Callable[[Block], Block]) -> Factors:
     "The same with `f` applied to each block."
-    return Factors({name: tuple(f(b) for b in blocks) for name, blocks in self.blocks.items()})
+    return replace(self, blocks={name: tuple(f(b) for b in blocks) for name, blocks in self.blocks.items()})
 
-# %% ../nbs/03_factors.ipynb #9871caef
+# %% ../nbs/03_factors.ipynb #98b61d89
 @patch
 def __getitem__(self: Factors, rows: slice | Tensor) -> Factors:
     "The gradients of a part of the triples."
-    return self.map(lambda b: b.map(lambda t: t[rows]))
+    part = self.map(lambda b: b.map(lambda t: t[rows]))
+    return part if self.weight is None else replace(part, weight=self.weight[rows])
 
-# %% ../nbs/03_factors.ipynb #4fce5544
+# %% ../nbs/03_factors.ipynb #d7b0cb63
 @patch
 def to(self: Factors, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Factors:
-    "Moved to `device`, floating-point tensors cast to `dtype`."
+    "Moved to `device`, the blocks' floating-point tensors cast to `dtype`."
     move = lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
-    return self.map(lambda b: b.map(move))
+    moved = self.map(lambda b: b.map(move))
+    return moved if self.weight is None else replace(moved, weight=self.weight.to(device))
 
 # %% ../nbs/03_factors.ipynb #c3d952c5
 @patch(as_prop=True)
@@ -222,16 +241,11 @@ def nbytes(self: Factors) -> int:
     "Bytes that the factors hold."
     return sum(t.nbytes for blocks in self.blocks.values() for b in blocks for t in b.tensors())
 
-# %% ../nbs/03_factors.ipynb #b1abebc5
+# %% ../nbs/03_factors.ipynb #055b975e
 @patch
 def scale(self: Factors, c: Tensor) -> Factors:
     "Each triple's gradient times its own factor `c` `[B]`."
-    first = lambda t: t * c.view(-1, *[1] * (t.dim() - 1)).to(t.dtype)
-    def scaled(b: Block) -> Block:
-        if isinstance(b, Rows): return replace(b, grads=first(b.grads))
-        if isinstance(b, Dense): return Dense(first(b.grad))
-        return replace(b, factors=(first(b.factors[0]), *b.factors[1:]))
-    return self.map(scaled)
+    return replace(self, weight=c if self.weight is None else self.weight * c)
 
 # %% ../nbs/03_factors.ipynb #340df092
 def _pairs(a: Factors, b: Factors) -> Iterable[tuple[str, Block, Block]]:
@@ -239,17 +253,23 @@ def _pairs(a: Factors, b: Factors) -> Iterable[tuple[str, Block, Block]]:
     if not names: raise ValueError(f'the two gradients share no parameter: {sorted(a.blocks)} and {sorted(b.blocks)}')
     return ((name, p, q) for name in names for p in a.blocks[name] for q in b.blocks[name])
 
-# %% ../nbs/03_factors.ipynb #034bb3a8
-def inner(a: Factors, b: Factors) -> Tensor:
-    "Inner products `[Ba, Bb]` of all pairs of gradients."
-    return sum(block_inner(p, q) for _, p, q in _pairs(a, b))
+# %% ../nbs/03_factors.ipynb #7390f547
+def _weighted(dots: Tensor, a: Factors, b: Factors) -> Tensor:
+    "`dots` `[Ba, Bb]` times the weights of both sides."
+    if a.weight is not None: dots = dots * a.weight[:, None].to(dots.dtype)
+    return dots if b.weight is None else dots * b.weight.to(dots.dtype)
 
-# %% ../nbs/03_factors.ipynb #3e7d6a50
+# %% ../nbs/03_factors.ipynb #758280a2
+def inner(a: Factors, b: Factors) -> Tensor:
+    "Inner products `[Ba, Bb]` of all pairs of gradients, in float32 at least."
+    return _weighted(sum(block_inner(p, q) for _, p, q in _pairs(a, b)), a, b)
+
+# %% ../nbs/03_factors.ipynb #e1468ccc
 def inner_parts(a: Factors, b: Factors) -> dict[str, Tensor]:
     "Inner products `[Ba, Bb]` by parameter; they add up to `inner`."
     parts = {}
     for name, p, q in _pairs(a, b): parts[name] = parts.get(name, 0) + block_inner(p, q)
-    return parts
+    return {name: _weighted(part, a, b) for name, part in parts.items()}
 
 # %% ../nbs/03_factors.ipynb #e50ebb5e
 def _paired(p: Block, q: Block) -> Tensor:
@@ -259,10 +279,12 @@ def _paired(p: Block, q: Block) -> Tensor:
         return block_inner(p.map(lambda _: next(it)[None]), q.map(lambda _: next(jt)[None]))[0, 0]
     return torch.vmap(one)(*p.tensors(), *q.tensors())
 
-# %% ../nbs/03_factors.ipynb #b851e63c
+# %% ../nbs/03_factors.ipynb #34d1d9f6
 def paired_inner(a: Factors, b: Factors) -> Tensor:
     "Inner product `[B]` of each gradient of `a` with the one of `b` at the same place."
-    return sum(_paired(p, q) for _, p, q in _pairs(a, b))
+    dots = sum(_paired(p, q) for _, p, q in _pairs(a, b))
+    weights = [f.weight.to(dots.dtype) for f in (a, b) if f.weight is not None]
+    return math.prod(weights, start=dots)
 
 # %% ../nbs/03_factors.ipynb #197a2594
 @patch
@@ -276,9 +298,55 @@ def _cat(blocks: list[Block]) -> Block:
     joined = iter([torch.cat(c) for c in columns])
     return blocks[0].map(lambda _: next(joined))
 
-# %% ../nbs/03_factors.ipynb #4249a886
+# %% ../nbs/03_factors.ipynb #8db259aa
 def concat(parts: list[Factors]) -> Factors:
     "Join the gradients of several sets of triples into one."
     if len(parts) == 1: return parts[0]
+    weights = [p.weight for p in parts if p.weight is not None]
+    if len(weights) not in (0, len(parts)): raise ValueError('some of the gradients to join have weights, others not')
     return Factors({name: tuple(_cat([p.blocks[name][i] for p in parts]) for i in range(len(blocks)))
-                    for name, blocks in parts[0].blocks.items()})
+                    for name, blocks in parts[0].blocks.items()}, torch.cat(weights) if weights else None)
+
+# %% ../nbs/03_factors.ipynb #23596117
+class Sketch:
+    "Random places and signs for the entries of parameters of the given `shapes`, a function of name, `dim` and `seed`."
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dim: int, seed: int = 0):
+        self.shapes, self.dim, self.seed = dict(shapes), dim, seed
+    def axes(self, name: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        "For each axis of a parameter, of length `n`: places `[n]` below `dim`, and signs `[n]`."
+        generator = torch.Generator().manual_seed(zlib.crc32(f'{name} {self.seed}'.encode()))
+        draw = lambda high, n: torch.randint(high, (n,), generator=generator).to(device)
+        return [(draw(self.dim, n), draw(2, n) * 2 - 1) for n in self.shapes[name]]
+
+# %% ../nbs/03_factors.ipynb #201ece35
+def _sketch_rows(b: Rows, axes: list[tuple[Tensor, Tensor]], dim: int) -> Tensor:
+    (row, row_sign), (column, sign) = axes
+    places = (row[b.ids][..., None] + column) % dim
+    values = b.grads * row_sign[b.ids][..., None] * sign
+    return values.new_zeros(len(b), dim).scatter_add_(1, places.flatten(1), values.flatten(1))
+
+# %% ../nbs/03_factors.ipynb #9b9b42e8
+def _sketch_outer(b: Outer, axes: list[tuple[Tensor, Tensor]], dim: int) -> Tensor:
+    one = lambda f, places, sign: f.new_zeros(*f.shape[:2], dim).index_add_(2, places, f * sign)
+    spectra = [torch.fft.rfft(one(f, *axis)) for f, axis in zip(b.factors, axes, strict=True)]
+    return torch.fft.irfft(math.prod(spectra).sum(1), n=dim)
+
+# %% ../nbs/03_factors.ipynb #0356a1ce
+def _sketch_dense(b: Dense, axes: list[tuple[Tensor, Tensor]], dim: int) -> Tensor:
+    along = lambda v, i: v.view(*[-1 if i == j else 1 for j in range(len(axes))])
+    start = torch.zeros((), dtype=torch.long, device=b.grad.device)
+    places = sum((along(p, i) for i, (p, _) in enumerate(axes)), start)
+    signs = math.prod(along(s, i) for i, (_, s) in enumerate(axes))
+    values = (b.grad * signs).reshape(len(b), -1)
+    return values.new_zeros(len(b), dim).index_add_(1, (places % dim).flatten(), values)
+
+# %% ../nbs/03_factors.ipynb #4182564c
+_SKETCH = {Rows: _sketch_rows, Outer: _sketch_outer, Dense: _sketch_dense}
+
+# %% ../nbs/03_factors.ipynb #e828f067
+@patch
+def project(self: Factors, sketch: Sketch) -> Factors:
+    "The gradients projected to `sketch.dim` numbers, one `Dense` block named \"projection\". Approximate, unbiased."
+    parts = [_SKETCH[type(b)](b, sketch.axes(name, b.tensors()[0].device), sketch.dim)
+             for name, blocks in self.blocks.items() for b in blocks]
+    return Factors({'projection': (Dense(sum(parts)),)}, self.weight)

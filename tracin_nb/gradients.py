@@ -170,11 +170,12 @@ def _embedding(m: nn.Embedding, x: Tensor, y: Tensor) -> Capture:
         return [(m.weight, Rows(ids, rows))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #32d748f9
+# %% ../nbs/04_gradients.ipynb #a80d89bf
 def _linear(m: nn.Linear, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
         D = _split(grad, B, m.out_features)
-        return [(m.weight, Outer((D, _split(x.detach(), B, m.in_features)))), (m.bias, Dense(D.sum(1)))]
+        A = _split(x.detach().to(D.dtype), B, m.in_features)
+        return [(m.weight, Outer((D, A))), (m.bias, Dense(D.sum(1)))]
     return Capture(y, blocks)
 
 # %% ../nbs/04_gradients.ipynb #a7c89755
@@ -188,28 +189,31 @@ def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
     view = x.as_strided((n, C, kh, kw, oh, ow), (a, b, c * dh, d * dw, c * sh, d * sw))
     return view.reshape(n, C * kh * kw, oh * ow)
 
-# %% ../nbs/04_gradients.ipynb #574ee27a
+# %% ../nbs/04_gradients.ipynb #5cd5495b
 def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
-        D, patches = (_split(t, B, *t.shape[1:]) for t in (grad.flatten(2), _patches(m, x.detach())))
+        patches = _patches(m, x.detach().to(grad.dtype))
+        D, patches = (_split(t, B, *t.shape[1:]) for t in (grad.flatten(2), patches))
         kernel = torch.einsum('bsol,bskl->bok', D, patches)
         return [(m.weight, Dense(kernel.view(B, *m.weight.shape))), (m.bias, Dense(D.sum((1, 3))))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #f667d51f
+# %% ../nbs/04_gradients.ipynb #576ee6dc
 def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
         n, mean = m.num_features, m.running_mean.view(-1, *[1] * (x.dim() - 2))
-        D, centred = (_split(t, B, n, math.prod(x.shape[2:])) for t in (grad, x.detach() - mean))
+        centred = x.detach() - mean
+        D, centred = (_split(t, B, n, math.prod(x.shape[2:])) for t in (grad.to(centred.dtype), centred))
         weight = torch.einsum('bsfp,bsfp->bf', D, centred) * (m.running_var + m.eps).rsqrt()
         return [(m.weight, Dense(weight)), (m.bias, Dense(D.sum((1, 3))))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #9939f8ab
+# %% ../nbs/04_gradients.ipynb #7bb1f605
 def _layer_norm(m: nn.LayerNorm, x: Tensor, y: Tensor) -> Capture:
     n = m.weight.numel()
     def blocks(grad: Tensor, B: int) -> list:
-        D, normal = (_split(t, B, n) for t in (grad, F.layer_norm(x.detach(), m.normalized_shape, eps=m.eps)))
+        normal = F.layer_norm(x.detach().to(grad.dtype), m.normalized_shape, eps=m.eps)
+        D, normal = (_split(t, B, n) for t in (grad, normal))
         own = (torch.einsum('bsf,bsf->bf', D, normal), D.sum(1))
         return [(p, Dense(g.view(B, *m.normalized_shape))) for p, g in zip((m.weight, m.bias), own)]
     return Capture(y, blocks)
@@ -295,33 +299,40 @@ class Routes:
     vectorised: bool = False              # is the interaction differentiated by vmap?
     mixed: frozenset[str] = frozenset()   # parameters that need one backward pass per triple
 
-# %% ../nbs/04_gradients.ipynb #2a67d713
+# %% ../nbs/04_gradients.ipynb #b0872f02
 class FactoredEngine:
     "One forward and one backward pass for all triples; gradients in factors."
     name: ClassVar[str] = 'factored'
     def __init__(self,
                  model: ERModel,                 # a PyKEEN model of representations and an interaction
                  objective: Objective,           # the loss that is differentiated
-                 routes: Routes | None = None):  # by default found by trial, see `choose_routes`
+                 routes: Routes | None = None,   # by default found by trial, see `choose_routes`
+                 low: torch.dtype | None = None): # 16-bit type in which the scores are computed and differentiated
         self.model, self.objective, self.params = model, objective, trainable(model)
         if not isinstance(model, ERModel): raise ValueError(
             f'{type(model).__name__} is not made of representations and an interaction; use engine "vmap" or "loop"')
         self.names = {id(p): name for name, p in self.params.items()}
-        self.routes = routes or choose_routes(model, objective)
+        self.routes, self.low = routes or choose_routes(model, objective), low
     def __call__(self, triples: Tensor) -> Factors:
         "Gradients of the losses of `triples` `[B, 3]`."
         with frozen(self.model): return self._factors(self.objective.queries(triples).to(self.model.device))
 
-# %% ../nbs/04_gradients.ipynb #d6b8741b
+# %% ../nbs/04_gradients.ipynb #4eb9c7d9
 @patch
 def _factors(self: FactoredEngine, q: Queries) -> Factors:
-    with capturing(self.model, skip=self.model.interaction) as captures: hrt = self._represent(q)
+    with capturing(self.model, skip=self.model.interaction) as captures, self._autocast(): hrt = self._represent(q)
     vectors = [v for x in hrt for v in _tensors(x)]
     leaves = [v.detach().requires_grad_(v.requires_grad) for v in vectors]
-    grads, found = self._interact(q, hrt, leaves)
+    grads, found, weight = self._interact(q, hrt, leaves)
     live = [(v, g) for v, g in zip(vectors, grads) if v.requires_grad and g is not None]
     found = found + self._pull(live, captures, len(q)) + self._one_by_one(live, len(q))
-    return self._collect(found)
+    return self._collect(found, weight)
+
+# %% ../nbs/04_gradients.ipynb #4cb6a018
+@patch
+def _autocast(self: FactoredEngine) -> torch.autocast:
+    "Computation in `self.low`, if there is one."
+    return torch.autocast(self.model.device.type, dtype=self.low, enabled=self.low is not None)
 
 # %% ../nbs/04_gradients.ipynb #02de12ae
 @patch
@@ -344,19 +355,28 @@ def _open_side(q: Queries) -> int:
     "Which of head, relation, tail is open in a row."
     return 2 if q.kind == 'tails' else 0
 
-# %% ../nbs/04_gradients.ipynb #a1279d0d
+# %% ../nbs/04_gradients.ipynb #3bf9ead5
 @patch
-def _interact(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]) -> tuple[list[Tensor | None], list]:
-    "Gradients of the losses by the `leaves`, and the blocks of the interaction's own parameters."
-    scores, captures = (self._score_vmap if self.routes.vectorised else self._score)(q, hrt, leaves)
+def _interact(self: FactoredEngine, q: Queries, hrt: tuple,
+              leaves: list[Tensor]) -> tuple[list[Tensor | None], list, Tensor | None]:
+    "Gradients of the losses by the `leaves`, the blocks of the interaction's own parameters, and weights `[B]`."
+    with self._autocast():
+        scores, captures = (self._score_vmap if self.routes.vectorised else self._score)(q, hrt, leaves)
     p = loss_gradient(self.objective, scores.detach().reshape(len(q), -1), q.extra)
+    p, weight = _normalised(p) if self.low else (p, None)
     tables = self._table_leaves(q, hrt, leaves)
     wanted = [v for v in leaves if v.requires_grad and id(v) not in map(id, tables)]
     outputs = wanted + [c.output for c in captures]
     grads = torch.autograd.grad(scores, outputs, p.reshape(scores.shape).to(scores.dtype), allow_unused=True)
     by_leaf = dict(zip(map(id, wanted), grads))
     found = _blocks(captures, grads[len(wanted):], len(q)) + self._tables(q, hrt, leaves, p)
-    return [by_leaf.get(id(v)) for v in leaves], found
+    return [by_leaf.get(id(v)) for v in leaves], found, weight
+
+# %% ../nbs/04_gradients.ipynb #bcf847a9
+def _normalised(p: Tensor) -> tuple[Tensor, Tensor]:
+    "Gradients by the scores `[B, c]` with each row's largest entry made 1, and the numbers `[B]` that undo it."
+    weight = p.abs().amax(dim=1)
+    return p / weight.clamp(min=torch.finfo(p.dtype).tiny)[:, None], weight
 
 # %% ../nbs/04_gradients.ipynb #0846d475
 def _blocks(captures: list[Capture], grads: Sequence[Tensor | None], B: int) -> list[tuple[nn.Parameter | None, Block]]:
@@ -463,15 +483,15 @@ def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
         joined = Dense(zeros.scatter_add_(1, joined.ids[..., None].expand_as(joined.grads), joined.grads))
     return (joined, *(b for b in blocks if not isinstance(b, Rows)))
 
-# %% ../nbs/04_gradients.ipynb #d6b58cfa
+# %% ../nbs/04_gradients.ipynb #663005ed
 @patch
-def _collect(self: FactoredEngine, found: list[tuple[nn.Parameter | None, Block]]) -> Factors:
+def _collect(self: FactoredEngine, found: list[tuple[nn.Parameter | None, Block]], weight: Tensor | None) -> Factors:
     "Blocks by parameter name."
     blocks: dict[str, tuple[Block, ...]] = {}
     for p, b in found:
         name = self.names.get(id(p))
         if name: blocks[name] = (*blocks.get(name, ()), b)
-    return Factors({name: _join(bs, self.params[name]) for name, bs in blocks.items()})
+    return Factors({name: _join(bs, self.params[name]) for name, bs in blocks.items()}, weight)
 
 # %% ../nbs/04_gradients.ipynb #979aee56
 @dataclass(frozen=True)

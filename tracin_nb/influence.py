@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counters', 'Step', 'TracIn', 'parse_bytes']
 
-# %% ../nbs/12_influence.ipynb #33986294
+# %% ../nbs/12_influence.ipynb #cf4fa79a
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .aggregation import Ranking, TopK
+from .amp import low_type, precision_error
 from .factors import Factors, inner, inner_parts
 from .gradients import ENGINES, Engine, FactoredEngine, Routes, group_of
 from .objectives import Contrast, Objective, make_objective
@@ -44,7 +45,7 @@ class Step:
     train: Engine    # gradients of training triples
     test: Engine     # gradients of test triples
 
-# %% ../nbs/12_influence.ipynb #7b675f7c
+# %% ../nbs/12_influence.ipynb #93f57208
 class TracIn:
     "Influence of a run's training triples on predictions."
     def __init__(self,
@@ -53,6 +54,7 @@ class TracIn:
                  *,
                  test_objective: str | Objective | None = None,  # loss of the triples to explain; by default the same
                  engine: str = 'factored',  # "factored", "vmap" or "loop"
+                 precision: str = 'fp32',  # "fp32"; or "bf16", "fp16": faster, with the measured error in the result
                  checkpoints: Sequence[int] | None = None,  # places in `run.checkpoints`; by default all
                  devices: str | torch.device = 'auto',  # "auto": the GPU if there is one
                  memory: str | int = '4GiB',  # bytes above the models that a pass may use
@@ -64,6 +66,9 @@ class TracIn:
         self.test_objective = self.objective if test_objective is None else make_objective(test_objective, self.run)
         if engine not in ENGINES: raise ValueError(f'unknown engine {engine!r}; known are {", ".join(ENGINES)}')
         self.engine, self.device = engine, pick_device(None if devices == 'auto' else devices)
+        self.precision, self.low = precision, low_type(precision, self.device)
+        if self.low and engine != FactoredEngine.name:
+            raise ValueError(f'engine {engine!r} has no precision {precision!r}; only "factored" has')
         self.checkpoints = _chosen(checkpoints, len(self.run.checkpoints))
         self.memory, self.batch_size, self.progress = parse_bytes(memory), _positive(batch_size, 'batch_size'), progress
         self.counters, self._steps, self._routes = Counters(), None, {}
@@ -97,12 +102,12 @@ def parse_bytes(size: str | int) -> int:
         raise ValueError(f'memory {size!r} is not a size; expected one such as "4GiB" or "500MB"')
     return int(n)
 
-# %% ../nbs/12_influence.ipynb #d6afb350
+# %% ../nbs/12_influence.ipynb #ee71afe9
 @patch
 def _engine(self: TracIn, model: Model, objective: Objective) -> Engine:
     "The engine for one model and objective."
     if self.engine != FactoredEngine.name: return ENGINES[self.engine](model, objective)
-    made = FactoredEngine(model, objective, self._routes.get(objective))
+    made = FactoredEngine(model, objective, self._routes.get(objective), self.low)
     self._routes[objective] = made.routes
     return made
 
@@ -187,7 +192,7 @@ def scores(self: TracIn,
 def _train(self: TracIn, train: Any) -> Tensor:
     return self.run.training.mapped_triples if train is None else to_ids(train, self.run.training)
 
-# %% ../nbs/12_influence.ipynb #ea49e0f7
+# %% ../nbs/12_influence.ipynb #dfc88bbb
 @patch
 def explain(self: TracIn,
             test: Any,                       # triples to explain: labels or ids, one or many
@@ -208,7 +213,8 @@ def explain(self: TracIn,
     groups = self._breakdown(factors, ranking, size) if breakdown else None
     own = sum(s.rate * f.norm2() for s, f in zip(self.steps, factors))
     seconds = round(time.perf_counter() - start, 3)
-    facts = self.facts(objective, tile=size, training_triples=len(rows), seconds=seconds)
+    error = self._precision_error(objective, test, triples)
+    facts = self.facts(objective, tile=size, training_triples=len(rows), seconds=seconds, **error)
     return Result.of(test, self.run.training, ranking, facts, groups, own.cpu())
 
 # %% ../nbs/12_influence.ipynb #b6c831d5
@@ -243,7 +249,17 @@ def _test_side(self: TracIn, test: Tensor, against: str | int | None) -> tuple[O
     objective = Contrast(tail, training.create_inverse_triples)
     return objective, [self._engine(s.train.model, objective) for s in self.steps]
 
-# %% ../nbs/12_influence.ipynb #0a033e8a
+# %% ../nbs/12_influence.ipynb #076a4dc2
+@patch
+def _precision_error(self: TracIn, objective: Objective, test: Tensor, train: Tensor) -> dict[str, dict[str, float]]:
+    "The measured error of reduced precision on a sample, as a fact of the result."
+    if not self.low: return {}
+    step, sample = self.steps[-1], train[torch.linspace(0, len(train) - 1, min(256, len(train))).long()]
+    low = [FactoredEngine(step.train.model, o, self._routes[o], self.low) for o in (objective, self.objective)]
+    full = [FactoredEngine(step.train.model, o, self._routes[o]) for o in (objective, self.objective)]
+    return dict(precision_error=precision_error(low, full, test[:16], sample))
+
+# %% ../nbs/12_influence.ipynb #4e70af81
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
     "What a result has to say of how it was made."
@@ -253,7 +269,8 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
     return dict(objective=str(self.objective), **other, engine=self.engine, **routes,
                 checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate,
                                   fingerprint=self.run.fingerprint(k)[:16]) for k, c in kept],
-                precision=str(_dtype(self)).removeprefix('torch.'), device=str(self.device), seed=self.run.seed,
+                precision=self.precision, dtype=str(_dtype(self)).removeprefix('torch.'), device=str(self.device),
+                seed=self.run.seed,
                 fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions={name: importlib.metadata.version(name) for name in ('tracin_nb', 'pykeen', 'torch')},
                 counters=asdict(self.counters), **more)
@@ -293,7 +310,7 @@ def _fill(share: Tensor, indices: Tensor, rows: Tensor, part: Tensor | None) -> 
     hit = rows[at] == indices
     share[hit] = part.to(share).gather(1, at)[hit]
 
-# %% ../nbs/12_influence.ipynb #6d7746f0
+# %% ../nbs/12_influence.ipynb #c25bd019
 @patch
 def self_influence(self: TracIn,
                    k: int = 100,            # how many to keep
@@ -310,7 +327,8 @@ def self_influence(self: TracIn,
         own = sum(s.rate * s.train(part).norm2() for s in self.steps)
         top.update(own[None], rows[tile])
     seconds = round(time.perf_counter() - start, 3)
-    facts = self.facts(self.objective, tile=size, training_triples=len(rows), seconds=seconds)
+    error = self._precision_error(self.objective, triples[:16], triples)
+    facts = self.facts(self.objective, tile=size, training_triples=len(rows), seconds=seconds, **error)
     return SelfInfluence.of(self.run.training, top, facts)
 
 # %% ../nbs/12_influence.ipynb #2453a319
