@@ -178,3 +178,22 @@ def test_reduced_precision(runs, test_triples):
         assert own.facts['precision'] == precision and 0 < own.facts['precision_error']['relative_error'] < bound
     assert 'precision_error' not in make(runs['slcwa']).explain(test_triples, k=3).facts
     with pytest.raises(ValueError, match='bf16'): make(runs['slcwa'], precision='bf16', engine='loop')
+
+
+def test_weightings(runs, test_triples):
+    "One more pass for the natural metric, none for the others; by cosine a self-influence is the sum of the rates."
+    run = runs['slcwa']
+    plain = make(run).scores(test_triples)
+    for name in ('adam', 'natural', 'cosine'):
+        tracin = make(run, weighting=name, batch_size=400)
+        result = tracin.explain(test_triples, k=3)
+        extra = 3 * math.ceil(run.training.num_triples / 400) if name == 'natural' else 0
+        assert tracin.counters == Counters(3, 3, 3 * math.ceil(run.training.num_triples / 400), extra)
+        assert result.facts['weighting'] == name
+        assert not torch.allclose(tracin.scores(test_triples), plain)
+        loop = make(run, weighting=name, engine='loop').scores(test_triples, run.training.mapped_triples[:20])
+        ours = tracin.scores(test_triples, run.training.mapped_triples[:20])
+        assert (ours - loop).norm() / loop.norm() < 1e-4
+    rates = sum(c.learning_rate for c in run.checkpoints)
+    own = make(run, weighting='cosine').self_influence(k=run.training.num_triples).frame['influence']
+    assert own.max() == pytest.approx(rates, rel=1e-4) and own.min() == pytest.approx(rates, rel=1e-4)

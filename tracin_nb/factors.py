@@ -170,12 +170,14 @@ def _rows_outer(a: Rows, b: Outer) -> Tensor:
 def _rows_dense(a: Rows, b: Dense) -> Tensor:
     return torch.einsum('akd,bakd->ab', a.grads, b.grad[:, a.ids])
 
-# %% ../nbs/03_factors.ipynb #0e1755c5
+# %% ../nbs/03_factors.ipynb #1fab03b6
 def _outer_dense(a: Outer, b: Dense) -> Tensor:
-    x = b.grad
-    names = 'xyzw'[:len(a.factors)]
-    terms = ','.join(f'as{n}' for n in names)
-    return torch.einsum(f'{terms},b{names}->ab', *a.factors, x)
+    *left, last = a.factors
+    parts = []
+    for g in b.grad:    # one gradient at a time, so that no product of it with all of `a` is held
+        for f in left: g = torch.einsum('asi,i...->as...' if f is left[0] else 'asi,asi...->as...', f, g)
+        parts.append((g * last).sum((1, 2)))
+    return torch.stack(parts, dim=1)
 
 # %% ../nbs/03_factors.ipynb #77f8909b
 def _dense_dense(a: Dense, b: Dense) -> Tensor: return a.grad.reshape(len(a), -1) @ b.grad.reshape(len(b), -1).T

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counters', 'Step', 'TracIn', 'parse_bytes']
 
-# %% ../nbs/12_influence.ipynb #cf4fa79a
+# %% ../nbs/12_influence.ipynb #80e6e58f
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,30 +22,33 @@ from tqdm import tqdm
 
 from .aggregation import Ranking, TopK
 from .amp import low_type, precision_error
-from .factors import Factors, inner, inner_parts
+from .factors import Factors, inner, inner_parts, paired_inner
 from .gradients import ENGINES, Engine, FactoredEngine, Routes, group_of
 from .objectives import Contrast, Objective, make_objective
 from .results import Result, SelfInfluence
 from .runs import Run, as_run, pick_device
 from .triples import to_ids, to_labels, triples_fingerprint
+from .weightings import Metric, Weighting, make_weighting
 
-# %% ../nbs/12_influence.ipynb #581a76bc
+# %% ../nbs/12_influence.ipynb #46ed76d0
 @dataclass
 class Counters:
     "What was really done; the tests hold it to the loop law."
     loads: int = 0          # checkpoints loaded
     test_passes: int = 0    # gradient passes over the test triples
     train_passes: int = 0   # gradient passes over tiles of training triples
+    covariance_passes: int = 0  # the same for the second moments that a weighting needs
 
-# %% ../nbs/12_influence.ipynb #74dc3bea
+# %% ../nbs/12_influence.ipynb #35afb8e9
 @dataclass(frozen=True)
 class Step:
     "One checkpoint, ready for use."
     rate: float      # its learning rate
     train: Engine    # gradients of training triples
     test: Engine     # gradients of test triples
+    metric: Metric   # what is done to them before they are multiplied
 
-# %% ../nbs/12_influence.ipynb #93f57208
+# %% ../nbs/12_influence.ipynb #db1ed487
 class TracIn:
     "Influence of a run's training triples on predictions."
     def __init__(self,
@@ -53,6 +56,7 @@ class TracIn:
                  objective: str | Objective = 'training',  # loss of the training triples
                  *,
                  test_objective: str | Objective | None = None,  # loss of the triples to explain; by default the same
+                 weighting: str | Weighting = 'sgd',  # the metric: a name in `WEIGHTINGS`, or a `Weighting`
                  engine: str = 'factored',  # "factored", "vmap" or "loop"
                  precision: str = 'fp32',  # "fp32"; or "bf16", "fp16": faster, with the measured error in the result
                  checkpoints: Sequence[int] | None = None,  # places in `run.checkpoints`; by default all
@@ -64,6 +68,7 @@ class TracIn:
         self.run = as_run(run, **source)
         self.objective = make_objective(objective, self.run)
         self.test_objective = self.objective if test_objective is None else make_objective(test_objective, self.run)
+        self.weighting = make_weighting(weighting)
         if engine not in ENGINES: raise ValueError(f'unknown engine {engine!r}; known are {", ".join(ENGINES)}')
         self.engine, self.device = engine, pick_device(None if devices == 'auto' else devices)
         self.precision, self.low = precision, low_type(precision, self.device)
@@ -118,14 +123,24 @@ def steps(self: TracIn) -> list[Step]:
     if self._steps is None: self._steps = [self._load(k) for k in self.checkpoints]
     return self._steps
 
-# %% ../nbs/12_influence.ipynb #fbe030aa
+# %% ../nbs/12_influence.ipynb #5aaa3455
 @patch
 def _load(self: TracIn, k: int) -> Step:
     self.counters.loads += 1
     model = self.run.model(k, self.device)
     train = test = self._engine(model, self.objective)
     if self.test_objective is not self.objective: test = self._engine(model, self.test_objective)
-    return Step(self.run.checkpoints[k].learning_rate, train, test)
+    metric = self.weighting.prepare(self.run, k, train, self._covariance_tiles(train))
+    return Step(self.run.checkpoints[k].learning_rate, train, test, metric)
+
+# %% ../nbs/12_influence.ipynb #a05d714b
+@patch
+def _covariance_tiles(self: TracIn, engine: Engine) -> Iterator[Factors]:
+    "The factors of all training triples, tile by tile; costs nothing unless it is read."
+    triples = self.run.training.mapped_triples
+    for _, part in self._tiles(triples, self._single_tile(engine, triples), 'second moments'):
+        self.counters.covariance_passes += 1
+        yield engine(part)
 
 # %% ../nbs/12_influence.ipynb #73a008a8
 _OVERHEAD = 8   # bytes in use during a pass, per byte of factors
@@ -142,12 +157,17 @@ def _tile(self: TracIn, test: list[Factors], n: int) -> int:
     each = _OVERHEAD * (test[0].nbytes // M + 8 * M)
     return max(1, min(n, 1024, (self.memory - held) // each))
 
-# %% ../nbs/12_influence.ipynb #a01c337a
+# %% ../nbs/12_influence.ipynb #8e9fd429
 @patch
-def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> list[Factors]:
-    "The test triples' gradients at each checkpoint, on the device."
-    self.counters.test_passes += len(engines)
-    return [engine(test) for engine in engines]
+def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> tuple[list[Factors], Tensor]:
+    "The test triples' gradients at each checkpoint, in its metric, and their influence on themselves `[M]`."
+    held, own = [], 0
+    for step, engine in zip(self.steps, engines, strict=True):
+        self.counters.test_passes += 1
+        factors = engine(test)
+        held.append(step.metric.test(factors))
+        own = own + step.rate * paired_inner(held[-1], step.metric.train(factors))
+    return held, own
 
 # %% ../nbs/12_influence.ipynb #4476de87
 @patch
@@ -160,7 +180,7 @@ def _tiles(self: TracIn, train: Tensor, size: int, label: str) -> Iterator[tuple
             yield rows, train[rows]
             bar.update(rows.stop - rows.start)
 
-# %% ../nbs/12_influence.ipynb #e57f6829
+# %% ../nbs/12_influence.ipynb #6f37e53d
 @patch
 def stream(self: TracIn,
            test: list[Factors],          # the test triples' factors, one entry per checkpoint
@@ -172,10 +192,10 @@ def stream(self: TracIn,
         scores = 0
         for step, factors in zip(self.steps, test, strict=True):
             self.counters.train_passes += 1
-            scores = scores + step.rate * inner(factors, step.train(triples))
+            scores = scores + step.rate * inner(factors, step.metric.train(step.train(triples)))
         yield rows, scores
 
-# %% ../nbs/12_influence.ipynb #e9ab69d6
+# %% ../nbs/12_influence.ipynb #6a0f07a0
 @patch
 def scores(self: TracIn,
            test: Any,                  # triples to explain: labels or ids `[M, 3]`, see `to_ids`
@@ -183,7 +203,7 @@ def scores(self: TracIn,
            ) -> Tensor:
     "Influence `[M, N]` of each training triple on each test triple, on the CPU. The matrix is held whole."
     test, train = to_ids(test, self.run.training), self._train(train)
-    factors = self._test_factors(test, [s.test for s in self.steps])
+    factors, _ = self._test_factors(test, [s.test for s in self.steps])
     tiles = self.stream(factors, train, self._tile(factors, len(train)))
     return torch.cat([part.cpu() for _, part in tiles], dim=1)
 
@@ -192,7 +212,7 @@ def scores(self: TracIn,
 def _train(self: TracIn, train: Any) -> Tensor:
     return self.run.training.mapped_triples if train is None else to_ids(train, self.run.training)
 
-# %% ../nbs/12_influence.ipynb #dfc88bbb
+# %% ../nbs/12_influence.ipynb #713e9645
 @patch
 def explain(self: TracIn,
             test: Any,                       # triples to explain: labels or ids, one or many
@@ -205,13 +225,12 @@ def explain(self: TracIn,
     "The training triples that pushed the model most towards (proponents) and away from (opponents) each test triple."
     start, test, rows = time.perf_counter(), to_ids(test, self.run.training), self._train_rows(train)
     objective, engines = self._test_side(test, against)
-    factors = self._test_factors(test, engines)
+    factors, own = self._test_factors(test, engines)
     size = self._tile(factors, len(rows))
     ranking = Ranking(len(test), _positive(k, 'k'), device=self.device, dtype=_dtype(self))
     triples = self.run.training.mapped_triples[rows]
     for tile, scores in self.stream(factors, triples, size): ranking.update(scores, rows[tile])
     groups = self._breakdown(factors, ranking, size) if breakdown else None
-    own = sum(s.rate * f.norm2() for s, f in zip(self.steps, factors))
     seconds = round(time.perf_counter() - start, 3)
     error = self._precision_error(objective, test, triples)
     facts = self.facts(objective, tile=size, training_triples=len(rows), seconds=seconds, **error)
@@ -259,14 +278,16 @@ def _precision_error(self: TracIn, objective: Objective, test: Tensor, train: Te
     full = [FactoredEngine(step.train.model, o, self._routes[o]) for o in (objective, self.objective)]
     return dict(precision_error=precision_error(low, full, test[:16], sample))
 
-# %% ../nbs/12_influence.ipynb #4e70af81
+# %% ../nbs/12_influence.ipynb #f250716f
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
     "What a result has to say of how it was made."
     kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
     other = {} if test_objective is self.objective else dict(test_objective=str(test_objective))
     routes = {} if self.engine != FactoredEngine.name else dict(routes=[str(self._routes[self.objective])])
-    return dict(objective=str(self.objective), **other, engine=self.engine, **routes,
+    metric = self.steps[-1].metric.facts
+    return dict(objective=str(self.objective), **other, weighting=metric['weighting'], metric=metric,
+                engine=self.engine, **routes,
                 checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate,
                                   fingerprint=self.run.fingerprint(k)[:16]) for k, c in kept],
                 precision=self.precision, dtype=str(_dtype(self)).removeprefix('torch.'), device=str(self.device),
@@ -275,14 +296,14 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
                 versions={name: importlib.metadata.version(name) for name in ('tracin_nb', 'pykeen', 'torch')},
                 counters=asdict(self.counters), **more)
 
-# %% ../nbs/12_influence.ipynb #c0cfe1e3
+# %% ../nbs/12_influence.ipynb #83fa4fab
 @patch
 def _group_scores(self: TracIn, factors: list[Factors], triples: Tensor) -> dict[str, Tensor]:
     "Influence `[M, n]` of `triples` by parameter group."
     groups: dict[str, Tensor] = {}
     for step, f in zip(self.steps, factors):
         self.counters.train_passes += 1
-        for name, part in inner_parts(f, step.train(triples)).items():
+        for name, part in inner_parts(f, step.metric.train(step.train(triples))).items():
             groups[group_of(name)] = groups.get(group_of(name), 0) + step.rate * part
     return groups
 
@@ -310,31 +331,36 @@ def _fill(share: Tensor, indices: Tensor, rows: Tensor, part: Tensor | None) -> 
     hit = rows[at] == indices
     share[hit] = part.to(share).gather(1, at)[hit]
 
-# %% ../nbs/12_influence.ipynb #c25bd019
+# %% ../nbs/12_influence.ipynb #4869c7a9
+def _self_inner(step: Step, factors: Factors) -> Tensor:
+    "Influence `[B]` of each triple on its own loss at one checkpoint."
+    return step.rate * paired_inner(step.metric.test(factors), step.metric.train(factors))
+
+# %% ../nbs/12_influence.ipynb #80e6e491
 @patch
 def self_influence(self: TracIn,
                    k: int = 100,            # how many to keep
                    *,
                    train: Any = None,       # restrict the training triples; by default all
                    ) -> SelfInfluence:
-    "The training triples with the greatest influence on their own loss: `sum_k lr_k |grad|^2`."
+    "The training triples with the greatest influence on their own loss: by default `sum_k lr_k |grad|^2`."
     start, rows = time.perf_counter(), self._train_rows(train)
     top = TopK(1, _positive(k, 'k'), device=self.device, dtype=_dtype(self))
     triples = self.run.training.mapped_triples[rows]
-    size = self._self_tile(triples)
+    size = self._single_tile(self.steps[0].train, triples)
     for tile, part in self._tiles(triples, size, 'self-influence'):
         self.counters.train_passes += len(self.steps)
-        own = sum(s.rate * s.train(part).norm2() for s in self.steps)
+        own = sum(_self_inner(s, s.train(part)) for s in self.steps)
         top.update(own[None], rows[tile])
     seconds = round(time.perf_counter() - start, 3)
     error = self._precision_error(self.objective, triples[:16], triples)
     facts = self.facts(self.objective, tile=size, training_triples=len(rows), seconds=seconds, **error)
     return SelfInfluence.of(self.run.training, top, facts)
 
-# %% ../nbs/12_influence.ipynb #2453a319
+# %% ../nbs/12_influence.ipynb #a3226afe
 @patch
-def _self_tile(self: TracIn, triples: Tensor) -> int:
-    "Training triples per tile, from the bytes of one triple's factors."
+def _single_tile(self: TracIn, engine: Engine, triples: Tensor) -> int:
+    "Training triples per tile where no test triples are held, from the bytes of one triple's factors."
     if self.batch_size: return min(self.batch_size, max(len(triples), 1))
-    each = _OVERHEAD * self.steps[0].train(triples[:1]).nbytes
+    each = _OVERHEAD * engine(triples[:1]).nbytes
     return max(1, min(len(triples), 1024, self.memory // each))

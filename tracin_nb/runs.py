@@ -780,6 +780,7 @@ def from_model(cls: Run,
                optimizer: tuple[str, dict[str, Any]] | None = None,  # name and settings, such as betas and eps
                optimizer_moments: Sequence[Mapping[str, torch.Tensor]] | None = None,  # `exp_avg_sq`s by name
                epochs: Sequence[int] | None = None,  # of each checkpoint, if known
+               steps: Sequence[int] | None = None,  # optimiser steps made until each checkpoint, if known
                ) -> Run:
     "A run without a folder, from a model and the states it went through; `RunError` if rates or states do not fit"
     if not isinstance(model, Model): raise RunError(f'{type(model).__name__} is not a PyKEEN model')
@@ -790,7 +791,7 @@ def from_model(cls: Run,
     template = copy.deepcopy(model).cpu()
     states = [template.state_dict()] if states is None else list(states)
     rates = checked_rates(learning_rates, len(states))
-    for name, given in dict(optimizer_moments=optimizer_moments, epochs=epochs).items():
+    for name, given in dict(optimizer_moments=optimizer_moments, epochs=epochs, steps=steps).items():
         if given is not None and len(given) != len(states):
             raise RunError(f'{name} has {len(given)} entries for {len(states)} checkpoints')
     for k, state in enumerate(states):
@@ -798,8 +799,8 @@ def from_model(cls: Run,
     loss = model.loss if loss is None else loss if isinstance(loss, Loss) else build_loss(loss)
     return cls(training=training, loss=loss, label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
                seed=number(seed, 'seed', kind=int),
-               checkpoints=[Checkpoint(e, None, r, Path(s) if isinstance(s, (str, Path)) else None)
-                            for e, r, s in zip(epochs or [None]*len(rates), rates, states)],
+               checkpoints=[Checkpoint(e, n, r, Path(s) if isinstance(s, (str, Path)) else None)
+                            for e, n, r, s in zip(epochs or [None]*len(rates), steps or [None]*len(rates), rates, states)],
                build=partial(copy.deepcopy, template), state=partial(state_at, states), optimizer=optimizer,
                optimizer_state=None if optimizer_moments is None else partial(moments_at, list(optimizer_moments)),
                **loop_settings(loop, negative_sampler, None, negative_sampler_kwargs))
