@@ -6,11 +6,12 @@
 __all__ = ['ENGINES', 'Engine', 'frozen', 'trainable', 'group_of', 'LoopEngine', 'call_with', 'VmapEngine', 'loss_gradient',
            'Capture', 'capturing', 'Routes', 'FactoredEngine', 'choose_routes', 'describe', 'make_engine']
 
-# %% ../nbs/04_gradients.ipynb #b7688b9a
+# %% ../nbs/04_gradients.ipynb #a96418d4
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -189,6 +190,35 @@ def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
     view = x.as_strided((n, C, kh, kw, oh, ow), (a, b, c * dh, d * dw, c * sh, d * sw))
     return view.reshape(n, C * kh * kw, oh * ow)
 
+# %% ../nbs/04_gradients.ipynb #d10fdc37
+class _SlimConv(torch.autograd.Function):
+    "A convolution `m` of `x` whose backward pass goes to the input only."
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, m: nn.Conv2d) -> Tensor:
+        ctx.m, ctx.shape = m, x.shape
+        return F.conv2d(x, m.weight, m.bias, m.stride, m.padding, m.dilation)
+    @staticmethod
+    def backward(ctx: Any, D: Tensor) -> tuple[Tensor, None]:
+        (n, C, H, W), m = ctx.shape, ctx.m
+        (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
+        oh, ow = D.shape[2:]
+        patches = (m.weight.detach().flatten(1).T.to(D.dtype) @ D.flatten(2)).view(n, C, kh, kw, oh, ow)
+        x = D.new_zeros(n, C, H + 2 * ph, W + 2 * pw)
+        for i, j in product(range(kh), range(kw)):
+            x[:, :, i * dh:i * dh + sh * oh:sh, j * dw:j * dw + sw * ow:sw][:, :, :oh, :ow] += patches[:, :, i, j]
+        return x[:, :, ph:ph + H, pw:pw + W], None
+
+# %% ../nbs/04_gradients.ipynb #4e6801b0
+@contextmanager
+def _slim(m: nn.Conv2d) -> Iterator[None]:
+    "`m` with the slim backward pass, where that is less work."
+    if m.weight[0].numel() > m.out_channels:
+        yield
+        return
+    m.forward = lambda x: _SlimConv.apply(x, m)
+    try: yield
+    finally: del m.forward
+
 # %% ../nbs/04_gradients.ipynb #5cd5495b
 def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
     def blocks(grad: Tensor, B: int) -> list:
@@ -268,7 +298,7 @@ def _multilinear(m: MultiLinearTuckerInteraction, found: list[Capture]) -> Itera
     try: yield
     finally: hook.remove()
 
-# %% ../nbs/04_gradients.ipynb #7b14f8ce
+# %% ../nbs/04_gradients.ipynb #d339340c
 @contextmanager
 def capturing(module: nn.Module, skip: nn.Module | None = None) -> Iterator[list[Capture]]:
     "Captures every use of a module with parameters inside `module`, leaving out what is inside `skip`."
@@ -280,6 +310,7 @@ def capturing(module: nn.Module, skip: nn.Module | None = None) -> Iterator[list
         for m in module.modules():
             if m in skipped: continue
             if type(m) in special: stack.enter_context(special[type(m)](m, found))
+            if _recipe(m) is _conv2d: stack.enter_context(_slim(m))
             if _recipe(m) and m.weight.requires_grad: stack.callback(m.register_forward_hook(hook).remove)
         yield found
 

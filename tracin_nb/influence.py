@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Counters', 'Step', 'TracIn', 'parse_bytes']
 
-# %% ../nbs/12_influence.ipynb #80e6e58f
+# %% ../nbs/12_influence.ipynb #c15bcf77
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from fastcore.basics import patch
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from .aggregation import Ranking, TopK
 from .amp import low_type, precision_error
+from .cache import FactorCache, gradient_key, objective_key
 from .factors import Factors, inner, inner_parts, paired_inner
 from .gradients import ENGINES, Engine, FactoredEngine, Routes, group_of
 from .objectives import Contrast, Objective, make_objective
@@ -48,7 +50,7 @@ class Step:
     test: Engine     # gradients of test triples
     metric: Metric   # what is done to them before they are multiplied
 
-# %% ../nbs/12_influence.ipynb #db1ed487
+# %% ../nbs/12_influence.ipynb #8ae56972
 class TracIn:
     "Influence of a run's training triples on predictions."
     def __init__(self,
@@ -63,6 +65,7 @@ class TracIn:
                  devices: str | torch.device = 'auto',  # "auto": the GPU if there is one
                  memory: str | int = '4GiB',  # bytes above the models that a pass may use
                  batch_size: int | None = None,  # training triples per tile; by default what fits in `memory`
+                 cache: FactorCache | None = None,  # keeps test triples' gradients for the next question
                  progress: bool = True,  # show a progress bar when it takes longer than a second
                  **source: Any):  # for a model: `training`, `learning_rates`, ... (see `as_run`)
         self.run = as_run(run, **source)
@@ -77,6 +80,7 @@ class TracIn:
         self.checkpoints = _chosen(checkpoints, len(self.run.checkpoints))
         self.memory, self.batch_size, self.progress = parse_bytes(memory), _positive(batch_size, 'batch_size'), progress
         self.counters, self._steps, self._routes = Counters(), None, {}
+        self.cache, self._keys = cache, WeakKeyDictionary()
 
 # %% ../nbs/12_influence.ipynb #d50ea97d
 def _positive(n: int | None, name: str) -> int | None:
@@ -142,10 +146,17 @@ def _covariance_tiles(self: TracIn, engine: Engine) -> Iterator[Factors]:
         self.counters.covariance_passes += 1
         yield engine(part)
 
-# %% ../nbs/12_influence.ipynb #73a008a8
+# %% ../nbs/12_influence.ipynb #56cf8b64
 _OVERHEAD = 8   # bytes in use during a pass, per byte of factors
+_TILE = 2**24   # bytes of factors; larger tiles are no faster, they only leave the processor's cache
 
-# %% ../nbs/12_influence.ipynb #dc193563
+# %% ../nbs/12_influence.ipynb #c4100f17
+def _tile_size(n: int, factors: int, scores: int, memory: int) -> int:
+    "Triples per tile out of `n`, from the bytes that `factors` and `scores` of one triple take."
+    handy = max(64, min(4096, _TILE // factors))
+    return max(1, min(n, handy, memory // (_OVERHEAD * (factors + scores))))
+
+# %% ../nbs/12_influence.ipynb #1d767b2a
 @patch
 def _tile(self: TracIn, test: list[Factors], n: int) -> int:
     "Training triples per tile. Raises `ValueError` if the test triples alone exceed the memory budget."
@@ -154,20 +165,29 @@ def _tile(self: TracIn, test: list[Factors], n: int) -> int:
     if held > self.memory: raise ValueError(
         f'the gradients of {M} test triples at {len(test)} checkpoints take {held:,} bytes, more than '
         f'memory={self.memory:,}; give more memory, or explain fewer triples at a time')
-    each = _OVERHEAD * (test[0].nbytes // M + 8 * M)
-    return max(1, min(n, 1024, (self.memory - held) // each))
+    return _tile_size(n, test[0].nbytes // M, 8 * M, self.memory - held)
 
-# %% ../nbs/12_influence.ipynb #8e9fd429
+# %% ../nbs/12_influence.ipynb #0ecee1d1
 @patch
 def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> tuple[list[Factors], Tensor]:
     "The test triples' gradients at each checkpoint, in its metric, and their influence on themselves `[M]`."
     held, own = [], 0
     for step, engine in zip(self.steps, engines, strict=True):
-        self.counters.test_passes += 1
-        factors = engine(test)
+        factors = self._test_gradients(engine, test)
         held.append(step.metric.test(factors))
         own = own + step.rate * paired_inner(held[-1], step.metric.train(factors))
     return held, own
+
+# %% ../nbs/12_influence.ipynb #7159aa37
+@patch
+def _test_gradients(self: TracIn, engine: Engine, test: Tensor) -> Factors:
+    "The test triples' gradients by `engine`, from the cache if there is one."
+    def compute(triples: Tensor) -> Factors:
+        self.counters.test_passes += 1
+        return engine(triples)
+    if self.cache is None: return compute(test)
+    if engine not in self._keys: self._keys[engine] = gradient_key(engine, objective_key(engine.objective, self.run))
+    return self.cache.factors(self._keys[engine], test, compute).to(self.device)
 
 # %% ../nbs/12_influence.ipynb #4476de87
 @patch
@@ -278,6 +298,13 @@ def _precision_error(self: TracIn, objective: Objective, test: Tensor, train: Te
     full = [FactoredEngine(step.train.model, o, self._routes[o]) for o in (objective, self.objective)]
     return dict(precision_error=precision_error(low, full, test[:16], sample))
 
+# %% ../nbs/12_influence.ipynb #692ea105
+@patch
+def precompute(self: TracIn, test: Any) -> None:
+    "Put the gradients of triples to explain into the cache. Raises `ValueError` if there is none."
+    if self.cache is None: raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
+    self._test_factors(to_ids(test, self.run.training), [s.test for s in self.steps])
+
 # %% ../nbs/12_influence.ipynb #f250716f
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
@@ -357,10 +384,9 @@ def self_influence(self: TracIn,
     facts = self.facts(self.objective, tile=size, training_triples=len(rows), seconds=seconds, **error)
     return SelfInfluence.of(self.run.training, top, facts)
 
-# %% ../nbs/12_influence.ipynb #a3226afe
+# %% ../nbs/12_influence.ipynb #567fa59f
 @patch
 def _single_tile(self: TracIn, engine: Engine, triples: Tensor) -> int:
     "Training triples per tile where no test triples are held, from the bytes of one triple's factors."
     if self.batch_size: return min(self.batch_size, max(len(triples), 1))
-    each = _OVERHEAD * engine(triples[:1]).nbytes
-    return max(1, min(len(triples), 1024, self.memory // each))
+    return _tile_size(len(triples), engine(triples[:1]).nbytes, 0, self.memory)

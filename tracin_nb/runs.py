@@ -796,11 +796,12 @@ def from_model(cls: Run,
             raise RunError(f'{name} has {len(given)} entries for {len(states)} checkpoints')
     for k, state in enumerate(states):
         if not isinstance(state, (str, Path)): load_strictly(template, state, f'states[{k}]')
+    unknown = [None]*len(rates)
     loss = model.loss if loss is None else loss if isinstance(loss, Loss) else build_loss(loss)
     return cls(training=training, loss=loss, label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
                seed=number(seed, 'seed', kind=int),
                checkpoints=[Checkpoint(e, n, r, Path(s) if isinstance(s, (str, Path)) else None)
-                            for e, n, r, s in zip(epochs or [None]*len(rates), steps or [None]*len(rates), rates, states)],
+                            for e, n, r, s in zip(epochs or unknown, steps or unknown, rates, states)],
                build=partial(copy.deepcopy, template), state=partial(state_at, states), optimizer=optimizer,
                optimizer_state=None if optimizer_moments is None else partial(moments_at, list(optimizer_moments)),
                **loop_settings(loop, negative_sampler, None, negative_sampler_kwargs))
