@@ -8,7 +8,7 @@ import argparse, json, os, re, sys
 from pathlib import Path
 
 import nbformat
-from fastcore.nbio import loads, nb2dict, nb2str
+from fastcore.nbio import dict2nb, loads, nb2dict, nb2str
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbdev.clean import clean_nb
@@ -141,11 +141,21 @@ def problems(path: Path) -> list[str]:
 
 # ---- README
 
+def only_output(nb: nbformat.NotebookNode) -> None:
+    "Put the Markdown that a cell with `#| echo: false` gives in the place of the cell."
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type != 'code' or not cell.source.startswith('#| echo: false'): continue
+        text = ''.join(cell.outputs[0]['data']['text/markdown'])
+        nb.cells[i] = nbformat.v4.new_markdown_cell(text, id=cell.id)
+
+
 def readme() -> str:
     "nbs/index.ipynb as Markdown, as nbdev would show it, with links that hold from the top folder."
     from nbconvert import MarkdownExporter
     procs = [strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_]
-    nbp = NBProcessor(ROOT/'nbs/index.ipynb', procs=procs, process=True)
+    source = nbformat.read(ROOT/'nbs/index.ipynb', as_version=4)
+    only_output(source)
+    nbp = NBProcessor(nb=dict2nb(json.loads(nbformat.writes(source))), procs=procs, process=True)
     nb = nbformat.reads(json.dumps(nb2dict(nbp.nb)), as_version=4)
     nb.metadata['language_info'] = dict(name='python')
     text, made = MarkdownExporter().from_notebook_node(nb)
