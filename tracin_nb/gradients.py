@@ -386,7 +386,7 @@ def _open_side(q: Queries) -> int:
     "Which of head, relation, tail is open in a row."
     return 2 if q.kind == 'tails' else 0
 
-# %% ../nbs/04_gradients.ipynb #3bf9ead5
+# %% ../nbs/04_gradients.ipynb #1d77ebdb
 @patch
 def _interact(self: FactoredEngine, q: Queries, hrt: tuple,
               leaves: list[Tensor]) -> tuple[list[Tensor | None], list, Tensor | None]:
@@ -424,7 +424,7 @@ def _score(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]) -
         scores = self.model.interaction(**{k: _like(x, new) for k, x in zip('hrt', hrt)})
     return scores, captures
 
-# %% ../nbs/04_gradients.ipynb #7c8baab4
+# %% ../nbs/04_gradients.ipynb #b67e0fce
 @patch
 def _score_vmap(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]) -> tuple[Tensor, list[Capture]]:
     "As `_score`, with each triple's own copy of the interaction's parameters."
@@ -459,7 +459,7 @@ def _slopes(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor],
     scores = self.model.interaction(**dict(zip('hrt', given)))
     return list(torch.autograd.grad(scores.sum(), pick))
 
-# %% ../nbs/04_gradients.ipynb #d0fb5560
+# %% ../nbs/04_gradients.ipynb #740921c4
 @patch
 def _tables(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor],
             p: Tensor) -> list[tuple[nn.Parameter, Block]]:
@@ -588,7 +588,7 @@ def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor) -> bool
         slopes = engine._slopes(q, hrt, leaves, [_random_like(v) for v in engine._table_leaves(q, hrt, leaves)])
     return all(torch.allclose(s, s[:, :1].expand_as(s), rtol=1e-4, atol=1e-5 * s.abs().max().item()) for s in slopes)
 
-# %% ../nbs/04_gradients.ipynb #5ee7e44a
+# %% ../nbs/04_gradients.ipynb #5e06f51c
 def choose_routes(model: ERModel, objective: Objective) -> Routes:
     """The fastest routes on which the factored engine is exact for `model` and what `objective` scores.
 
