@@ -197,6 +197,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tracin_nb.factors._sorted_by_id': ('factors.html#_sorted_by_id', 'tracin_nb/factors.py'),
                                    'tracin_nb.factors._up': ('factors.html#_up', 'tracin_nb/factors.py'),
                                    'tracin_nb.factors._weighted': ('factors.html#_weighted', 'tracin_nb/factors.py'),
+                                   'tracin_nb.factors.added': ('factors.html#added', 'tracin_nb/factors.py'),
                                    'tracin_nb.factors.block_inner': ('factors.html#block_inner', 'tracin_nb/factors.py'),
                                    'tracin_nb.factors.block_total': ('factors.html#block_total', 'tracin_nb/factors.py'),
                                    'tracin_nb.factors.concat': ('factors.html#concat', 'tracin_nb/factors.py'),

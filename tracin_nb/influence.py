@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counters', 'Step', 'TracIn', 'parse_bytes']
 
-# %% ../nbs/12_influence.ipynb #c15bcf77
+# %% ../nbs/12_influence.ipynb #e50eb811
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .aggregation import Ranking, TopK
 from .amp import low_type, precision_error
 from .cache import FactorCache, gradient_key, objective_key
-from .factors import Factors, inner, inner_parts, paired_inner
+from .factors import Factors, added, inner, inner_parts, paired_inner
 from .gradients import ENGINES, Engine, FactoredEngine, Routes, group_of
 from .objectives import Contrast, Objective, make_objective
 from .results import Result, SelfInfluence
@@ -200,7 +200,7 @@ def _tiles(self: TracIn, train: Tensor, size: int, label: str) -> Iterator[tuple
             yield rows, train[rows]
             bar.update(rows.stop - rows.start)
 
-# %% ../nbs/12_influence.ipynb #6f37e53d
+# %% ../nbs/12_influence.ipynb #d0bdfe1d
 @patch
 def stream(self: TracIn,
            test: list[Factors],          # the test triples' factors, one entry per checkpoint
@@ -209,11 +209,9 @@ def stream(self: TracIn,
            ) -> Iterator[tuple[slice, Tensor]]:
     "Influence `[M, n]` of one tile of training triples after the other, summed over the checkpoints."
     for rows, triples in self._tiles(train, size, 'influence'):
-        scores = 0
-        for step, factors in zip(self.steps, test, strict=True):
-            self.counters.train_passes += 1
-            scores = scores + step.rate * inner(factors, step.metric.train(step.train(triples)))
-        yield rows, scores
+        self.counters.train_passes += len(self.steps)
+        yield rows, added(inner(factors, step.metric.train(step.train(triples))).mul_(step.rate)
+                          for step, factors in zip(self.steps, test, strict=True))
 
 # %% ../nbs/12_influence.ipynb #6a0f07a0
 @patch
