@@ -145,7 +145,7 @@ def test_facts(runs, test_triples):
     facts = make(runs['lcwa'], test_objective=Score(True)).explain(test_triples, k=1).facts
     assert [c['epoch'] for c in facts['checkpoints']] == [1, 2, 3]
     assert facts['objective'].startswith('training') and facts['test_objective'] == 'score'
-    assert facts['engine'] == 'factored'
+    assert facts['engine'] == 'factored' and facts['routes'][1] == 'loss: vectorised'
     assert set(facts['versions']) == {'tracin_nb', 'pykeen', 'torch'} and facts['counters']['loads'] == 3
 
 
@@ -197,3 +197,11 @@ def test_weightings(runs, test_triples):
     rates = sum(c.learning_rate for c in run.checkpoints)
     own = make(run, weighting='cosine').self_influence(k=run.training.num_triples).frame['influence']
     assert own.max() == pytest.approx(rates, rel=1e-4) and own.min() == pytest.approx(rates, rel=1e-4)
+
+
+def test_a_slow_route_is_recorded(tmp_path, test_triples):
+    "A loss that cannot be vectorised (filtered negatives) goes one example at a time, and the result says so."
+    run = train('nations', 'DistMult', out=tmp_path / 'run', epochs=1, keep_every=1, progress=False, device='cpu',
+                model_kwargs=dict(embedding_dim=4), negative_sampler_kwargs=dict(filtered=True))
+    result = make(run).explain(test_triples, k=1, train=run.training.mapped_triples[:20])
+    assert result.facts['routes'][1] == 'loss: one example at a time'

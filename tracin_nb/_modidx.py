@@ -312,6 +312,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tracin_nb.influence.TracIn._load': ('influence.html#tracin._load', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._precision_error': ( 'influence.html#tracin._precision_error',
                                                                                       'tracin_nb/influence.py'),
+                                     'tracin_nb.influence.TracIn._routes_taken': ( 'influence.html#tracin._routes_taken',
+                                                                                   'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._single_tile': ( 'influence.html#tracin._single_tile',
                                                                                   'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._test_factors': ( 'influence.html#tracin._test_factors',

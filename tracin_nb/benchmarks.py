@@ -6,7 +6,7 @@
 __all__ = ['BENCHMARKS', 'seconds', 'in_turns', 'machine', 'random_conve', 'dense_loop', 'flat', 'training_step', 'bench_engine',
            'table', 'run_benchmark']
 
-# %% ../nbs/16_benchmarks.ipynb #aa40e595
+# %% ../nbs/16_benchmarks.ipynb #4e706b9b
 import importlib.metadata
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .aggregation import Ranking
-from .factors import Dense, Factors, inner
+from .factors import Factors, inner
 from .gradients import FactoredEngine, LoopEngine, VmapEngine
 from .objectives import BCE
 from .runs import replacing

@@ -104,17 +104,17 @@ def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, i
         i, j = g.places[0][s:s + m], g.places[1][t:t + n]
         out[(i // k[0])[:, None], j // k[1]] += a[i] @ b[j].T
 
-# %% ../nbs/03_factors.ipynb #ab5846bc
+# %% ../nbs/03_factors.ipynb #b4f21c53
 def _add_pairs(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, int], chunk: int = 2**17) -> None:
     "The same, pair by pair, `chunk` pairs at a time."
-    ends, (ma, mb) = g.sizes.cumsum(0), g.counts
+    ends, mb = g.sizes.cumsum(0), g.counts[1]
     for start in range(0, int(ends[-1]) if len(ends) else 0, chunk):
         pair = torch.arange(start, min(start + chunk, int(ends[-1])), device=out.device)
         group = torch.searchsorted(ends, pair, right=True)
         within = pair - (ends[group] - g.sizes[group])
         i = g.places[0][g.starts[0][group] + within // mb[group]]
         j = g.places[1][g.starts[1][group] + within % mb[group]]
-        out.view(-1).index_add_(0, (i // k[0]) * out.shape[1] + j // k[1], torch.linalg.vecdot(a[i].conj(), b[j]))
+        out.view(-1).index_add_(0, (i // k[0]) * out.shape[1] + j // k[1], torch.linalg.vecdot(a[i], b[j]))
 
 # %% ../nbs/03_factors.ipynb #c45c8d17
 _LARGE_GROUP = 4096   # pairs; from here on a matrix product is faster

@@ -137,16 +137,17 @@ class VmapEngine:
             grads = torch.vmap(torch.func.grad(loss), axes, chunk_size=self.chunk)(params, q.ids, *q.extra)
         return Factors({name: (Dense(grads[f'model.{name}']),) for name in self.params})
 
-# %% ../nbs/04_gradients.ipynb #d5b2d3e6
-def loss_gradient(objective: Objective, scores: Tensor, extra: Sequence[Tensor]) -> Tensor:
-    """Gradient `[B, c]` of each example's loss by its `scores` `[B, c]`, in float32 at least.
+# %% ../nbs/04_gradients.ipynb #682fc946
+def loss_gradient(objective: Objective, scores: Tensor, extra: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """Gradient `[B, c]` of each example's loss by its `scores` `[B, c]`, in float32 at least; and was it vectorised?
 
-    Losses whose steps depend on the data (filtered negatives, margin losses on rows) cannot be vectorised and are
+    Losses whose steps depend on the data (filtered negatives, margin losses on rows) cannot be, and are
     differentiated one example at a time; the result is the same."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     gradient = torch.func.grad(objective.loss)
-    try: return torch.vmap(gradient)(scores, *extra)
-    except RuntimeError: return torch.stack([gradient(s, *(x[i] for x in extra)) for i, s in enumerate(scores)])
+    try: return torch.vmap(gradient)(scores, *extra), True
+    except RuntimeError: one_by_one = [gradient(s, *(x[i] for x in extra)) for i, s in enumerate(scores)]
+    return torch.stack(one_by_one), False
 
 # %% ../nbs/04_gradients.ipynb #560fa288
 @dataclass
@@ -330,7 +331,7 @@ class Routes:
     vectorised: bool = False              # is the interaction differentiated by vmap?
     mixed: frozenset[str] = frozenset()   # parameters that need one backward pass per triple
 
-# %% ../nbs/04_gradients.ipynb #b0872f02
+# %% ../nbs/04_gradients.ipynb #e492337e
 class FactoredEngine:
     "One forward and one backward pass for all triples; gradients in factors."
     name: ClassVar[str] = 'factored'
@@ -344,6 +345,7 @@ class FactoredEngine:
             f'{type(model).__name__} is not made of representations and an interaction; use engine "vmap" or "loop"')
         self.names = {id(p): name for name, p in self.params.items()}
         self.routes, self.low = routes or choose_routes(model, objective), low
+        self.loss_vectorised = True  # was it, in the last call? see `loss_gradient`
     def __call__(self, triples: Tensor) -> Factors:
         "Gradients of the losses of `triples` `[B, 3]`."
         with frozen(self.model): return self._factors(self.objective.queries(triples).to(self.model.device))
@@ -386,14 +388,14 @@ def _open_side(q: Queries) -> int:
     "Which of head, relation, tail is open in a row."
     return 2 if q.kind == 'tails' else 0
 
-# %% ../nbs/04_gradients.ipynb #1d77ebdb
+# %% ../nbs/04_gradients.ipynb #f86ee51a
 @patch
 def _interact(self: FactoredEngine, q: Queries, hrt: tuple,
               leaves: list[Tensor]) -> tuple[list[Tensor | None], list, Tensor | None]:
     "Gradients of the losses by the `leaves`, the blocks of the interaction's own parameters, and weights `[B]`."
     with self._autocast():
         scores, captures = (self._score_vmap if self.routes.vectorised else self._score)(q, hrt, leaves)
-    p = loss_gradient(self.objective, scores.detach().reshape(len(q), -1), q.extra)
+    p, self.loss_vectorised = loss_gradient(self.objective, scores.detach().reshape(len(q), -1), q.extra)
     p, weight = _normalised(p) if self.low else (p, None)
     tables = self._table_leaves(q, hrt, leaves)
     wanted = [v for v in leaves if v.requires_grad and id(v) not in map(id, tables)]

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Counters', 'Step', 'TracIn', 'parse_bytes']
 
-# %% ../nbs/12_influence.ipynb #e50eb811
+# %% ../nbs/12_influence.ipynb #a6e32991
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .aggregation import Ranking, TopK
 from .amp import low_type, precision_error
 from .cache import FactorCache, gradient_key, objective_key
 from .factors import Factors, added, inner, inner_parts, paired_inner
-from .gradients import ENGINES, Engine, FactoredEngine, Routes, group_of
+from .gradients import ENGINES, Engine, FactoredEngine, group_of
 from .objectives import Contrast, Objective, make_objective
 from .results import Result, SelfInfluence
 from .runs import Run, as_run, pick_device
@@ -303,13 +303,13 @@ def precompute(self: TracIn, test: Any) -> None:
     if self.cache is None: raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
     self._test_factors(to_ids(test, self.run.training), [s.test for s in self.steps])
 
-# %% ../nbs/12_influence.ipynb #f250716f
+# %% ../nbs/12_influence.ipynb #56df8a5d
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
     "What a result has to say of how it was made."
     kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
     other = {} if test_objective is self.objective else dict(test_objective=str(test_objective))
-    routes = {} if self.engine != FactoredEngine.name else dict(routes=[str(self._routes[self.objective])])
+    routes = {} if self.engine != FactoredEngine.name else dict(routes=self._routes_taken())
     metric = self.steps[-1].metric.facts
     return dict(objective=str(self.objective), **other, weighting=metric['weighting'], metric=metric,
                 engine=self.engine, **routes,
@@ -320,6 +320,13 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
                 fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions={name: importlib.metadata.version(name) for name in ('tracin_nb', 'pykeen', 'torch')},
                 counters=asdict(self.counters), **more)
+
+# %% ../nbs/12_influence.ipynb #9ff21d3e
+@patch
+def _routes_taken(self: TracIn) -> list[str]:
+    "How the training triples were differentiated."
+    loss = 'vectorised' if self.steps[-1].train.loss_vectorised else 'one example at a time'
+    return [str(self._routes[self.objective]), f'loss: {loss}']
 
 # %% ../nbs/12_influence.ipynb #83fa4fab
 @patch

@@ -6,21 +6,16 @@
 __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BCE', 'Score', 'Contrast', 'Softmax', 'Negatives',
            'SLCWA', 'Labels', 'LCWA', 'make_objective']
 
-# %% ../nbs/02_objectives.ipynb #6b92eab6
-import math
-from collections.abc import Callable
+# %% ../nbs/02_objectives.ipynb #73bc504e
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from pykeen.inverse import DefaultRelationInverter
 from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.models.inductive.base import InductiveERModel
-from pykeen.triples import CoreTriplesFactory
 from torch import Tensor
 from torch.nn import functional as F
 
