@@ -131,7 +131,7 @@ def row_numbers(indices: LongTensor | int,  # `[n]`, or the number of the first 
         raise ValueError(f"training index {lowest} is negative")
     return indices, lowest
 
-# %% ../nbs/10_aggregation.ipynb #0061faa9
+# %% ../nbs/10_aggregation.ipynb #f9a0a1f3
 @patch
 def update(self: TopK,
            scores: Tensor,  # `[M, n]`
@@ -144,22 +144,41 @@ def update(self: TopK,
     scores = scores.detach().to(self.held)
     indices, lowest = row_numbers(indices, scores.shape[1], scores.device)
     row, column, values = self.candidates(scores, lowest)
+    self._take(row, values, indices[column])
+
+
+@patch
+def _take(self: TopK, row: LongTensor, values: Tensor, indices: LongTensor) -> None:
+    "Join candidates `[c]`, their values signed, with what is held of their rows."
     if not len(row):
         return
     if not (fine := values.isfinite()).all():
         i = int(fine.logical_not().nonzero()[0])
-        raise ValueError(f"the score of test triple {int(row[i])} with training triple {int(indices[column[i]])} "
+        raise ValueError(f"the score of test triple {int(row[i])} with training triple {int(indices[i])} "
                          f"is {self.sign * float(values[i])}, expected a finite number")
-    self._keep(*to_table(row, values, indices[column], len(self)))
+    rows, row = row.unique(return_inverse=True)
+    self._keep(rows, *to_table(row, values, indices, len(rows)))
 
 
 @patch
-def _keep(self: TopK, values: Tensor, indices: LongTensor) -> None:
-    "Join a table `[M, w]` of signed values and indices with what is held."
-    values, indices = torch.cat([self.held, values], 1), torch.cat([self.places, indices], 1)
-    self.held, self.places = strongest(values, indices, self.k)
+def _keep(self: TopK, rows: LongTensor | slice, values: Tensor, indices: LongTensor) -> None:
+    "Join a table `[r, w]` of signed values and indices with what is held of `rows`."
+    values, indices = torch.cat([self.held[rows], values], 1), torch.cat([self.places[rows], indices], 1)
+    self.held[rows], self.places[rows] = strongest(values, indices, self.k)
 
-# %% ../nbs/10_aggregation.ipynb #60b10082
+# %% ../nbs/10_aggregation.ipynb #50b9309a
+@patch
+def update_pairs(self: TopK,
+                 row: LongTensor,  # `[c]` the test triple of each score
+                 indices: LongTensor,  # `[c]` its training index
+                 scores: Tensor,  # `[c]`
+                 ) -> None:
+    "Take in single scores. Raises `ValueError` for a score that is NaN, or infinite on the strong side."
+    values = self.sign * scores.detach().to(self.held)
+    passed = ~(values < self.held[row, -1].clamp(min=self.floor)) & (values != self.floor)
+    self._take(row[passed], values[passed], indices[passed])
+
+# %% ../nbs/10_aggregation.ipynb #b63e7714
 @patch
 def merge(self: TopK, other: TopK) -> None:
     "Take in what `other` kept, which must come from other training triples. Raises `ValueError` if it cannot fit."
@@ -171,9 +190,9 @@ def merge(self: TopK, other: TopK) -> None:
     twice = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] != NONE)
     if twice.any():
         raise ValueError(f"cannot merge: training triple {int(both[:, 1:][twice][0])} is in both")
-    self._keep(other.held.to(self.held), indices)
+    self._keep(slice(None), other.held.to(self.held), indices)
 
-# %% ../nbs/10_aggregation.ipynb #be6201ea
+# %% ../nbs/10_aggregation.ipynb #7cadc68e
 class Ranking:
     "The `k` strongest proponents (scores above 0) and opponents (below 0) of each test triple."
 
@@ -190,6 +209,11 @@ class Ranking:
         "Take in a tile `[M, n]` of the training triples `indices` (`[n]`, or the first of consecutive ones)."
         self.proponents.update(scores, indices)
         self.opponents.update(scores, indices)
+
+    def update_pairs(self, row: LongTensor, indices: LongTensor, scores: Tensor) -> None:
+        "Take in single scores `[c]` of the test triples `row` `[c]` with the training triples `indices` `[c]`."
+        self.proponents.update_pairs(row, indices, scores)
+        self.opponents.update_pairs(row, indices, scores)
 
     def merge(self, other: "Ranking") -> None:
         "Take in what `other` kept of other training triples."
