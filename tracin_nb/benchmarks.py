@@ -6,8 +6,9 @@
 __all__ = ['BENCHMARKS', 'seconds', 'in_turns', 'machine', 'random_conve', 'dense_loop', 'flat', 'training_step', 'bench_engine',
            'table', 'run_benchmark']
 
-# %% ../nbs/16_benchmarks.ipynb #4e706b9b
+# %% ../nbs/16_benchmarks.ipynb #a9f8f62f
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -112,7 +113,7 @@ def _factored(engine: FactoredEngine, batch: Tensor, test: Tensor) -> Callable[[
     tiles = iter(range(0, 2**40, len(batch)))
     return lambda: ranking.update(inner(held, engine(batch)), next(tiles))
 
-# %% ../nbs/16_benchmarks.ipynb #107863a1
+# %% ../nbs/16_benchmarks.ipynb #a59ca378
 def bench_engine(entities: int = 14_541,   # FB15k-237
                  relations: int = 237,
                  dim: int = 200,
@@ -128,6 +129,8 @@ def bench_engine(entities: int = 14_541,   # FB15k-237
     engines = {cls.name: cls(model, BCE()) for cls in (FactoredEngine, VmapEngine, LoopEngine)}
     test = flat(engines['loop'](triples[-1:]))[0]
     cheap = {f'factored, {m} test triples': _factored(engines['factored'], train, triples[-m:]) for m in tests}
+    half = FactoredEngine(model, BCE(), engines['factored'].routes, torch.bfloat16)
+    cheap[f'factored, {max(tests)} test triples, bf16'] = _factored(half, train, triples[-max(tests):])
     cheap |= {'training step': training_step(model, train.to(at)),
               'forward alone': lambda: _forward(model, train.to(at))}
     dear = {'loop, score_t and dense gradients': lambda: dense_loop(model, few, test),
@@ -160,23 +163,36 @@ def _engine_rows(ms: dict[str, float]) -> list[dict[str, Any]]:
 # %% ../nbs/16_benchmarks.ipynb #72b2eeb9
 BENCHMARKS = {'engine': bench_engine}
 
-# %% ../nbs/16_benchmarks.ipynb #c311f411
+# %% ../nbs/16_benchmarks.ipynb #a2483591
+def _cell(value: Any) -> str:
+    "A value as it stands in a table."
+    if isinstance(value, (list, tuple)): return ' '.join(map(_cell, value))
+    if isinstance(value, str) or value is None: return value or '-'
+    return f'{value:,.0f}' if isinstance(value, int) or abs(value) >= 1000 else f'{value:.3g}'
+
+# %% ../nbs/16_benchmarks.ipynb #5509d14a
 def table(result: dict[str, Any]) -> str:
     "A benchmark's rows as a Markdown table, with the machine and the error beneath."
-    rows = pd.DataFrame(result['rows'])
-    number = lambda v: f'{v:.3g}' if abs(v) < 1000 else f'{v:,.0f}'
-    cells = [[row.iloc[0], *map(number, row.iloc[1:])] for _, row in rows.iterrows()]
-    lines = [[c.replace('_', ' ') for c in rows.columns], ['---', *['--:'] * (len(rows.columns) - 1)], *cells]
+    columns = list(result['rows'][0])
+    cells = [[_cell(row.get(c)) for c in columns] for row in result['rows']]
+    lines = [[c.replace('_', ' ') for c in columns], ['---', *['--:'] * (len(columns) - 1)], *cells]
     about = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
+    what = ', '.join(f'{k.replace("_", " ")} {_cell(v)}' for k, v in result.items()
+                     if k not in ('benchmark', 'machine', 'rows', 'relative_error', 'notes'))
     text = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-    return f'{text}\n\nRelative error against the loop: {result["relative_error"]:.1e}. Measured on: {about}.\n'
+    notes = ''.join(f'{note}\n\n' for note in result.get('notes', ()))
+    return (f'{text}\n\n{notes}Measured with: {what}. Greatest relative error of the checks: '
+            f'{result["relative_error"]:.1e}. On: {about}.\n')
 
-# %% ../nbs/16_benchmarks.ipynb #9ccaf59c
+# %% ../nbs/16_benchmarks.ipynb #c2cdaeda
 def run_benchmark(name: str,               # one of `BENCHMARKS`
                   out: Path | str | None = None,  # folder for `name.json` and `name.md`
                   **options: Any) -> dict[str, Any]:
     "Run a benchmark and, with `out`, keep its result as JSON and as a table. Raises `ValueError` for an unknown name."
     if name not in BENCHMARKS: raise ValueError(f'unknown benchmark {name!r}; known are {", ".join(BENCHMARKS)}')
+    known = inspect.signature(BENCHMARKS[name]).parameters
+    for option in options:
+        if option not in known: raise ValueError(f'{name} has no setting {option!r}; it has {", ".join(known)}')
     result = BENCHMARKS[name](**options)
     if out is None: return result
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -167,13 +167,14 @@ def _outer_outer(a: Outer, b: Outer) -> Tensor:
     (Ba, sa), (Bb, sb) = a.factors[0].shape[:2], b.factors[0].shape[:2]
     return total if sa == sb == 1 else total.view(Ba, sa, Bb, sb).sum((1, 3))
 
-# %% ../nbs/03_factors.ipynb #a01ada1e
+# %% ../nbs/03_factors.ipynb #b0d155e0
 @dataclass(frozen=True)
 class Shared(Block):
-    "An `Outer` with one term: factor i of triple b is `factors[i][places[i][b]]`, or `factors[i][b]` without places."
+    "An `Outer`: factor i of term j is `factors[i][places[i][j]]`, or `factors[i][j]` without places; terms by triple."
     factors: tuple[Tensor, ...]        # `[U_i, n_i]`
-    places: tuple[Tensor | None, ...]  # `[B]`
-    def __len__(self) -> int: return len(self.factors[0] if self.places[0] is None else self.places[0])
+    places: tuple[Tensor | None, ...]  # `[B * s]`
+    terms: int                         # s, the terms of one triple
+    def __len__(self) -> int: return len(self.factors[0] if self.places[0] is None else self.places[0]) // self.terms
 
 # %% ../nbs/03_factors.ipynb #417fd4a0
 def _first_equal(x: Tensor) -> Tensor:
@@ -198,12 +199,12 @@ def _distinct(x: Tensor) -> tuple[Tensor, Tensor | None]:
     kept, places = first.unique(return_inverse=True)
     return (x, None) if len(kept) > (1 - _MANY) * len(x) else (x[kept], places)
 
-# %% ../nbs/03_factors.ipynb #7cca84d2
+# %% ../nbs/03_factors.ipynb #5b7d5647
 def _shared(block: Block) -> Block:
-    "An `Outer` with one term as `Shared`, if factors are repeated; else the block itself."
-    if not isinstance(block, Outer) or block.factors[0].shape[1] != 1: return block
-    factors, places = zip(*[_distinct(f[:, 0]) for f in block.factors])
-    return block if all(p is None for p in places) else Shared(factors, places)
+    "An `Outer` as `Shared`, if factors are repeated; else the block itself."
+    if not isinstance(block, Outer): return block
+    factors, places = zip(*[_distinct(f.flatten(0, 1)) for f in block.factors])
+    return block if all(p is None for p in places) else Shared(factors, places, block.factors[0].shape[1])
 
 # %% ../nbs/03_factors.ipynb #9623c1ad
 def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -211,22 +212,24 @@ def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
     if b is not None: dots = dots.index_select(1, b)
     return dots if a is None else dots.index_select(0, a)
 
-# %% ../nbs/03_factors.ipynb #3235a06d
+# %% ../nbs/03_factors.ipynb #caa8d013
 def _plain(block: Shared) -> Outer:
     "The `Outer` that `block` stands for."
-    return Outer(tuple((f if p is None else f[p])[:, None] for f, p in zip(block.factors, block.places)))
+    every = (f if p is None else f[p] for f, p in zip(block.factors, block.places))
+    return Outer(tuple(f.unflatten(0, (-1, block.terms)) for f in every))
 
-# %% ../nbs/03_factors.ipynb #328d12b8
+# %% ../nbs/03_factors.ipynb #58c87457
 def _shared_shared(a: Shared, b: Shared) -> Tensor:
     sides = zip(a.factors, b.factors, a.places, b.places, strict=True)
     total, *others = (_expanded(_products(x, y), p, q) for x, y, p, q in sides)
     for other in others: total *= other
-    return total
+    if a.terms == b.terms == 1: return total
+    return total.view(len(a), a.terms, len(b), b.terms).sum((1, 3))
 
-# %% ../nbs/03_factors.ipynb #10c467d9
+# %% ../nbs/03_factors.ipynb #02e2de00
 def _shared_outer(a: Shared, b: Outer) -> Tensor:
-    if b.factors[0].shape[1] != 1: return _outer_outer(_plain(a), b)
-    return _shared_shared(a, Shared(tuple(f[:, 0] for f in b.factors), (None,) * len(b.factors)))
+    flat = tuple(f.flatten(0, 1) for f in b.factors)
+    return _shared_shared(a, Shared(flat, (None,) * len(flat), b.factors[0].shape[1]))
 
 # %% ../nbs/03_factors.ipynb #0cef71d0
 def _rows_outer(a: Rows, b: Outer) -> Tensor:
@@ -356,7 +359,7 @@ def _is_large(p: Block, q: Block) -> bool:
     "Are both `Rows`, and too many to multiply all with all?"
     return isinstance(p, Rows) and isinstance(q, Rows) and p.ids.numel() * q.ids.numel() >= _FEW
 
-# %% ../nbs/03_factors.ipynb #7a93a695
+# %% ../nbs/03_factors.ipynb #67572b22
 def inner(a: Factors, b: Factors) -> Tensor:
     "Inner products `[Ba, Bb]` of all pairs of gradients, in float32 at least."
     pairs = [(p, q) for _, p, q in _pairs(a, b)]
@@ -367,7 +370,7 @@ def inner(a: Factors, b: Factors) -> Tensor:
     if dense:
         x, y = map(_vectors, zip(*dense))
         total = x @ y.T if total is None else total.addmm_(x, y.T)
-    if total is None: total = large[0][0].grads.new_zeros(len(a), len(b))
+    total = large[0][0].grads.new_zeros(len(a), len(b)) if total is None else total.contiguous()
     for p, q in large: _add_rows(total, p, q)
     return _weighted(total, a, b)
 

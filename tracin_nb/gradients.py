@@ -6,9 +6,9 @@
 __all__ = ['ENGINES', 'Engine', 'frozen', 'trainable', 'group_of', 'LoopEngine', 'call_with', 'VmapEngine', 'loss_gradient',
            'Capture', 'capturing', 'Routes', 'FactoredEngine', 'choose_routes', 'describe', 'make_engine']
 
-# %% ../nbs/04_gradients.ipynb #a96418d4
+# %% ../nbs/04_gradients.ipynb #a97b6ff6
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.func import functional_call
 
-from .factors import Block, Dense, Factors, Outer, Rows, block_total
+from .factors import Block, Dense, Factors, Outer, Rows, _products, block_total
 from .objectives import Objective, Queries, Score, _mode, score
 
 # %% ../nbs/04_gradients.ipynb #5d0b5ef1
@@ -180,26 +180,36 @@ def _linear(m: nn.Linear, x: Tensor, y: Tensor) -> Capture:
         return [(m.weight, Outer((D, A))), (m.bias, Dense(D.sum(1)))]
     return Capture(y, blocks)
 
-# %% ../nbs/04_gradients.ipynb #a7c89755
-def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
-    "What each output place of `m` sees of `x` `[n, channels, height, width]`: `[n, channels * kernel, places]`."
-    (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
-    x = F.pad(x, (pw, pw, ph, ph)).contiguous()
-    n, C, H, W = x.shape
-    oh, ow = (H - dh * (kh - 1) - 1) // sh + 1, (W - dw * (kw - 1) - 1) // sw + 1
-    a, b, c, d = x.stride()
-    view = x.as_strided((n, C, kh, kw, oh, ow), (a, b, c * dh, d * dw, c * sh, d * sw))
-    return view.reshape(n, C * kh * kw, oh * ow)
+# %% ../nbs/04_gradients.ipynb #92e1f72c
+def _places(m: nn.Conv2d, x: Tensor) -> list[int]:
+    "Height and width of the output of `m` for `x` `[n, channels, height, width]`."
+    sizes = zip(x.shape[2:], m.kernel_size, m.dilation, m.stride, m.padding)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, s, p in sizes]
 
-# %% ../nbs/04_gradients.ipynb #d10fdc37
+# %% ../nbs/04_gradients.ipynb #21e60c6d
+def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
+    "What each output place of `m` sees of `x` `[n, channels, height, width]`: `[n, channels * kernel + 1, places]`."
+    (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
+    places, x = _places(m, x), F.pad(x, (pw, pw, ph, ph)).contiguous()
+    (n, C), (oh, ow), (a, b, c, d) = x.shape[:2], places, x.stride()
+    view = x.as_strided((n, C, kh, kw, oh, ow), (a, b, c * dh, d * dw, c * sh, d * sw))
+    patches = x.new_empty(n, C * kh * kw + 1, oh * ow)
+    patches[:, :-1].view(view.shape).copy_(view)
+    patches[:, -1] = 1
+    return patches
+
+# %% ../nbs/04_gradients.ipynb #85734091
 class _SlimConv(torch.autograd.Function):
     "A convolution `m` of `x` whose backward pass goes to the input only."
     @staticmethod
-    def forward(ctx: Any, x: Tensor, m: nn.Conv2d) -> Tensor:
+    def forward(ctx: Any, x: Tensor, m: nn.Conv2d, patches: Tensor | None = None) -> Tensor:
         ctx.m, ctx.shape = m, x.shape
-        return F.conv2d(x, m.weight, m.bias, m.stride, m.padding, m.dilation)
+        if patches is None: return F.conv2d(x, m.weight, m.bias, m.stride, m.padding, m.dilation)
+        bias = m.weight.new_zeros(m.out_channels) if m.bias is None else m.bias
+        y = torch.cat([m.weight.flatten(1), bias[:, None]], 1) @ patches
+        return y.view(*y.shape[:2], *_places(m, x))
     @staticmethod
-    def backward(ctx: Any, D: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, D: Tensor) -> tuple[Tensor, None, None]:
         (n, C, H, W), m = ctx.shape, ctx.m
         (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
         oh, ow = D.shape[2:]
@@ -207,27 +217,87 @@ class _SlimConv(torch.autograd.Function):
         x = D.new_zeros(n, C, H + 2 * ph, W + 2 * pw)
         for i, j in product(range(kh), range(kw)):
             x[:, :, i * dh:i * dh + sh * oh:sh, j * dw:j * dw + sw * ow:sw][:, :, :oh, :ow] += patches[:, :, i, j]
-        return x[:, :, ph:ph + H, pw:pw + W], None
+        return x[:, :, ph:ph + H, pw:pw + W], None, None
 
-# %% ../nbs/04_gradients.ipynb #4e6801b0
+# %% ../nbs/04_gradients.ipynb #e7e78a5b
+def _live(x: Tensor) -> Tensor:
+    "`x`, differentiated whether or not anything before it is."
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+# %% ../nbs/04_gradients.ipynb #b0126a8e
 @contextmanager
 def _slim(m: nn.Conv2d) -> Iterator[None]:
-    "`m` with the slim backward pass, where that is less work."
+    "`m` made of patches, which it keeps until they are captured, where that is less work."
     if m.weight[0].numel() > m.out_channels:
         yield
         return
-    m.forward = lambda x: _SlimConv.apply(x, m)
+    def forward(x: Tensor) -> Tensor:
+        m.patches = _patches(m, x.detach())
+        return _SlimConv.apply(_live(x), m, m.patches)
+    m.forward = forward
+    try: yield
+    finally:
+        del m.forward
+        vars(m).pop('patches', None)
+
+# %% ../nbs/04_gradients.ipynb #1b6e810e
+def _kernel_gradient(m: nn.Conv2d, x: Tensor) -> Callable[[Tensor, int], Tensor]:
+    "Gradient of the output -> gradients `[B, out, channels * kernel + 1]` by kernel and bias of `m`, just run on `x`."
+    kept = vars(m).pop('patches', None)
+    def gradient(grad: Tensor, B: int) -> Tensor:
+        patches = _patches(m, x.detach()) if kept is None else kept
+        each = grad.flatten(2) @ patches.to(grad.dtype).transpose(1, 2)
+        return each if len(each) == B else _split(each, B, *each.shape[1:]).sum(1)
+    return gradient
+
+# %% ../nbs/04_gradients.ipynb #85769090
+def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
+    gradient = _kernel_gradient(m, x)
+    def blocks(grad: Tensor, B: int) -> list:
+        both = gradient(grad, B)
+        return [(m.weight, Dense(both[..., :-1].reshape(B, *m.weight.shape))), (m.bias, Dense(both[..., -1]))]
+    return Capture(y, blocks)
+
+# %% ../nbs/04_gradients.ipynb #a5c59332
+def _largest(x: Tensor) -> Tensor:
+    "The largest entry `[..., 1]`, in size, of each vector of `x` `[..., n]`; never zero."
+    return x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+# %% ../nbs/04_gradients.ipynb #5385c305
+class _HalfLinear(torch.autograd.Function):
+    "A linear layer of `x` whose backward pass goes to the input only, multiplied in the 16-bit type `low`."
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, low: torch.dtype) -> Tensor:
+        ctx.weight, ctx.low = weight.detach(), low
+        return F.linear(x, weight, bias)
+    @staticmethod
+    def backward(ctx: Any, D: Tensor) -> tuple[Tensor, None, None, None]:
+        scale = _largest(D) if ctx.low is torch.float16 else None
+        unit = (D if scale is None else D / scale).to(ctx.low).reshape(-1, D.shape[-1])
+        x = _products(unit, ctx.weight.to(ctx.low).T).view(*D.shape[:-1], -1)
+        return x if scale is None else x * scale, None, None, None
+
+# %% ../nbs/04_gradients.ipynb #2209c7e7
+@contextmanager
+def _half_linear(m: nn.Linear, low: torch.dtype) -> Iterator[None]:
+    "`m` with a backward pass in `low`."
+    m.forward = lambda x: _HalfLinear.apply(x, m.weight, m.bias, low)
     try: yield
     finally: del m.forward
 
-# %% ../nbs/04_gradients.ipynb #5cd5495b
-def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
-    def blocks(grad: Tensor, B: int) -> list:
-        patches = _patches(m, x.detach().to(grad.dtype))
-        D, patches = (_split(t, B, *t.shape[1:]) for t in (grad.flatten(2), patches))
-        kernel = torch.einsum('bsol,bskl->bok', D, patches)
-        return [(m.weight, Dense(kernel.view(B, *m.weight.shape))), (m.bias, Dense(D.sum((1, 3))))]
-    return Capture(y, blocks)
+# %% ../nbs/04_gradients.ipynb #c4a29978
+def _balanced(factors: tuple[Tensor, ...]) -> list[Tensor]:
+    "The same outer products by factors `[B, s, n]` whose largest entries are alike."
+    sizes = [_largest(f) for f in factors]
+    like = torch.stack([s.log() for s in sizes]).mean(0).exp()
+    return [f * (like / s) for f, s in zip(factors, sizes)]
+
+# %% ../nbs/04_gradients.ipynb #cc8d15ab
+def _halved(block: Block, low: torch.dtype) -> Block:
+    "An `Outer` block with factors in the 16-bit type `low`; any other block as it is."
+    if not isinstance(block, Outer): return block
+    factors = block.factors if low is torch.bfloat16 else _balanced(block.factors)
+    return Outer(tuple(f.to(low) for f in factors))
 
 # %% ../nbs/04_gradients.ipynb #576ee6dc
 def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x: Tensor, y: Tensor) -> Capture:
@@ -259,6 +329,72 @@ def _recipe(m: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Capture] | No
         case nn.BatchNorm1d() | nn.BatchNorm2d() if m.affine and m.running_mean is not None: return _batch_norm
         case nn.LayerNorm() if m.elementwise_affine: return _layer_norm
     return None
+
+# %% ../nbs/04_gradients.ipynb #72b271ec
+class _Folded:
+    "A convolution and the batch norm after it, in eval mode, as one convolution with the settings of `conv`."
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d):
+        self.conv, self.norm = conv, norm
+        gamma, beta, bias = (0 if p is None else p.detach() for p in (norm.weight, norm.bias, conv.bias))
+        self.unit, self.centred = (norm.running_var + norm.eps).rsqrt(), bias - norm.running_mean
+        self.scale = self.unit if norm.weight is None else gamma * self.unit
+        self.weight = conv.weight.detach() * self.scale.view(-1, 1, 1, 1)
+        self.bias = self.centred * self.scale + beta
+    def __getattr__(self, name: str) -> Any: return getattr(self.conv, name)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(_live(x), self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+# %% ../nbs/04_gradients.ipynb #843ec720
+def _conv_norm(m: _Folded, x: Tensor, y: Tensor) -> Capture:
+    gradient = _kernel_gradient(m, x)
+    weights = torch.cat([m.conv.weight.detach().flatten(1), m.centred[:, None]], 1)
+    def blocks(grad: Tensor, B: int) -> list:
+        both = gradient(grad, B)
+        gamma, beta = torch.einsum('bok,ok->bo', both, weights) * m.unit, both[..., -1].contiguous()
+        kernel = (both[..., :-1] * m.scale[:, None]).reshape(B, *m.weight.shape)
+        found = (m.conv.weight, kernel), (m.conv.bias, beta * m.scale), (m.norm.weight, gamma), (m.norm.bias, beta)
+        return [(p, Dense(g)) for p, g in found]
+    return Capture(y, blocks)
+
+# %% ../nbs/04_gradients.ipynb #c3adc00a
+def _untouched(m: nn.Module, *kinds: type) -> bool:
+    "Is `m` of one of `kinds` itself, in eval mode, with nobody to see it run?"
+    return type(m) in kinds and not (m.training or m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m))
+
+# %% ../nbs/04_gradients.ipynb #06140a0a
+def _folds(m: nn.Module, after: nn.Module) -> bool:
+    "Can the batch norm `after` be folded into the convolution `m`?"
+    return (_untouched(m, nn.Conv2d) and _recipe(m) is _conv2d
+            and _untouched(after, nn.BatchNorm2d) and after.running_mean is not None)
+
+# %% ../nbs/04_gradients.ipynb #1ff5a009
+def _steps(layers: Iterable[nn.Module]) -> list[nn.Module | _Folded]:
+    "`layers` without idle ones, and with batch norms folded into the convolutions before them."
+    steps = []
+    for m in layers:
+        if _untouched(m, nn.Identity, nn.Dropout, nn.Dropout2d): continue
+        if steps and _folds(steps[-1], m): m = _Folded(steps.pop(), m)
+        steps.append(m)
+    return steps
+
+# %% ../nbs/04_gradients.ipynb #5d5161de
+@contextmanager
+def _folding(m: nn.Sequential, found: list[Capture]) -> Iterator[None]:
+    "`m` with batch norms folded, if there are any to fold; these are captured into `found`."
+    steps = _steps(m)
+    def run(step: _Folded, x: Tensor) -> Tensor:
+        y = step.forward(x)
+        if y.requires_grad: found.append(_conv_norm(step, x, y))
+        return y
+    def forward(x: Tensor) -> Tensor:
+        for step in steps: x = run(step, x) if isinstance(step, _Folded) else step(x)
+        return x
+    folded = [step for step in steps if isinstance(step, _Folded)]
+    with ExitStack() as stack:
+        for step in folded: stack.enter_context(_slim(step))
+        if folded: m.forward = forward
+        try: yield
+        finally: vars(m).pop('forward', None)
 
 # %% ../nbs/04_gradients.ipynb #0ec4fa5c
 def _core(W: nn.Parameter, h: Tensor, r: Tensor, t: Tensor | None) -> Callable[[Tensor, int], list]:
@@ -299,10 +435,13 @@ def _multilinear(m: MultiLinearTuckerInteraction, found: list[Capture]) -> Itera
     try: yield
     finally: hook.remove()
 
-# %% ../nbs/04_gradients.ipynb #d339340c
+# %% ../nbs/04_gradients.ipynb #9acc8686
 @contextmanager
-def capturing(module: nn.Module, skip: nn.Module | None = None) -> Iterator[list[Capture]]:
-    "Captures every use of a module with parameters inside `module`, leaving out what is inside `skip`."
+def capturing(module: nn.Module, skip: nn.Module | None = None,
+              low: torch.dtype | None = None) -> Iterator[list[Capture]]:
+    """Captures every use of a module with parameters inside `module`, leaving out what is inside `skip`.
+
+    With `low`, the backward pass through linear layers is multiplied in that 16-bit type."""
     found, special = [], {TuckERInteraction: _tucker, MultiLinearTuckerInteraction: _multilinear}
     skipped = set() if skip is None else set(skip.modules())
     def hook(m: nn.Module, args: tuple, y: Tensor) -> None:
@@ -310,8 +449,10 @@ def capturing(module: nn.Module, skip: nn.Module | None = None) -> Iterator[list
     with ExitStack() as stack:
         for m in module.modules():
             if m in skipped: continue
+            if type(m).forward is nn.Sequential.forward: stack.enter_context(_folding(m, found))
             if type(m) in special: stack.enter_context(special[type(m)](m, found))
             if _recipe(m) is _conv2d: stack.enter_context(_slim(m))
+            if low and _recipe(m) is _linear: stack.enter_context(_half_linear(m, low))
             if _recipe(m) and m.weight.requires_grad: stack.callback(m.register_forward_hook(hook).remove)
         yield found
 
@@ -331,7 +472,7 @@ class Routes:
     vectorised: bool = False              # is the interaction differentiated by vmap?
     mixed: frozenset[str] = frozenset()   # parameters that need one backward pass per triple
 
-# %% ../nbs/04_gradients.ipynb #e492337e
+# %% ../nbs/04_gradients.ipynb #1c38d7e6
 class FactoredEngine:
     "One forward and one backward pass for all triples; gradients in factors."
     name: ClassVar[str] = 'factored'
@@ -339,7 +480,7 @@ class FactoredEngine:
                  model: ERModel,                 # a PyKEEN model of representations and an interaction
                  objective: Objective,           # the loss that is differentiated
                  routes: Routes | None = None,   # by default found by trial, see `choose_routes`
-                 low: torch.dtype | None = None): # 16-bit type in which the scores are computed and differentiated
+                 low: torch.dtype | None = None): # 16-bit type of linear layers' backward pass and of factors
         self.model, self.objective, self.params = model, objective, trainable(model)
         if not isinstance(model, ERModel): raise ValueError(
             f'{type(model).__name__} is not made of representations and an interaction; use engine "vmap" or "loop"')
@@ -350,22 +491,16 @@ class FactoredEngine:
         "Gradients of the losses of `triples` `[B, 3]`."
         with frozen(self.model): return self._factors(self.objective.queries(triples).to(self.model.device))
 
-# %% ../nbs/04_gradients.ipynb #4eb9c7d9
+# %% ../nbs/04_gradients.ipynb #45837c55
 @patch
 def _factors(self: FactoredEngine, q: Queries) -> Factors:
-    with capturing(self.model, skip=self.model.interaction) as captures, self._autocast(): hrt = self._represent(q)
+    with capturing(self.model, skip=self.model.interaction) as captures: hrt = self._represent(q)
     vectors = [v for x in hrt for v in _tensors(x)]
     leaves = [v.detach().requires_grad_(v.requires_grad) for v in vectors]
     grads, found, weight = self._interact(q, hrt, leaves)
     live = [(v, g) for v, g in zip(vectors, grads) if v.requires_grad and g is not None]
     found = found + self._pull(live, captures, len(q)) + self._one_by_one(live, len(q))
     return self._collect(found, weight)
-
-# %% ../nbs/04_gradients.ipynb #4cb6a018
-@patch
-def _autocast(self: FactoredEngine) -> torch.autocast:
-    "Computation in `self.low`, if there is one."
-    return torch.autocast(self.model.device.type, dtype=self.low, enabled=self.low is not None)
 
 # %% ../nbs/04_gradients.ipynb #02de12ae
 @patch
@@ -388,13 +523,12 @@ def _open_side(q: Queries) -> int:
     "Which of head, relation, tail is open in a row."
     return 2 if q.kind == 'tails' else 0
 
-# %% ../nbs/04_gradients.ipynb #f86ee51a
+# %% ../nbs/04_gradients.ipynb #75ae21dd
 @patch
 def _interact(self: FactoredEngine, q: Queries, hrt: tuple,
               leaves: list[Tensor]) -> tuple[list[Tensor | None], list, Tensor | None]:
     "Gradients of the losses by the `leaves`, the blocks of the interaction's own parameters, and weights `[B]`."
-    with self._autocast():
-        scores, captures = (self._score_vmap if self.routes.vectorised else self._score)(q, hrt, leaves)
+    scores, captures = (self._score_vmap if self.routes.vectorised else self._score)(q, hrt, leaves)
     p, self.loss_vectorised = loss_gradient(self.objective, scores.detach().reshape(len(q), -1), q.extra)
     p, weight = _normalised(p) if self.low else (p, None)
     tables = self._table_leaves(q, hrt, leaves)
@@ -403,6 +537,7 @@ def _interact(self: FactoredEngine, q: Queries, hrt: tuple,
     grads = torch.autograd.grad(scores, outputs, p.reshape(scores.shape).to(scores.dtype), allow_unused=True)
     by_leaf = dict(zip(map(id, wanted), grads))
     found = _blocks(captures, grads[len(wanted):], len(q)) + self._tables(q, hrt, leaves, p)
+    if self.low: found = [(param, _halved(block, self.low)) for param, block in found]
     return [by_leaf.get(id(v)) for v in leaves], found, weight
 
 # %% ../nbs/04_gradients.ipynb #bcf847a9
@@ -417,12 +552,12 @@ def _blocks(captures: list[Capture], grads: Sequence[Tensor | None], B: int) -> 
     used = [(c, g) for c, g in zip(captures, grads, strict=True) if g is not None and c.follows(B)]
     return [item for c, g in used for item in c.blocks(g, B)]
 
-# %% ../nbs/04_gradients.ipynb #80d80df1
+# %% ../nbs/04_gradients.ipynb #925a16f0
 @patch
 def _score(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]) -> tuple[Tensor, list[Capture]]:
     "Scores, and captures of the interaction's modules."
     new = iter(leaves)
-    with capturing(self.model.interaction) as captures:
+    with capturing(self.model.interaction, low=self.low) as captures:
         scores = self.model.interaction(**{k: _like(x, new) for k, x in zip('hrt', hrt)})
     return scores, captures
 
