@@ -31,17 +31,20 @@ def passing(scores: Tensor,  # `[M, n]`
     return (torch.cat([row[hit], rest_row]), torch.cat([block[hit] * BLOCK + column, rest_column + whole]),
             torch.cat([inside[hit, column], rest[rest_row, rest_column]]))
 
-# %% ../nbs/10_aggregation.ipynb #782c7628
+# %% ../nbs/10_aggregation.ipynb #1b8bf490
 NONE = torch.iinfo(torch.int64).max  # the index of an empty place: behind every real one
 
 
 def strongest(values: Tensor,  # `[M, w]`
               indices: LongTensor,  # `[M, w]`
               k: int,
+              ordered: bool = False,  # do equal values come by index already?
               ) -> tuple[Tensor, LongTensor]:
     "The `k` highest values of each row, equal values by index: `[M, k]`, `[M, k]`."
-    indices, order = indices.sort(dim=1, stable=True)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    if not ordered:
+        indices, order = indices.sort(dim=1, stable=True)
+        values = values.gather(1, order)
+    values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k], indices.gather(1, order)[:, :k]
 
 # %% ../nbs/10_aggregation.ipynb #69da60e1
@@ -60,7 +63,7 @@ def to_table(row: LongTensor,  # `[c]`, the row of each candidate
     table[row, column], places[row, column] = values[order], indices[order]
     return table, places
 
-# %% ../nbs/10_aggregation.ipynb #a1e8fd77
+# %% ../nbs/10_aggregation.ipynb #93e4de54
 class TopK:
     "The `k` strongest scores of each of `num_tests` test triples, from a stream of tiles in any order."
 
@@ -80,6 +83,7 @@ class TopK:
         self.floor = -torch.inf if beyond is None else self.sign * beyond
         self.held = torch.full((num_tests, k), -torch.inf, device=device, dtype=dtype)
         self.places = torch.full((num_tests, k), NONE, device=device)
+        self.highest = -1  # training index seen so far
 
     def __len__(self) -> int:
         "M, the number of test triples."
@@ -131,7 +135,7 @@ def row_numbers(indices: LongTensor | int,  # `[n]`, or the number of the first 
         raise ValueError(f"training index {lowest} is negative")
     return indices, lowest
 
-# %% ../nbs/10_aggregation.ipynb #f9a0a1f3
+# %% ../nbs/10_aggregation.ipynb #84b53926
 @patch
 def update(self: TopK,
            scores: Tensor,  # `[M, n]`
@@ -156,15 +160,18 @@ def _take(self: TopK, row: LongTensor, values: Tensor, indices: LongTensor) -> N
         i = int(fine.logical_not().nonzero()[0])
         raise ValueError(f"the score of test triple {int(row[i])} with training triple {int(indices[i])} "
                          f"is {self.sign * float(values[i])}, expected a finite number")
+    behind, self.highest = self.highest, max(self.highest, int(indices.max()))
     rows, row = row.unique(return_inverse=True)
-    self._keep(rows, *to_table(row, values, indices, len(rows)))
+    table, places = to_table(row, values, indices, len(rows))
+    ascending = int(indices.min()) > behind and not (places[:, 1:] < places[:, :-1]).any()
+    self._keep(rows, table, places, ascending)
 
 
 @patch
-def _keep(self: TopK, rows: LongTensor | slice, values: Tensor, indices: LongTensor) -> None:
+def _keep(self: TopK, rows: LongTensor | slice, values: Tensor, indices: LongTensor, ordered: bool) -> None:
     "Join a table `[r, w]` of signed values and indices with what is held of `rows`."
     values, indices = torch.cat([self.held[rows], values], 1), torch.cat([self.places[rows], indices], 1)
-    self.held[rows], self.places[rows] = strongest(values, indices, self.k)
+    self.held[rows], self.places[rows] = strongest(values, indices, self.k, ordered)
 
 # %% ../nbs/10_aggregation.ipynb #50b9309a
 @patch
@@ -178,7 +185,7 @@ def update_pairs(self: TopK,
     passed = ~(values < self.held[row, -1].clamp(min=self.floor)) & (values != self.floor)
     self._take(row[passed], values[passed], indices[passed])
 
-# %% ../nbs/10_aggregation.ipynb #b63e7714
+# %% ../nbs/10_aggregation.ipynb #32233d91
 @patch
 def merge(self: TopK, other: TopK) -> None:
     "Take in what `other` kept, which must come from other training triples. Raises `ValueError` if it cannot fit."
@@ -190,7 +197,8 @@ def merge(self: TopK, other: TopK) -> None:
     twice = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] != NONE)
     if twice.any():
         raise ValueError(f"cannot merge: training triple {int(both[:, 1:][twice][0])} is in both")
-    self._keep(slice(None), other.held.to(self.held), indices)
+    self._keep(slice(None), other.held.to(self.held), indices, ordered=False)
+    self.highest = max(self.highest, other.highest)
 
 # %% ../nbs/10_aggregation.ipynb #7cadc68e
 class Ranking:

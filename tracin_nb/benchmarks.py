@@ -6,7 +6,7 @@
 __all__ = ['BENCHMARKS', 'seconds', 'in_turns', 'machine', 'random_conve', 'dense_loop', 'flat', 'training_step', 'bench_engine',
            'table', 'run_benchmark']
 
-# %% ../nbs/16_benchmarks.ipynb #a9f8f62f
+# %% ../nbs/16_benchmarks.ipynb #5394a53a
 import importlib.metadata
 import inspect
 import json
@@ -19,7 +19,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from pykeen.models import ConvE, ERModel
 from pykeen.triples import CoreTriplesFactory

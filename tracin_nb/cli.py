@@ -9,7 +9,7 @@ __all__ = ['OBJECTIVES', 'ENGINES', 'PRECISIONS', 'WEIGHTINGS', 'ANALYSIS', 'SUF
            'cached_analysis', 'no_empty_folder', 'setting', 'train_command', 'naming', 'file_triples', 'own_triples',
            'chosen_triples', 'check_choice', 'whole_triples', 'check_against', 'explained', 'run_command',
            'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank', 'belief', 'timed',
-           'one_thread', 'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command']
+           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command']
 
 # %% ../nbs/19_cli.ipynb #05ac3eaa
 import json, os, sys, tempfile, time, warnings
@@ -480,16 +480,6 @@ def timed(times: dict[str, float], stage: str) -> Iterator[None]:
     yield
     times[stage] = time.perf_counter() - start
 
-# %% ../nbs/19_cli.ipynb #57d151f9
-@contextmanager
-def one_thread() -> Iterator[None]:
-    "PyTorch on one thread: the demo's arrays are so small that several would only wait for each other."
-    import torch
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
-
 # %% ../nbs/19_cli.ipynb #147620d8
 def demo_run(out: Path) -> 'Run':
     "The demo's run in `out`, trained unless it is there."
@@ -514,15 +504,16 @@ def top(result: 'Result', k: int) -> 'Result':
     "The first `k` ranks of a result."
     return type(result)(result.frame[result.frame['rank'] <= k], result.facts, result.tests)
 
-# %% ../nbs/19_cli.ipynb #edf16fea
+# %% ../nbs/19_cli.ipynb #180689d9
 @main.command('demo', short_help='See it work: train a small model and explain three predictions.')
 @click.option('--out', type=click.Path(path_type=Path), default=Path('runs/demo'), show_default=True, metavar='RUN_DIR',
               help='Folder for the run. If the demo was trained there before, it is used again.')
 def demo_command(out: Path) -> None:
     """Train ConvE on UMLS (comes inside PyKEEN, nothing is downloaded) and name the training triples that made it
     believe three predictions. Takes about a minute."""
-    with one_thread(): run, result, times = demo_result(out)
     from tracin_nb.results import text_table
+    from tracin_nb.sparse import one_thread
+    with one_thread(): run, result, times = demo_result(out)   # small arrays
     click.echo(f'Three facts of UMLS that were held out of training, and what ConvE makes of them:\n{belief(run)}\n')
     click.echo(f'Which training triples made it believe so?\n\n{text_table(top(result, 5))}')
     click.echo('\nTime: ' + ', '.join(f'{stage} {seconds:.1f} s' for stage, seconds in times.items()))

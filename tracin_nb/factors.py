@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors', 'shared', 'added', 'inner',
-           'inner_parts', 'paired_inner', 'concat', 'Sketch']
+           'inner_parts', 'paired_inner', 'concat', 'blank', 'fill', 'Sketch']
 
 # %% ../nbs/03_factors.ipynb #7a7803ca
 import math
@@ -417,6 +417,21 @@ def concat(parts: list[Factors]) -> Factors:
     if len(weights) not in (0, len(parts)): raise ValueError('some of the gradients to join have weights, others not')
     return Factors({name: tuple(_cat([p.blocks[name][i] for p in parts]) for i in range(len(blocks)))
                     for name, blocks in parts[0].blocks.items()}, torch.cat(weights) if weights else None)
+
+# %% ../nbs/03_factors.ipynb #11104cee
+def blank(like: Factors, n: int) -> Factors:
+    "Room for the gradients of `n` triples of the same form."
+    room = lambda t: t.new_empty(n, *t.shape[1:])
+    made = like.map(lambda b: b.map(room))
+    return made if like.weight is None else replace(made, weight=room(like.weight))
+
+# %% ../nbs/03_factors.ipynb #64936661
+def fill(whole: Factors, part: Factors, at: int) -> None:
+    "Put the gradients of `part` into `whole`, from triple `at` on."
+    weights = [(whole.weight, part.weight)] if part.weight is not None else []
+    blocks = [pair for name, bs in part.blocks.items() for p, q in zip(whole.blocks[name], bs, strict=True)
+              for pair in zip(p.tensors(), q.tensors(), strict=True)]
+    for mine, theirs in blocks + weights: mine[at:at + len(part)] = theirs
 
 # %% ../nbs/03_factors.ipynb #23596117
 class Sketch:

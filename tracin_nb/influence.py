@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['T', 'Tile', 'Counters', 'Step', 'TracIn', 'in_precision', 'Pass', 'Prepared']
 
-# %% ../nbs/12_influence.ipynb #a56a4469
+# %% ../nbs/12_influence.ipynb #b4ee568f
 import functools
 import importlib.metadata
 import time
@@ -26,7 +26,7 @@ from .aggregation import Ranking, TopK
 from .amp import arithmetic, low_type, precision_error
 from .cache import FactorCache, Key, TrainingStore, gradient_key, objective_key
 from .compile import compiled
-from .factors import Factors, added, concat, inner, inner_parts, paired_inner, shared
+from .factors import Factors, added, blank, concat, fill, inner, inner_parts, paired_inner, shared
 from .gradients import ENGINES, Engine, FactoredEngine, group_of
 from .memory import Plan, Tiles, consume, metered, parse_bytes, plan_tiles, release, resident_peak
 from .objectives import Contrast, Objective, make_objective
@@ -168,15 +168,16 @@ def _covariance_tiles(self: TracIn, engine: Engine) -> Iterator[Factors]:
     size = self._single_tile(engine, triples)
     for _, factors in self._each(len(triples), size, 'second moments', step): yield factors
 
-# %% ../nbs/12_influence.ipynb #fc19c252
-_TILE = 2**24   # bytes of factors
+# %% ../nbs/12_influence.ipynb #f0b2ece6
+_TILE = 2**24   # bytes of factors, and
+_PER_TEST = 2**12   # more for each test triple: the more there are, the more the products count
 T = TypeVar('T')
 
-# %% ../nbs/12_influence.ipynb #702d7727
+# %% ../nbs/12_influence.ipynb #27606b4c
 @patch
-def _handy(self: TracIn, one: Factors, n: int) -> int:
-    "Triples per tile out of `n` that are worth having, from the factors of one."
-    return max(1, min(n, max(64, min(4096, _TILE // one.nbytes))))
+def _handy(self: TracIn, factors: Factors, n: int, tests: int = 0) -> int:
+    "Triples per tile out of `n` that are worth having, from the factors of some."
+    return max(1, min(n, max(64, min(4096, (_TILE + _PER_TEST * tests) * len(factors) // factors.nbytes))))
 
 # %% ../nbs/12_influence.ipynb #58629f12
 @patch
@@ -198,15 +199,16 @@ def _each(self: TracIn, n: int, size: int, label: str, step: Callable[[slice], T
             del done
     self.counters.halvings += tiles.halvings
 
-# %% ../nbs/12_influence.ipynb #0ecee1d1
+# %% ../nbs/12_influence.ipynb #6bf7b439
 @patch
 def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> tuple[list[Factors], Tensor]:
     "The test triples' gradients at each checkpoint, in its metric, and their influence on themselves `[M]`."
     held, own = [], 0
     for step, engine in zip(self.steps, engines, strict=True):
         factors = self._test_gradients(engine, test)
-        held.append(step.metric.test(factors))
-        own = own + step.rate * paired_inner(held[-1], step.metric.train(factors))
+        weighted = step.metric.test(factors)
+        own = own + step.rate * paired_inner(weighted, step.metric.train(factors))
+        held.append(shared(weighted))
     return held, own
 
 # %% ../nbs/12_influence.ipynb #d8edc5c9
@@ -250,7 +252,7 @@ def _score(self: TracIn, test: list[Factors], tile: list[Factors]) -> Tensor:
     "Influence `[M, n]` of a tile, summed over the checkpoints."
     return added(inner(mine, theirs).mul_(step.rate) for step, mine, theirs in zip(self.steps, test, tile, strict=True))
 
-# %% ../nbs/12_influence.ipynb #2d39b9a6
+# %% ../nbs/12_influence.ipynb #c64790b4
 @dataclass(frozen=True)
 class Pass:
     "How the training triples are passed over."
@@ -260,7 +262,7 @@ class Pass:
     part: int             # training triples per gradient pass
     peak: int | None      # bytes above the models, predicted; None if the size was given
 
-_FEW_TESTS = 256   # test triples for which an index is tried out, and up to which its tensors are counted one by one
+_FEW_TESTS = 64   # test triples for which an index is tried out, and up to which its tensors are counted one by one
 
 # %% ../nbs/12_influence.ipynb #674cfa64
 @patch
@@ -271,13 +273,17 @@ def _rows_only(self: TracIn) -> bool:
         self._is_rows = all(rows_only(s.metric.train(s.train(one))) for s in self.steps)
     return self._is_rows
 
-# %% ../nbs/12_influence.ipynb #f8f5aedc
+# %% ../nbs/12_influence.ipynb #f42317d3
 @patch
 def _ready(self: TracIn, triples: Tensor, sparse: bool, part: int) -> Tile:
     "The tile of training triples `[n, 3]`, in gradient passes of `part` triples for an index."
     if not sparse: return [shared(f) for f in self._passes(triples)]
-    parts = [list(fs) for fs in zip(*[self._passes(p) for p in triples.split(part)])]
-    return make_indices([concat(parts.pop(0)) for _ in self.steps])
+    whole: list[Factors] = []
+    for at in range(0, len(triples), part):
+        found = self._passes(triples[at:at + part])
+        whole = whole or [blank(f, len(triples)) for f in found]
+        for w, f in zip(whole, found, strict=True): fill(w, f, at)
+    return make_indices(whole)
 
 # %% ../nbs/12_influence.ipynb #dc56bfa0
 @patch
@@ -308,7 +314,7 @@ def _trial(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part: 
         self.counters.train_passes = before
     return work
 
-# %% ../nbs/12_influence.ipynb #bc2ef3b5
+# %% ../nbs/12_influence.ipynb #b062266f
 @patch
 def _plan(self: TracIn, test: list[Factors], rows: Tensor, k: int, order: bool = True) -> Pass:
     "The pass over the training triples `rows` `[N]`. Raises `ValueError` if the memory budget is too small."
@@ -316,13 +322,13 @@ def _plan(self: TracIn, test: list[Factors], rows: Tensor, k: int, order: bool =
     if order:
         h, r, _ = self.run.training.mapped_triples[rows].T
         rows = rows[(r if sparse else h * (r.max() + 1) + r).argsort(stable=True)]
-    part = self._handy(test[0][:1], len(rows))
+    part = self._handy(test[0], len(rows), 0 if sparse else len(test[0]))
     if self.batch_size: return Pass(rows, sparse, self.batch_size, min(part, self.batch_size), None)
     key = (len(rows), len(test[0]), k, sparse, order, test[0].nbytes)
     if key not in self._plans: self._plans[key] = self._planned(test, rows, sparse, part, k)
     return Pass(rows, sparse, *self._plans[key])
 
-# %% ../nbs/12_influence.ipynb #cc510371
+# %% ../nbs/12_influence.ipynb #16992d34
 @patch
 def _planned(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part: int, k: int) -> tuple[int, int, int]:
     "Triples per tile and per gradient pass, and the bytes in use at most."
@@ -334,30 +340,33 @@ def _planned(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part
     trial = self._trial(few, rows, sparse, part, k)
     plan = plan_tiles(trial, len(rows), self.memory, self.device, most=part, held=held)
     if not sparse: return plan.size, plan.size, plan.peak
-    return self._index_plan(test, rows, plan, len(few[0]))
+    return self._index_plan(test, few, rows, plan)
 
-# %% ../nbs/12_influence.ipynb #e02270fb
+# %% ../nbs/12_influence.ipynb #98b7283a
 @patch
-def _index_plan(self: TracIn, test: list[Factors], rows: Tensor, plan: Plan, few: int) -> tuple[int, int, int]:
-    "The same for an index, from the `plan` for `few` of the test triples."
-    triples, M, n = self.run.training.mapped_triples[rows], len(test[0]), plan.size
-    most, kept, pairs = self._index_bytes(triples[:n], [f[:few] for f in test])
-    each = max(0, plan.peak - plan.held - kept * n - 4 * pairs) // few    # bytes of one test triple's ranking
-    beside = lambda size: each * M + 4 * min(PAIRS, pairs * size * M // (n * few))
-    room = self.memory - plan.held
-    size = max(n, min(room // most, (room - each * M - 4 * PAIRS) // kept, len(rows)))
+def _index_plan(self: TracIn, test: list[Factors], few: list[Factors], rows: Tensor,
+                plan: Plan) -> tuple[int, int, int]:
+    "The same for an index, from what a small one of `plan.size` triples takes with `few` of the test triples."
+    M, m, n, room = len(test[0]), len(few[0]), plan.size, self.memory - plan.held
+    most, kept, pairs, ranking = self._index_bytes(rows[:n], few)
+    beside = lambda size: ranking * M // m + 4 * min(PAIRS, pairs * size * M // (n * m))
+    size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, len(rows)))
     return size, n, plan.held + max(most * size, kept * size + beside(size))
 
-# %% ../nbs/12_influence.ipynb #da274f67
+# %% ../nbs/12_influence.ipynb #737a6099
 @patch
-def _index_bytes(self: TracIn, triples: Tensor, test: list[Factors]) -> tuple[int, int, int]:
-    "Bytes per training triple while an index is made of `triples` `[n, 3]`, and later; how many rows the tests share."
-    before = self.counters.train_passes
-    with metered(self.device) as used: index = self._ready(triples, True, max(1, len(triples) // 2))
+def _index_bytes(self: TracIn, rows: Tensor, test: list[Factors]) -> tuple[int, int, int, int]:
+    "Bytes per training triple while an index is made, and later; rows shared with the tests; bytes to rank them."
+    before, n = self.counters.train_passes, len(rows)
+    with metered(self.device) as making:
+        index = self._ready(self.run.training.mapped_triples[rows], True, max(1, n // 16))
+    with metered(self.device) as using:
+        ranking = Ranking(len(test[0]), 100, device=self.device, dtype=_dtype(self))
+        _take(ranking, self._pairs(test, index, n, 100), rows)
     self.counters.trial_passes += self.counters.train_passes - before
     self.counters.train_passes = before
-    n = len(triples)
-    return used.peak // n + 1, _bytes_of(index) // n + 1, int(shared_counts(index, test).sum())
+    pairs = int(shared_counts(index, test).sum())
+    return making.peak // n + 1, _bytes_of(index) // n + 1, pairs, max(0, using.peak - 4 * pairs)
 
 # %% ../nbs/12_influence.ipynb #6c034a57
 @dataclass(frozen=True)
@@ -376,19 +385,20 @@ def _serving(self: TracIn, test: list[Factors], rows: Tensor) -> Prepared | None
     if kept is None or len(kept.plan.rows) != len(rows): return None
     return kept if kept.plan.sparse == (rows_only(*test) and self._rows_only()) else None
 
-# %% ../nbs/12_influence.ipynb #c8d7b950
+# %% ../nbs/12_influence.ipynb #33768665
 @patch
 def _rank(self: TracIn, ranking: Ranking, test: list[Factors], plan: Pass, kept: Prepared | None) -> int | None:
     "Pass over the training triples and keep the strongest; the bytes in use at most."
     triples, k, held = self.run.training.mapped_triples[plan.rows], ranking.proponents.k, sum(f.nbytes for f in test)
     if kept and kept.dtype: test = [f.to(dtype=kept.dtype) for f in test]
-    if not plan.sparse: test = [shared(f) for f in test]
     def step(places: slice) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         tile = (kept and kept.tile(places)) or self._ready(triples[places], plan.sparse, plan.part)
         return self._pairs(test, tile, places.stop - places.start, k)
     tiles = self._each(len(triples), plan.size, 'influence', step)
     take = lambda places, found: _take(ranking, found, plan.rows[places])
-    if plan.sparse and len(ranking.proponents) > _FEW_TESTS and self.device.type == 'cpu': return _resident(tiles, take)
+    if plan.sparse and len(ranking.proponents) > _FEW_TESTS and self.device.type == 'cpu':
+        grown = _resident(tiles, take)
+        return None if grown is None else held + grown
     return held + consume(tiles, take, self.device)
 
 # %% ../nbs/12_influence.ipynb #4d54f3e8
@@ -399,7 +409,7 @@ def _resident(tiles: Iterator[tuple[slice, T]], take: Callable[[slice, T], None]
     if Path('/proc/self/clear_refs').exists(): return resident_peak(work)
     return work()
 
-# %% ../nbs/12_influence.ipynb #9d78b3eb
+# %% ../nbs/12_influence.ipynb #4c73df77
 @patch
 @in_precision
 def scores(self: TracIn,
@@ -409,11 +419,11 @@ def scores(self: TracIn,
     "Influence `[M, N]` of each training triple on each test triple, on the CPU. The matrix is held whole."
     test, train = to_ids(test, self.run.training), self._train(train)
     factors, _ = self._test_factors(test, [s.test for s in self.steps])
-    size, test = self._score_size(factors, train), [shared(f) for f in factors]
-    step = lambda rows: self._score(test, self._ready(train[rows], False, size)).cpu()
+    size = self._score_size(factors, train)
+    step = lambda rows: self._score(factors, self._ready(train[rows], False, size)).cpu()
     return torch.cat([part for _, part in self._each(len(train), size, 'influence', step)], dim=1)
 
-# %% ../nbs/12_influence.ipynb #06389dd8
+# %% ../nbs/12_influence.ipynb #fe87d2d0
 @patch
 def _score_size(self: TracIn, test: list[Factors], train: Tensor) -> int:
     "Training triples per tile of the matrix."
@@ -423,7 +433,7 @@ def _score_size(self: TracIn, test: list[Factors], train: Tensor) -> int:
         self._score(test, self._ready(train[rows], False, len(train)))
         self.counters.trial_passes += self.counters.train_passes - before
         self.counters.train_passes = before
-    held, most = sum(f.nbytes for f in test), self._handy(test[0][:1], len(train))
+    held, most = sum(f.nbytes for f in test), self._handy(test[0], len(train), len(test[0]))
     return plan_tiles(work, len(train), self.memory, self.device, most=most, held=held).size
 
 # %% ../nbs/12_influence.ipynb #cf4a5a61

@@ -201,10 +201,13 @@ def _used(work: Callable[[slice], Any], rows: slice, device: torch.device) -> Us
         if not out_of_memory(e): raise
     release(cycles=True)
 
-# %% ../nbs/09_memory.ipynb #953e41bf
+# %% ../nbs/09_memory.ipynb #78db4eae
+_SMALL = 128   # triples of a tile that is tried in five places
+
+# %% ../nbs/09_memory.ipynb #e677b238
 def _most_used(work: Callable[[slice], Any], n: int, total: int, device: torch.device) -> int | None:
     "The peak of tiles of `n` out of `total` triples in different places; None if memory runs out."
-    starts = sorted({(total - n) * i // 4 for i in range(5)})
+    starts = sorted({(total - n) * i // 4 for i in (range(5) if n <= _SMALL else (2,))})
     used = [_used(work, slice(start, start + n), device) for start in starts]
     return None if None in used else max(u.peak for u in used)
 

@@ -63,26 +63,31 @@ def spread(triples: Tensor, part: int | None, piece: int = 4096) -> Tensor:
     starts = torch.linspace(0, len(triples) - piece, max(1, part // piece)).long()
     return triples[order[(starts[:, None] + torch.arange(piece)).flatten().unique()]]
 
-# %% ../nbs/16c_scale.ipynb #58a45cf0
+# %% ../nbs/16c_scale.ipynb #d6f95c17
 def question(name: str, tracin: TracIn, tests: Tensor, k: int, part: int | None = None) -> dict[str, Any]:
     "A row of the table: the tests explained by all training triples, or by `part` of them and scaled up."
     every, found = tracin.run.training.mapped_triples, []
     some = spread(every, part)
-    given, share = (None, 1.) if len(some) == len(every) else (some, len(some) / len(every))
+    def ask(given: Tensor | None) -> None:
+        start = time.perf_counter()
+        found.append((tracin.explain(tests, k, train=given), time.perf_counter() - start))
     tracin.steps
-    ask = lambda: found.append((time.perf_counter(), tracin.explain(tests, k, train=given), time.perf_counter()))
-    peak = peak_bytes(ask, tracin.device)
-    start, result, end = found[0]
-    pairs = len(tests) * len(every)
-    return dict(name=name, precision=tracin.precision, passed_over=len(some), measured_seconds=end - start,
-                seconds_for_all=(end - start) / share, million_pairs_per_second=pairs * share / (end - start) / 1e6,
+    given = None if len(some) == len(every) else some
+    peak = peak_bytes(lambda: ask(given), tracin.device)
+    if given is not None: ask(spread(every, part // 4))
+    (result, taken), *smaller = found
+    for _, less in smaller: total = taken + (taken - less) * (len(every) - len(some)) / (len(some) - part // 4)
+    total = total if smaller else taken
+    return dict(name=name, precision=tracin.precision, passed_over=len(some), measured_seconds=taken,
+                seconds_for_all=total, million_pairs_per_second=len(tests) * len(every) / total / 1e6,
                 peak_mib=peak / 2**20, relative_error=checked(tracin, result, tests))
 
-# %% ../nbs/16c_scale.ipynb #a550104e
+# %% ../nbs/16c_scale.ipynb #c021abb3
 def bench_fb15k237(data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder of TSV files
                    models: Sequence[str] = ('DistMult', 'TransE', 'ComplEx', 'RotatE', 'ConvE'),
                    dim: int = 200,
                    epochs: int = 2,
+                   runs: Path | str | None = None, # folder of the runs by model: opened if there, else trained and kept
                    tests: int | None = None,       # test triples; by default all
                    k: int = 100,
                    part: int | None = 16_384,      # training triples for ConvE
@@ -93,13 +98,15 @@ def bench_fb15k237(data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder 
     test = dataset.testing.mapped_triples[:tests]
     with tempfile.TemporaryDirectory() as folder:
         for name in models:
-            large = name == 'ConvE'
-            run = train(dataset, name, out=Path(folder)/name, epochs=epochs, keep_every=epochs, device=at,
-                        batch_size=512 if large else 2048, model_kwargs=dict(embedding_dim=dim), progress=False)
+            large, out = name == 'ConvE', Path(runs or folder)/name
+            run = Run.open(out) if out.exists() else train(
+                dataset, name, out=out, epochs=epochs, keep_every=epochs, device=at, batch_size=512 if large else 2048,
+                model_kwargs=dict(embedding_dim=dim), progress=False)
             for precision in precisions if large else ('fp32',):
                 tracin = TracIn(run, 'bce', checkpoints=[-1], devices=at, precision=precision, progress=False)
-                rows.append(question(name, tracin, test, k, part if large else None))
-    return dict(benchmark='fb15k237', machine=machine(at), dim=dim, epochs=epochs, test_triples=len(test), k=k,
+                trained = run.checkpoints[-1].epoch
+                rows.append(question(name, tracin, test, k, part if large else None) | dict(trained_epochs=trained))
+    return dict(benchmark='fb15k237', machine=machine(at), dim=dim, test_triples=len(test), k=k,
                 training_triples=dataset.training.num_triples, rows=rows, relative_error=_worst(rows))
 
 # %% ../nbs/16c_scale.ipynb #9890ea7e
@@ -145,7 +152,7 @@ def bench_robokop(entities: int = 1_450_000,
     return dict(benchmark='robokop', machine=machine(at), entities=entities, relations=relations,
                 training_triples=len(data), test_triples=tests, rows=rows, relative_error=_worst(rows))
 
-# %% ../nbs/16c_scale.ipynb #92b15f64
+# %% ../nbs/16c_scale.ipynb #789c5488
 def repeated(name: str, run: Run, objective: str, budget: str, precision: str | None, device: torch.device,
              questions: int = 10) -> dict[str, Any]:
     "A row of the table: a question without preparation, the preparation, and the median of the questions after it."
@@ -159,25 +166,27 @@ def repeated(name: str, run: Run, objective: str, budget: str, precision: str | 
     times = [seconds(lambda: found.append(kept.explain(one[None], 100)), device) for one in test[1:-1]]
     test_passes = kept.counters.train_passes - passes
     truth = plain.explain(test[1:2], 100).proponents['influence'].values
-    error = np.abs(found[0].proponents['influence'].values / truth - 1).max()
+    error = float(np.abs(found[0].proponents['influence'].values / truth - 1).max())
     return dict(name=name, checkpoints=len(kept.steps), kept_as=precision or 'fp32',
                 kept_mib=kept._prepared.facts['bytes'] / 2**20, prepare_seconds=prepare, without_seconds=first,
                 second_question_ms=1000 * statistics.median(times), training_passes=test_passes, relative_error=error)
 
-# %% ../nbs/16c_scale.ipynb #2034c2c6
+# %% ../nbs/16c_scale.ipynb #3c1c87c6
 def bench_repeat(data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder of TSV files
                  small: str = 'umls',
                  dim: int = 200,
                  epochs: int = 5,               # and checkpoints
                  budget: str = '8GiB',
+                 runs: Path | str | None = None, # folder with a run of DistMult, instead of training one
                  device: str = 'cpu') -> dict[str, Any]:
     "The second question on a prepared run: ConvE on UMLS, DistMult on FB15k-237, five checkpoints each."
     at = torch.device(device)
     with tempfile.TemporaryDirectory() as folder:
         keep = dict(device=at, progress=False)
-        first = train(small, 'ConvE', out=Path(folder)/'small', epochs=10 * epochs, keep_every=10, **keep)
-        large = train(load_dataset(data, **_unseen(data)), 'DistMult', out=Path(folder)/'large', epochs=epochs,
-                      keep_every=1, batch_size=2048, model_kwargs=dict(embedding_dim=dim), **keep)
+        first = train(small, 'ConvE', out=Path(folder)/'small', epochs=2 * epochs, keep_every=2, **keep)
+        large = Run.open(Path(runs)/'DistMult') if runs else train(
+            load_dataset(data, **_unseen(data)), 'DistMult', out=Path(folder)/'large', epochs=epochs, keep_every=1,
+            batch_size=2048, model_kwargs=dict(embedding_dim=dim), **keep)
         graph = Path(data).name if Path(data).is_dir() else data
         rows = [repeated(f'{name}, {graph}', run, 'training', budget, None, at)
                 for name, graph, run in (('ConvE', small, first), ('DistMult', graph, large))]
