@@ -349,17 +349,23 @@ def added(parts: Iterable[Tensor]) -> Tensor | None:
     for part in parts: total += part
     return total
 
-# %% ../nbs/03_factors.ipynb #c2e3849f
+# %% ../nbs/03_factors.ipynb #b84e23b5
 def _vectors(blocks: Iterable[Dense]) -> Tensor:
     "`Dense` blocks of the same triples side by side, `[B, p]`."
-    return torch.cat([_up(b.grad).reshape(len(b), -1) for b in blocks], dim=1)
+    flat = [_up(b.grad).reshape(len(b), -1) for b in blocks]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+# %% ../nbs/03_factors.ipynb #07918bab
+def _dense_parts(pairs: list[tuple[Dense, Dense]], n: int) -> list[list[tuple[Dense, Dense]]]:
+    "Pairs of `Dense` blocks that are multiplied as one; for few gradients `n`, putting them side by side costs more."
+    return [[pair] for pair in pairs] if n < 64 else [pairs] * bool(pairs)
 
 # %% ../nbs/03_factors.ipynb #5049caa5
 def _is_large(p: Block, q: Block) -> bool:
     "Are both `Rows`, and too many to multiply all with all?"
     return isinstance(p, Rows) and isinstance(q, Rows) and p.ids.numel() * q.ids.numel() >= _FEW
 
-# %% ../nbs/03_factors.ipynb #67572b22
+# %% ../nbs/03_factors.ipynb #1a761a01
 def inner(a: Factors, b: Factors) -> Tensor:
     "Inner products `[Ba, Bb]` of all pairs of gradients, in float32 at least."
     pairs = [(p, q) for _, p, q in _pairs(a, b)]
@@ -367,8 +373,8 @@ def inner(a: Factors, b: Factors) -> Tensor:
     large = [(p.map(_up), q.map(_up)) for p, q in pairs if _is_large(p, q)]
     rest = [(p, q) for p, q in pairs if not (isinstance(p, Dense) and isinstance(q, Dense) or _is_large(p, q))]
     total = added(block_inner(p, q) for p, q in rest)
-    if dense:
-        x, y = map(_vectors, zip(*dense))
+    for part in _dense_parts(dense, len(a)):
+        x, y = map(_vectors, zip(*part))
         total = x @ y.T if total is None else total.addmm_(x, y.T)
     total = large[0][0].grads.new_zeros(len(a), len(b)) if total is None else total.contiguous()
     for p, q in large: _add_rows(total, p, q)
@@ -389,9 +395,10 @@ def _paired(p: Block, q: Block) -> Tensor:
         return block_inner(p.map(lambda _: next(it)[None]), q.map(lambda _: next(jt)[None]))[0, 0]
     return torch.vmap(one)(*p.tensors(), *q.tensors())
 
-# %% ../nbs/03_factors.ipynb #34d1d9f6
+# %% ../nbs/03_factors.ipynb #d2f60690
 def paired_inner(a: Factors, b: Factors) -> Tensor:
     "Inner product `[B]` of each gradient of `a` with the one of `b` at the same place."
+    if len(a) == 1: return inner(a, b)[0]
     dots = sum(_paired(p, q) for _, p, q in _pairs(a, b))
     weights = [f.weight.to(dots.dtype) for f in (a, b) if f.weight is not None]
     return math.prod(weights, start=dots)

@@ -179,11 +179,11 @@ def _handy(self: TracIn, factors: Factors, n: int, tests: int = 0) -> int:
     "Triples per tile out of `n` that are worth having, from the factors of some."
     return max(1, min(n, max(64, min(4096, (_TILE + _PER_TEST * tests) * len(factors) // factors.nbytes))))
 
-# %% ../nbs/12_influence.ipynb #58629f12
+# %% ../nbs/12_influence.ipynb #bd36a865
 @patch
 def _single_tile(self: TracIn, engine: Engine, triples: Tensor) -> int:
     "Triples per gradient pass, where nothing else takes memory: an eighth of the budget, since autograd holds copies."
-    if self.batch_size or not len(triples): return self.batch_size or 1
+    if self.batch_size or len(triples) <= 16: return self.batch_size or 16
     one = engine(triples[:1])
     return max(1, min(self._handy(one, len(triples)), self.memory // (8 * one.nbytes)))
 
@@ -342,7 +342,7 @@ def _planned(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part
     if not sparse: return plan.size, plan.size, plan.peak
     return self._index_plan(test, few, rows, plan)
 
-# %% ../nbs/12_influence.ipynb #98b7283a
+# %% ../nbs/12_influence.ipynb #c4703c4e
 @patch
 def _index_plan(self: TracIn, test: list[Factors], few: list[Factors], rows: Tensor,
                 plan: Plan) -> tuple[int, int, int]:
@@ -351,7 +351,8 @@ def _index_plan(self: TracIn, test: list[Factors], few: list[Factors], rows: Ten
     most, kept, pairs, ranking = self._index_bytes(rows[:n], few)
     beside = lambda size: ranking * M // m + 4 * min(PAIRS, pairs * size * M // (n * m))
     size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, len(rows)))
-    return size, n, plan.held + max(most * size, kept * size + beside(size))
+    last_pass = kept * (size - n) + plan.peak - plan.held   # the rest of the index is there
+    return size, n, plan.held + max(most * size, kept * size + beside(size), last_pass)
 
 # %% ../nbs/12_influence.ipynb #737a6099
 @patch
@@ -385,7 +386,7 @@ def _serving(self: TracIn, test: list[Factors], rows: Tensor) -> Prepared | None
     if kept is None or len(kept.plan.rows) != len(rows): return None
     return kept if kept.plan.sparse == (rows_only(*test) and self._rows_only()) else None
 
-# %% ../nbs/12_influence.ipynb #33768665
+# %% ../nbs/12_influence.ipynb #1f53cb75
 @patch
 def _rank(self: TracIn, ranking: Ranking, test: list[Factors], plan: Pass, kept: Prepared | None) -> int | None:
     "Pass over the training triples and keep the strongest; the bytes in use at most."
@@ -396,6 +397,9 @@ def _rank(self: TracIn, ranking: Ranking, test: list[Factors], plan: Pass, kept:
         return self._pairs(test, tile, places.stop - places.start, k)
     tiles = self._each(len(triples), plan.size, 'influence', step)
     take = lambda places, found: _take(ranking, found, plan.rows[places])
+    if kept:   # a matter of milliseconds, which counting would double
+        for places, found in tiles: take(places, found)
+        return None
     if plan.sparse and len(ranking.proponents) > _FEW_TESTS and self.device.type == 'cpu':
         grown = _resident(tiles, take)
         return None if grown is None else held + grown
@@ -528,7 +532,11 @@ def precompute(self: TracIn, test: Any) -> None:
     if self.cache is None: raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
     self._test_factors(to_ids(test, self.run.training), [s.test for s in self.steps])
 
-# %% ../nbs/12_influence.ipynb #f061275f
+# %% ../nbs/12_influence.ipynb #42170daf
+@functools.cache
+def _versions() -> dict[str, str]: return {n: importlib.metadata.version(n) for n in ('tracin_nb', 'pykeen', 'torch')}
+
+# %% ../nbs/12_influence.ipynb #f2013b5b
 @patch
 def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any]:
     "What a result has to say of how it was made."
@@ -544,7 +552,7 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
                 dtype=str(_dtype(self)).removeprefix('torch.'), device=str(self.device),
                 seed=self.run.seed,
                 fingerprint=triples_fingerprint(self.run.training)[:16],
-                versions={name: importlib.metadata.version(name) for name in ('tracin_nb', 'pykeen', 'torch')},
+                versions=_versions(),
                 counters=asdict(self.counters), **more)
 
 # %% ../nbs/12_influence.ipynb #9ff21d3e

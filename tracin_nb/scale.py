@@ -171,7 +171,7 @@ def repeated(name: str, run: Run, objective: str, budget: str, precision: str | 
                 kept_mib=kept._prepared.facts['bytes'] / 2**20, prepare_seconds=prepare, without_seconds=first,
                 second_question_ms=1000 * statistics.median(times), training_passes=test_passes, relative_error=error)
 
-# %% ../nbs/16c_scale.ipynb #3c1c87c6
+# %% ../nbs/16c_scale.ipynb #74ecb08f
 def bench_repeat(data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder of TSV files
                  small: str = 'umls',
                  dim: int = 200,
@@ -183,7 +183,9 @@ def bench_repeat(data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder of
     at = torch.device(device)
     with tempfile.TemporaryDirectory() as folder:
         keep = dict(device=at, progress=False)
-        first = train(small, 'ConvE', out=Path(folder)/'small', epochs=2 * epochs, keep_every=2, **keep)
+        form = dict(embedding_dim=64, embedding_height=8, embedding_width=8)
+        first = train(small, 'ConvE', out=Path(folder)/'small', epochs=2 * epochs, keep_every=2, loop='lcwa',
+                      inverse=True, model_kwargs=form, **keep)
         large = Run.open(Path(runs)/'DistMult') if runs else train(
             load_dataset(data, **_unseen(data)), 'DistMult', out=Path(folder)/'large', epochs=epochs, keep_every=1,
             batch_size=2048, model_kwargs=dict(embedding_dim=dim), **keep)
