@@ -128,12 +128,12 @@ def _sum(total: Tensor, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
         total[places] = 0
     return torch.cat(columns), torch.cat(values)
 
-# %% ../nbs/10b_sparse.ipynb #452ee839
+# %% ../nbs/10b_sparse.ipynb #999cd278
 def _extreme(values: Tensor, k: int, largest: bool) -> Tensor:
     "Places of the `k` highest values above 0 (or lowest below 0), and of all that equal the last of them."
     ends, places = values.topk(min(k + 1, len(values)), largest=largest)
-    last = ends[k - 1] if len(ends) > k and bool(ends[k] == ends[k - 1]) else 0
-    if last != 0: return ((values >= last) if largest else (values <= last)).nonzero()[:, 0]
+    if len(ends) > k and bool((ends[k] == ends[k - 1]) & ((ends[k] > 0) if largest else (ends[k] < 0))):
+        return ((values >= ends[k]) if largest else (values <= ends[k])).nonzero()[:, 0]
     return places[:k][~(ends[:k] <= 0) if largest else ends[:k] < 0]
 
 # %% ../nbs/10b_sparse.ipynb #28e65f1a
