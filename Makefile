@@ -50,8 +50,8 @@ notebooks-test: $(DEV)  ## run the notebooks as tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
 
 pytest: $(DEV)  ## run tests/ (tests/test_site.py looks at the site that `make docs` built)
-	@echo "== tests"
-	$(BIN)/python -m pytest -q --ignore tests/test_house.py tests
+	@echo "== tests, $(WORKERS) files at a time"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --ignore tests/test_house.py tests
 
 notebooks: $(DEV) export  ## run the notebooks (NB=... for some) and store their outputs
 	$(BIN)/python tools/notebooks.py run $(NB)

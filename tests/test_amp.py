@@ -21,15 +21,6 @@ LIMIT = dict(bf16=3e-2, fp16=5e-3)   # relative error of the influence matrix
 LOGITS = (14., 20., 30.)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread() -> Iterator[None]:
-    "The arrays are tiny: threads would only wait for each other."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def last_weights(model: Model) -> list[nn.Parameter]:
     "Parameters that the logits are proportional to."
     if isinstance(model, ConvE): return list(model.interaction.hr1d[2].parameters())

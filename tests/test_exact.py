@@ -29,12 +29,9 @@ WORST: dict[str, tuple[float, str]] = {}
 
 
 @pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "The arrays are tiny: threads would only wait for each other."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def worst_said():
+    "Tell the worst errors at the end (pytest -s)."
     yield
-    torch.set_num_threads(before)
     for key, (worst, where) in sorted(WORST.items()): print(f'\nworst relative error, {key}: {worst:.1e} ({where})')
 
 

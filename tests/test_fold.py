@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,15 +16,6 @@ from tracin_nb.objectives import BCE, Objective, Softmax
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TRIPLES = graph().mapped_triples[::25][:23]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread() -> Iterator[None]:
-    "The arrays are tiny: threads would only wait for each other."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['T', 'Tile', 'Counters', 'Step', 'TracIn', 'in_precision', 'Pass', 'Prepared']
 
-# %% ../nbs/12_influence.ipynb #b4ee568f
+# %% ../nbs/12_influence.ipynb #4bd2283b
 import functools
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,17 +188,18 @@ def _single_tile(self: TracIn, engine: Engine, triples: Tensor) -> int:
     one = engine(triples[:1])
     return max(1, min(self._handy(one, len(triples)), self.memory // (8 * one.nbytes)))
 
-# %% ../nbs/12_influence.ipynb #b09ac0e3
+# %% ../nbs/12_influence.ipynb #f50fa3cd
 @patch
 def _each(self: TracIn, n: int, size: int, label: str, step: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
     "Slices of `range(n)`, of `size` triples or fewer, with the results of `step` and a progress bar."
     tiles = Tiles(size, self.memory)
     with tqdm(total=n, desc=label, unit=' triples', unit_scale=True, delay=1, disable=not self.progress) as bar:
-        for rows, done in tiles.each(n, step):
-            yield rows, done
-            bar.update(rows.stop - rows.start)
-            del done
-    self.counters.halvings += tiles.halvings
+        try:
+            for rows, done in tiles.each(n, step):
+                yield rows, done
+                bar.update(rows.stop - rows.start)
+                del done
+        finally: self.counters.halvings += tiles.halvings
 
 # %% ../nbs/12_influence.ipynb #6bf7b439
 @patch
@@ -301,34 +303,47 @@ def _take(ranking: Ranking, found: Tensor | tuple[Tensor, Tensor, Tensor], rows:
     test, column, values = found
     ranking.update_pairs(test, rows.to(column.device)[column], values)
 
-# %% ../nbs/12_influence.ipynb #1862b0c1
+# %% ../nbs/12_influence.ipynb #d3955838
+@contextmanager
+def _on_trial(counters: Counters) -> Iterator[None]:
+    "Gradient passes over training triples inside are trials."
+    before = counters.train_passes
+    try: yield
+    finally:
+        counters.trial_passes += counters.train_passes - before
+        counters.train_passes = before
+
+# %% ../nbs/12_influence.ipynb #3d218a90
 @patch
 def _trial(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part: int, k: int) -> Callable[[slice], None]:
     "What the tile at some places of `rows` `[N]` does, thrown away."
     triples, device = self.run.training.mapped_triples[rows], self.device
     def work(places: slice) -> None:
-        before, some = self.counters.train_passes, rows[places]
-        found = self._pairs(test, self._ready(triples[places], sparse, part), len(some), k)
+        some = rows[places]
+        with _on_trial(self.counters): tile = self._ready(triples[places], sparse, part)
+        found = self._pairs(test, tile, len(some), k)
         _take(Ranking(len(test[0]), k, device=device, dtype=_dtype(self)), found, some)
-        self.counters.trial_passes += self.counters.train_passes - before
-        self.counters.train_passes = before
     return work
 
-# %% ../nbs/12_influence.ipynb #b062266f
+# %% ../nbs/12_influence.ipynb #0e4fbea7
+def _order(triples: Tensor, sparse: bool) -> Tensor:
+    "The order `[n]` of a pass over `triples` `[n, 3]`."
+    h, r, _ = triples.T
+    return (r if sparse else h * (r.max() + 1) + r).argsort(stable=True)
+
+# %% ../nbs/12_influence.ipynb #50b1ac62
 @patch
-def _plan(self: TracIn, test: list[Factors], rows: Tensor, k: int, order: bool = True) -> Pass:
+def _plan(self: TracIn, test: list[Factors], rows: Tensor, k: int) -> Pass:
     "The pass over the training triples `rows` `[N]`. Raises `ValueError` if the memory budget is too small."
-    sparse = order and rows_only(*test) and self._rows_only()
-    if order:
-        h, r, _ = self.run.training.mapped_triples[rows].T
-        rows = rows[(r if sparse else h * (r.max() + 1) + r).argsort(stable=True)]
+    sparse = rows_only(*test) and self._rows_only()
+    rows = rows[_order(self.run.training.mapped_triples[rows], sparse)]
     part = self._handy(test[0], len(rows), 0 if sparse else len(test[0]))
     if self.batch_size: return Pass(rows, sparse, self.batch_size, min(part, self.batch_size), None)
-    key = (len(rows), len(test[0]), k, sparse, order, test[0].nbytes)
+    key = (len(rows), len(test[0]), k, sparse, test[0].nbytes)
     if key not in self._plans: self._plans[key] = self._planned(test, rows, sparse, part, k)
     return Pass(rows, sparse, *self._plans[key])
 
-# %% ../nbs/12_influence.ipynb #16992d34
+# %% ../nbs/12_influence.ipynb #5eaef919
 @patch
 def _planned(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part: int, k: int) -> tuple[int, int, int]:
     "Triples per tile and per gradient pass, and the bytes in use at most."
@@ -340,32 +355,30 @@ def _planned(self: TracIn, test: list[Factors], rows: Tensor, sparse: bool, part
     trial = self._trial(few, rows, sparse, part, k)
     plan = plan_tiles(trial, len(rows), self.memory, self.device, most=part, held=held)
     if not sparse: return plan.size, plan.size, plan.peak
-    return self._index_plan(test, few, rows, plan)
+    return self._index_plan(test, few, rows, plan, k)
 
-# %% ../nbs/12_influence.ipynb #c4703c4e
+# %% ../nbs/12_influence.ipynb #2518fcea
 @patch
 def _index_plan(self: TracIn, test: list[Factors], few: list[Factors], rows: Tensor,
-                plan: Plan) -> tuple[int, int, int]:
+                plan: Plan, k: int) -> tuple[int, int, int]:
     "The same for an index, from what a small one of `plan.size` triples takes with `few` of the test triples."
     M, m, n, room = len(test[0]), len(few[0]), plan.size, self.memory - plan.held
-    most, kept, pairs, ranking = self._index_bytes(rows[:n], few)
+    most, kept, pairs, ranking = self._index_bytes(rows[:n], few, k)
     beside = lambda size: ranking * M // m + 4 * min(PAIRS, pairs * size * M // (n * m))
     size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, len(rows)))
     last_pass = kept * (size - n) + plan.peak - plan.held   # the rest of the index is there
     return size, n, plan.held + max(most * size, kept * size + beside(size), last_pass)
 
-# %% ../nbs/12_influence.ipynb #737a6099
+# %% ../nbs/12_influence.ipynb #481cc48e
 @patch
-def _index_bytes(self: TracIn, rows: Tensor, test: list[Factors]) -> tuple[int, int, int, int]:
+def _index_bytes(self: TracIn, rows: Tensor, test: list[Factors], k: int) -> tuple[int, int, int, int]:
     "Bytes per training triple while an index is made, and later; rows shared with the tests; bytes to rank them."
-    before, n = self.counters.train_passes, len(rows)
-    with metered(self.device) as making:
+    n = len(rows)
+    with metered(self.device) as making, _on_trial(self.counters):
         index = self._ready(self.run.training.mapped_triples[rows], True, max(1, n // 16))
     with metered(self.device) as using:
-        ranking = Ranking(len(test[0]), 100, device=self.device, dtype=_dtype(self))
-        _take(ranking, self._pairs(test, index, n, 100), rows)
-    self.counters.trial_passes += self.counters.train_passes - before
-    self.counters.train_passes = before
+        ranking = Ranking(len(test[0]), k, device=self.device, dtype=_dtype(self))
+        _take(ranking, self._pairs(test, index, n, k), rows)
     pairs = int(shared_counts(index, test).sum())
     return making.peak // n + 1, _bytes_of(index) // n + 1, pairs, max(0, using.peak - 4 * pairs)
 
@@ -427,16 +440,14 @@ def scores(self: TracIn,
     step = lambda rows: self._score(factors, self._ready(train[rows], False, size)).cpu()
     return torch.cat([part for _, part in self._each(len(train), size, 'influence', step)], dim=1)
 
-# %% ../nbs/12_influence.ipynb #fe87d2d0
+# %% ../nbs/12_influence.ipynb #82a57435
 @patch
 def _score_size(self: TracIn, test: list[Factors], train: Tensor) -> int:
     "Training triples per tile of the matrix."
     if self.batch_size or not len(train): return self.batch_size or 1
     def work(rows: slice) -> None:
-        before = self.counters.train_passes
-        self._score(test, self._ready(train[rows], False, len(train)))
-        self.counters.trial_passes += self.counters.train_passes - before
-        self.counters.train_passes = before
+        with _on_trial(self.counters): tile = self._ready(train[rows], False, len(train))
+        self._score(test, tile)
     held, most = sum(f.nbytes for f in test), self._handy(test[0], len(train), len(test[0]))
     return plan_tiles(work, len(train), self.memory, self.device, most=most, held=held).size
 
@@ -641,7 +652,7 @@ def _rounding(self: TracIn, dtype: torch.dtype | None) -> float:
     truth, low = inner(exact, exact), exact.to(dtype=dtype)
     return ((inner(low, low) - truth).norm() / truth.norm()).item()
 
-# %% ../nbs/12_influence.ipynb #5758b8b8
+# %% ../nbs/12_influence.ipynb #18fc0d47
 @patch
 def _whole_plan(self: TracIn) -> Pass:
     "A pass over all training triples, for any number of test triples."
@@ -649,8 +660,7 @@ def _whole_plan(self: TracIn) -> Pass:
     one = self.steps[0].metric.train(self.steps[0].train(every[:1]))
     part, whole = self._single_tile(self.steps[0].train, every), self.memory // (4 * one.nbytes * len(self.steps))
     size = self.batch_size or max(1, min(len(every), whole if sparse else max(part, min(4096, whole))))
-    h, r, _ = every.T
-    return Pass((r if sparse else h * (r.max() + 1) + r).argsort(stable=True), sparse, size, min(part, size), None)
+    return Pass(_order(every, sparse), sparse, size, min(part, size), None)
 
 # %% ../nbs/12_influence.ipynb #def8d239
 @patch

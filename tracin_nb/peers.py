@@ -7,7 +7,7 @@ __all__ = ['Scores', 'OURS', 'CONTENDERS', 'NOTES', 'build', 'skewed_triples', '
            'TailScores', 'captum_fast', 'tail_rows', 'dattri_full', 'Contender', 'PeakMemory', 'Worker', 'serve',
            'Remote', 'start', 'started', 'rounds_of', 'best', 'rows_of', 'errors_of', 'tries', 'require', 'bench_peers']
 
-# %% ../nbs/16b_peers.ipynb #24c9ff94
+# %% ../nbs/16b_peers.ipynb #d932507e
 import ctypes
 import gc
 import importlib
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .benchmarks import BENCHMARKS, machine, seconds
 from .factors import Factors, Rows, inner
-from .gradients import FactoredEngine, LoopEngine
+from .gradients import FactoredEngine
 from .objectives import BCE
 
 # %% ../nbs/16b_peers.ipynb #216aef50
