@@ -185,7 +185,7 @@ def update_pairs(self: TopK,
     passed = ~(values < self.held[row, -1].clamp(min=self.floor)) & (values != self.floor)
     self._take(row[passed], values[passed], indices[passed])
 
-# %% ../nbs/10_aggregation.ipynb #32233d91
+# %% ../nbs/10_aggregation.ipynb #61980da0
 @patch
 def merge(self: TopK, other: TopK) -> None:
     "Take in what `other` kept, which must come from other training triples. Raises `ValueError` if it cannot fit."
@@ -197,10 +197,20 @@ def merge(self: TopK, other: TopK) -> None:
     twice = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] != NONE)
     if twice.any():
         raise ValueError(f"cannot merge: training triple {int(both[:, 1:][twice][0])} is in both")
-    self._keep(slice(None), other.held.to(self.held), indices, ordered=False)
-    self.highest = max(self.highest, other.highest)
+    self.update_table(other.values, other.indices)
 
-# %% ../nbs/10_aggregation.ipynb #7cadc68e
+
+@patch
+def update_table(self: TopK,
+                 values: Tensor,  # `[M, k]`, as from `values` of another `TopK`
+                 indices: LongTensor,  # `[M, k]`, as from its `indices`
+                 ) -> None:
+    "Take in what another one kept, of other training triples: what `merge` does, without looking for overlaps."
+    values, indices = values.to(self.held.device), indices.to(self.held.device)
+    row, place = (indices >= 0).nonzero(as_tuple=True)
+    self.update_pairs(row, indices[row, place], values[row, place])
+
+# %% ../nbs/10_aggregation.ipynb #18752cd6
 class Ranking:
     "The `k` strongest proponents (scores above 0) and opponents (below 0) of each test triple."
 
@@ -227,6 +237,17 @@ class Ranking:
         "Take in what `other` kept of other training triples."
         self.proponents.merge(other.proponents)
         self.opponents.merge(other.opponents)
+
+    def tables(self) -> dict[str, Tensor]:
+        "All that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides."
+        sides = dict(proponents=self.proponents, opponents=self.opponents)
+        return {f"{side}.{name}": getattr(top, name).cpu() for side, top in sides.items()
+                for name in ("values", "indices")}
+
+    def update_tables(self, tables: dict[str, Tensor]) -> None:
+        "Take in the `tables` of another ranking, of other training triples, without looking for overlaps."
+        self.proponents.update_table(tables["proponents.values"], tables["proponents.indices"])
+        self.opponents.update_table(tables["opponents.values"], tables["opponents.indices"])
 
 # %% ../nbs/10_aggregation.ipynb #f9f1ab51
 def group_sum(scores: Tensor,  # `[M, n]`

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'ENGINES', 'PRECISIONS', 'WEIGHTINGS', 'ANALYSIS', 'SUFFIXES', 'OUTPUT', 'RUN_DIR', 'CACHE', 'TRAINING',
            'TESTS', 'KEPT', 'DEMO', 'PREDICTIONS', 'say', 'one_line', 'reason', 'fail', 'warnings_as_lines', 'Cli',
-           'main', 'JsonObject', 'Numbers', 'stacked', 'refuse', 'check_writable', 'check_out', 'deliver', 'analysis',
-           'cached_analysis', 'no_empty_folder', 'setting', 'train_command', 'naming', 'file_triples', 'own_triples',
-           'chosen_triples', 'check_choice', 'whole_triples', 'check_against', 'explained', 'run_command',
-           'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank', 'belief', 'timed',
-           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command']
+           'worker_failure', 'main', 'JsonObject', 'Numbers', 'Devices', 'stacked', 'refuse', 'check_writable',
+           'is_folder', 'check_out', 'deliver', 'analysis', 'every_gpu', 'cached_analysis', 'no_empty_folder',
+           'setting', 'train_command', 'naming', 'file_triples', 'own_triples', 'chosen_triples', 'check_choice',
+           'whole_triples', 'check_against', 'explained', 'resumable', 'run_command', 'resume_command',
+           'status_command', 'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank',
+           'belief', 'timed', 'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command']
 
 # %% ../nbs/19_cli.ipynb #05ac3eaa
 import json, os, sys, tempfile, time, warnings
@@ -63,7 +64,7 @@ def warnings_as_lines() -> Iterator[None]:
         warnings.showwarning = show
         yield
 
-# %% ../nbs/19_cli.ipynb #29fa25c2
+# %% ../nbs/19_cli.ipynb #67367e2f
 class Cli(click.Group):
     "A group of commands that exits with 0 when all was done, 2 for what the user can put right, 130 when interrupted."
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **kwargs: Any) -> None:
@@ -71,7 +72,15 @@ class Cli(click.Group):
             with warnings_as_lines(): status = super().main(args, 'tracin', **kwargs | dict(standalone_mode=False))
         except click.Abort: status = fail('interrupted', 130)
         except (click.ClickException, ValueError, OSError) as e: status = fail(reason(e), 2)
+        except RuntimeError as e: status = worker_failure(e)
         sys.exit(status or 0)
+
+
+def worker_failure(error: RuntimeError) -> int:
+    "Say what the workers said, with their tracebacks; returns the exit status. Raises any other error."
+    from tracin_nb.workers import WorkerError
+    if not isinstance(error, WorkerError): raise error
+    return fail(str(error), 1)
 
 # %% ../nbs/19_cli.ipynb #80544351
 @click.group(cls=Cli, name='tracin', invoke_without_command=True, context_settings=dict(max_content_width=110))
@@ -108,12 +117,20 @@ class Numbers(click.ParamType):
         try: return [int(part) for part in value.split(',')]
         except ValueError: self.fail(f'{value!r}: expected whole numbers separated by commas, as 0,2,4', param, ctx)
 
+# %% ../nbs/19_cli.ipynb #7355c44b
+class Devices(click.ParamType):
+    "A device, or several with commas between them."
+    name = 'devices'
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | list[str]:
+        if not isinstance(value, str) or ',' not in value: return value
+        return [name.strip() for name in value.split(',')]
+
 # %% ../nbs/19_cli.ipynb #a80c4e56
 def stacked(*options: Callable) -> Callable:
     "One decorator that adds `options` in this order."
     return lambda command: reduce(lambda f, option: option(f), reversed(options), command)
 
-# %% ../nbs/19_cli.ipynb #abd67c7b
+# %% ../nbs/19_cli.ipynb #39fcdd55
 OBJECTIVES = ('training', 'training-row', 'bce', 'score', 'softmax', 'softmax-head')
 ENGINES = ('factored', 'vmap', 'loop')
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
@@ -131,10 +148,14 @@ ANALYSIS = stacked(
                  help='Compile the scoring with torch.compile, if that is faster here; the result says what was done.'),
     click.option('--checkpoints', type=Numbers(), metavar='K,K,...',
                  help='Only these checkpoints, counted from 0; -1 is the last.  [default: all]'),
-    click.option('--devices', default='auto', show_default=True, metavar='DEVICE',
-                 help="Where to compute: a device of PyTorch such as cpu or cuda:1; 'auto': the GPU if there is one."),
+    click.option('--devices', type=Devices(), default='auto', show_default=True, metavar='DEVICE,...',
+                 help="Where to compute: cpu or cuda:1; several, for a process on each (cuda:0,cuda:1); 'auto': every "
+                      "GPU there is; 'ray' or 'ray://HOST:PORT': a Ray cluster."),
+    click.option('--enable-multi-gpu', is_flag=True, help='Use every GPU of this machine, and fail if there is none.'),
+    click.option('--timeout', type=click.FloatRange(min=0, min_open=True), default=600., show_default=True,
+                 metavar='SECONDS', help='Give up a process that is silent for so long; another does its work.'),
     click.option('--memory', default='4GiB', show_default=True, metavar='SIZE',
-                 help='What a pass may use above the models, such as 500MB.'),
+                 help='What a pass may use above the models, on each device, such as 500MB.'),
     click.option('--batch-size', type=click.IntRange(min=1), metavar='N',
                  help='Training triples per tile.  [default: what fits into --memory]'))
 
@@ -160,35 +181,50 @@ def check_writable(out: Path, folder: bool) -> None:
     if not there.is_dir(): refuse('--out', f'{there} is not a folder')
     if not os.access(there, os.W_OK): refuse('--out', f'{there} may not be written to')
 
-# %% ../nbs/19_cli.ipynb #30170f4e
-def check_out(out: Path | None, overwrite: bool) -> None:
-    "Refuse an `--out` that could not be saved to, or that would lose an older result."
+# %% ../nbs/19_cli.ipynb #8759cae5
+def is_folder(out: Path) -> bool:
+    "Is the result to be saved in a folder?"
+    return out.is_dir() or out.suffix not in SUFFIXES
+
+
+def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
+    "Refuse an `--out` that could not be saved to, or that would lose an older result; one that was `begun` may go on."
     if out is None: return refuse('--overwrite', 'there is nothing to overwrite without --out') if overwrite else None
-    folder = out.is_dir() or out.suffix not in SUFFIXES
+    folder = is_folder(out)
     if folder and out.suffix and not out.is_dir():
         refuse('--out', f'{out}: expected a folder, or a file ending in {", ".join(SUFFIXES)}')
     check_writable(out, folder)
+    if begun and (out/'question.json').exists(): return
     if not overwrite and (any(out.iterdir()) if out.is_dir() else out.exists()):
         refuse('--out', f'{out} exists already: give another place, or --overwrite to replace it')
 
-# %% ../nbs/19_cli.ipynb #61a6b681
-def deliver(report: 'Report', out: Path | None, form: str | None) -> None:
+# %% ../nbs/19_cli.ipynb #a78807b7
+def deliver(report: 'Report', out: Path | None, form: str | None, saved: bool = False) -> None:
     "Save a result, print it, or both."
     from tracin_nb.results import WRITERS, text_table
-    if out: say(f'saved in {report.save(out)}')
+    if out: say(f'saved in {out if saved else report.save(out)}')
     if form in ('csv', 'json'):
         with tempfile.TemporaryDirectory() as folder:
             WRITERS[f'.{form}'](report, path := Path(folder)/form)
             click.echo(path.read_bytes(), nl=False)
     elif form or not out: click.echo(text_table(report))
 
-# %% ../nbs/19_cli.ipynb #aaa4924a
+# %% ../nbs/19_cli.ipynb #58184de7
 RUN_DIR = click.argument('folder', metavar='RUN_DIR', type=click.Path(path_type=Path))
 
-def analysis(folder: Path, **options: Any) -> 'TracIn':
+def analysis(folder: Path, enable_multi_gpu: bool, **options: Any) -> 'TracIn':
     "`TracIn` for the run in `folder`."
     from tracin_nb.influence import TracIn
+    if enable_multi_gpu: options['devices'] = every_gpu(options['devices'])
     return TracIn(folder, **options)
+
+
+def every_gpu(devices: str | list[str]) -> list[str]:
+    "A worker on each GPU of this machine."
+    import torch
+    if devices != 'auto': refuse('--enable-multi-gpu', '--devices says already where to compute')
+    if not (n := torch.cuda.device_count()): refuse('--enable-multi-gpu', 'PyTorch sees no GPU on this machine')
+    return [f'cuda:{i}' for i in range(n)]
 
 # %% ../nbs/19_cli.ipynb #42c0adee
 CACHE = stacked(
@@ -360,13 +396,22 @@ def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> N
         if training.entity_to_id[against] in test[:, 2].tolist():
             raise ValueError(f'{against!r} is itself the tail of a triple to explain')
 
-# %% ../nbs/19_cli.ipynb #95070f4c
-def explained(tracin: 'TracIn', test: 'Tensor', k: int, against: str | None, breakdown: bool) -> 'Result':
+# %% ../nbs/19_cli.ipynb #233ec47e
+def explained(tracin: 'TracIn', test: 'Tensor', k: int, against: str | None, **options: Any) -> 'Result':
     "`TracIn.explain`; no more than all training triples are kept."
     if against is not None: check_against(against, test, tracin.run.training)
-    return tracin.explain(test, min(k, tracin.run.training.num_triples), against=against, breakdown=breakdown)
+    return tracin.explain(test, min(k, tracin.run.training.num_triples), against=against, **options)
 
-# %% ../nbs/19_cli.ipynb #63a065b0
+# %% ../nbs/19_cli.ipynb #c7d84d3f
+@contextmanager
+def resumable(out: Path | None) -> Iterator[None]:
+    "When the block fails after work was kept in `out`, say how to go on."
+    try: yield
+    except BaseException:
+        if out and (out/'parts').is_dir(): say(f'what is finished is kept: tracin resume {out}')
+        raise
+
+# %% ../nbs/19_cli.ipynb #657c80da
 @main.command('run', short_help='Explain predictions by training triples.')
 @RUN_DIR
 @TESTS
@@ -394,9 +439,37 @@ def run_command(folder: Path, k: int, against: str | None, breakdown: bool, out:
     check_choice(**choice)
     if against is not None and options['test_objective']:
         raise click.UsageError('--against and --test-objective exclude each other', click.get_current_context())
-    check_out(out, overwrite)
+    check_out(out, overwrite, begun=True)
     tracin = cached_analysis(folder, **options)
-    deliver(explained(tracin, chosen_triples(tracin.run, **choice), k, against, breakdown), out, form)
+    test, saved = chosen_triples(tracin.run, **choice), out is not None and is_folder(out)
+    keep = dict(out=out, overwrite=overwrite) if saved else {}
+    with resumable(out if saved else None):
+        report = explained(tracin, test, k, against, breakdown=breakdown, **keep)
+    deliver(report, out, form, saved)
+
+# %% ../nbs/19_cli.ipynb #e8974565
+@main.command('resume', short_help='Finish a `tracin run` that was interrupted.')
+@click.argument('out', metavar='DIR', type=click.Path(path_type=Path))
+@click.option('--devices', type=Devices(), metavar='DEVICE,...', help='Where to compute.  [default: as before]')
+@click.option('--format', 'form', type=click.Choice(['table', 'csv', 'json']), help='Also print the result on stdout.')
+def resume_command(out: Path, devices: str | list[str] | None, form: str | None) -> None:
+    "Finish what `tracin run ... --out DIR` began. Only what is missing is done."
+    from tracin_nb.influence import resume
+    with resumable(out): report = resume(out, devices)
+    deliver(report, out, form, saved=True)
+
+# %% ../nbs/19_cli.ipynb #a1af87d0
+@main.command('status', short_help='Say how much of a `tracin run` is done.')
+@click.argument('out', metavar='DIR', type=click.Path(path_type=Path))
+def status_command(out: Path) -> None:
+    "Say what was asked in DIR by `tracin run ... --out DIR`, and how much of it is done."
+    from tracin_nb.parts import Parts, read_question
+    parts = Parts(out, read_question(out))
+    done = [shard for shard, _ in parts.finished()]
+    triples = sum(parts.bounds[i + 1] - parts.bounds[i] for i in done)
+    state = 'finished' if parts.complete else (
+        f'{len(done)} of {len(parts)} shards done, {triples:,} of {parts.bounds[-1]:,} training triples')
+    click.echo(f'{out}: {state}')
 
 # %% ../nbs/19_cli.ipynb #f5d2d364
 @main.command('self', short_help='Rank training triples by their influence on themselves.')
