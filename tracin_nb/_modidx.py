@@ -182,6 +182,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tracin_nb.cli.worker_failure': ('cli.html#worker_failure', 'tracin_nb/cli.py')},
             'tracin_nb.cluster': { 'tracin_nb.cluster.Cluster': ('cluster.html#cluster', 'tracin_nb/cluster.py'),
                                    'tracin_nb.cluster.Cluster.__init__': ('cluster.html#cluster.__init__', 'tracin_nb/cluster.py'),
+                                   'tracin_nb.cluster.Cluster._ask_progress': ( 'cluster.html#cluster._ask_progress',
+                                                                                'tracin_nb/cluster.py'),
                                    'tracin_nb.cluster.Cluster._gather': ('cluster.html#cluster._gather', 'tracin_nb/cluster.py'),
                                    'tracin_nb.cluster.Cluster._heard': ('cluster.html#cluster._heard', 'tracin_nb/cluster.py'),
                                    'tracin_nb.cluster.Cluster.close': ('cluster.html#cluster.close', 'tracin_nb/cluster.py'),

@@ -25,7 +25,7 @@ def _ray() -> types.ModuleType:
     except ImportError as e: raise ImportError('devices="ray" needs Ray: pip install tracin_nb[ray]') from e
     return ray
 
-# %% ../nbs/11c_cluster.ipynb #70e97d01
+# %% ../nbs/11c_cluster.ipynb #6a7c6b73
 class _Member:
     "A worker on the cluster."
     def __init__(self, job: Any, device: str):
@@ -40,9 +40,12 @@ class _Member:
             time.sleep(0.05)
         count, self.count = self.count, 0
         return count
-    def do(self, shard: int) -> Any:
+    def do(self, shard: int) -> tuple[int, Any]:
+        "Work done that was not told of, and the result."
         def alive(n: int) -> None: self.count += n
-        return self.shard(shard, alive)
+        found = self.shard(shard, alive)
+        count, self.count = self.count, 0
+        return count, found
 
 # %% ../nbs/11c_cluster.ipynb #9878d798
 class Cluster:
@@ -81,11 +84,20 @@ def _gather(self: Cluster, job: bytes) -> None:
     self.names = [f'worker {i} ({device}, Ray)' for i in range(len(self.members))]
     self.asked = {member.ready.remote(): (i, 'ready') for i, member in enumerate(self.members)}
 
-# %% ../nbs/11c_cluster.ipynb #456458fb
+# %% ../nbs/11c_cluster.ipynb #e14d42ce
 @patch
 def give(self: Cluster, worker: int, shard: int) -> None:
-    member = self.members[worker]
-    self.asked |= {member.do.remote(shard): (worker, 'done'), member.told.remote(): (worker, 'alive')}
+    self.asked[self.members[worker].do.remote(shard)] = worker, 'done'
+    self._ask_progress(worker)
+
+
+@patch
+def _ask_progress(self: Cluster, worker: int) -> None:
+    "Ask a worker that does a shard how far it is, if it was not asked already: it has only two threads."
+    what = self.asked.values()
+    if (worker, 'done') in what and (worker, 'alive') not in what:
+        self.asked[self.members[worker].told.remote()] = worker, 'alive'
+
 
 
 @patch
@@ -95,7 +107,7 @@ def wait(self: Cluster, seconds: float) -> Iterator[News]:
     for ref in answered:
         if ref in self.asked: yield from self._heard(ref, *self.asked.pop(ref))
 
-# %% ../nbs/11c_cluster.ipynb #aa8b9f9f
+# %% ../nbs/11c_cluster.ipynb #38c564c3
 @patch
 def _heard(self: Cluster, ref: Any, worker: int, kind: str) -> Iterator[News]:
     "What an answer says; where a shard is not finished, its progress is asked for again."
@@ -104,10 +116,11 @@ def _heard(self: Cluster, ref: Any, worker: int, kind: str) -> Iterator[News]:
         self.drop(worker)
         yield News(worker, 'failed', str(e))
         return
-    if kind != 'alive': yield News(worker, kind, value)
-    elif (worker, 'done') in self.asked.values():
-        self.asked[self.members[worker].told.remote()] = worker, 'alive'
-        if value: yield News(worker, kind, value)
+    if kind == 'ready': return (yield News(worker, kind))
+    count, found = value if kind == 'done' else (value, None)
+    if count: yield News(worker, 'alive', count)
+    if kind == 'done': yield News(worker, kind, found)
+    else: self._ask_progress(worker)
 
 # %% ../nbs/11c_cluster.ipynb #c5d49eea
 @patch
