@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=3, kernel_height=2, kernel_width=2)
 KINDS = dict(conve=dict(model='ConvE', model_kwargs=SMALL, num_negs_per_pos=2),
              distmult=dict(model='DistMult', model_kwargs=dict(embedding_dim=8), loss='MarginRanking'))
-KILLS = int(os.environ.get('TRACIN_KILLS', 2))   # random moments at which a worker is killed
+KILLS = int(os.environ.get('TRACIN_KILLS', 1))   # random moments at which a worker is killed
 TWO = ['cpu', 'cpu']
 
 

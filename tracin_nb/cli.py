@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'ENGINES', 'PRECISIONS', 'WEIGHTINGS', 'ANALYSIS', 'SUFFIXES', 'OUTPUT', 'RUN_DIR', 'CACHE', 'TRAINING',
-           'TESTS', 'KEPT', 'DEMO', 'PREDICTIONS', 'say', 'one_line', 'reason', 'fail', 'warnings_as_lines', 'Cli',
-           'worker_failure', 'main', 'JsonObject', 'Numbers', 'Devices', 'stacked', 'refuse', 'check_writable',
+           'TESTS', 'TABLE', 'KEPT', 'DEMO', 'PREDICTIONS', 'say', 'one_line', 'reason', 'fail', 'warnings_as_lines',
+           'Cli', 'worker_failure', 'main', 'JsonObject', 'Numbers', 'Devices', 'stacked', 'refuse', 'check_writable',
            'is_folder', 'check_out', 'deliver', 'analysis', 'every_gpu', 'cached_analysis', 'no_empty_folder',
            'setting', 'train_command', 'naming', 'file_triples', 'own_triples', 'chosen_triples', 'check_choice',
-           'whole_triples', 'check_against', 'explained', 'resumable', 'run_command', 'resume_command',
-           'status_command', 'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank',
-           'belief', 'timed', 'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command']
+           'whole_triples', 'check_against', 'explained', 'resumable', 'check_table', 'table_names', 'write_table',
+           'run_command', 'resume_command', 'status_command', 'self_command', 'cache_group', 'cache_info_command',
+           'cache_clear_command', 'tail_rank', 'belief', 'timed', 'demo_run', 'demo_result', 'top', 'demo_command',
+           'bench_command']
 
 # %% ../nbs/19_cli.ipynb #05ac3eaa
 import json, os, sys, tempfile, time, warnings
@@ -411,7 +412,38 @@ def resumable(out: Path | None) -> Iterator[None]:
         if out and (out/'parts').is_dir(): say(f'what is finished is kept: tracin resume {out}')
         raise
 
-# %% ../nbs/19_cli.ipynb #657c80da
+# %% ../nbs/19_cli.ipynb #437c8db3
+TABLE = stacked(
+    click.option('--csv-output', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE',
+                 help='Also write the influences as a table of 14 columns; an older file is replaced.'),
+    click.option('--node-name-dict', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE',
+                 help='For that table: lines of a name, a tab and the index of the entity.'),
+    click.option('--edge-map', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE',
+                 help='For that table: a JSON object from predicates to relations.'))
+
+
+def check_table(csv_output: Path | None, node_name_dict: Path | None, edge_map: Path | None) -> None:
+    "Refuse names without a table, and a table that cannot be written."
+    for option, given in (('--node-name-dict', node_name_dict), ('--edge-map', edge_map)):
+        if given and not csv_output: refuse(option, 'give the table that the names are for, too, by --csv-output')
+    if csv_output: check_writable(csv_output, folder=False)
+
+
+def table_names(run: 'Run', node_name_dict: Path | None, edge_map: Path | None) -> tuple[dict, dict]:
+    "Names of entities by index, and of relations by label."
+    from tracin_nb.formats import read_edge_names, read_node_names
+    nodes = read_node_names(node_name_dict, run.training.num_entities) if node_name_dict else {}
+    return nodes, read_edge_names(edge_map) if edge_map else {}
+
+
+def write_table(report: 'Result', run: 'Run', path: Path, names: tuple[dict, dict]) -> None:
+    "Write the table of 14 columns."
+    from tracin_nb.formats import influence_table, write_influence_csv
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_influence_csv(influence_table(report, run.training, *names), path)
+    say(f'saved in {path}')
+
+# %% ../nbs/19_cli.ipynb #502cf881
 @main.command('run', short_help='Explain predictions by training triples.')
 @RUN_DIR
 @TESTS
@@ -422,12 +454,14 @@ def resumable(out: Path | None) -> Iterator[None]:
               help='Also save how much of each influence went through entity rows, relation rows and shared weights.')
 @click.option('--test-objective', type=click.Choice(OBJECTIVES),
               help='The loss of the triples to explain, if it shall differ from --objective.')
+@TABLE
 @ANALYSIS
 @CACHE
 @OUTPUT
 def run_command(folder: Path, k: int, against: str | None, breakdown: bool, out: Path | None, overwrite: bool,
                 form: str | None, triple: Sequence[tuple[str, str, str]], test: Path | None, relation: Sequence[str],
-                test_index: Sequence[int], maximum: int | None, **options: Any) -> None:
+                test_index: Sequence[int], maximum: int | None, csv_output: Path | None, node_name_dict: Path | None,
+                edge_map: Path | None, **options: Any) -> None:
     """Name the training triples that pushed the model in RUN_DIR (from `tracin train`) most towards a prediction
     (proponents) and most away from it (opponents).
 
@@ -440,11 +474,14 @@ def run_command(folder: Path, k: int, against: str | None, breakdown: bool, out:
     if against is not None and options['test_objective']:
         raise click.UsageError('--against and --test-objective exclude each other', click.get_current_context())
     check_out(out, overwrite, begun=True)
+    check_table(csv_output, node_name_dict, edge_map)
     tracin = cached_analysis(folder, **options)
+    names = table_names(tracin.run, node_name_dict, edge_map)
     test, saved = chosen_triples(tracin.run, **choice), out is not None and is_folder(out)
     keep = dict(out=out, overwrite=overwrite) if saved else {}
     with resumable(out if saved else None):
         report = explained(tracin, test, k, against, breakdown=breakdown, **keep)
+    if csv_output: write_table(report, tracin.run, csv_output, names)
     deliver(report, out, form, saved)
 
 # %% ../nbs/19_cli.ipynb #e8974565
@@ -595,7 +632,7 @@ def demo_command(out: Path) -> None:
                f'      tracin run --help   (what else can be asked)\n'
                f'      nbs/12_influence.ipynb   (how it works, and the same from Python)')
 
-# %% ../nbs/19_cli.ipynb #eea3eb75
+# %% ../nbs/19_cli.ipynb #0e56e9ff
 @main.command('bench', short_help='Measure time and memory on this machine.')
 @click.argument('name', default='engine')
 @click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='DIR',
@@ -618,7 +655,7 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     \b
     Each takes some minutes."""
     import torch
-    from tracin_nb import peers, scale   # they add their benchmarks to the list
+    from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
     from tracin_nb.benchmarks import run_benchmark, table
     from tracin_nb.runs import pick_device
     if threads: torch.set_num_threads(threads)

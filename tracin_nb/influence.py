@@ -275,7 +275,7 @@ def _score(self: TracIn, test: list[Factors], tile: list[Factors]) -> Tensor:
     "Influence `[M, n]` of a tile, summed over the checkpoints."
     return added(inner(mine, theirs).mul_(step.rate) for step, mine, theirs in zip(self.steps, test, tile, strict=True))
 
-# %% ../nbs/12_influence.ipynb #5b5b2cf3
+# %% ../nbs/12_influence.ipynb #0f13aabc
 @dataclass(frozen=True)
 class Pass:
     "How the training triples are passed over."
@@ -290,7 +290,6 @@ class Pass:
         return replace(self, rows=self.rows[places], triples=self.triples[places])
 
 _FEW_TESTS = 64   # test triples for which an index is tried out, and up to which its tensors are counted one by one
-_INDICES = 8      # of a pass, at least: several devices can share them, and a few cost hardly more than one
 
 # %% ../nbs/12_influence.ipynb #674cfa64
 @patch
@@ -390,7 +389,7 @@ def _planned(self: TracIn, test: list[Factors], plan: Pass, k: int) -> tuple[int
     if not plan.sparse: return tiles.size, tiles.size, tiles.peak
     return self._index_plan(test, few, plan, tiles, k)
 
-# %% ../nbs/12_influence.ipynb #406aea05
+# %% ../nbs/12_influence.ipynb #635b3615
 @patch
 def _index_plan(self: TracIn, test: list[Factors], few: list[Factors], plan: Pass,
                 tiles: Plan, k: int) -> tuple[int, int, int]:
@@ -398,7 +397,7 @@ def _index_plan(self: TracIn, test: list[Factors], few: list[Factors], plan: Pas
     M, m, n, room = len(test[0]), len(few[0]), tiles.size, self.memory - tiles.held
     most, kept, pairs, ranking = self._index_bytes(plan[:n], few, k)
     beside = lambda size: ranking * M // m + 4 * min(PAIRS, pairs * size * M // (n * m))
-    size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, -(-len(plan) // _INDICES)))
+    size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, len(plan)))
     last_pass = kept * (size - n) + tiles.peak - tiles.held   # the rest of the index is there
     return size, n, tiles.held + max(most * size, kept * size + beside(size), last_pass)
 
