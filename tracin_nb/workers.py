@@ -169,7 +169,7 @@ def close(self: Processes) -> None:
             if member: self.drop(worker)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-# %% ../nbs/11b_workers.ipynb #10ab992a
+# %% ../nbs/11b_workers.ipynb #25f787a4
 @dataclass
 class _Schedule:
     "Who does what."
@@ -180,19 +180,19 @@ class _Schedule:
     alive: Callable[[int], None]
     shard: dict[int, int | None] = field(default_factory=dict)   # of each worker that is there; None: it has none yet
     idle: set[int] = field(default_factory=set)
-    heard: dict[int, float] = field(default_factory=dict)    # when a worker was last heard of
+    silent: dict[int, float] = field(default_factory=dict)   # seconds of listening since a worker was heard of
     counted: Counter = field(default_factory=Counter)        # work that a worker has told of its shard
     failures: Counter = field(default_factory=Counter)       # of each shard
     reasons: list[str] = field(default_factory=list)
 
-# %% ../nbs/11b_workers.ipynb #fa42dc6b
+# %% ../nbs/11b_workers.ipynb #b1426d85
 @patch
 def assign(self: _Schedule) -> None:
     "Give shards to all workers that have none. Raises `WorkerError` if nobody is left."
     for worker in sorted(self.idle):
         if not self.todo: return
         self.idle.remove(worker)
-        self.shard[worker], self.heard[worker] = self.todo.popleft(), time.monotonic()
+        self.shard[worker], self.silent[worker] = self.todo.popleft(), 0.
         self.team.give(worker, self.shard[worker])
     if self.todo and not self.shard: raise self.given_up('no worker is left')
 
@@ -215,11 +215,11 @@ def fail(self: _Schedule, worker: int, reason: str) -> None:
     self.failures[shard] += 1
     if self.failures[shard] == self.attempts: raise self.given_up(f'shard {shard} failed {self.attempts} times')
 
-# %% ../nbs/11b_workers.ipynb #5dbaef66
+# %% ../nbs/11b_workers.ipynb #92f36436
 @patch
 def hear(self: _Schedule, news: News, done: Callable[[int, Any], None]) -> None:
     "Take in what is heard of a worker."
-    worker, self.heard[news.worker] = news.worker, time.monotonic()
+    worker, self.silent[news.worker] = news.worker, 0.
     if news.kind == 'failed': return self.fail(worker, news.value)
     if news.kind == 'alive':
         self.counted[worker] += news.value
@@ -232,14 +232,15 @@ def hear(self: _Schedule, news: News, done: Callable[[int, Any], None]) -> None:
 
 
 @patch
-def check(self: _Schedule) -> None:
-    "Let go of workers that are silent for too long."
+def check(self: _Schedule, listened: float) -> None:
+    "Let go of workers that are silent for too long, after some more seconds of listening."
     for worker in [w for w in self.shard if w not in self.idle]:
-        if time.monotonic() - self.heard[worker] > self.timeout:
+        self.silent[worker] += listened
+        if self.silent[worker] > self.timeout:
             self.team.drop(worker)
             self.fail(worker, f'no sign of life for {self.timeout:g} seconds')
 
-# %% ../nbs/11b_workers.ipynb #3c87cb84
+# %% ../nbs/11b_workers.ipynb #abc39ed0
 def run_shards(team: Team,
                shards: Iterable[int],
                done: Callable[[int, Any], None],           # called here with each finished shard and its result, once
@@ -252,10 +253,12 @@ def run_shards(team: Team,
 
     Raises `WorkerError`, with the workers' tracebacks, if that is impossible."""
     plan = _Schedule(team, deque(shards), timeout, attempts, alive)
-    for worker in range(len(team.names)): plan.shard[worker], plan.heard[worker] = None, time.monotonic()
+    for worker in range(len(team.names)): plan.shard[worker], plan.silent[worker] = None, 0.
+    step = min(1., timeout / 4)
     try:
         while plan.todo or any(shard is not None for shard in plan.shard.values()):
             plan.assign()
-            for news in team.wait(min(1., timeout / 4)): plan.hear(news, done)
-            plan.check()
+            start = time.monotonic()
+            for news in team.wait(step): plan.hear(news, done)
+            plan.check(min(step, time.monotonic() - start))
     finally: team.close()
