@@ -1,5 +1,6 @@
 """Neighbourhoods and paths against their definition in networkx, and how much of the graph is read for them."""
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -8,11 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from pykeen.datasets import Nations
+from pykeen.models import ConvE
 from pykeen.triples import TriplesFactory
 
 from tracin_nb.aggregation import Ranking
-from tracin_nb.neighbourhoods import (Graph, metapaths, n_hop, neighbourhood, on_paths, path_table, paths, read_types,
-                                      score_paths, share_inside, within)
+from tracin_nb.influence import Near, TracIn
+from tracin_nb.neighbourhoods import (Graph, metapaths, n_hop, near, neighbourhood, on_paths, path_table, paths, read_types,
+                                      score_paths)
 from tracin_nb.results import Result
 from tracin_nb.triples import UnknownLabelError
 
@@ -252,42 +255,74 @@ def nations() -> tuple[TriplesFactory, Graph, Result]:
     return training, Graph(training), Result.of(test, training, ranking, dict(objective="made up"))
 
 
-def test_within(nations: tuple[TriplesFactory, Graph, Result]) -> None:
-    "Columns and shares, recomputed from the neighbourhoods row by row."
-    training, graph, result = nations
-    near = within(result, graph, path_length=2)
-    for i, row in enumerate(training.mapped_triples[[7, 900]].tolist()):
+@pytest.fixture(scope="module")
+def tracin(nations: tuple[TriplesFactory, Graph, Result]) -> TracIn:
+    model = ConvE(triples_factory=nations[0], embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=2,
+                  kernel_height=2, kernel_width=2, random_seed=0).eval()
+    return TracIn(model, "bce", training=nations[0], learning_rates=[.1], progress=False, batch_size=100)
+
+
+def test_a_lens(nations: tuple[TriplesFactory, Graph, Result], tracin: TracIn) -> None:
+    "Columns and shares, recomputed from the neighbourhoods row by row; the ranking itself is that of all triples."
+    training, graph, _ = nations
+    test = training.mapped_triples[[7, 900]]
+    lens, scores = tracin.explain(test, 50, near=near(graph, test, False, path_length=2)), tracin.scores(test).numpy()
+    plain = tracin.explain(test, 50)
+    for i, row in enumerate(test.tolist()):
         rows = set(neighbourhood(graph, row, path_length=2).tolist())
-        mine = near.frame[near.frame["test_index"] == i]
+        mine = lens.frame[lens.frame["test_index"] == i]
         assert mine["in_neighbourhood"].tolist() == [index in rows for index in mine["training_index"]]
         assert 0 < mine["in_neighbourhood"].sum() < len(mine)
         for _, side in mine[mine["in_neighbourhood"]].groupby("kind"):
             assert side["rank_within"].tolist() == list(range(1, len(side) + 1))
-        share = mine.loc[mine["in_neighbourhood"], "influence"].abs().sum() / mine["influence"].abs().sum()
-        assert near.tests["share_inside"][i] == pytest.approx(share)
-        assert near.tests["neighbourhood_size"][i] == len(rows)
-    assert (near.frame.loc[~near.frame["in_neighbourhood"], "rank_within"] == 0).all()
-    assert near.frame[result.frame.columns].equals(result.frame) and near.facts["neighbourhood"] == dict(path_length=2)
+        share = np.abs(scores[i, list(rows)]).sum() / np.abs(scores[i]).sum()
+        assert lens.tests["share_inside"][i] == pytest.approx(share, rel=1e-5)
+        assert lens.tests["neighbourhood_size"][i] == len(rows)
+    assert (lens.frame.loc[~lens.frame["in_neighbourhood"], "rank_within"] == 0).all()
+    assert lens.frame[plain.frame.columns].equals(plain.frame)
+    assert lens.facts["neighbourhood"] == dict(path_length=2, restrict=False)
 
 
-def test_within_survives_saving(nations: tuple[TriplesFactory, Graph, Result], tmp_path: Path) -> None:
-    near = within(nations[2], nations[1], hops=1, min_degree=200)
-    again = Result.load(near.save(tmp_path / "near"))
-    pd.testing.assert_frame_equal(again.frame, near.frame)
-    pd.testing.assert_frame_equal(again.tests, near.tests)
+def test_a_restriction(nations: tuple[TriplesFactory, Graph, Result], tracin: TracIn) -> None:
+    "Two test triples with neighbourhoods of their own, in one pass, give what each gives alone with `train`."
+    training, graph, _ = nations
+    test = training.mapped_triples[[7, 900, 3]]
+    before = tracin.counters.train_passes
+    both = tracin.explain(test, 20, near=near(graph, test, hops=1, min_degree=220, keep_test_edges=False))
+    passed = tracin.counters.train_passes - before
+    rows = [neighbourhood(graph, row, hops=1, min_degree=220, keep_test_edges=False) for row in test.tolist()]
+    union = len(np.unique(np.concatenate(rows)))
+    assert 0 < union < len(graph) and passed == -(-union // 100)
+    for i, mine in enumerate(rows):
+        alone = tracin.explain(test[[i]], 20, train=training.mapped_triples[mine])
+        theirs = both.frame[both.frame["test_index"] == i].reset_index(drop=True).assign(test_index=0)
+        pd.testing.assert_frame_equal(theirs, alone.frame, rtol=1e-4)
 
 
-def test_within_refuses_another_graph(nations: tuple[TriplesFactory, Graph, Result]) -> None:
-    training, graph, result = nations
-    shorter = TriplesFactory(training.mapped_triples[:100], training.entity_to_id, training.relation_to_id)
-    with pytest.raises(ValueError, match="the graph has 100 triples"): within(result, Graph(shorter), hops=1)
-    turned = training.clone_and_exchange_triples(training.mapped_triples.flip(0))
-    with pytest.raises(ValueError, match="make the graph from the result's"): within(result, Graph(turned), hops=1)
+def test_an_empty_neighbourhood(nations: tuple[TriplesFactory, Graph, Result], tracin: TracIn) -> None:
+    nothing = Near([torch.zeros(0, dtype=torch.long)] * 2)
+    result = tracin.explain(nations[0].mapped_triples[:2], near=nothing)
+    assert not len(result.frame) and result.tests["neighbourhood_size"].tolist() == [0, 0]
+    lens = tracin.explain(nations[0].mapped_triples[:2], near=replace(nothing, restrict=False))
+    assert lens.tests["share_inside"].tolist() == [0, 0] and len(lens.frame) == 80
 
 
-def test_share_inside() -> None:
-    assert share_inside(np.array([1., -3.]), np.array([False, True])) == .75
-    assert share_inside(np.zeros(2), np.array([True, False])) == share_inside(np.empty(0), np.empty(0, bool)) == 0
+def test_a_lens_survives_saving(nations: tuple[TriplesFactory, Graph, Result], tracin: TracIn, tmp_path: Path) -> None:
+    test = nations[0].mapped_triples[:3]
+    lens = tracin.explain(test, near=near(nations[1], test, False, hops=1, min_degree=200), out=tmp_path / "near")
+    again = Result.load(tmp_path / "near")
+    pd.testing.assert_frame_equal(again.frame, lens.frame)
+    pd.testing.assert_frame_equal(again.tests, lens.tests, check_dtype=False)
+    with pytest.raises(ValueError, match="near is"):
+        tracin.explain(test, near=near(nations[1], test, hops=1), out=tmp_path / "near")
+
+
+def test_neighbourhoods_of_other_triples_are_refused(nations: tuple[TriplesFactory, Graph, Result],
+                                                     tracin: TracIn) -> None:
+    with pytest.raises(ValueError, match="near: row 5000"):
+        tracin.explain(nations[0].mapped_triples[:1], near=Near([torch.tensor([5000])]))
+    with pytest.raises(ValueError, match="near: 1 neighbourhoods for 2"):
+        tracin.explain(nations[0].mapped_triples[:2], near=Near([torch.tensor([5])]))
 
 
 # ---- scores of paths and metapaths

@@ -237,8 +237,6 @@ def test_bad_ids_and_tables() -> None:
         Result.of(torch.tensor([[0, 0, 1]]), None, Ranking(1, 2), FACTS)
     with pytest.raises(ValueError, match="column 'weights' holds a number that is not finite"):
         example(groups={"weights": (torch.full((3, 40), torch.nan), torch.zeros(3, 40))})
-    with pytest.raises(ValueError, match="expected a TopK of 1 row, got 2"):
-        SelfInfluence.of(training, TopK(2, 3), FACTS)
 
 
 def test_a_large_result_is_quick() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -127,21 +128,28 @@ def test_an_objective_of_this_module_is_named(runs, tests):
     assert no_workers_left()
 
 
-def killed_at(seconds):
-    "Kill one of the workers a while after they were started."
+@contextmanager
+def one_killed(seconds):
+    "Kill one of the workers so long after they were started; one may be killed only while the block runs."
+    over = threading.Event()
     def kill():
-        while not multiprocessing.active_children(): time.sleep(0.05)
-        time.sleep(seconds)
-        if there := multiprocessing.active_children(): os.kill(random.choice(there).pid, signal.SIGKILL)
-    threading.Thread(target=kill, daemon=True).start()
+        while not multiprocessing.active_children() and not over.wait(0.05): pass
+        there = not over.wait(seconds) and multiprocessing.active_children()
+        if there: os.kill(random.choice(there).pid, signal.SIGKILL)
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    try: yield
+    finally:
+        over.set()
+        killer.join()
 
 
 @pytest.mark.parametrize('moment', range(KILLS))
 def test_a_worker_is_killed_at_any_moment(runs, tests, moment, monkeypatch):
     one = make(runs['conve'], BCE()).explain(tests, 5)
-    killed_at(random.Random(moment + int(time.time())).uniform(0, 15))
     monkeypatch.setenv('TRACIN_TEST_WAIT', '0.1')
-    assert_equal(make(runs['conve'], Slow(), devices=TWO).explain(tests, 5), one)
+    with one_killed(random.Random(moment + int(time.time())).uniform(0, 12)):
+        assert_equal(make(runs['conve'], Slow(), devices=TWO).explain(tests, 5), one)
     assert no_workers_left()
 
 

@@ -210,7 +210,7 @@ def update_table(self: TopK,
     row, place = (indices >= 0).nonzero(as_tuple=True)
     self.update_pairs(row, indices[row, place], values[row, place])
 
-# %% ../nbs/10_aggregation.ipynb #18752cd6
+# %% ../nbs/10_aggregation.ipynb #41860f6d
 class Ranking:
     "The `k` strongest proponents (scores above 0) and opponents (below 0) of each test triple."
 
@@ -222,6 +222,12 @@ class Ranking:
                  ) -> None:
         self.proponents = TopK(num_tests, k, largest=True, device=device, dtype=dtype, beyond=0.)
         self.opponents = TopK(num_tests, k, largest=False, device=device, dtype=dtype, beyond=0.)
+        self.sums = torch.zeros(2, num_tests, dtype=torch.float64)
+
+    def count(self, scores: Tensor, inside: Tensor) -> None:
+        "Add the absolute scores of a tile `[M, n]` to `sums`: all of them, and those `inside` (booleans `[M, n]`)."
+        strength = scores.detach().double().abs()
+        self.sums += torch.stack([strength.sum(1), (strength * inside).sum(1)]).cpu()
 
     def update(self, scores: Tensor, indices: LongTensor | int) -> None:
         "Take in a tile `[M, n]` of the training triples `indices` (`[n]`, or the first of consecutive ones)."
@@ -237,17 +243,19 @@ class Ranking:
         "Take in what `other` kept of other training triples."
         self.proponents.merge(other.proponents)
         self.opponents.merge(other.opponents)
+        self.sums = self.sums + other.sums
 
     def tables(self) -> dict[str, Tensor]:
-        "All that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides."
+        "All that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides, and the `sums` `[2, M]`."
         sides = dict(proponents=self.proponents, opponents=self.opponents)
         return {f"{side}.{name}": getattr(top, name).cpu() for side, top in sides.items()
-                for name in ("values", "indices")}
+                for name in ("values", "indices")} | {"sums": self.sums}
 
     def update_tables(self, tables: dict[str, Tensor]) -> None:
         "Take in the `tables` of another ranking, of other training triples, without looking for overlaps."
         self.proponents.update_table(tables["proponents.values"], tables["proponents.indices"])
         self.opponents.update_table(tables["opponents.values"], tables["opponents.indices"])
+        self.sums = self.sums + tables["sums"]
 
 # %% ../nbs/10_aggregation.ipynb #f9f1ab51
 def group_sum(scores: Tensor,  # `[M, n]`

@@ -440,16 +440,20 @@ def fill(whole: Factors, part: Factors, at: int) -> None:
               for pair in zip(p.tensors(), q.tensors(), strict=True)]
     for mine, theirs in blocks + weights: mine[at:at + len(part)] = theirs
 
-# %% ../nbs/03_factors.ipynb #23596117
+# %% ../nbs/03_factors.ipynb #914d4fe7
 class Sketch:
     "Random places and signs for the entries of parameters of the given `shapes`, a function of name, `dim` and `seed`."
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dim: int, seed: int = 0):
-        self.shapes, self.dim, self.seed = dict(shapes), dim, seed
+        self.shapes, self.dim, self.seed, self._drawn = dict(shapes), dim, seed, {}
     def axes(self, name: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        "For each axis of a parameter, of length `n`: places `[n]` below `dim`, and signs `[n]`."
+        "For each axis of a parameter, of length `n`: places `[n]` below `dim`, and signs `[n]`. Drawn once."
+        if (name, device) not in self._drawn: self._drawn[name, device] = self._draw(name, device)
+        return self._drawn[name, device]
+    def _draw(self, name: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(zlib.crc32(f'{name} {self.seed}'.encode()))
         draw = lambda high, n: torch.randint(high, (n,), generator=generator).to(device)
         return [(draw(self.dim, n), draw(2, n) * 2 - 1) for n in self.shapes[name]]
+    def __getstate__(self) -> dict[str, Any]: return self.__dict__ | dict(_drawn={})   # it can be drawn again
 
 # %% ../nbs/03_factors.ipynb #201ece35
 def _sketch_rows(b: Rows, axes: list[tuple[Tensor, Tensor]], dim: int) -> Tensor:

@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['SCORES', 'checked', 'grouped', 'Graph', 'without', 'at_least_one', 'n_hop', 'on_walks', 'two_ways', 'lengths',
            'fitting', 'ways_to', 'path_through', 'neighbours', 'searched', 'settled', 'on_paths', 'well_connected',
-           'check_conditions', 'neighbourhood', 'share_inside', 'check_graph', 'ranks_inside', 'within', 'grown',
-           'longer', 'paths', 'edge_influence', 'positive', 'score_paths', 'entities_along', 'chain_text', 'path_table',
-           'curie_prefix', 'read_types', 'type_function', 'metapaths']
+           'check_conditions', 'neighbourhood', 'near', 'grown', 'longer', 'paths', 'edge_influence', 'positive',
+           'score_paths', 'entities_along', 'chain_text', 'path_table', 'curie_prefix', 'read_types', 'type_function',
+           'metapaths']
 
-# %% ../nbs/14_neighbourhoods.ipynb #39b4ea90
+# %% ../nbs/14_neighbourhoods.ipynb #df4b05cb
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from .results import Result, label_columns
+from .influence import Near
+from .results import label_columns
 from .triples import to_ids
 
 # %% ../nbs/14_neighbourhoods.ipynb #3956724c
@@ -447,54 +449,18 @@ def part(self: Graph,
     "The graph of some triples, with the same entities; row i there is `rows[i]` here."
     return Graph(np.stack([self.head[rows], self.relation[rows], self.tail[rows]], axis=1), self.num_entities)
 
-# %% ../nbs/14_neighbourhoods.ipynb #7326a771
-def share_inside(influence: np.ndarray,  # `[K]`
-                 inside: np.ndarray,  # booleans `[K]`
-                 ) -> float:
-    "The share of the total absolute influence that lies inside, in 0..1; 0 where there is no influence at all."
-    total = np.abs(influence).sum(dtype=np.float64)
-    return float(np.abs(influence[inside]).sum(dtype=np.float64) / total) if total else 0.
-
-
-def check_graph(result: Result, graph: Graph) -> None:
-    "Raise `ValueError` unless the result's training indices are rows of this graph, as their labels show."
-    rows = result.frame["training_index"].to_numpy()
-    if len(rows) and rows.max() >= len(graph):
-        raise ValueError(f"training_index {rows.max()}: the graph has {len(graph)} triples; was it made from the "
-                         f"result's training triples?")
-    if not isinstance(graph.training, TriplesFactory):
-        return
-    theirs, mine = result.frame[["head", "relation", "tail"]].to_numpy(), graph.frame(rows).to_numpy()
-    if len(wrong := np.flatnonzero((theirs != mine).any(axis=1))):
-        raise ValueError(f"training_index {rows[wrong[0]]} is {tuple(theirs[wrong[0]])} in the result and "
-                         f"{tuple(mine[wrong[0]])} in the graph: make the graph from the result's training triples")
-
-# %% ../nbs/14_neighbourhoods.ipynb #a1cdb461
-def ranks_inside(frame: pd.DataFrame,  # of a `Result`
-                 inside: np.ndarray,  # booleans, one per row
-                 ) -> np.ndarray:
-    "Rank of each row among those inside, by test triple and kind, from 1; 0 for rows that are not inside."
-    ranks = frame[inside].groupby(["test_index", "kind"])["rank"].rank(method="first")
-    return ranks.reindex(frame.index, fill_value=0).astype(np.int64).to_numpy()
-
-
-def within(result: Result,
-           graph: Graph,  # of the result's training triples
-           **conditions: Any,  # of `neighbourhood`
-           ) -> Result:
-    """The result with columns in_neighbourhood and rank_within (0 outside) in `frame`. In `tests`, neighbourhood_size
-    is the number of training triples near each test triple, share_inside the part of the |influence| of its shown rows
-    that is inside. Raises `ValueError` if the graph is not that of the result."""
-    check_graph(result, graph)
-    ids = result.tests[["head_id", "relation_id", "tail_id"]].to_numpy()
-    near = [neighbourhood(graph, triple, **conditions) for triple in ids]
-    frame, inside, shares = result.to_frame(), np.zeros(len(result.frame), dtype=bool), np.zeros(len(ids))
-    for i, place in frame.groupby("test_index").indices.items():
-        inside[place] = np.isin(frame["training_index"].to_numpy()[place], near[i])
-        shares[i] = share_inside(frame["influence"].to_numpy()[place], inside[place])
-    frame = frame.assign(in_neighbourhood=inside, rank_within=ranks_inside(frame, inside))
-    tests = result.tests.assign(neighbourhood_size=[len(rows) for rows in near], share_inside=shares)
-    return Result(frame, {**result.facts, "neighbourhood": conditions}, tests)
+# %% ../nbs/14_neighbourhoods.ipynb #515a312c
+def near(graph: Graph,  # of the training triples
+         test: Any,  # triples, by labels or ids `[M, 3]`
+         restrict: bool = True,  # leave out all other training triples; if not, only tell which are near
+         **conditions: Any,  # of `neighbourhood`
+         ) -> Near:
+    "The neighbourhood of each prediction. Raises `ValueError` for a graph of other triples than a factory's."
+    if graph.training is None:
+        raise ValueError("near: expected a Graph that was made from the training triples' factory")
+    ids = to_ids(test, graph.training).tolist()
+    rows = [torch.from_numpy(neighbourhood(graph, torch.tensor(triple), **conditions)) for triple in ids]
+    return Near(rows, restrict, conditions)
 
 # %% ../nbs/14_neighbourhoods.ipynb #6693d42c
 def grown(graph: Graph,

@@ -179,6 +179,18 @@ def of(cls: Result,
     frame.attrs["groups"] = list(groups)
     return cls(frame, facts, tests)
 
+# %% ../nbs/11_results.ipynb #3e2e80b4
+@patch
+def by_strength(self: Result,
+                k: int | None = None,  # how many of each test triple; by default all that there are
+                ) -> Result:
+    "One ranking of each test triple by |influence|, with the first `k`; among equals proponents come first."
+    order = pd.DataFrame(dict(test=self.frame["test_index"], strength=-self.frame["influence"].abs()))
+    frame = self.frame.loc[order.sort_values(["test", "strength"], kind="stable").index]
+    frame = frame.assign(rank=frame.groupby("test_index").cumcount() + 1)
+    frame = frame[frame["rank"] <= (k or len(frame))].reset_index(drop=True)
+    return Result(frame, {**self.facts, "rank_by": "absolute"}, self.tests)
+
 # %% ../nbs/11_results.ipynb #620a2498
 def check_fit(test: LongTensor,  # `[M, 3]`
               tables: tuple[TopK, TopK],
@@ -195,7 +207,7 @@ def check_fit(test: LongTensor,  # `[M, 3]`
             raise ValueError(f"group {name!r}: expected {list(tables[0].held.shape)} for proponents and for "
                              f"opponents, got {[list(part.shape) for part in parts]}")
 
-# %% ../nbs/11_results.ipynb #0fa4970c
+# %% ../nbs/11_results.ipynb #a03ff015
 @dataclass(eq=False, repr=False)
 class SelfInfluence(Report):
     "Training triples by their influence on themselves, highest first."
@@ -212,12 +224,10 @@ class SelfInfluence(Report):
 @patch(cls_method=True)
 def of(cls: SelfInfluence,
        training: TriplesFactory,
-       top: TopK,  # of one row
+       top: TopK,  # of one row, or of one for each relation
        facts: dict[str, Any],
        ) -> SelfInfluence:
-    "A ranking from a table `[1, k]` of training indices and self-influences."
-    if len(top) != 1:
-        raise ValueError(f"self-influence is one ranking, expected a TopK of 1 row, got {len(top)}")
+    "A ranking from a table `[1, k]` of training indices and self-influences, or rankings from several rows."
     return cls(ranked_rows(top, training).drop(columns="test_index"), facts)
 
 # %% ../nbs/11_results.ipynb #da4442dc

@@ -22,13 +22,14 @@ from .runs import Run
 # %% ../nbs/05_weightings.ipynb #60fee838
 def _same(factors: Factors) -> Factors: return factors
 
-# %% ../nbs/05_weightings.ipynb #e7fa27c9
+# %% ../nbs/05_weightings.ipynb #1e076bfe
 @dataclass(frozen=True)
 class Metric:
     "A weighting at one checkpoint. The influence there is `learning_rate * inner(metric.test(a), metric.train(b))`."
     facts: dict[str, Any]                                  # what it is and what it approximates, fit for JSON
     test: Callable[[Factors], Factors] = field(default=_same, repr=False)   # linear in each test triple's gradient
     train: Callable[[Factors], Factors] = field(default=_same, repr=False)  # only ever a factor for each triple
+    exact: 'Metric | None' = field(default=None, repr=False)  # what it approximates, if it is a shortcut
 
 # %% ../nbs/05_weightings.ipynb #afce5771
 class Weighting:
