@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result as Outcome
 
-from tracin_nb import cli
+from tracin_nb import cli, flags
 from tracin_nb.influence import TracIn
 from tracin_nb.results import Result, SelfInfluence
 from tracin_nb.runs import Run, file_facts, train
@@ -140,7 +140,7 @@ def test_run_prints_what_explain_gives(original: Path) -> None:
     assert content['facts']['engine'] == 'factored' and content['kind'] == 'Result'
 
 
-@pytest.mark.parametrize('engine', cli.ENGINES)
+@pytest.mark.parametrize('engine', flags.ENGINES)
 def test_run_hands_on_every_option(original: Path, engine: str) -> None:
     expected = TracIn(original, 'bce', test_objective='softmax', engine=engine, checkpoints=[1], batch_size=500,
                       devices='cpu', memory='1GiB', progress=False).explain([TRIPLE], k=3, breakdown=True)
@@ -183,7 +183,7 @@ def test_run_saves(original: Path, tmp_path: Path) -> None:
     assert done.stdout == '' and f"saved in {tmp_path/'new/result'}" in done.stderr
     expected = TracIn(original, progress=False).explain([TRIPLE], k=10)
     pd.testing.assert_frame_equal(Result.load(tmp_path/'new/result').frame, expected.frame)
-    for suffix in cli.SUFFIXES:
+    for suffix in flags.SUFFIXES:
         succeeded('run', original, *ASK, '--out', tmp_path/f'one{suffix}')
         assert (tmp_path/f'one{suffix}').read_bytes()
     done = succeeded('run', original, *ASK, '--out', tmp_path/'one.csv', '--overwrite', '-k', 3, '--format', 'csv')
@@ -284,14 +284,14 @@ def test_process_is_refused(original: Path) -> None:
 
 def test_a_fault_keeps_its_traceback(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None: raise ZeroDivisionError('a fault')
-    monkeypatch.setattr(cli, 'analysis', broken)
+    monkeypatch.setattr(cli, 'cached_analysis', broken)
     done = CliRunner().invoke(cli.main, ['run', str(original), *ASK])
     assert done.exit_code == 1 and isinstance(done.exception, ZeroDivisionError)
 
 
 def test_interrupted(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*args: object, **kwargs: object) -> None: raise KeyboardInterrupt
-    monkeypatch.setattr(cli, 'analysis', stopped)
+    monkeypatch.setattr(cli, 'cached_analysis', stopped)
     done = invoke('run', original, *ASK)
     assert done.exit_code == 130 and done.stderr.splitlines()[-1] == 'tracin: error: interrupted'
 
@@ -481,7 +481,7 @@ CHOICES = {
     'nothing to explain': ((), 'say what to explain', '--triple'),
     'two ways': ((*ASK, '--relation', 'embassy'), '--triple', '--relation', 'exclude'),
     'file and triple': ((*ASK, '--test', 'x.tsv'), '--triple', '--test', 'exclude'),
-    'file and row': (('--test', 'x.tsv', '--test-index', 0), '--test', '--test-index', 'exclude'),
+    'file and relation': (('--test', 'x.tsv', '--relation', 'embassy'), '--test', '--relation', 'exclude'),
     'half a triple': (('--triple', 'china', 'embassy'), '--triple', 'found the option --out'),
     'half a triple without out': (('--triple', 'china', 'embassy'), '--triple', 'requires 3'),
     'head': (('--triple', 'chnia', 'embassy', 'cuba'), '--triple', "entity 'chnia'", "nearest: 'china'"),

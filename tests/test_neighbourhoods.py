@@ -14,7 +14,8 @@ from pykeen.triples import TriplesFactory
 
 from tracin_nb.aggregation import Ranking
 from tracin_nb.influence import Near, TracIn
-from tracin_nb.neighbourhoods import (Graph, metapaths, n_hop, near, neighbourhood, on_paths, path_table, paths, read_types,
+from tracin_nb.neighbourhoods import (Graph, metapaths, n_hop, near, neighbourhood, on_paths, path_table, paths,
+                                      read_types,
                                       score_paths)
 from tracin_nb.results import Result
 from tracin_nb.triples import UnknownLabelError

@@ -17,7 +17,8 @@ SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_chan
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory) -> Run:
-    return train('nations', 'ConvE', model_kwargs=SMALL, out=tmp_path_factory.mktemp('runs')/'conve', epochs=4, keep_every=2,
+    return train('nations', 'ConvE', model_kwargs=SMALL, out=tmp_path_factory.mktemp('runs')/'conve', epochs=4,
+                 keep_every=2,
                  progress=False, device='cpu')
 
 
@@ -46,7 +47,8 @@ def test_the_result_tells_the_error(run: Run, test: torch.Tensor, weighting) -> 
     sample = run.training.mapped_triples[torch.linspace(0, run.training.num_triples - 1, 256).long()]
     exact = make(run, weighting=getattr(weighting, 'metric'), checkpoints=[1]).scores(test[:16], sample)
     short = make(run, weighting=weighting, checkpoints=[1]).scores(test[:16], sample)
-    assert facts['shortcut_error']['relative_error'] == pytest.approx(((short - exact).norm() / exact.norm()).item(), rel=1e-3)
+    assert facts['shortcut_error']['relative_error'] == pytest.approx(((short - exact).norm() / exact.norm()).item(),
+                                                                      rel=1e-3)
 
 
 def test_more_numbers_are_nearer(run: Run, test: torch.Tensor) -> None:
@@ -93,9 +95,11 @@ def test_all_scores_in_a_file(run: Run, test: torch.Tensor, tmp_path, devices, m
     tracin = TracIn(run, 'bce', devices=devices, batch_size=100, progress=False)
     path = tracin.write_scores(test, tmp_path/'new'/'all.parquet')
     table, file = pd.read_parquet(path), pyarrow.parquet.ParquetFile(path)
-    np.testing.assert_array_equal(table[[f'test_{i}' for i in range(len(test))]].values.T, make(run, batch_size=100).scores(test))
+    np.testing.assert_array_equal(table[[f'test_{i}' for i in range(len(test))]].values.T,
+                                  make(run, batch_size=100).scores(test))
     assert file.num_row_groups == 4 and table['training_index'].tolist() == list(range(run.training.num_triples))
-    assert table['head'].tolist() == [run.training.entity_id_to_label[h] for h in run.training.mapped_triples[:, 0].tolist()]
+    assert table['head'].tolist() == [run.training.entity_id_to_label[h]
+                                      for h in run.training.mapped_triples[:, 0].tolist()]
     assert b'"objective": "' in file.schema_arrow.metadata[b'tracin_nb']
 
 
@@ -122,6 +126,7 @@ def test_self_influence_of_each_relation(run: Run) -> None:
 
 
 def test_refusals(run: Run, test: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match='no layer is called .fc.; there are'): make(run, weighting=Only(('fc',))).explain(test)
+    with pytest.raises(ValueError,
+                       match='no layer is called .fc.; there are'): make(run, weighting=Only(('fc',))).explain(test)
     with pytest.raises(ValueError, match='dim is -1'): make(run, weighting=Projected(-1)).explain(test)
     with pytest.raises(ValueError, match='sample rate is 2'): Sample(2)

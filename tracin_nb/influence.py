@@ -645,7 +645,7 @@ def _score_size(self: TracIn, test: list[Factors], train: Tensor) -> int:
 def _train(self: TracIn, train: Any) -> Tensor:
     return self.run.training.mapped_triples if train is None else to_ids(train, self.run.training)
 
-# %% ../nbs/12_influence.ipynb #25f61f8c
+# %% ../nbs/12_influence.ipynb #ed03cf9d
 @dataclass(frozen=True)
 class Near:
     "Training triples in the neighbourhood of each test triple."
@@ -653,7 +653,7 @@ class Near:
     restrict: bool = True         # leave out all others; if not, only tell which are near
     facts: dict[str, Any] = field(default_factory=dict)   # what the neighbourhood is
     def check(self, test: Tensor, rows: Tensor, n: int) -> Tensor:
-        "Those of `rows` that are looked at. Raises `ValueError` for rows that do not fit `test` or `n` training triples."
+        "Those of `rows` that are looked at. Raises `ValueError` for what does not fit `test` or `n` training triples."
         if len(self.rows) != len(test):
             raise ValueError(f'near: {len(self.rows)} neighbourhoods for {len(test)} test triples')
         highest = max((int(torch.as_tensor(r).max()) for r in self.rows if len(r)), default=-1)
@@ -690,7 +690,7 @@ def shown(self: Near, result: Result, sums: Tensor) -> Result:
     return replace(result, frame=frame.assign(in_neighbourhood=found, rank_within=ranks),
                    tests=tests.assign(share_inside=share))
 
-# %% ../nbs/12_influence.ipynb #db7a57ab
+# %% ../nbs/12_influence.ipynb #79c77f70
 @patch
 @in_precision
 def explain(self: TracIn,
@@ -698,7 +698,7 @@ def explain(self: TracIn,
             k: int = 20,                     # proponents and opponents per triple
             *,
             train: Any = None,               # restrict the training triples; by default all
-            near: Near | None = None,        # a neighbourhood of each test triple: look only there, or see what is there
+            near: Near | None = None,        # of each test triple: look only there, or see what is there
             sample: Sample | None = None,    # only a random part of the training triples; by default all
             against: str | int | None = None, # "why this tail and not that one": another tail, by label or id
             breakdown: bool = False,         # also the shares of entity rows, relation rows and shared weights
@@ -818,7 +818,7 @@ def _shortcut_error(self: TracIn, objective: Objective, test: Tensor, train: Ten
         return [lambda t: metric.test(engines[0](t)), lambda t: metric.train(engines[1](t))]
     return dict(shortcut_error=precision_error(by(step.metric), by(step.metric.exact), test[:16], sample))
 
-# %% ../nbs/12_influence.ipynb #ac35189a
+# %% ../nbs/12_influence.ipynb #f19b0f9e
 _AUDIT = 256   # training triples
 
 
@@ -833,7 +833,8 @@ def _missed(self: TracIn, test: list[Factors], ranking: Ranking, every: Tensor, 
     plan = self._pass(some, False, len(some), len(some), near=near)
     with _on_trial(self.counters): tile = self._ready(plan.triples, False, len(plan))
     found = self._pairs(test, tile, plan, ranking.proponents.k)
-    stronger = (found > ranking.proponents.held[:, -1:].clamp(min=0)) | (-found > ranking.opponents.held[:, -1:].clamp(min=0))
+    high, low = (top.held[:, -1:].clamp(min=0) for top in (ranking.proponents, ranking.opponents))
+    stronger = (found > high) | (-found > low)
     return dict(facts, audited=len(some), missed=round(stronger.double().mean().item() * len(left), 3))
 
 # %% ../nbs/12_influence.ipynb #588159ea
@@ -923,7 +924,7 @@ def _again(self: TracIn, test: Tensor, ask: dict[str, Any]) -> dict[str, Any] | 
     return dict(run=str(self.run.folder.resolve()), options=options, devices='auto' if self.auto else devices,
                 test=test.tolist(), ask=ask)
 
-# %% ../nbs/12_influence.ipynb #743c2ef8
+# %% ../nbs/12_influence.ipynb #c2c34028
 def resume(out: Path | str,                                # a folder that `explain(..., out=folder)` began
            devices: str | Sequence[str] | None = None,     # see `TracIn`; by default those of the first call
            progress: bool = True,
@@ -931,8 +932,8 @@ def resume(out: Path | str,                                # a folder that `expl
     "Finish a question. Raises `ValueError` if the folder does not say all that it depends on."
     again = read_question(Path(out))['again']
     if again is None: raise ValueError(
-        f'{out} was begun with a model, an objective or neighbourhoods from memory, which it does not hold: make the same '
-        f'TracIn again and call explain(..., out={str(out)!r})')
+        f'{out} was begun with a model, an objective or neighbourhoods from memory, which it does not hold: make the '
+        f'same TracIn again and call explain(..., out={str(out)!r})')
     ask, tracin = again['ask'], TracIn(again['run'], **again['options'], devices=devices or again['devices'],
                                        progress=progress)
     train = None if ask['train'] is None else torch.tensor(ask['train'])
@@ -959,7 +960,7 @@ def _score_schema(test: Tensor, training: TriplesFactory, dtype: torch.dtype, fa
     return pa.schema([*texts, ('training_index', pa.int64()), *((f'test_{i}', number) for i in range(len(test)))],
                      metadata={'tracin_nb': content})
 
-# %% ../nbs/12_influence.ipynb #2c52820e
+# %% ../nbs/12_influence.ipynb #5219a8cf
 @patch
 @in_precision
 def write_scores(self: TracIn,
@@ -974,12 +975,14 @@ def write_scores(self: TracIn,
     size = self._score_size(factors, triples)
     plan = Pass(rows, triples, False, size, size, None)
     each = len(test) * (8 if _dtype(self) == torch.float64 else 4)
-    work = self._work('_matrix', factors, plan, bounds=plan.bounds(1 + each * len(rows) // min(_ROW_GROUP, self.memory)))
+    work = self._work('_matrix', factors, plan,
+                      bounds=plan.bounds(1 + each * len(rows) // min(_ROW_GROUP, self.memory)))
     schema = _score_schema(test, self.run.training, _dtype(self), self.facts(self.test_objective))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft, parquet.ParquetWriter(draft, schema) as file:
         def write(shard: int, scores: Tensor) -> None:
-            file.write_table(_row_group(plan[work.bounds[shard]:work.bounds[shard + 1]], scores, self.run.training, schema))
+            file.write_table(_row_group(plan[work.bounds[shard]:work.bounds[shard + 1]], scores, self.run.training,
+                                        schema))
         self._do(work, range(len(work)), _in_order(write))
     return path
 
@@ -1036,7 +1039,7 @@ def _self_inner(step: Step, factors: Factors) -> Tensor:
     "Influence `[B]` of each triple on its own loss at one checkpoint."
     return step.rate * paired_inner(step.metric.test(factors), step.metric.train(factors))
 
-# %% ../nbs/12_influence.ipynb #6f6616c8
+# %% ../nbs/12_influence.ipynb #3f3547b7
 @patch
 @in_precision
 def self_influence(self: TracIn,
@@ -1051,7 +1054,8 @@ def self_influence(self: TracIn,
     tables = int(triples[:, 1].max()) + 1 if by_relation else 1
     top = TopK(tables, _positive(k, 'k'), device=self.device, dtype=_dtype(self))
     size = self._single_tile(self.steps[0].train, triples)
-    work = self._work('_own_by_relation' if by_relation else '_own', [], Pass(rows, triples, False, size, size, None), k)
+    work = self._work('_own_by_relation' if by_relation else '_own', [], Pass(rows, triples, False, size, size, None),
+                      k)
     self._do(work, range(len(work)), lambda shard, table: top.update_table(**table), 'self-influence')
     error = self._errors(self.objective, triples[:16], triples)
     facts = self.facts(self.objective, tile=size, **(dict(workers=work.crew) if work.crew else {}),

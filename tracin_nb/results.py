@@ -191,6 +191,16 @@ def by_strength(self: Result,
     frame = frame[frame["rank"] <= (k or len(frame))].reset_index(drop=True)
     return Result(frame, {**self.facts, "rank_by": "absolute"}, self.tests)
 
+# %% ../nbs/11_results.ipynb #f933ce93
+@patch
+def __getitem__(self: Result, i: int) -> Result:
+    "The result of test triple `i` alone. Raises `IndexError` if there is no such test triple."
+    if not -len(self) <= i < len(self):
+        raise IndexError(f"there is no test triple {i}, the result has {len(self)}")
+    first, last = np.searchsorted(self.frame["test_index"], [i % len(self), i % len(self) + 1])
+    frame = self.frame.iloc[first:last].reset_index(drop=True).assign(test_index=0)
+    return Result(frame, self.facts, self.tests.iloc[[i]].reset_index(drop=True))
+
 # %% ../nbs/11_results.ipynb #620a2498
 def check_fit(test: LongTensor,  # `[M, 3]`
               tables: tuple[TopK, TopK],

@@ -117,7 +117,7 @@ def _quota(counts: Tensor, total: int) -> Tensor:
         quota[some] = torch.minimum(counts[some], quota[some] + each)
     return quota
 
-# %% ../nbs/05b_shortcuts.ipynb #4bee2375
+# %% ../nbs/05b_shortcuts.ipynb #0147b394
 @dataclass(frozen=True)
 class Sample:
     "A part of the training triples, drawn at random. Raises `ValueError` for a rate outside 0..1."
@@ -125,7 +125,8 @@ class Sample:
     stratify_by: str = 'proportional'    # relation by relation: the same share of each, or "equal" numbers
     seed: int = 0
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1: raise ValueError(f'sample rate is {self.rate!r}, expected a number above 0, at most 1')
+        if not 0 < self.rate <= 1: raise ValueError(
+            f'sample rate is {self.rate!r}, expected a number above 0, at most 1')
         if self.stratify_by not in STRATA:
             raise ValueError(f'stratify_by is {self.stratify_by!r}, expected {" or ".join(STRATA)}')
     def rows(self, relations: Tensor) -> LongTensor:   # `[N]`, of the training triples
