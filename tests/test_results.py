@@ -15,6 +15,7 @@ from pykeen.triples import TriplesFactory
 
 from tracin_nb import results
 from tracin_nb.aggregation import Ranking, TopK, by_entity, by_group, by_relation
+import tracin_nb.plots  # adds `plot`
 from tracin_nb.results import CAVEAT, Result, SelfInfluence, text_table
 
 LABELS = ["a,b", 'say "x"', "line\nbreak", "cr\rhere", "tab\tinside", "Zoë 日本", "<script>alert(1)</script>", "NA", "",

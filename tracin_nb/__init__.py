@@ -11,6 +11,8 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
+    if name == "TracIn":
+        import_module(f"{__name__}.plots")  # so that results can draw themselves
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
