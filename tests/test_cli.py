@@ -97,7 +97,24 @@ def test_train_hands_on_every_option(tmp_path: Path) -> None:
         negative_sampler='bernoulli', negative_sampler_kwargs=dict(filtered=True, num_negs_per_pos=3),
         optimizer='adagrad', optimizer_kwargs=dict(eps=1e-9, lr=.1), lr_scheduler='exponential',
         lr_scheduler_kwargs=dict(gamma=.5), label_smoothing=0., batch_size=300, seed=7, inverse=True, epochs=4,
-        keep=[1, 3, 4], training_kwargs=dict(drop_last=True))
+        keep=[1, 3, 4], training_kwargs=dict(drop_last=True), precision='fp32', early_stopping=None)
+
+
+def test_train_in_mixed_precision_until_it_gets_no_better(tmp_path: Path) -> None:
+    "--precision bf16 changes the weights; the four options of early stopping say when training ends."
+    train_it = ('train', 'nations', '--model', 'ERMLP', '--model-kwargs', '{"embedding_dim": 4}', '--epochs', 9,
+                '--keep-every', 2, '--patience', 1, '--evaluate-every', 1, '--stop-delta', .9)
+    done = succeeded(*train_it, '--stop-metric', 'mrr', '--precision', 'bf16', '--out', tmp_path/'low')
+    succeeded(*train_it, '--stop-metric', 'mrr', '--out', tmp_path/'full')
+    low, full = Run.open(tmp_path/'low'), Run.open(tmp_path/'full')
+    assert [c.epoch for c in low.checkpoints] == [2] and low.fingerprint(0) != full.fingerprint(0)
+    assert low.settings['early_stopping'] == dict(patience=1, evaluate_every=1, stop_delta=.9,
+                                                  stop_metric='both.realistic.inverse_harmonic_mean_rank')
+    assert f"stopped early: {low.stopped['why']}" in done.stdout
+    before = tree(tmp_path)
+    succeeded(*train_it, '--stop-metric', 'mrr', '--out', tmp_path/'full', '--resume')
+    assert tree(tmp_path) == before
+    succeeded('run', tmp_path/'low', '--max', 1, '--out', tmp_path/'result')
 
 
 def test_train_resumes(run: Path, original: Path) -> None:
@@ -602,6 +619,13 @@ SETTINGS = {
     '--seed': (('--seed', -1), 'seed', '-1'),
     '--device': (('--device', 'tpu9'), "device='tpu9'"),
     '--training-kwargs': (('--training-kwargs', '{"num_epochs": 3}'), 'training_kwargs', 'num_epochs'),
+    '--precision': (('--precision', 'fp16'), '--precision', "'fp16'", "'bf16'"),
+    'precision without effect': (('--precision', 'bf16'), 'changes nothing for DistMult'),
+    '--patience': (('--patience', 0), 'patience', '0'),
+    'patience beyond the end': (('--patience', 3, '--epochs', 40), 'before epoch 40'),
+    '--evaluate-every': (('--evaluate-every', 5), 'evaluate_every without patience'),
+    '--stop-delta': (('--patience', 1, '--stop-delta', '1.5'), 'stop_delta', '1.5'),
+    '--stop-metric': (('--patience', 1, '--stop-metric', 'loss'), "stop_metric='loss'", 'hits_at_10'),
     'diverges': (('--lr', '1e30', '--loss', 'softplus', '--epochs', 9, '--batch-size', 50), 'non-finite'),
 }
 

@@ -245,6 +245,13 @@ def test_all_scores(run: Run, tmp_path: Path) -> None:
         'run', run.folder, '--max', 3, '--all-scores', tmp_path/'x', '--rank-by', 'absolute')
 
 
+def test_profile(run: Run, plain: Result) -> None:
+    out = done('run', run.folder, *ASK, '--format', 'csv', '--profile')
+    same(pd.read_csv(StringIO(out.stdout)), plain)
+    assert all(stage in out.stderr for stage in ('load', 'training forward', 'training backward', 'inner products',
+                                                 'top-k'))
+
+
 def test_multi_gpu_needs_gpus(run: Run, monkeypatch) -> None:
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     assert 'PyTorch sees no GPU' in refused('run', run.folder, *ASK, '--enable-multi-gpu')
@@ -268,6 +275,23 @@ def test_paths(run: Run, tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path/'d.csv')) < len(table) and '<-' not in directed.stdout
     assert 'needs --types' in refused('paths', run.folder, *ASK, '--metapath-output', tmp_path/'m.csv')
     assert 'is no CURIE' in refused('paths', run.folder, *ASK, '--max-edges', 2, '--types', 'curie')
+
+
+def test_mechanism_paths(run: Run, tmp_path: Path) -> None:
+    "Which of the named training triples are on a known path from china to cuba?"
+    (paths := tmp_path/'paths.tsv').write_text(
+        'record\tdrug\tdisease\thead\trelation\ttail\nA\tchina\tcuba\tchina\tviolentactions\tindia\n'
+        'A\tchina\tcuba\tcuba\tconferences\tindia\nB\tchina\tcuba\tchina\tnowhere\tcuba\n')
+    done('run', run.folder, *ASK, '-k', 1592, '--mechanism-paths', paths, '--out', tmp_path/'out')
+    found = Result.load(tmp_path/'out').frame
+    on = found[found['IsGroundTruth']]
+    assert set(zip(on['head'], on['relation'], on['tail'])) <= {('china', 'violentactions', 'india'),
+                                                                ('cuba', 'conferences', 'india')} and len(on)
+    inside = found['head'].isin(['china', 'cuba', 'india']) & found['tail'].isin(['china', 'cuba', 'india'])
+    assert found['In_path'].tolist() == inside.tolist()
+    assert '1 triples of' in invoke('run', run.folder, *ASK, '--mechanism-paths', paths).stderr
+    paths.write_text('record\n')
+    assert 'paths.tsv' in refused('run', run.folder, *ASK, '--mechanism-paths', paths)
 
 
 # ---- batch

@@ -282,6 +282,130 @@ def test_nothing_is_written_over(folder, tmp_path):
     with pytest.raises(RunError, match='not empty'): train('nations', **SMALL, out=tmp_path/'full'/'thesis.tex')
 
 
+# mixed precision and early stopping
+
+EARLY = dict(epochs=12, patience=2, evaluate_every=1, stop_delta=0.9, stop_metric='mrr', keep_every=5)
+
+
+def facts_of(run): return json.loads((run.folder/'run.json').read_text())
+
+
+@pytest.mark.parametrize('loop', ['slcwa', 'lcwa'])
+def test_bf16_is_computed_in_training_only(loop, tmp_path, built, monkeypatch):
+    seen, build = [], runs.build_model
+
+    def hooked(*args):
+        model = build(*args)
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+                module.register_forward_hook(lambda m, x, y: seen.append((m.training, y.dtype)))
+        return model
+    monkeypatch.setattr(runs, 'build_model', hooked)
+    options = dict(**CONVE, loop=loop, batch_size=64, epochs=4, keep_every=2, lr=0.01, progress=False)
+    full = train('nations', **options, out=tmp_path/'full')
+    assert {t for _, t in seen} == {torch.float32}
+    seen.clear()
+    low = train('nations', **options, precision='bf16', patience=1, evaluate_every=1, out=tmp_path/'low')
+    assert {t for training, t in seen if training} == {torch.bfloat16}
+    assert {t for training, t in seen[2*2:] if not training} == {torch.float32}  # after the two probes of the beginning
+    weights = [dict(r.model(0, 'cpu').named_parameters()) for r in (full, low)]
+    for n, p in weights[0].items():
+        assert weights[1][n].dtype == torch.float32 and not torch.equal(p, weights[1][n])
+    assert facts_of(low)['losses'][:2] == pytest.approx(facts_of(full)['losses'][:2], rel=0.02)
+    assert (full.settings['precision'], low.settings['precision']) == ('fp32', 'bf16')
+    with pytest.raises(RunError, match=r"precision \(kept 'bf16', now 'fp32'\)"):
+        train('nations', **options, patience=1, evaluate_every=1, out=tmp_path/'low', resume=True)
+
+
+def test_bf16_leaves_the_loss_in_float32(tmp_path, monkeypatch):
+    seen, process = [], BCEWithLogitsLoss.process_slcwa_scores
+    monkeypatch.setattr(BCEWithLogitsLoss, 'process_slcwa_scores', lambda self, *args, **kwargs: seen.append(
+        (kwargs['positive_scores'].dtype, torch.is_autocast_enabled('cpu'))) or process(self, *args, **kwargs))
+    train('nations', 'ERMLP', model_kwargs=dict(embedding_dim=4), loss='bcewithlogits', precision='bf16', epochs=1,
+          progress=False, out=tmp_path/'run')
+    assert set(seen) == {(torch.float32, False)}
+
+
+@pytest.mark.parametrize('kept, options', [
+    ([1, 2], dict(**CONVE, precision='bf16', label_smoothing=0.1, lr_scheduler='exponential',
+                  lr_scheduler_kwargs=dict(gamma=0.7))),
+    ([1], dict(model='RGCN', model_kwargs=dict(embedding_dim=8), precision='bf16', batch_size=800)),
+    ([], dict(model='DistMult', model_kwargs=dict(embedding_dim=8), optimizer='sgd', lr=0.1)),
+], ids=['ConvE', 'RGCN', 'DistMult'])
+def test_resumed_early_stopping_equals_uninterrupted(kept, options, tmp_path, monkeypatch):
+    options = dict(**options, **EARLY | dict(keep_every=kept or [5]), progress=False)
+    whole = train('nations', **options, out=tmp_path/'whole')
+    assert whole.stopped['epoch'] == whole.checkpoints[-1].epoch == 3
+    interrupted(monkeypatch, 3, **options, out=tmp_path/'part')
+    if kept:
+        part = Run.open(tmp_path/'part')
+        assert [c.epoch for c in part.checkpoints] == kept and part.stopped is None and 'interrupted' in repr(part)
+    part = train('nations', **options, out=tmp_path/'part', resume=True)
+    old, new = ({k: v for k, v in facts_of(r).items() if k != 'checkpoints'} for r in (whole, part))
+    assert new == old and len(new['evaluations']) == 3
+    rows = [[{**r, 'optimizer': 0, 'model': 0} for r in facts_of(run)['checkpoints']] for run in (whole, part)]
+    assert rows[0] == rows[1]  # fingerprints, scores, rates and steps
+
+
+def test_the_last_checkpoint_is_of_its_epoch(tmp_path):
+    """Evaluating changes no training; the weights after the last epoch are kept, not those of the best one."""
+    options = dict(**CONVE, lr=0.01, progress=False)
+    run = train('nations', **options, **EARLY, out=tmp_path/'run')
+    plain = train('nations', **options, epochs=3, keep_every=1, out=tmp_path/'plain')
+    assert [c.epoch for c in run.checkpoints] == [3] and run.fingerprint(0) == plain.fingerprint(2)
+    rows = facts_of(run)['evaluations']
+    assert [e for e, _ in rows] == [1, 2, 3] and run.stopped['best_epoch'] == 1
+    for k, (_, value) in enumerate(rows):
+        metrics = runs.RankBasedEvaluator().evaluate(plain.model(k, 'cpu'), plain.validation.mapped_triples,
+                                                     additional_filter_triples=plain.training.mapped_triples,
+                                                     batch_size=32, use_tqdm=False)
+        assert value == metrics.get_metric('mrr')
+    assert f'not better than {rows[0][1]:.4g} at epoch 1 in 2 evaluations' in repr(run)
+
+
+def test_a_stopped_run_stays_as_it_is(tmp_path):
+    options = dict(**{**SMALL, **EARLY}, out=tmp_path/'run')
+    run = train('nations', **options)
+    before = [file_facts(p) for p in sorted(run.folder.iterdir())]
+    again = train('nations', **options, resume=True)
+    assert [file_facts(p) for p in sorted(run.folder.iterdir())] == before and again.checkpoints == run.checkpoints
+    with pytest.raises(RunError, match='early_stopping'): train('nations', **{**options, 'patience': 3}, resume=True)
+
+
+def test_patience_that_lasts_trains_to_the_end(tmp_path):
+    run = train('nations', **{**SMALL, **EARLY, 'epochs': 4, 'stop_delta': 0., 'lr': 0.05}, out=tmp_path/'run')
+    assert run.stopped is None and [c.epoch for c in run.checkpoints] == [4] and 'stopped' not in repr(run)
+    assert [e for e, _ in facts_of(run)['evaluations']] == [1, 2, 3]
+
+
+def test_why_stop_decides_like_pykeens_stopper():
+    rng = np.random.default_rng(0)
+    for metric, larger in (('hits_at_10', True), ('mean_rank', False)):
+        asked = dict(patience=3, stop_delta=0.05, stop_metric=metric)
+        for values in rng.uniform(1, 1.3, (50, 12)).tolist():
+            logic = runs.EarlyStoppingLogic(3, 0.05, larger)
+            want = next((n for n, v in enumerate(values, 1) if logic.report_result(v, n)), None)
+            got = next((n for n in range(1, 13) if runs.why_stop(asked, list(enumerate(values[:n], 1)))), None)
+            assert got == want
+
+
+def test_early_stopping_needs_validation_triples(tmp_path):
+    (tmp_path/'graph').mkdir()
+    (tmp_path/'graph'/'train.txt').write_text('a\tr\tb\nb\tr\tc\n')
+    with pytest.raises(RunError, match='validation triples, and the data set has none'):
+        train(tmp_path/'graph', **{**SMALL, **EARLY}, out=tmp_path/'run')
+
+
+def test_a_run_from_before_these_options_opens_and_resumes(folder):
+    facts = json.loads((folder/'run.json').read_text())
+    for name in ('evaluations', 'stopped'): del facts[name]
+    for name in ('precision', 'early_stopping'): del facts['settings'][name]
+    (folder/'run.json').write_text(json.dumps(facts))
+    assert len(Run.open(folder).checkpoints) == 3
+    edit(lambda d: d.update(checkpoints=d['checkpoints'][:2], losses=d['losses'][:2]))(folder)
+    assert len(train('nations', **{**SMALL, 'epochs': 3}, keep_every=1, out=folder, resume=True).checkpoints) == 3
+
+
 # options that are refused before training
 
 class Unknown: pass
@@ -319,6 +443,16 @@ BAD = [
        (dict(loss='marginranking', label_smoothing=0.1), 'label smoothing'),
     (dict(**CONVE, batch_size=5000), 'single training batch'),
        (dict(lr=1e30, optimizer='sgd', loss='mse', epochs=9), 'non-finite'),
+    (dict(precision='fp16'), 'gradient scaler'), (dict(precision='int8'), "'fp32' or 'bf16'"),
+    (dict(precision=16), "'fp32' or 'bf16'"), (dict(precision='bf16', model='TransE'), 'changes nothing for TransE'),
+    (dict(precision='bf16', model='DistMult', loop='lcwa'), 'changes nothing for DistMult'),
+    (dict(patience=0), 'patience'), (dict(patience=2.5), 'patience'), (dict(evaluate_every=2), 'without patience'),
+    (dict(stop_delta=0.1), 'stop_delta without'), (dict(stop_metric='mrr'), 'stop_metric without'),
+    (dict(patience=2, epochs=30), 'before epoch 30'), (dict(patience=1, evaluate_every=0, epochs=9), 'evaluate_every'),
+    (dict(patience=1, stop_delta=1., epochs=99), 'stop_delta'), (dict(patience=1, stop_delta='x'), 'stop_delta'),
+    (dict(patience=1, epochs=99, stop_metric='accuracy2'), "stop_metric='accuracy2' .* it knows: adjusted"),
+    (dict(patience=1, epochs=99, stop_metric=3), 'stop_metric=3'),
+    (dict(patience=1, epochs=99, stop_metric='hits_at_0'), 'stop_metric'),
 ]
 
 
@@ -404,6 +538,13 @@ DAMAGED = {
     'rate a string': (edit(lambda d: d['checkpoints'][1].update(learning_rate='1')), 'learning_rate'),
     'rate NaN': (edit(lambda d: d['checkpoints'][1].update(learning_rate=float('nan'))), 'learning_rate'),
     'rate negative': (edit(lambda d: d['checkpoints'][1].update(learning_rate=-1.)), 'learning_rate'),
+    'evaluations a number': (edit(lambda d: d.update(evaluations=[1])), 'evaluations is not a list'),
+    'evaluations disordered': (edit(lambda d: d.update(evaluations=[[2, .5], [1, .5]])), 'evaluations is not a list'),
+    'evaluations to come': (edit(lambda d: d.update(evaluations=[[9, .5]])), 'up to epoch 3'),
+    'stop without a reason': (edit(lambda d: d.update(stopped=dict(epoch=3, best_epoch=1))), "stopped lacks 'why'"),
+    'stop elsewhere': (edit(lambda d: d.update(stopped=dict(epoch=2, best_epoch=1, why='x'))),
+                       'stopped at epoch 2, but the last checkpoint is of epoch 3'),
+    'unknown stopping': (edit(lambda d: d['settings'].update(early_stopping=3)), "'early_stopping'"),
     'epochs disordered': (edit(lambda d: d['checkpoints'].reverse()), 'do not increase'),
     'no files': (edit(lambda d: d['files'].pop('triples') and None), 'files: triples'),
     'no checksum': (edit(lambda d: d['checkpoints'][0]['model'].pop('sha256') and None), "lacks 'sha256'"),

@@ -62,7 +62,7 @@ def _item(index: int, triple: tuple[str, str, str], training: TriplesFactory) ->
     try: return Item(index, triple, tuple(to_ids(triple, training)[0].tolist()))
     except UnknownLabelError as e: return Item(index, triple, error=str(e).removeprefix('row 0: '))
 
-# %% ../nbs/14c_batch.ipynb #d9ac556f
+# %% ../nbs/14c_batch.ipynb #3aa45b2c
 MANIFEST, SUMMARY = 'batch_manifest.json', 'batch_tracin_summary.json'
 
 
@@ -71,7 +71,8 @@ def read_batch_manifest(folder: Path) -> dict[str, Any]:
     path = folder/MANIFEST
     if not path.exists(): return {}
     try: found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is damaged ({e}): remove it to do all anew') from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is damaged ({e}): remove it to do all anew') from e
     if not isinstance(found, dict): raise ValueError(f'{path} is damaged: expected an object; remove it to do all anew')
     return found
 

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 'main', 'no_empty_folder', 'train_command',
-           'check_against', 'around', 'explained', 'resumable', 'check_mode', 'whole_scores', 'run_command', 'answer',
-           'check_all_scores', 'own_influence', 'batch_command', 'told', 'graph_of', 'predictions', 'filter_command',
-           'paths_command', 'told_table', 'resume_command', 'status_command', 'self_command', 'cache_group',
-           'cache_info_command', 'cache_clear_command', 'tail_rank', 'belief', 'timed', 'demo_run', 'demo_result',
-           'top', 'demo_command', 'bench_command']
+           'check_against', 'around', 'profiled', 'explained', 'resumable', 'check_mode', 'whole_scores', 'run_command',
+           'answer', 'known_paths', 'marked', 'check_all_scores', 'own_influence', 'batch_command', 'told', 'graph_of',
+           'predictions', 'filter_command', 'paths_command', 'told_table', 'resume_command', 'status_command',
+           'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank', 'belief', 'timed',
+           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command', 'evaluate_command']
 
-# %% ../nbs/19_cli.ipynb #d63e4e00
+# %% ../nbs/19_cli.ipynb #6d8b7534
 import os, tempfile, time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> N
         if training.entity_to_id[against] in test[:, 2].tolist():
             raise ValueError(f'{against!r} is itself the tail of a triple to explain')
 
-# %% ../nbs/19_cli.ipynb #0dbcbe24
+# %% ../nbs/19_cli.ipynb #bd23f7d8
 def around(tracin: 'TracIn', test: 'Tensor', wanted: dict[str, Any] | None, lens: bool) -> Any:
     "The neighbourhoods of the triples `[M, 3]`; None if none were asked for."
     if lens and wanted is None: refuse('--lens', 'say what the neighbourhood is, by --n-hops or --path-filtering')
@@ -95,11 +96,20 @@ def around(tracin: 'TracIn', test: 'Tensor', wanted: dict[str, Any] | None, lens
     return near(Graph(tracin.run.training), test, not lens, **wanted)
 
 
-def explained(tracin: 'TracIn', test: 'Tensor', k: int, against: str | None, strength: bool,
+def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
+    "`TracIn.explain`, and a table of where the time went."
+    import tracin_nb.profiling  # adds `profile`
+    found = tracin.profile(*args, **options)
+    say(str(found))
+    return found.result
+
+
+def explained(tracin: 'TracIn', test: 'Tensor', k: int, against: str | None, strength: bool, profile: bool,
               **options: Any) -> 'Result':
     "`TracIn.explain`; no more than all training triples are kept."
     if against is not None: check_against(against, test, tracin.run.training)
-    result = tracin.explain(test, min(k, tracin.run.training.num_triples), against=against, **options)
+    ask = partial(profiled, tracin) if profile else tracin.explain
+    result = ask(test, min(k, tracin.run.training.num_triples), against=against, **options)
     return result.by_strength(k) if strength else result
 
 # %% ../nbs/19_cli.ipynb #5831c471
@@ -129,7 +139,7 @@ def whole_scores(tracin: 'TracIn', test: 'Tensor', path: Path) -> None:
     "Stream the influence of every training triple to a file."
     say(f'saved in {tracin.write_scores(test, path)}')
 
-# %% ../nbs/19_cli.ipynb #5948aec2
+# %% ../nbs/19_cli.ipynb #bb60c38e
 ASKED = (
     click.option('--mode', type=click.Choice(MODES), default='test', show_default=True,
                  help='Explain triples, or one, or rank training triples by their influence on themselves.'),
@@ -141,12 +151,15 @@ ASKED = (
                  help='Explain why the model prefers the tail of each triple to this one.'),
     click.option('--breakdown', is_flag=True,
                  help='Also save the parts of each influence through entity rows, relation rows and shared weights.'),
+    click.option('--mechanism-paths', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE',
+                 help='Mark the training triples on known paths: columns record, drug, disease, head, relation, tail.'),
+    click.option('--profile', is_flag=True, help='Also say, on stderr, where the time went.'),
     click.option('--all-scores', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE',
                  help='Instead of a ranking, write the influence of every training triple to this Parquet file.'),
     click.option('--test-objective', type=click.Choice(OBJECTIVES),
                  help='The loss of the triples to explain, if it shall differ from --objective.'))
 
-# %% ../nbs/19_cli.ipynb #3b4b0ed7
+# %% ../nbs/19_cli.ipynb #fee7e51c
 @main.command('run', short_help='Explain predictions by training triples.')
 @SOURCE
 @TESTS
@@ -173,7 +186,7 @@ def run_command(**given: Any) -> None:
     rows = pick('test_indices')['test_indices'] or []
     choice = pick('triple', 'test', 'relation', 'test_index', 'maximum')
     choice['test_index'] = [*choice['test_index'], *rows]
-    asked = pick('against', 'breakdown', 'all_scores', 'rank_by')
+    asked = pick('against', 'breakdown', 'all_scores', 'rank_by', 'mechanism_paths', 'profile')
     where = dict(wanted=conditions(**pick('n_hops', 'path_filtering', 'max_total_path_length', 'min_degree',
                                           'no_preserve_test_edges', 'strict_hop_constraint', 'strict_path_filtering')),
                  lens=given.pop('lens'))
@@ -181,7 +194,7 @@ def run_command(**given: Any) -> None:
     to = pick('out', 'overwrite', 'form', 'csv_output', 'node_name_dict', 'edge_map')
     answer(given, choice, asked, where, sample, to, **pick('mode', 'k'))
 
-# %% ../nbs/19_cli.ipynb #2e58c4fe
+# %% ../nbs/19_cli.ipynb #568ce681
 def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any], where: dict[str, Any], sample: Any,
            to: dict[str, Any], mode: str, k: int) -> None:
     "What `tracin run` does, its options sorted by what they are about."
@@ -191,28 +204,46 @@ def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any
     if asked['against'] is not None and options['test_objective']:
         raise click.UsageError('--against and --test-objective exclude each other', click.get_current_context())
     check_all_scores(asked, where, sample, to)
-    check_out(out, to['overwrite'], begun=asked['rank_by'] == 'signed')
+    known, strength = asked.pop('mechanism_paths'), asked.pop('rank_by') == 'absolute'
+    check_out(out, to['overwrite'], begun=not (known or strength))
     check_table(**table)
     tracin = cached_analysis(**options)
     if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
     names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(tracin.run, **choice)
     if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
     if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
-    strength = asked.pop('rank_by') == 'absolute'
-    saved = out is not None and is_folder(out) and not strength
+    mechanisms = known and known_paths(known, tracin)
+    saved = out is not None and is_folder(out) and not (known or strength)
     keep = dict(out=out, overwrite=to['overwrite']) if saved else {}
     asked = dict(asked, near=around(tracin, test, **where), sample=sample)
     del asked['all_scores']
     with resumable(out if saved else None): report = explained(tracin, test, k, strength=strength, **asked, **keep)
+    if mechanisms: report = marked(report, mechanisms)
     if to['csv_output']: write_table(report, tracin.run, to['csv_output'], names)
     deliver(report, out, to['form'], saved)
+
+
+def known_paths(path: Path, tracin: 'TracIn') -> Any:
+    "The mechanisms in a file, as far as training knows their entities and relations; the others are counted aloud."
+    from tracin_nb.mechanisms import Mechanisms
+    found = Mechanisms(path, tracin.run.training, unseen='drop')
+    if n := found.facts['edges_unknown']: say(f'tracin: note: {n} triples of {path} have labels unknown to training')
+    return found
+
+
+def marked(report: 'Result', mechanisms: Any) -> 'Result':
+    "The result with columns IsGroundTruth, In_path and On_specific_path."
+    from tracin_nb.mechanisms import mark
+    return mark(report, mechanisms)
 
 
 def check_all_scores(asked: dict[str, Any], where: dict[str, Any], sample: Any, to: dict[str, Any]) -> None:
     "Refuse with `--all-scores` what is about a ranking."
     if not asked['all_scores']: return
     check_writable(asked['all_scores'], folder=False)
-    others = {'--against': asked['against'], '--breakdown': asked['breakdown'],
+    others = {'--against': asked['against'], '--mechanism-paths': asked['mechanism_paths'],
+              '--profile': asked['profile'],
+              '--breakdown': asked['breakdown'],
               '--rank-by': asked['rank_by'] == 'absolute',
               'a neighbourhood': where['wanted'], '--sample-rate': sample, '--out': to['out'], '--format': to['form'],
               '--csv-output': to['csv_output']}
@@ -347,7 +378,7 @@ def filter_command(folder: Path | None, train: Path | None, triple: Sequence[tup
     kept = write_triples(training, rows, out)
     click.echo(f'{kept:,} of {training.num_triples:,} training triples in {out}')
 
-# %% ../nbs/19_cli.ipynb #32e90388
+# %% ../nbs/19_cli.ipynb #30262f2a
 @main.command('paths', short_help='Rank the paths from head to tail by the influence along them.')
 @SOURCE
 @click.option('--triple', nargs=3, required=True, metavar='HEAD RELATION TAIL', help='The prediction.')
@@ -388,7 +419,8 @@ def paths_command(triple: tuple[str, str, str], min_edges: int, max_edges: int, 
     if not found: return click.echo(f'no path of {min_edges} to {max_edges} edges leads from {head} to {tail}')
     scores = score_paths(found, tracin.scores(test)[0], how)
     tables = [(path_table(graph, head, found, scores).drop(columns='rows'), csv_output)]
-    if kinds: tables.append((metapaths(graph, head, found, scores, kinds), metapath_output))
+    if kinds:
+        with naming(f'--types {types}'): tables.append((metapaths(graph, head, found, scores, kinds), metapath_output))
     for table, path in tables: told_table(table, k, path)
 
 
@@ -573,3 +605,26 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     from tracin_nb.runs import pick_device
     if threads: torch.set_num_threads(threads)
     click.echo(table(run_benchmark(name, out, device=str(pick_device(device)), **settings)), nl=False)
+
+# %% ../nbs/19_cli.ipynb #3bbfbaac
+@main.command('evaluate', short_help='Measure how good the explanations are.')
+@click.argument('name')
+@click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='DIR',
+              help='Folder for NAME.json and NAME.md.')
+@click.option('--device', help='Where to train, for example cuda.  [default: the GPU if there is one]')
+@click.option('--set', 'settings', type=JsonObject(), default='{}', metavar='JSON',
+              help='Settings of the experiment, such as {"seeds": 1}.')
+def evaluate_command(name: str, out: Path | None, device: str | None, settings: dict[str, Any]) -> None:
+    """Run the experiment NAME:
+
+    \b
+    removal      delete what explains a prediction, train again: does the prediction change? (Nations)
+    lds          predict what hundreds of trainings on random halves will give (Nations, Kinships, UMLS)
+    corruption   find training triples that were made wrong, by their influence on themselves
+    stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
+    mechanisms   rank the edges of known mechanism paths; needs {"data": "folder", "run": "folder"}
+    \b
+    Each takes some minutes."""
+    from tracin_nb.experiments import EXPERIMENTS, run_experiment
+    if name in EXPERIMENTS and 'tell' in EXPERIMENTS[name].run.__annotations__: settings['tell'] = say
+    click.echo(run_experiment(name, out, device, **settings)[1], nl=False)

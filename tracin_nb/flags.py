@@ -418,7 +418,7 @@ def write_table(report: 'Result', run: 'Run', path: Path, names: tuple[dict, dic
     write_influence_csv(influence_table(report, run.training, *names), path)
     say(f'saved in {path}')
 
-# %% ../nbs/18c_flags.ipynb #8ae0965d
+# %% ../nbs/18c_flags.ipynb #a44210a7
 TRAINING = stacked(
     click.option('--model', default='ConvE', show_default=True, help="PyKEEN's name of the model."),
     setting('--model-kwargs', 'the model, such as {"embedding_dim": 32}'),
@@ -444,6 +444,15 @@ TRAINING = stacked(
     setting('--negative-sampler-kwargs', 'the sampler'),
     click.option('--batch-size', type=int, default=256, show_default=True, metavar='N',
                  help='Training triples per step; under lcwa, pairs of head and relation.'),
+    click.option('--precision', type=click.Choice(['fp32', 'bf16']), default='fp32', show_default=True,
+                 help='Of the scores in training; bf16 is mixed precision, with weights and loss in float32.'),
+    click.option('--patience', type=int, metavar='N',
+                 help='Stop after N evaluations on the validation triples without a better one.  [default: do not]'),
+    click.option('--evaluate-every', type=int, metavar='N',
+                 help='Epochs between these evaluations.  [default: 10]'),
+    click.option('--stop-delta', type=float, metavar='X',
+                 help='Part of the best value by which a better one exceeds it.  [default: 0.01]'),
+    click.option('--stop-metric', help="PyKEEN's name of the ranking metric.  [default: hits_at_10]"),
     setting('--training-kwargs', "PyKEEN's training loop"),
     click.option('--seed', type=int, default=0, show_default=True, metavar='N',
                  help='Of initialisation, batches and negatives.'),

@@ -554,13 +554,13 @@ def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
                        "give learning_rates= with the last epoch's")
     return rates[0]
 
-# %% ../nbs/01b_foreign.ipynb #b9fc0695
+# %% ../nbs/01b_foreign.ipynb #3f3e1696
 def _folder_rate(folder: Path) -> float | None:
     "The learning rate in the JSON files of a pipeline folder; None: they do not say it"
     for path in (folder/name for name in ('metadata.json', 'results.json')):
         if not path.is_file(): continue
         try: facts = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError as e: raise RunError(f'{path} is not JSON, or truncated: {e}') from e
+        except (ValueError, RecursionError) as e: raise RunError(f'{path} is not JSON, or truncated: {e}') from e
         for part in (facts, *(facts.get(n) for n in ('pipeline', 'configuration') if isinstance(facts, dict))):
             kwargs = part.get('optimizer_kwargs') if isinstance(part, dict) else None
             if isinstance(kwargs, dict): return number(pipeline_rates(part)[0], f'{path}: the learning rate')

@@ -32,12 +32,12 @@ def read_node_names(path: Path | str,            # lines `name<TAB>index of the 
         names[int(index)] = str(name)
     return names
 
-# %% ../nbs/13_formats.ipynb #e0f94de7
+# %% ../nbs/13_formats.ipynb #adc8b20b
 def read_edge_names(path: Path | str) -> dict[str, str]:
     """Relation label -> predicate, from an object whose keys are objects written as JSON, with a "predicate", and whose
     values are relation labels. Raises `ValueError`."""
     try: content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is not a JSON file: {e}') from e
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not a JSON file: {e}') from e
     if not isinstance(content, dict): raise ValueError(f'{path}: expected an object of predicates and relations')
     names = {relation: _predicate(key, path) for key, relation in content.items() if isinstance(relation, str)}
     if len(names) < len(content): raise ValueError(f'{path}: expected a relation of its own for each predicate')

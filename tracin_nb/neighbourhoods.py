@@ -615,7 +615,7 @@ def path_table(graph: Graph,
                               path=[graph.pattern(path, h) for path in paths], rows=[tuple(path) for path in paths]))
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/14_neighbourhoods.ipynb #aef8b463
+# %% ../nbs/14_neighbourhoods.ipynb #61ad3c81
 def curie_prefix(label: str) -> str:
     "`MONDO` of `MONDO:0004979`. Raises `ValueError` for a label that is no CURIE."
     prefix, colon, rest = label.partition(":")
@@ -628,15 +628,22 @@ def read_types(path: str | os.PathLike,  # tab-separated, with a header line
                id: str = "id",  # name of the column with the entities' labels
                type: str = "type",  # name of the column with their types
                ) -> dict[str, str]:
-    "Type of each entity. Raises `ValueError` for a missing column, an empty type, or an entity with two types."
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8")
-    if missing := [name for name in (id, type) if name not in table.columns]:
-        raise ValueError(f"{path}: there is no column {missing[0]!r}, only {', '.join(map(str, table.columns))}")
-    table = table[[id, type]].drop_duplicates()
+    """Type of each entity. Raises `ValueError` naming the file for what is no table, a missing column, an empty
+    type, or an entity with two types."""
+    try:
+        table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=3, encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    names = table.iloc[0].tolist()
+    if wrong := [name for name in (id, type) if names.count(name) != 1]:
+        count = "more than one" if wrong[0] in names else "no"
+        raise ValueError(f"{path}: there is {count} column {wrong[0]!r}, only "
+                         f"{', '.join(map(str, names))[:200]}")
+    table = table[1:].set_axis(names, axis=1)[[id, type]].fillna("").drop_duplicates()
     twice = table[id].duplicated()
     for bad, what in ((table[type] == "", "no type"), (twice, "more than one type")):
         if bad.any():
-            raise ValueError(f"{path}: entity {table[id][bad].iloc[0]!r} has {what}")
+            raise ValueError(f"{path}: entity {table[id][bad].iloc[0][:80]!r} has {what}")
     return dict(zip(table[id], table[type]))
 
 

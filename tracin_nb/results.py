@@ -93,10 +93,11 @@ def facts_line(facts: dict[str, Any]) -> str:
         parts.append(f"{len(checkpoints)} checkpoints" + (f" (epochs {epochs})" if epochs else ""))
     return ", ".join(parts)
 
-# %% ../nbs/11_results.ipynb #d117e5b4
+# %% ../nbs/11_results.ipynb #405046f1
 @dataclass(eq=False, repr=False)
 class Report:
-    "A frame of training triples, and the facts of how it was made. Showing and saving are common to all; `tracin_nb.plots` adds `plot`."
+    """A frame of training triples, and the facts of how it was made. Showing and saving are common to all;
+    `tracin_nb.plots` adds `plot`."""
     frame: pd.DataFrame
     facts: dict[str, Any]
 

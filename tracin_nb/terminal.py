@@ -67,7 +67,7 @@ def worker_failure(error: RuntimeError) -> int:
     if not isinstance(error, WorkerError): raise error
     return fail(str(error), 1)
 
-# %% ../nbs/18b_terminal.ipynb #f1408bc9
+# %% ../nbs/18b_terminal.ipynb #e98243b0
 class JsonObject(click.ParamType):
     "A JSON object as a dictionary."
     name = 'json'
@@ -75,7 +75,7 @@ class JsonObject(click.ParamType):
         expected = 'expected a JSON object such as {"embedding_dim": 32}'
         if isinstance(value, dict): return value
         try: found = json.loads(value)
-        except ValueError as e: self.fail(f'{value!r}: {expected}: {e}', param, ctx)
+        except (ValueError, RecursionError) as e: self.fail(f'{value!r:.200}: {expected}: {e}', param, ctx)
         if not isinstance(found, dict): self.fail(f'{value!r}: {expected}, found a {type(found).__name__}', param, ctx)
         return found
 

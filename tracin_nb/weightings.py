@@ -87,7 +87,17 @@ def _cast(f: Callable[[Block], Block], dtype: torch.dtype) -> Callable[[Block], 
 # %% ../nbs/05_weightings.ipynb #827de2a3
 _ADAMS = ('adam', 'adamw')
 
-# %% ../nbs/05_weightings.ipynb #c45c03de
+# %% ../nbs/05_weightings.ipynb #5ab95b52
+def _adam_numbers(settings: dict[str, Any]) -> tuple[float, float]:
+    "beta2 and eps. Raises `ValueError` if they are no numbers of Adam."
+    betas, eps = settings['betas'], settings['eps']
+    good = isinstance(betas, (list, tuple)) and len(betas) == 2 and all(
+        isinstance(x, (int, float)) for x in (*betas, eps))
+    if not good or not (0 <= betas[1] < 1 and 0 <= eps < float('inf')): raise ValueError(
+        f'weighting "adam": expected two betas below 1 and eps at least 0, this run has betas {betas!r}, eps {eps!r}')
+    return betas[1], eps
+
+
 def _adam_settings(run: Run, k: int) -> tuple[float, float, int]:
     "beta2, eps and the number of steps made at checkpoint `k`. Raises `ValueError` for what is not Adam or not known."
     if run.optimizer is None: raise ValueError(
@@ -97,10 +107,11 @@ def _adam_settings(run: Run, k: int) -> tuple[float, float, int]:
         f'weighting "adam" follows Adam and AdamW (without amsgrad), but this run was trained with {name} {settings}')
     if missing := [s for s in ('betas', 'eps') if s not in settings]: raise ValueError(
         f'weighting "adam": the settings of {name} lack {missing}: {settings}')
-    step = run.checkpoints[k].step
+    (beta2, eps), step = _adam_numbers(settings), run.checkpoints[k].step
     if not step: raise ValueError(
         f'weighting "adam": checkpoint {k} does not know its step, which the correction 1 - beta2^step needs')
-    return settings['betas'][1], settings['eps'], step
+    if step >= 2**63: raise ValueError(f'weighting "adam": checkpoint {k} cannot be at step {str(step)[:40]}')
+    return beta2, eps, step
 
 # %% ../nbs/05_weightings.ipynb #f9202006
 def _steps(run: Run, k: int, engine: Engine, eps: float, correction: float) -> dict[str, Tensor]:
