@@ -51,7 +51,7 @@ notebooks-test: $(DEV)  ## run the notebooks as tests
 
 pytest: $(DEV)  ## run tests/ (tests/test_site.py looks at the site that `make docs` built)
 	@echo "== tests, $(WORKERS) files at a time"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --ignore tests/test_house.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 30 --numprocesses $(WORKERS) --dist loadfile --ignore tests/test_house.py tests
 
 notebooks: $(DEV) export  ## run the notebooks (NB=... for some) and store their outputs
 	$(BIN)/python tools/notebooks.py run $(NB)
