@@ -84,10 +84,12 @@ def test_pointless_flags_say_why_and_change_nothing(run: Run, plain: Result) -> 
     assert all(line.split('changes nothing: ')[1] for line in lines)
 
 
-def test_the_loop(run: Run, plain: Result) -> None:
-    found = facts(run, '--disable-vectorized-gradients')
+def test_the_loop(run: Run) -> None:
+    few = ('--checkpoints', '-1', '--sample-rate', .05)
+    found = facts(run, '--disable-vectorized-gradients', *few)
     assert found['engine'] == 'loop'
-    same(frame(run, '--disable-vectorized-gradients'), plain, rtol=1e-4)
+    result = TracIn(run, devices='cpu', progress=False, checkpoints=[-1]).explain(CUBA, 10, sample=Sample(.05))
+    same(frame(run, '--disable-vectorized-gradients', *few), result, rtol=1e-4)
     assert '--engine is vmap' in refused('run', run.folder, *ASK, '--disable-vectorized-gradients', '--engine', 'vmap')
 
 

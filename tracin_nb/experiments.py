@@ -40,10 +40,12 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
     if pd.isna(value): return ''
     return f'{value:.3f}' if pd.isna(low) else f'{value:.3f} [{low:.3f}, {high:.3f}]'
 
-# %% ../nbs/16g_experiments.ipynb #f7e0e23e
+# %% ../nbs/16g_experiments.ipynb #e3edd0f3
 def markdown(table: pd.DataFrame) -> str:
     "A table in Markdown, its first column left, the others right."
-    cell = lambda x: f'{x:.3g}' if isinstance(x, float) else str(x).replace('|', '\\|')
+    def cell(x: Any) -> str:
+        if isinstance(x, float): return '' if pd.isna(x) else f'{x:.3g}'
+        return str(x).replace('|', '\\|')
     lines = [list(map(str, table.columns)), [':--', *['--:'] * (table.shape[1] - 1)]]
     lines += [list(map(cell, row)) for row in table.itertuples(index=False)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'

@@ -288,7 +288,7 @@ def summary(row: tuple[str, int | None], by_seed: Sequence[Mapping[str, float]])
                 PD=spread([s['PD'] for s in by_seed]), TC=spread([s['TC'] for s in by_seed]),
                 published=None if said is None else dict(PD=said[0], TC=said[1]))
 
-# %% ../nbs/15b_removal.ipynb #336a43a6
+# %% ../nbs/15b_removal.ipynb #eb3573e3
 def removal_table(result: Mapping[str, Any],   # of `removal`
                   ) -> pd.DataFrame:
     "PD / TC by method and number of deleted triples, as mean [least-greatest]; published rows below."
@@ -296,4 +296,5 @@ def removal_table(result: Mapping[str, Any],   # of `removal`
     cells = {(r['method'], r['k']): f'{text(r["PD"])} / {text(r["TC"])}' for r in result['rows']}
     cells |= {(f'{name}, published', k or 'all'): f'{pd_} / {tc}' for (name, k), (pd_, tc) in PUBLISHED.items()}
     table = pd.Series(cells).unstack(sort=False).fillna('')
+    table = table[sorted(table.columns, key=lambda k: (k == 'all', str(k)))]
     return table.rename_axis(index='deleted by', columns='PD / TC in %, K =')

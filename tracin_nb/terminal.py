@@ -6,8 +6,8 @@
 __all__ = ['say', 'one_line', 'reason', 'fail', 'warnings_as_lines', 'Cli', 'worker_failure', 'JsonObject', 'Numbers', 'Labels',
            'Devices', 'stacked', 'refuse', 'setting', 'pointless']
 
-# %% ../nbs/18b_terminal.ipynb #426445b3
-import json, sys, warnings
+# %% ../nbs/18b_terminal.ipynb #bccbebcd
+import json, re, sys, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -20,10 +20,11 @@ def say(text: str) -> None:
     "A line for the person in front of the terminal, on stderr."
     click.echo(text, err=True)
 
-# %% ../nbs/18b_terminal.ipynb #e6b79566
+# %% ../nbs/18b_terminal.ipynb #8a92d82b
 def one_line(text: object) -> str:
-    "`text` without line breaks."
-    return ' '.join(line.strip() for line in str(text).splitlines() if line.strip())
+    "`text` without line breaks; a word of more than 400 characters is cut to its first 200."
+    line = ' '.join(line.strip() for line in str(text).splitlines() if line.strip())
+    return re.sub(r'(\S{200})\S{200,}', r'\1…', line)
 
 # %% ../nbs/18b_terminal.ipynb #6c10bf8d
 def reason(error: Exception) -> str:
