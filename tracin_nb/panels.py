@@ -210,7 +210,7 @@ class Search:
     @label.setter
     def label(self, label: str) -> None: self.field.value = label
 
-# %% ../nbs/17b_panels.ipynb #3f293759
+# %% ../nbs/17b_panels.ipynb #23dd72d4
 def cell(value: Any) -> str:
     "A value as a table's cell; numbers to the right."
     if isinstance(value, float | np.floating): return f'<td class="number">{value:.4g}</td>'
@@ -223,7 +223,8 @@ def table(frame: pd.DataFrame, caption: str) -> str:
     number = [' class="number"' if pd.api.types.is_numeric_dtype(kind) else '' for kind in frame.dtypes]
     heads = ''.join(f'<th scope="col"{c}>{html.escape(str(n))}</th>' for n, c in zip(frame.columns, number))
     rows = ''.join(f'<tr>{"".join(map(cell, row))}</tr>' for row in frame.itertuples(index=False))
-    return f'<table><caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    head = f"<caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
+    return f"<table>{head}<tbody>{rows}</tbody></table>"
 
 
 def new_axes(width: float = 7., height: float = 4.) -> Axes:
