@@ -184,7 +184,7 @@ class Index:
         short = typed.rpartition(' (')[0]
         return short if short in self._ids and self.text_of(self._ids[short]) == typed else None
 
-# %% ../nbs/17b_panels.ipynb #4ccd1a95
+# %% ../nbs/17b_panels.ipynb #86b0992e
 class Search:
     "A text field for a label, with offers."
     def __init__(self, index: Index, description: str, placeholder: str = 'type part of a label'):
@@ -205,7 +205,8 @@ class Search:
         if not typed: raise ValueError(f'{self.description}: type a label, or part of one and choose')
         if (label := self.index.label(typed)) is not None: return label
         near = [repr(self.index.labels[i]) for i in self.index.search(typed, 3)]
-        raise ValueError(f'{self.description}: there is no {typed!r}' + (f'; near it: {", ".join(near)}' if near else ''))
+        nearest = f'; near it: {", ".join(near)}' if near else ''
+        raise ValueError(f'{self.description}: there is no {typed!r}{nearest}')
 
     @label.setter
     def label(self, label: str) -> None: self.field.value = label
