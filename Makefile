@@ -66,7 +66,7 @@ readme: $(DEV)  ## write README.md from nbs/index.ipynb
 docs: $(DEV) docs-assets  ## build the site into docs/_build/html
 	@echo "== site"
 	@rm -rf docs/_build
-	$(BIN)/sphinx-build -qW --keep-going -c docs nbs $(SITE)
+	$(BIN)/sphinx-build -j $(WORKERS) -qW --keep-going -c docs nbs $(SITE)
 	@echo "the site is at $(SITE)/index.html"
 
 docs-assets: $(if $(shell command -v npm),$(ASSETS))  ## fetch MathJax and the widget manager for the site
@@ -83,4 +83,4 @@ docs-serve: docs  ## show the site at localhost (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
 
 clean:  ## remove what was built (not the environment)
-	rm -rf docs/_build build dist _docs _proc .pytest_cache
+	rm -rf docs/_build nbs/api build dist _docs _proc .pytest_cache

@@ -1,5 +1,6 @@
 """Reads a notebook for the site: nbdev's processors, then definitions as Sphinx directives and linked names."""
 import inspect, json, re, sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tracin_nb._modidx import d as modidx
 
 PROCS = [add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, mv_exports, rm_export, clean_magics,
          hide_]
+HERE = '(../CONTRIBUTING.md)', '(contributing.md)'   # the site has a page of it
 TAGS = {'echo': 'remove-input', 'output': 'remove-output', 'include': 'remove-cell'}  # `#| echo: false` and so on
 
 
@@ -38,13 +40,19 @@ def link(match: re.Match) -> str:
     return f'{{py:obj}}`{match[1]} <{SYMBOLS[name]}>`' if name in SYMBOLS else match[0]
 
 
-def linked(text: str) -> str:
-    "Markdown with its backticked names linked; fenced blocks, headings and existing links stay as they are."
+NAME = r'(?<![`\[{}])`([\w.]+(?:\(\))?)`(?![`\]])'
+SPECIAL = NAME.replace('([', '((?=[^`]*[A-Z_.()])[')   # no plain word in lower case
+
+
+def linked(text: str, plain: bool = True) -> str:
+    """Markdown with its backticked names linked; fenced blocks, headings and existing links stay as they are.
+
+    Without `plain` a word in lower case is no name: on pages about the method, `score` is an objective."""
     fence, lines = False, []
     for line in text.split('\n'):
         if line.lstrip().startswith(('```', ':::')): fence = not fence
-        plain = fence or line.startswith(('#', '    '))
-        lines.append(line if plain else re.sub(r'(?<![`\[{}])`([\w.]+(?:\(\))?)`(?![`\]])', link, line))
+        still = fence or line.startswith(('#', '    '))
+        lines.append(line if still else re.sub(NAME if plain else SPECIAL, link, line))
     return '\n'.join(lines)
 
 
@@ -53,7 +61,7 @@ def find(module: Any, name: str) -> Any:
     first, *rest = name.split('.')
     obj = getattr(module, first)
     for part in rest: obj = inspect.getattr_static(obj, part)
-    return obj
+    return classmethod(obj.f) if type(obj).__name__ == '_clsmethod' else obj   # `@patch(cls_method=True)`
 
 
 def described(obj: Any, name: str) -> tuple[str, Any]:
@@ -83,20 +91,28 @@ def comments(func: Any) -> str:
     return '\n'.join(['| | |', '|---|---|', *rows]) if rows else ''
 
 
-def directive(module: str, name: str) -> str:
-    "A `py:function`, `py:class`, ... directive with signature, docstring and the comments on its parameters."
+@cache
+def parts(module: str, name: str) -> tuple[str, str, str, str]:
+    "What a definition's directive is made of: its kind, an option of it, the signature, and what stands beneath."
     obj = find(import_module(module), name)
     kind, func = described(obj, name)
     kind_name, option = re.fullmatch(r'(py:\w+)(?::(\w+))?', kind).groups()
-    doc = linked(inspect.getdoc(func) or '')
-    options = f':module: {module}' + (f'\n:{option}:' if option else '')
-    return f'``````{{{kind_name}}} {name}{signature(func, kind)}\n{options}\n\n{doc}\n\n{comments(func)}\n``````'
+    return kind_name, option or '', signature(func, kind), f'{linked(inspect.getdoc(func) or "")}\n\n{comments(func)}'
+
+
+def directive(module: str, name: str, index: bool = True) -> str:
+    """A `py:function`, `py:class`, ... directive with signature, docstring and the comments on its parameters.
+
+    Without `index` it is shown, but links and the search lead elsewhere: to the page of its module."""
+    kind, option, given, text = parts(module, name)
+    options = '\n'.join([f':module: {module}', *[f':{option}:'] * bool(option), *[':no-index:'] * (not index)])
+    return f'``````{{{kind}}} {name}{given}\n{options}\n\n{text}\n``````'
 
 
 def document(cell: dict, module: str) -> None:
     "Turn a `show_doc(name)` cell into a Markdown cell that describes the name."
     name = re.search(r'show_doc\(([\w.]+)', cell['source'])[1]
-    cell.update(cell_type='markdown', source=directive(module, name))
+    cell.update(cell_type='markdown', source=directive(module, name, index=False))
     for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
 
 
@@ -110,7 +126,7 @@ def read(text: str) -> nbformat.NotebookNode:
     module = re.search(r'#\|\s*default_exp\s+([\w.]+)', text)
     nb = NBProcessor(nb=dict2nb(json.loads(text)), procs=PROCS, process=True).nb
     for cell in nb.cells:
-        if cell.cell_type == 'markdown': cell['source'] = linked(cell.source)
+        if cell.cell_type == 'markdown': cell['source'] = linked(cell.source.replace(*HERE))
         elif cell.source.startswith('show_doc('): document(cell, f'tracin_nb.{module[1]}')
         else: cell['metadata']['tags'] = tags(cell)
     return nbformat.reads(json.dumps(nb2dict(nb)), as_version=4)

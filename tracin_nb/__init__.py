@@ -2,7 +2,8 @@
 
 __version__ = "0.1.0"
 
-_HOME = {"TracIn": "influence", "Run": "runs", "train": "runs", "describe": "gradients", "load_dataset": "triples"}
+_HOME = {"TracIn": "influence", "Run": "runs", "train": "runs", "describe": "gradients", "load_dataset": "triples",
+         "InfluenceExplorer": "widgets"}
 __all__ = [*_HOME]
 
 
@@ -10,10 +11,13 @@ def __getattr__(name: str) -> object:
     "The names that most people need, imported at first use so that `import tracin_nb` stays light."
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import warnings
     from importlib import import_module
-    if name == "TracIn":
-        import_module(f"{__name__}.plots")  # so that results can draw themselves
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook.tqdm`")  # said in notebooks when PyKEEN is imported
+        if name == "TracIn":
+            import_module(f"{__name__}.plots")  # so that results can draw themselves
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -8,10 +8,11 @@ __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 
            'answer', 'known_paths', 'marked', 'check_all_scores', 'own_influence', 'batch_command', 'told', 'graph_of',
            'predictions', 'filter_command', 'paths_command', 'told_table', 'resume_command', 'status_command',
            'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank', 'belief', 'timed',
-           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command', 'evaluate_command']
+           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command', 'evaluate_command', 'serve_command',
+           'terminated']
 
-# %% ../nbs/19_cli.ipynb #6d8b7534
-import os, tempfile, time
+# %% ../nbs/19_cli.ipynb #1d314abf
+import os, signal, tempfile, time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -628,3 +629,37 @@ def evaluate_command(name: str, out: Path | None, device: str | None, settings: 
     from tracin_nb.experiments import EXPERIMENTS, run_experiment
     if name in EXPERIMENTS and 'tell' in EXPERIMENTS[name].run.__annotations__: settings['tell'] = say
     click.echo(run_experiment(name, out, device, **settings)[1], nl=False)
+
+# %% ../nbs/19_cli.ipynb #a2b8fd63
+@main.command('serve', short_help='Show the explorer of a run in a browser.')
+@click.argument('folder', metavar='RUN_DIR', type=click.Path(path_type=Path))
+@click.option('--host', default='127.0.0.1', show_default=True,
+              help='The address to listen on. With another than this, other machines can open it, with the token.')
+@click.option('--port', type=click.IntRange(0, 65535), default=8866, show_default=True, help='0: any that is free.')
+@click.option('--theme', type=click.Choice(['light', 'dark']), default='light', show_default=True)
+@click.option('--no-browser', is_flag=True, help='Only print the address.')
+@click.option('--memory', default='4GiB', show_default=True, help='What a pass may use above the models.')
+@click.option('--batch-size', type=click.IntRange(min=1), metavar='N',
+              help='Training triples per tile.  [default: what fits in --memory]')
+@click.option('--node-names', type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar='FILE',
+              help='Names to show: lines of a name, a tab and the index of the entity.')
+@click.option('--edge-names', type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar='FILE',
+              help='Names to show: a JSON object from predicates to relations.')
+def serve_command(folder: Path, no_browser: bool, **options: Any) -> None:
+    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Whoever has the printed address, with its
+    token, can open it, on this machine only unless --host says otherwise. Needs `pip install 'tracin_nb[app]'`."""
+    import webbrowser
+    from tracin_nb.serve import served
+    with terminated(), served(folder, **options) as (address, process):
+        click.echo(address)
+        if not no_browser: webbrowser.open(address)
+        if status := process.wait(): raise ValueError(f'Voila ended with status {status}')
+
+
+@contextmanager
+def terminated() -> Iterator[None]:
+    "Whoever terminates this process interrupts it, so that what it started ends, too."
+    def interrupt(*_: Any) -> None: raise KeyboardInterrupt
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)

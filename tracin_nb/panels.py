@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'Stopped', 'duration', 'told', 'message', 'complaint', 'Job', 'Index', 'Search', 'cell', 'table', 'new_axes',
            'png', 'picture', 'download', 'panel']
 
-# %% ../nbs/17b_panels.ipynb #5f07bfd9
+# %% ../nbs/17b_panels.ipynb #c52ac06b
 import base64
 import html
 import io
@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import ipywidgets as w
@@ -22,6 +23,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from .triples import nearest_labels
 
 # %% ../nbs/17b_panels.ipynb #d555b40f
 class Stopped(Exception):
@@ -41,18 +44,23 @@ def told(label: str, done: int, total: int, seconds: float) -> str:
     left = f', about {duration(seconds * (total - done) / done)} left' if 0 < done < total and seconds > .5 else ''
     return f'{label}: {done:,} of {total:,}{left}'
 
-# %% ../nbs/17b_panels.ipynb #9edc394c
-STYLE = """<style>
+# %% ../nbs/17b_panels.ipynb #0b7f402c
+STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusin',
+  (event) => event.target.setAttribute('data-lm-suppress-shortcuts', ''))">
 .tracin-panel, .tracin-panel .widget-html-content, .tracin-panel label, .tracin-panel .widget-label {
   color: var(--jp-ui-font-color1, inherit); }
 .tracin-panel .widget-html-content { line-height: 1.4; overflow-x: auto; }
 .tracin-panel select, .tracin-panel input, .tracin-panel textarea {
-  color: var(--jp-ui-font-color1, inherit); background: var(--jp-layout-color1, inherit); }
+  color: var(--jp-ui-font-color1, inherit); background-color: var(--jp-layout-color1, inherit); }
 .tracin-panel select { font-family: var(--jp-code-font-family, monospace); }
+.tracin-panel .widget-dropdown > select { background-image: url("data:image/svg+xml,\
+%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
+%3Cpath d='M4 7l5 5 5-5' fill='none' stroke='%23888' stroke-width='2'/%3E%3C/svg%3E"); }
 .tracin-panel :focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
 .tracin-panel img { max-width: 100%; background: #fff; }
 .tracin-panel table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .tracin-panel th, .tracin-panel td { padding: .1em .7em .1em 0; text-align: left; vertical-align: top; }
+.tracin-panel caption { text-align: left; white-space: nowrap; font-weight: 600; padding-top: .4em; }
 .tracin-panel td.number, .tracin-panel th.number { text-align: right; }
 .tracin-panel a { color: var(--jp-content-link-color, #0072b2); }
 .tracin-error { border-left: 4px solid #d55e00; padding-left: .6em; }
@@ -71,12 +79,12 @@ def complaint(error: BaseException) -> str:
     more = way and f'<details><summary>Where it happened</summary><pre>{html.escape(way)}</pre></details>'
     return f'<div role="alert" class="tracin-error">{html.escape(text)}{more}</div>'
 
-# %% ../nbs/17b_panels.ipynb #54f4eaef
+# %% ../nbs/17b_panels.ipynb #5ac21071
 class Job:
     "Long work in a thread, of which one can see how it goes, and which one can stop."
     def __init__(self, run: str = 'Run'):  # what its button says
-        self.button = w.Button(description=run, button_style='primary', icon='play')
-        self.stop_button = w.Button(description='Stop', icon='stop', disabled=True)
+        self.button = w.Button(description=run, button_style='primary')
+        self.stop_button = w.Button(description='Stop', disabled=True)
         self.bar = w.FloatProgress(min=0, max=1, layout=w.Layout(width='12em'))
         self.news = w.HTML(message('ready'))
         self.box = w.HBox([self.button, self.stop_button, self.bar, self.news],
@@ -137,7 +145,7 @@ def _run(self: Job, work: Callable[[], Any]) -> None:
 
 Job._run = _run
 
-# %% ../nbs/17b_panels.ipynb #09779a9a
+# %% ../nbs/17b_panels.ipynb #f3b7b2ce
 class Index:
     "Labels, to be searched without regard to case."
     def __init__(self,
@@ -145,12 +153,16 @@ class Index:
                  names: Mapping[str, str] | None = None):  # label -> name that people use
         self.labels, names = list(labels), names or {}
         self.names = [names.get(label, '') for label in self.labels] if names else None
-        lines = [self.text_of(i) for i in range(len(self.labels))] if names else self.labels
+        lines = [f'{a} ({b})' if b else a for a, b in zip(self.labels, self.names)] if names else self.labels
         text = '\n'.join(lines)
         if text.count('\n') >= len(lines): text = '\n'.join(line.replace('\n', ' ') for line in lines)
         self.text = f'\n{text.casefold()}\n' if lines else '\n'
-        self.breaks = np.cumsum([0, *map(len, self.text.split('\n')[1:-1])]) + np.arange(len(lines) + 1)
-        self._ids = {label: i for i, label in enumerate(self.labels)}
+        plain = self.text.isascii()
+        self.breaks = np.flatnonzero(np.frombuffer(self.text.encode('ascii' if plain else 'utf-32-le', 'surrogatepass'),
+                                                   np.uint8 if plain else np.uint32) == ord('\n'))
+
+    @cached_property
+    def _ids(self) -> dict[str, int]: return {label: i for i, label in enumerate(self.labels)}
 
     def text_of(self, i: int) -> str:
         "A label, and its name if it has one."
@@ -184,7 +196,7 @@ class Index:
         short = typed.rpartition(' (')[0]
         return short if short in self._ids and self.text_of(self._ids[short]) == typed else None
 
-# %% ../nbs/17b_panels.ipynb #86b0992e
+# %% ../nbs/17b_panels.ipynb #ac99cea2
 class Search:
     "A text field for a label, with offers."
     def __init__(self, index: Index, description: str, placeholder: str = 'type part of a label'):
@@ -192,11 +204,18 @@ class Search:
         self.field = w.Combobox(description=description, placeholder=placeholder, ensure_option=False,
                                 layout=w.Layout(width='32em', max_width='100%'))
         self.field.observe(lambda change: self.offer(change['new']), 'value')
+        self.field.on_msg(lambda _, content, __: self.complete() if content.get('event') == 'submit' else None)
         self.offer('')
 
     def offer(self, typed: str) -> None:
         "Offer the labels that fit what was typed."
         self.field.options = [self.index.text_of(i) for i in self.index.search(typed)]
+
+    def complete(self) -> None:
+        "Put the best offer into the field, unless that holds a label; the Enter key does that."
+        typed = self.field.value.strip()
+        if typed and self.index.label(typed) is None and (found := self.index.search(typed, 1)):
+            self.field.value = self.index.text_of(found[0])
 
     @property
     def label(self) -> str:
@@ -204,14 +223,14 @@ class Search:
         typed = self.field.value.strip()
         if not typed: raise ValueError(f'{self.description}: type a label, or part of one and choose')
         if (label := self.index.label(typed)) is not None: return label
-        near = [repr(self.index.labels[i]) for i in self.index.search(typed, 3)]
-        nearest = f'; near it: {", ".join(near)}' if near else ''
+        near = [self.index.labels[i] for i in self.index.search(typed, 3)] or nearest_labels(typed, self.index.labels)
+        nearest = f'; near it: {", ".join(map(repr, near))}' if near else ''
         raise ValueError(f'{self.description}: there is no {typed!r}{nearest}')
 
     @label.setter
     def label(self, label: str) -> None: self.field.value = label
 
-# %% ../nbs/17b_panels.ipynb #23dd72d4
+# %% ../nbs/17b_panels.ipynb #79554696
 def cell(value: Any) -> str:
     "A value as a table's cell; numbers to the right."
     if isinstance(value, float | np.floating): return f'<td class="number">{value:.4g}</td>'
@@ -239,9 +258,10 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def picture(figure: Figure, words: str) -> str:
-    "A figure as HTML, with words that say what it shows."
-    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
+def picture(figure: Figure | bytes, words: str) -> str:
+    "A figure, or its PNG file, as HTML, with words that say what it shows."
+    data = base64.b64encode(png(figure) if isinstance(figure, Figure) else figure).decode()
+    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">'
 
 
 def download(name: str, content: bytes, kind: str = 'application/octet-stream') -> str:

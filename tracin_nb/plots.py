@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES', 'SERIES', 'PARTS', 'GROUPS', 'ink',
            'canvas', 'legend_below', 'shortened', 'triple_text', 'folded', 'side_of', 'signed_bars', 'ranking',
-           'checkpoint_scores', 'check_same', 'checkpoint_columns', 'by_checkpoint', 'part_columns', 'share_table',
-           'few_groups', 'shares', 'share_bars', 'over_checkpoints', 'score_row', 'mark_own', 'distribution',
-           'strongest_at', 'columns', 'spread', 'node_places', 'Edge', 'draw_entities', 'bends', 'name_edge',
-           'draw_edges', 'ego_edges', 'strongest_links', 'best_paths', 'ego_graph', 'explain_ego', 'checked_frame',
-           'panels', 'byte_unit', 'profile', 'stage_bars', 'benchmark_rows', 'speedups', 'ratio_points',
-           'checked_metrics', 'curves', 'comparison']
+           'objective_of', 'checkpoint_scores', 'check_same', 'checkpoint_columns', 'by_checkpoint', 'part_columns',
+           'share_table', 'few_groups', 'shares', 'share_bars', 'over_checkpoints', 'score_row', 'mark_own',
+           'distribution', 'strongest_at', 'columns', 'spread', 'node_places', 'Edge', 'draw_entities', 'bends',
+           'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths', 'ego_graph', 'explain_ego',
+           'checked_frame', 'panels', 'byte_unit', 'profile', 'stage_bars', 'benchmark_rows', 'speedups',
+           'ratio_points', 'checked_metrics', 'curves', 'comparison']
 
-# %% ../nbs/17_plots.ipynb #2968d71a
+# %% ../nbs/17_plots.ipynb #399e239c
 import json
 import os
 import re
@@ -38,6 +38,7 @@ from .factors import inner
 from .influence import TracIn, in_precision
 from .neighbourhoods import (Graph, at_least_one, edge_influence, entities_along, path_table, paths,
                                       score_paths)
+from .objectives import Objective
 from .results import SHOWN_ROWS, TRIPLE, Report, Result, signed, visible
 from .triples import to_ids
 
@@ -162,25 +163,31 @@ def plot(self: Report,
     "The `ranking` of test triple `i`. Raises `ValueError` if nothing influenced it."
     return ranking(self, i, ax=ax)
 
-# %% ../nbs/17_plots.ipynb #7473916d
+# %% ../nbs/17_plots.ipynb #dc68ba61
+def objective_of(tracin: TracIn, test: Tensor, against: str | int | None) -> Objective:
+    "The objective of the test triples `[M, 3]`."
+    return tracin.test_objective if against is None else tracin._contrast(test, against)
+
+
 @in_precision
 def checkpoint_scores(tracin: TracIn,
                       test: Any,  # triples to explain: labels or ids `[M, 3]`
                       train: Any,  # training triples: labels or ids `[n, 3]`
+                      against: str | int | None = None,  # as in `TracIn.explain`
                       ) -> Tensor:
     "Influence `[K, M, n]` at each of the K checkpoints, whose sum `tracin.scores` gives. It is held whole."
     test, parts = to_ids(test, tracin.run.training), to_ids(train, tracin.run.training).split(256)
     found = []
-    for step in tracin.steps:
-        mine = step.metric.test(step.test(test))
+    for step, engine in zip(tracin.steps, tracin._test_engines(objective_of(tracin, test, against))):
+        mine = step.metric.test(engine(test))
         tiles = [step.rate * inner(mine, step.metric.train(step.train(part))).cpu() for part in parts]
         found.append(torch.cat(tiles, dim=1))
     return torch.stack(found)
 
-# %% ../nbs/17_plots.ipynb #4c926b9c
-def check_same(tracin: TracIn, result: Result) -> None:
+# %% ../nbs/17_plots.ipynb #c7177120
+def check_same(tracin: TracIn, result: Result, objective: Objective) -> None:
     "Raise `ValueError` unless the result could be this `TracIn`'s: same losses, weighting, checkpoints and triples."
-    mine = tracin.facts(tracin.test_objective)
+    mine = tracin.facts(objective)
     for name in ("objective", "test_objective", "weighting", "checkpoints", "fingerprint"):
         if result.facts.get(name) != mine.get(name):
             raise ValueError(f"the result was not made by this TracIn: its {name} is {result.facts.get(name)}, "
@@ -194,13 +201,16 @@ def checkpoint_columns(tracin: TracIn) -> list[str]:
     return [f"at_epoch_{e}" if known else f"at_checkpoint_{k}" for k, e in zip(tracin.checkpoints, epochs)]
 
 
-def by_checkpoint(tracin: TracIn, result: Result) -> Result:
+def by_checkpoint(tracin: TracIn,
+                  result: Result,
+                  against: str | int | None = None,  # as it was given to `explain`
+                  ) -> Result:
     """The result with a column of influence for each checkpoint, which sum up to its influence.
     Raises `ValueError` if the result was made otherwise."""
-    check_same(tracin, result)
     frame, test = result.to_frame(), torch.tensor(result.tests[["head_id", "relation_id", "tail_id"]].to_numpy())
+    check_same(tracin, result, objective_of(tracin, test, against))
     rows, place = np.unique(frame["training_index"], return_inverse=True)
-    scores = checkpoint_scores(tracin, test, tracin.run.training.mapped_triples[rows])
+    scores = checkpoint_scores(tracin, test, tracin.run.training.mapped_triples[rows], against)
     parts = scores.numpy()[:, frame["test_index"].to_numpy(), place]
     return Result(frame.assign(**dict(zip(checkpoint_columns(tracin), parts))), result.facts, result.tests)
 

@@ -1,0 +1,129 @@
+"""What the front pages say is so: their code runs, their figures stand in benchmarks/, their links lead somewhere."""
+import json, os, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT/'README.md').read_text(encoding='utf-8')
+CONTRIBUTING = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+INDEX = json.loads((ROOT/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
+START = '\n\n'.join(''.join(c['source']) for c in INDEX if c['cell_type'] == 'markdown')
+NOT_HERE = re.compile(r'make \w|git clone|cd |pip install')   # test_make, test_packaging and people do these
+
+RUNNER = '''
+import contextlib, json, logging, os, shlex, subprocess, sys, tempfile, time, warnings
+warnings.filterwarnings('ignore')
+logging.disable(logging.WARNING)
+import matplotlib
+matplotlib.use('Agg')
+
+def command(line):
+    args = shlex.split(line, comments=True)
+    if args[0] != 'tracin': return subprocess.run(line, shell=True, check=True)
+    from tracin_nb.cli import main
+    try: main(args[1:])
+    except SystemExit as e: assert not e.code, f'{line}: status {e.code}'
+
+def run(kind, text, names):
+    if kind == 'python': return exec(compile(text, kind, 'exec', dont_inherit=True), names)
+    for line in text.splitlines(): command(line)
+
+for page, blocks in json.load(sys.stdin).items():
+    os.chdir(tempfile.mkdtemp(dir=os.getcwd()))
+    names = dict(__name__='__main__')
+    for kind, text in blocks:
+        try: run(kind, text, names)
+        except BaseException as e: raise SystemExit(f'{page}: {type(e).__name__}: {e} in\\n{text}')
+    os.chdir('..')
+print('all ran')
+'''
+
+
+NAMES = '''   # what the package itself offers are the very objects of its modules
+import tracin_nb
+from importlib import import_module
+for name, home in tracin_nb._HOME.items():
+    assert getattr(tracin_nb, name) is getattr(import_module(f'tracin_nb.{home}'), name), name
+'''
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    "The code blocks of a page in Python and for a shell, without lines that are tested elsewhere."
+    found = re.findall(r'^```(python|sh)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    kept = [(kind, '\n'.join(l for l in code.splitlines() if kind == 'python' or l and not NOT_HERE.match(l)))
+            for kind, code in found]
+    return [(kind, code) for kind, code in kept if code.strip()]
+
+
+def test_code_runs(tmp_path: Path) -> None:
+    "Every code block of README (the start page has the same) and CONTRIBUTING, pasted into one fresh interpreter."
+    pages = {'README.md': blocks(README), 'CONTRIBUTING.md': blocks(CONTRIBUTING), 'names': [('python', NAMES)]}
+    assert [kind for kind, _ in pages['README.md']].count('python') >= 1 and len(pages['CONTRIBUTING.md']) >= 5
+    done = subprocess.run([sys.executable, '-c', RUNNER], input=json.dumps(pages), cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0 and done.stdout.endswith('all ran\n'), done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_start_page_has_the_same_code() -> None:
+    "What runs from the README is what stands on the start page."
+    code = [''.join(c['source']) for c in INDEX if c['cell_type'] == 'code']
+    code = [text for text in code if not text.startswith('#|')]
+    shell = re.findall(r'^```sh\n(.*?)^```$', START, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r'^```(?:python|sh)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+    assert sorted(c.strip() for c in code + shell) == sorted(c.strip() for c in fenced)
+    assert len(INDEX) <= 15
+
+
+def test_examples_are_short() -> None:
+    "Every worked example for contributors has under 40 lines."
+    examples = [code for kind, code in blocks(CONTRIBUTING) if kind == 'python']
+    assert len(examples) == 5 and max(code.count('\n') + 1 for code in examples) < 40
+
+
+def test_make() -> None:
+    "The targets of make that the front pages name are there."
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.MULTILINE))
+    named = set(re.findall(r'`?\bmake ([a-z-]+)\b', '\n'.join(re.findall(r'`[^`]+`|^make .*', README + CONTRIBUTING,
+                                                                          re.MULTILINE))))
+    assert {'demo', 'test'} <= named <= targets
+
+
+def test_figures() -> None:
+    "The README's table of figures is what its cell makes of benchmarks/ today."
+    source = next(''.join(c['source']) for c in INDEX if 'def figures(' in ''.join(c['source']))
+    names = dict(json=json, Path=Path)
+    exec(source, names)
+    shown = names['figures'](ROOT/'benchmarks')
+    assert shown.replace('](../', '](') in README, 'run `make notebooks NB=nbs/index.ipynb readme`'
+
+
+@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
+def test_links(name: str) -> None:
+    "Every relative link leads to a file of the repository."
+    text = {'README.md': README, 'CONTRIBUTING.md': CONTRIBUTING}[name]
+    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|(?:src|href)="([^"#]+)"', text)
+    local = [a or b for a, b in links if not re.match(r'\w+:', a or b)]
+    assert local and [link for link in local if not (ROOT/link).exists()] == []
+
+
+PRAISE = re.compile(r'\b(blazing\w*|lightning|seamless\w*|effortless\w*|powerful|cutting.edge|state.of.the.art|'
+                    r'revolution\w*|amazing\w*|incredibl\w*|world.class|game.chang\w*|best.in.class|unparalleled|'
+                    r'robust\w*|leverag\w+|utili[sz]e\w*)\b', re.IGNORECASE)
+TERMS = re.compile(r'\b(backprop\w*|fact triples?|supporting triples?|influencer\w*|helpful triples?|'
+                   r'harmful triples?)\b', re.IGNORECASE)
+
+
+def pages() -> dict[str, str]:
+    "The prose of all pages."
+    found = {p.name: p.read_text(encoding='utf-8') for p in [*ROOT.glob('*.md'), *ROOT.glob('nbs/*.md')]}
+    for path in ROOT.glob('nbs/**/*.ipynb'):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        found[path.name] = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    return {name: re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL) for name, text in found.items()}
+
+
+def test_plain_words() -> None:
+    "No advertising, and one term for one thing."
+    found = {name: PRAISE.findall(text) + TERMS.findall(text) for name, text in pages().items()}
+    assert {name: words for name, words in found.items() if words} == {}
