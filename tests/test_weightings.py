@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 CASES = [('distmult', 'softmax'), ('distmult', 'slcwa-nssa'), ('distmult', 'lcwa-bce-row'), ('conve', 'bce'),
          ('conve', 'lcwa-crossentropy'), ('tucker', 'softmax'), ('rotate', 'slcwa-margin'),
          ('ermlp', 'bce'), ('nodepiece', 'bce')]
-FORMS = {'natural': Natural(), 'natural in Kronecker form': Natural(damping=0.1, memory=0, full=20),
-         'natural, long axes diagonal': Natural(damping=1., memory=0, full=4, side=10)}
+FORMS = {'natural': Natural(), 'natural in Kronecker form': Natural(damping=0.1, table=0, full=20),
+         'natural, long axes diagonal': Natural(damping=1., table=0, full=4, side=10)}
 
 
 def some(name: str, objective: str) -> tuple[Model, Objective, Tensor, Tensor]:
@@ -123,7 +123,7 @@ def test_stays_factored() -> None:
     engine = FactoredEngine(model, loss)
     before = engine(test)
     kinds = lambda f: {n: [type(b).__name__ for b in blocks] for n, blocks in f.blocks.items()}
-    metric = Natural(memory=0, full=40).prepare(None, 0, engine, [engine(train)])
+    metric = Natural(table=0, full=40).prepare(None, 0, engine, [engine(train)])
     assert kinds(metric.test(before)) == kinds(before)
     for blocks in (before, metric.test(before)): assert blocks.blocks['interaction.hr1d.0.weight'][0].factors
 

@@ -45,7 +45,7 @@ def tests(): return Nations().testing.mapped_triples[:20]
 
 
 def make(run, *args, devices='cpu', batch_size=64, **kwargs):
-    return TracIn(run, *args, devices=devices, batch_size=batch_size, progress=False, **kwargs)
+    return TracIn(run, *args, **dict(weighting='sgd', devices=devices, batch_size=batch_size, progress=False) | kwargs)
 
 
 def assert_equal(a, b):
@@ -159,7 +159,8 @@ def started(run, out, devices='cpu,cpu'):
             'import sys, torch; torch.set_num_threads(1)\n'
             'if __name__ == "__main__":\n'
             '    run, out, devices = sys.argv[1:]\n'
-            '    TracIn(run, Slow(), devices=devices.split(","), batch_size=16, progress=False).explain('
+            '    TracIn(run, Slow(), weighting="sgd", devices=devices.split(","), batch_size=16,'
+            '           progress=False).explain('
             '[("china", "embassy", "cuba")], 5, out=out)\n')
     script = Path(out).parent/'ask.py'
     script.write_text(code)

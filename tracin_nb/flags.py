@@ -72,7 +72,7 @@ def opened(folder: Path | None, seed: int, **options: Any) -> 'Path | Run':
                       seed=seed,
                       **{name: value for name, value in options.items() if value is not None})
 
-# %% ../nbs/18c_flags.ipynb #6c8918a1
+# %% ../nbs/18c_flags.ipynb #4742b84a
 OBJECTIVES = ('training', 'training-row', 'bce', 'score', 'softmax', 'softmax-head')
 ENGINES = ('factored', 'vmap', 'loop')
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
@@ -82,7 +82,7 @@ ANALYSIS = stacked(
                  help="The loss whose gradients are taken; 'training' is the one that the model was trained with."),
     click.option('--engine', type=click.Choice(ENGINES), default='factored', show_default=True,
                  help='How gradients are computed. All give the same numbers; factored is by far the fastest.'),
-    click.option('--weighting', type=click.Choice(WEIGHTINGS), default='sgd', show_default=True,
+    click.option('--weighting', type=click.Choice(WEIGHTINGS), default='natural', show_default=True,
                  help="The metric in which gradients are compared; 'adam' needs the optimiser's kept moments."),
     click.option('--precision', type=click.Choice(PRECISIONS), default='fp32', show_default=True,
                  help='tf32 (GPU), bf16 and fp16 are faster and approximate; the result says how large the error is.'),
