@@ -82,7 +82,7 @@ ANALYSIS = stacked(
                  help="The loss whose gradients are taken; 'training' is the one that the model was trained with."),
     click.option('--engine', type=click.Choice(ENGINES), default='factored', show_default=True,
                  help='How gradients are computed. All give the same numbers; factored is by far the fastest.'),
-    click.option('--weighting', type=click.Choice(WEIGHTINGS), default='natural', show_default=True,
+    click.option('--weighting', type=click.Choice(WEIGHTINGS), default='sgd', show_default=True,
                  help="The metric in which gradients are compared; 'adam' needs the optimiser's kept moments."),
     click.option('--precision', type=click.Choice(PRECISIONS), default='fp32', show_default=True,
                  help='tf32 (GPU), bf16 and fp16 are faster and approximate; the result says how large the error is.'),

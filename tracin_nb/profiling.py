@@ -477,7 +477,7 @@ def compare_options(run: Run | Path | str,
                     k: int = 20,
                     options: Sequence[str] | None = None,    # of `OPTIONS`; by default all
                     rounds: int = 3,                         # questions after the first, of which the median counts
-                    **settings: Any,                         # of `TracIn`, common to all; the weighting is `sgd` if not said
+                    **settings: Any,                         # of `TracIn`, common to all; weighting `sgd` if not said
                     ) -> pd.DataFrame:
     """What each option costs or gains here: a row for each, the plain form first.
 

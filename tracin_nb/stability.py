@@ -131,7 +131,8 @@ def _of_one(method: str, runs: list[Run], places: list[tuple[int, int]], k: int)
 def _common(run: Run) -> dict[str, Any]:
     "What runs must share to be one, by name."
     return dict(triples=triples_fingerprint(run.training), loop=run.loop, loss=repr(run.loss), optimizer=run.optimizer,
-                label_smoothing=run.label_smoothing, negative_sampler=(run.negative_sampler, run.negative_sampler_kwargs),
+                label_smoothing=run.label_smoothing,
+                negative_sampler=(run.negative_sampler, run.negative_sampler_kwargs),
                 parameters={name: tuple(x.shape) for name, x in run.state(0).items()})
 
 
@@ -139,8 +140,8 @@ def ensemble(runs: Sequence[Run],   # trained alike, with different seeds
              ) -> Run:
     """One run with all their checkpoints: its influences are the means of theirs.
 
-    Under sLCWA all are asked with the negatives that the seed of the first one draws. Raises `ValueError` if they differ in
-    triples, loss, or parameters."""
+    Under sLCWA all are asked with the negatives that the seed of the first one draws. Raises `ValueError` if they
+    differ in triples, loss, or parameters."""
     runs = list(runs)
     if len(runs) < 2: raise ValueError(f'{len(runs)} runs: an ensemble has at least two')
     for i, run in enumerate(runs[1:], 1):
