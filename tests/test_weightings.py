@@ -70,7 +70,7 @@ def definition(model: Model, name: str, G: Tensor, w: Natural) -> Tensor:
     "The matrix `[p, p]` that `w` multiplies gradients by `name` with; `G` are those of the training triples."
     shape = G.shape[1:]
     if is_table(model, name):
-        if w.memory: return block_diagonal(G.flatten(1), shape[1], w.damping)
+        if math.prod(shape) <= w.table: return block_diagonal(G.flatten(1), shape[1], w.damping)
         return kronecker(G, w.damping, [True, shape[1] > w.side])
     if math.prod(shape) <= w.full: return block_diagonal(G.flatten(1), math.prod(shape), w.damping)
     return kronecker(G, w.damping, [n > w.side for n in shape])
