@@ -42,8 +42,8 @@ def cluster(monkeypatch):
 def test_a_node_is_lost(cluster, run):
     "The other node does all; then there is none, and that is an error."
     tests = Nations().testing.mapped_triples[:10]
-    here = TracIn(run, BCE(), devices='cpu', batch_size=32, progress=False)
-    there = TracIn(run, Slow(), devices='ray', batch_size=32, progress=False)
+    here = TracIn(run, BCE(), weighting='sgd', devices='cpu', batch_size=32, progress=False)
+    there = TracIn(run, Slow(), weighting='sgd', devices='ray', batch_size=32, progress=False)
     seen = []
     def lose() -> None:
         while not there.counters.shards: time.sleep(0.1)

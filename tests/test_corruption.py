@@ -95,7 +95,7 @@ def test_scores_in_order(tmp_path: Path) -> None:
     run, mask = corrupted_run('nations', 'ConvE', tmp_path/'run', settings=dict(epochs=1), device='cpu')
     assert run.training.create_inverse_triples and len(mask) == run.training.num_triples
     some = run.training.mapped_triples[[3, 700]]
-    own = TracIn(run, progress=False, devices='cpu').scores(some)[[0, 1], [3, 700]]
+    own = TracIn(run, weighting='sgd', progress=False, devices='cpu').scores(some)[[0, 1], [3, 700]]
     assert self_influences(run, device='cpu')[[3, 700]] == pytest.approx(own.numpy(), rel=1e-4)
     one_by_one = losses(run.model(-1, 'cpu'), make_objective('training', run), some).tolist()
     assert last_losses(run, device='cpu', size=100)[[3, 700]] == pytest.approx(one_by_one, rel=1e-4)

@@ -35,7 +35,7 @@ def test_triples():
 
 
 def make(run, *args, **kwargs):
-    return TracIn(run, *args, devices='cpu', progress=False, **kwargs)
+    return TracIn(run, *args, **dict(weighting='sgd', devices='cpu', progress=False) | kwargs)
 
 
 @pytest.mark.parametrize('kind', KINDS)

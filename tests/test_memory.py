@@ -199,7 +199,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], TracI
             folder = tmp_path_factory.mktemp('runs') / 'run'
             run = train('nations', model, out=folder, epochs=2, keep_every=1, lr=0.01, progress=False, device='cpu',
                         batch_size=512, **MODELS[model], **LOOPS[loop])
-            made[model, loop] = TracIn(run, devices='cpu', progress=False)
+            made[model, loop] = TracIn(run, weighting='sgd', devices='cpu', progress=False)
         return made[model, loop]
     return get
 
@@ -307,7 +307,7 @@ def test_injected_failures_change_nothing(runs: Callable[[str, str], TracIn], mo
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     "Engines that run out of memory at random, before and after their work: the same triples in the same order."
     tracin = runs(model, 'slcwa')
-    exact = TracIn(tracin.run, devices='cpu', progress=False)
+    exact = TracIn(tracin.run, weighting='sgd', devices='cpu', progress=False)
     for step in exact.steps: step.train.model.double()
     triples = tracin.run.training.mapped_triples[:800]
     held, _ = exact._test_factors(triples[::100], [s.test for s in exact.steps])

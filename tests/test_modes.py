@@ -43,7 +43,7 @@ def truth(runs, tests):
 
 
 def make(run, *args, **kwargs):
-    return TracIn(run, *args, devices='cpu', progress=False, **kwargs)
+    return TracIn(run, *args, **dict(weighting='sgd', devices='cpu', progress=False) | kwargs)
 
 
 def assert_same(result, matrix):

@@ -260,7 +260,8 @@ def nations() -> tuple[TriplesFactory, Graph, Result]:
 def tracin(nations: tuple[TriplesFactory, Graph, Result]) -> TracIn:
     model = ConvE(triples_factory=nations[0], embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=2,
                   kernel_height=2, kernel_width=2, random_seed=0).eval()
-    return TracIn(model, "bce", training=nations[0], learning_rates=[.1], progress=False, batch_size=100)
+    return TracIn(model, "bce", weighting="sgd", training=nations[0], learning_rates=[.1], progress=False,
+                  batch_size=100)
 
 
 def test_a_lens(nations: tuple[TriplesFactory, Graph, Result], tracin: TracIn) -> None:

@@ -43,7 +43,8 @@ def tracin() -> TracIn:
         torch.manual_seed(seed)
         model = DistMult(triples_factory=TRAINING, embedding_dim=8)
         states.append(model.state_dict())
-    return TracIn(Run.from_model(model, TRAINING, states=states, learning_rates=[.5, .25]), 'bce', progress=False)
+    return TracIn(Run.from_model(model, TRAINING, states=states, learning_rates=[.5, .25]), 'bce', weighting='sgd',
+                  progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +129,7 @@ def test_by_checkpoint(tracin: TracIn, result: Result) -> None:
     assert columns == ['at_checkpoint_0', 'at_checkpoint_1']
     np.testing.assert_allclose(timed.frame[columns].sum(axis=1), timed.frame['influence'], rtol=1e-4)
     for k, column in enumerate(columns):
-        alone = TracIn(tracin.run, 'bce', checkpoints=[k], progress=False).scores(TEST)[0].numpy()
+        alone = TracIn(tracin.run, 'bce', weighting='sgd', checkpoints=[k], progress=False).scores(TEST)[0].numpy()
         np.testing.assert_allclose(timed.frame[column], alone[timed.frame['training_index']], rtol=1e-4, atol=1e-8)
     assert ticks(drawn(plots.shares(timed, 'checkpoint'))) == ['checkpoint 0', 'checkpoint 1']
     ax = drawn(plots.over_checkpoints(timed, k=2))

@@ -48,7 +48,7 @@ def tests() -> torch.Tensor: return Nations().testing.mapped_triples[:6]
 
 
 def make(run: Run, **settings) -> TracIn:
-    return TracIn(run, 'bce', **dict(devices='cpu', progress=False, batch_size=400) | settings)
+    return TracIn(run, 'bce', **dict(weighting='sgd', devices='cpu', progress=False, batch_size=400) | settings)
 
 
 def calls(p: Profile) -> dict[str, int]: return p.stages.set_index('stage')['calls'].to_dict()

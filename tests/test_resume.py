@@ -43,7 +43,7 @@ def whole(run, tests):
 
 
 def make(run, *args, **kwargs):
-    return TracIn(run, *args, **dict(dict(devices='cpu', progress=False, batch_size=25), **kwargs))
+    return TracIn(run, *args, **dict(dict(weighting='sgd', devices='cpu', progress=False, batch_size=25), **kwargs))
 
 
 def parts_of(out): return Parts(out, read_question(out))

@@ -26,7 +26,8 @@ def run(tmp_path_factory) -> Run:
 def test(run: Run) -> torch.Tensor: return run.testing.mapped_triples[:20]
 
 
-def make(run: Run, **options) -> TracIn: return TracIn(run, 'bce', devices='cpu', progress=False, **options)
+def make(run: Run, **options) -> TracIn:
+    return TracIn(run, 'bce', **dict(weighting='sgd', devices='cpu', progress=False) | options)
 
 
 def test_some_layers_and_the_others_add_up(run: Run, test: torch.Tensor) -> None:
@@ -92,7 +93,7 @@ def test_a_sampled_question_goes_on(run: Run, test: torch.Tensor, tmp_path) -> N
 def test_all_scores_in_a_file(run: Run, test: torch.Tensor, tmp_path, devices, monkeypatch) -> None:
     "In the order of the training triples, in row groups, the same from workers."
     monkeypatch.setattr('tracin_nb.influence._ROW_GROUP', 20 * 4 * 400)
-    tracin = TracIn(run, 'bce', devices=devices, batch_size=100, progress=False)
+    tracin = TracIn(run, 'bce', weighting='sgd', devices=devices, batch_size=100, progress=False)
     path = tracin.write_scores(test, tmp_path/'new'/'all.parquet')
     table, file = pd.read_parquet(path), pyarrow.parquet.ParquetFile(path)
     np.testing.assert_array_equal(table[[f'test_{i}' for i in range(len(test))]].values.T,
@@ -121,7 +122,7 @@ def test_self_influence_of_each_relation(run: Run) -> None:
         np.testing.assert_array_equal(found['influence'], mine['influence'].nlargest(2))
         assert found['rank'].tolist() == list(range(1, 1 + len(found)))
     assert set(each['relation']) == set(every['relation'])
-    two = TracIn(run, 'bce', devices=['cpu', 'cpu'], batch_size=200, progress=False)
+    two = TracIn(run, 'bce', weighting='sgd', devices=['cpu', 'cpu'], batch_size=200, progress=False)
     pd.testing.assert_frame_equal(two.self_influence(2, by_relation=True).frame, each)
 
 

@@ -81,7 +81,7 @@ def test_cascade(conve: Run) -> None:
     assert steps[0][0].startswith('interaction.') and 'representations' in steps[-1][0]
     some = conve.training.mapped_triples[:2]
     runs = [conve, steps[0][1], steps[-1][1]]
-    scores = [TracIn(run, 'bce', progress=False, devices='cpu').scores(some, some) for run in runs]
+    scores = [TracIn(run, 'bce', weighting='sgd', progress=False, devices='cpu').scores(some, some) for run in runs]
     assert not any(changed.equal(scores[0]) for changed in scores[1:])
     a, b = (run.state(0) for run in (steps[-1][1], list(cascade(conve, seed=7))[-1][1]))
     assert all(a[n].equal(b[n]) for n in a)

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 CASES = [('distmult', 'softmax'), ('distmult', 'slcwa-nssa'), ('distmult', 'lcwa-bce-row'), ('conve', 'bce'),
          ('conve', 'lcwa-crossentropy'), ('tucker', 'softmax'), ('rotate', 'slcwa-margin'),
          ('ermlp', 'bce'), ('nodepiece', 'bce')]
-FORMS = {'natural': Natural(), 'natural in Kronecker form': Natural(damping=0.1, memory=0, full=20),
-         'natural, long axes diagonal': Natural(damping=1., memory=0, full=4, side=10)}
+FORMS = {'natural': Natural(), 'natural in Kronecker form': Natural(damping=0.1, table=0, full=20),
+         'natural, long axes diagonal': Natural(damping=1., table=0, full=4, side=10)}
 
 
 def some(name: str, objective: str) -> tuple[Model, Objective, Tensor, Tensor]:
@@ -70,7 +70,7 @@ def definition(model: Model, name: str, G: Tensor, w: Natural) -> Tensor:
     "The matrix `[p, p]` that `w` multiplies gradients by `name` with; `G` are those of the training triples."
     shape = G.shape[1:]
     if is_table(model, name):
-        if w.memory: return block_diagonal(G.flatten(1), shape[1], w.damping)
+        if math.prod(shape) <= w.table: return block_diagonal(G.flatten(1), shape[1], w.damping)
         return kronecker(G, w.damping, [True, shape[1] > w.side])
     if math.prod(shape) <= w.full: return block_diagonal(G.flatten(1), math.prod(shape), w.damping)
     return kronecker(G, w.damping, [n > w.side for n in shape])
@@ -123,7 +123,7 @@ def test_stays_factored() -> None:
     engine = FactoredEngine(model, loss)
     before = engine(test)
     kinds = lambda f: {n: [type(b).__name__ for b in blocks] for n, blocks in f.blocks.items()}
-    metric = Natural(memory=0, full=40).prepare(None, 0, engine, [engine(train)])
+    metric = Natural(table=0, full=40).prepare(None, 0, engine, [engine(train)])
     assert kinds(metric.test(before)) == kinds(before)
     for blocks in (before, metric.test(before)): assert blocks.blocks['interaction.hr1d.0.weight'][0].factors
 

@@ -45,7 +45,7 @@ def tests(): return Nations().testing.mapped_triples[:20]
 
 
 def make(run, *args, devices='cpu', batch_size=64, **kwargs):
-    return TracIn(run, *args, devices=devices, batch_size=batch_size, progress=False, **kwargs)
+    return TracIn(run, *args, **dict(weighting='sgd', devices=devices, batch_size=batch_size, progress=False) | kwargs)
 
 
 def assert_equal(a, b):
@@ -65,7 +65,8 @@ def test_two_are_as_one(runs, tests, kind):
     first = two.counters.train_passes
     assert first == one.counters.train_passes and two.counters.shards == len(range(0, 1592, 64))
     if kind == 'conve':
-        assert two.self_influence(40).frame.equals(one.self_influence(40).frame)
+        own = [make(runs[kind], weighting='natural', **how).self_influence(40) for how in ({}, dict(devices=TWO))]
+        assert own[1].frame.equals(own[0].frame)   # the metric travels to the workers
         assert torch.equal(two.scores(tests[:3]), one.scores(tests[:3]))
     assert two.counters.loads == one.counters.loads == 2 and no_workers_left()
 
@@ -159,7 +160,8 @@ def started(run, out, devices='cpu,cpu'):
             'import sys, torch; torch.set_num_threads(1)\n'
             'if __name__ == "__main__":\n'
             '    run, out, devices = sys.argv[1:]\n'
-            '    TracIn(run, Slow(), devices=devices.split(","), batch_size=16, progress=False).explain('
+            '    TracIn(run, Slow(), weighting="sgd", devices=devices.split(","), batch_size=16,'
+            '           progress=False).explain('
             '[("china", "embassy", "cuba")], 5, out=out)\n')
     script = Path(out).parent/'ask.py'
     script.write_text(code)

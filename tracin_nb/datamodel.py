@@ -155,18 +155,20 @@ def halves(n: int,          # training triples
     return order < round(share * n)
 
 # %% ../nbs/15c_datamodel.ipynb #362bb947
-_SOFTMAX = dict(test_objective='softmax')
+_SOFTMAX = dict(test_objective='softmax', weighting='sgd')
 ESTIMATORS: dict[str, dict[str, Any]] = {
     'tracin': _SOFTMAX, 'last checkpoint': _SOFTMAX | dict(checkpoints=[-1]),
     'cosine': _SOFTMAX | dict(weighting='cosine'), 'adam': _SOFTMAX | dict(weighting='adam'),
     'adam-cosine': _SOFTMAX | dict(weighting='adam-cosine'), 'natural': _SOFTMAX | dict(weighting='natural'),
     'natural, damping 0.1': _SOFTMAX | dict(weighting=Natural(0.1)),
     'natural, damping 1': _SOFTMAX | dict(weighting=Natural(1.)),
+    'natural, shared': _SOFTMAX | dict(weighting=Natural(table=0)),
     'natural-cosine': _SOFTMAX | dict(weighting='natural-cosine'),
     'natural, last checkpoint': _SOFTMAX | dict(weighting='natural', checkpoints=[-1]),
     'natural, test by score': dict(weighting='natural', test_objective='score'),
-    'tracin, bce': dict(objective='bce'), 'natural, bce': dict(objective='bce', weighting='natural'),
-    'tracin, score': dict(objective='score'), 'natural, score': dict(objective='score', weighting='natural')}
+    'tracin, bce': dict(objective='bce', weighting='sgd'), 'natural, bce': dict(objective='bce', weighting='natural'),
+    'tracin, score': dict(objective='score', weighting='sgd'),
+    'natural, score': dict(objective='score', weighting='natural')}
 
 # %% ../nbs/15c_datamodel.ipynb #a825a1eb
 def estimate(trained: Trained,

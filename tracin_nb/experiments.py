@@ -51,17 +51,21 @@ def markdown(table: pd.DataFrame) -> str:
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 # %% ../nbs/16g_experiments.ipynb #860b0310
-DESIGNS = tuple(dict(dataset=d) for d in ('nations', 'kinships', 'umls'))
+DESIGNS = (*(dict(dataset=d) for d in ('nations', 'kinships', 'umls')),
+           dict(dataset='nations', model='conve', subsets=60, group=10, seeds=1),
+           dict(dataset='umls', model='conve', subsets=40, group=10, seeds=1))
 
 
-def lds_experiment(designs: Sequence[Mapping[str, Any]] = DESIGNS,   # settings of `Design`
+def lds_experiment(designs: Sequence[Mapping[str, Any]] = DESIGNS,   # settings of `Design`, and seeds
                    seeds: int = 2,
                    device: str | torch.device | None = None,
                    tell: Callable[[str], Any] | None = None,
                    ) -> dict[str, Any]:
     "`datamodel` for several designs."
     alive = tell or (lambda line: None)
-    return dict(experiments=[datamodel(Design(**d), seeds=seeds, device=device, alive=alive) for d in designs])
+    def one(seeds: int = seeds, **d: Any) -> dict[str, Any]:
+        return datamodel(Design(**d), seeds=seeds, device=device, alive=alive)
+    return dict(experiments=[one(**d) for d in designs])
 
 
 def removal_experiment(seeds: int = 5, limit: int | None = None, device: str | torch.device | None = None,

@@ -72,7 +72,7 @@ def opened(folder: Path | None, seed: int, **options: Any) -> 'Path | Run':
                       seed=seed,
                       **{name: value for name, value in options.items() if value is not None})
 
-# %% ../nbs/18c_flags.ipynb #6c8918a1
+# %% ../nbs/18c_flags.ipynb #4742b84a
 OBJECTIVES = ('training', 'training-row', 'bce', 'score', 'softmax', 'softmax-head')
 ENGINES = ('factored', 'vmap', 'loop')
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')

@@ -87,7 +87,7 @@ def counter(progress: Progress, label: str, total: int, done: int = 0) -> Callab
     add(0)
     return add
 
-# %% ../nbs/12_influence.ipynb #5e506828
+# %% ../nbs/12_influence.ipynb #6a69c52d
 class TracIn:
     "Influence of a run's training triples on predictions."
     def __init__(self,
@@ -531,7 +531,7 @@ class Work:
         "What a shard gives."
         return getattr(self.tracin, self.what)(self, self.plan[self.bounds[shard]:self.bounds[shard + 1]])
 
-# %% ../nbs/12_influence.ipynb #7f2928eb
+# %% ../nbs/12_influence.ipynb #f2ba3adf
 @patch
 def __call__(self: Work, device: str) -> Shard:
     "Get ready on a worker's device."
@@ -552,7 +552,7 @@ def _arrive(self: TracIn, device: str, work: Work) -> None:
     for rate, model, metric in work.models:
         engine = self._engine(model.to(self.device), self.objective)
         if self.compile: engine = self._compiled(engine, work.plan.triples)
-        self._steps.append(Step(rate, engine, engine, metric))
+        self._steps.append(Step(rate, engine, engine, metric.to(self.device)))
 
 # %% ../nbs/12_influence.ipynb #233a3e33
 @patch

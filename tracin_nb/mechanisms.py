@@ -595,7 +595,8 @@ def evaluate(scores: Mapping[str, Scores],  # name of a model -> `[M, N]`, or a 
 # %% ../nbs/14b_mechanisms.ipynb #a4e6729c
 TRAINING = dict(model="TransE", model_kwargs=dict(embedding_dim=64), loss="nssa", lr=5e-3, batch_size=1024,
                 num_negs_per_pos=16, epochs=50, keep_every=10)
-MODELS = {"training": {}, "training, last checkpoint": dict(checkpoints=[-1]), "score": dict(objective="score"),
+MODELS = {"training": dict(weighting="sgd"), "training, last checkpoint": dict(weighting="sgd", checkpoints=[-1]),
+          "score": dict(objective="score", weighting="sgd"),
           "training, adam-cosine": dict(weighting="adam-cosine"), "training, natural": dict(weighting="natural")}
 
 

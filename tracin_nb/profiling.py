@@ -477,14 +477,14 @@ def compare_options(run: Run | Path | str,
                     k: int = 20,
                     options: Sequence[str] | None = None,    # of `OPTIONS`; by default all
                     rounds: int = 3,                         # questions after the first, of which the median counts
-                    **settings: Any,                         # of `TracIn`, common to all
+                    **settings: Any,                         # of `TracIn`, common to all; weighting `sgd` if not said
                     ) -> pd.DataFrame:
     """What each option costs or gains here: a row for each, the plain form first.
 
     Columns: option, `seconds` (after the first time), `ratio` to the plain form (below 1: faster), `first_seconds`,
     `bytes`, `relative_error` against the loop, and a note where an option was not used. Raises `ValueError` for an
     unknown option, and what `TracIn` raises for one that does not go with the model or the settings."""
-    settings = dict(progress=False) | settings
+    settings = dict(weighting='sgd', progress=False) | settings
     truth = TracIn(run, **settings | dict(engine='loop', precision='fp32', compile=False, cache=None))
     test, device = to_ids(test, truth.run.training), truth.device
     asked = [Contender(name, TracIn(truth.run, **settings | OPTIONS[name](device))) for name in _chosen(options)]

@@ -166,8 +166,8 @@ def some(allowed: Tensor,        # booleans `[M, N]`
 
 # %% ../nbs/15b_removal.ipynb #80a14ba0
 METHODS: dict[str, dict[str, Any]] = {
-    'gradient dot, last checkpoint': dict(checkpoints=[-1]), 'cosine': dict(weighting='cosine'),
-    'tracin': dict(), 'adam': dict(weighting='adam'), 'adam-cosine': dict(weighting='adam-cosine'),
+    'gradient dot, last checkpoint': dict(weighting='sgd', checkpoints=[-1]), 'cosine': dict(weighting='cosine'),
+    'tracin': dict(weighting='sgd'), 'adam': dict(weighting='adam'), 'adam-cosine': dict(weighting='adam-cosine'),
     'natural': dict(weighting='natural'), 'natural-cosine': dict(weighting='natural-cosine'),
     'natural, last checkpoint': dict(weighting='natural', checkpoints=[-1])}
 NOTHING, RANDOM = 'nothing', 'random neighbour'

@@ -106,7 +106,8 @@ def bench_fb15k237(data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder 
                 dataset, name, out=out, epochs=epochs, keep_every=epochs, device=at, batch_size=512 if large else 2048,
                 model_kwargs=dict(embedding_dim=dim), progress=False)
             for precision in precisions if large else ('fp32',):
-                tracin = TracIn(run, 'bce', checkpoints=[-1], devices=at, precision=precision, progress=False)
+                tracin = TracIn(run, 'bce', weighting='sgd', checkpoints=[-1], devices=at, precision=precision,
+                                progress=False)
                 trained = run.checkpoints[-1].epoch
                 rows.append(question(name, tracin, test, k, part if large else None) | dict(trained_epochs=trained))
     return dict(benchmark='fb15k237', machine=machine(at), dim=dim, test_triples=len(test), k=k,
@@ -150,7 +151,8 @@ def bench_robokop(entities: int = 1_450_000,
     model = ConvE(triples_factory=factory, embedding_dim=32, embedding_height=8, embedding_width=4).eval()
     run = Run.from_model(model, factory, learning_rates=[1e-3])
     test = data[torch.randperm(len(data))[:tests]]
-    rows = [question('ConvE 8x4', TracIn(run, BCE(), precision=p, devices=at, progress=False), test, 100, part)
+    how = dict(weighting='sgd', devices=at, progress=False)
+    rows = [question('ConvE 8x4', TracIn(run, BCE(), precision=p, **how), test, 100, part)
             for p in precisions]
     return dict(benchmark='robokop', machine=machine(at), entities=entities, relations=relations,
                 training_triples=len(data), test_triples=tests, rows=rows, relative_error=_worst(rows))
@@ -160,7 +162,7 @@ def repeated(name: str, run: Run, objective: str, budget: str, precision: str | 
              questions: int = 10) -> dict[str, Any]:
     "A row of the table: a question without preparation, the preparation, and the median of the questions after it."
     test = run.testing.mapped_triples[torch.linspace(0, run.testing.num_triples - 1, questions + 2).long()]
-    plain, kept = (TracIn(run, objective, devices=device, progress=False) for _ in range(2))
+    plain, kept = (TracIn(run, objective, weighting='sgd', devices=device, progress=False) for _ in range(2))
     plain.steps
     first = seconds(lambda: plain.explain(test[:1], 100), device)
     prepare = seconds(lambda: kept.prepare(budget, precision), device)
@@ -230,7 +232,7 @@ def bench_growth(entities: int = 14_541, relations: int = 237, dim: int = 200, t
     def tracin(checkpoints: int) -> TracIn:
         states = [model.state_dict()] * checkpoints
         run = Run.from_model(model, factory, states=states, learning_rates=[1e-3] * checkpoints)
-        return TracIn(run, BCE(), devices=at, progress=False, memory='2GiB')
+        return TracIn(run, BCE(), weighting='sgd', devices=at, progress=False, memory='2GiB')
     one = tracin(1)
     rows = [grown('training triples N', [unit * s for s in sizes], lambda n: (one, every[-tests:], every[:n]),
                   rounds, at),

@@ -117,7 +117,8 @@ BENCHMARKS['workers'] = bench_workers
 
 # %% ../nbs/16d_scaling.ipynb #7183254a
 def _workers_table(run: Run, tests: Tensor, k: int, tile: int, device: str, ray: bool) -> dict[str, Any]:
-    make = lambda devices: TracIn(run, 'bce', checkpoints=[-1], devices=devices, batch_size=tile, progress=False)
+    make = lambda devices: TracIn(run, 'bce', weighting='sgd', checkpoints=[-1], devices=devices, batch_size=tile,
+                                  progress=False)
     one, every = make(device), run.training.mapped_triples
     one.steps
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHED', 'spearman', 'top', 'overlap', 'neighbours', 'alike', 'chance', 'averaged', 'randomised', 'cascade',
-           'by_checkpoint', 'subsets', 'of_seeds', 'of_subsets', 'of_weights', 'compared', 'stability']
+           'ensemble', 'by_checkpoint', 'subsets', 'of_seeds', 'of_subsets', 'of_weights', 'compared', 'stability']
 
-# %% ../nbs/15e_stability.ipynb #44e64c75
+# %% ../nbs/15e_stability.ipynb #2c7c7282
 import itertools
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from .corruption import MODELS, model_settings
 from .influence import TracIn
 from .runs import Run, kept_rng, train
 from .shortcuts import layers
-from .triples import load_dataset, to_ids
+from .triples import load_dataset, to_ids, triples_fingerprint
 
 # %% ../nbs/15e_stability.ipynb #0f9a3f28
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -120,6 +120,39 @@ def cascade(run: Run, seed: int = 1) -> Iterator[tuple[str, Run]]:
     "From the output to the input: a layer, and the run with it and all behind it randomised."
     order = list(layers(run.build()))[::-1]
     for i, name in enumerate(order): yield name, randomised(run, order[:i + 1], seed)
+
+# %% ../nbs/15e_stability.ipynb #2710b42e
+def _of_one(method: str, runs: list[Run], places: list[tuple[int, int]], k: int) -> Any:
+    "What run and checkpoint number `k` of all of them say."
+    i, at = places[k]
+    return getattr(runs[i], method)(at)
+
+
+def _common(run: Run) -> dict[str, Any]:
+    "What runs must share to be one, by name."
+    return dict(triples=triples_fingerprint(run.training), loop=run.loop, loss=repr(run.loss), optimizer=run.optimizer,
+                label_smoothing=run.label_smoothing,
+                negative_sampler=(run.negative_sampler, run.negative_sampler_kwargs),
+                parameters={name: tuple(x.shape) for name, x in run.state(0).items()})
+
+
+def ensemble(runs: Sequence[Run],   # trained alike, with different seeds
+             ) -> Run:
+    """One run with all their checkpoints: its influences are the means of theirs.
+
+    Under sLCWA all are asked with the negatives that the seed of the first one draws. Raises `ValueError` if they
+    differ in triples, loss, or parameters."""
+    runs = list(runs)
+    if len(runs) < 2: raise ValueError(f'{len(runs)} runs: an ensemble has at least two')
+    for i, run in enumerate(runs[1:], 1):
+        differ = [name for name, value in _common(run).items() if value != _common(runs[0])[name]]
+        if differ: raise ValueError(f'runs[{i}] and runs[0] differ in {", ".join(differ)}')
+    places = [(i, k) for i, run in enumerate(runs) for k in range(len(run.checkpoints))]
+    checkpoints = [replace(runs[i].checkpoints[k], learning_rate=runs[i].checkpoints[k].learning_rate / len(runs))
+                   for i, k in places]
+    moments = partial(_of_one, 'optimizer_state', runs, places) if all(r.optimizer_state for r in runs) else None
+    return replace(runs[0], checkpoints=checkpoints, state=partial(_of_one, 'state', runs, places),
+                   optimizer_state=moments, folder=None, settings={}, stopped=None)
 
 # %% ../nbs/15e_stability.ipynb #7290bd39
 def by_checkpoint(run: Run,

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'Metric', 'Weighting', 'Sgd', 'Adam', 'RowBlocks', 'Kronecker', 'Natural', 'Cosine', 'make_weighting']
 
-# %% ../nbs/05_weightings.ipynb #9c00d060
+# %% ../nbs/05_weightings.ipynb #429fc19c
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,7 +24,15 @@ from .runs import Run
 # %% ../nbs/05_weightings.ipynb #60fee838
 def _same(factors: Factors) -> Factors: return factors
 
-# %% ../nbs/05_weightings.ipynb #1e076bfe
+# %% ../nbs/05_weightings.ipynb #11ebc278
+def _moved(x: Any, device: str | torch.device) -> Any:
+    "What a partial function holds, on another device."
+    if isinstance(x, partial): return partial(x.func, *(_moved(a, device) for a in x.args))
+    if isinstance(x, dict): return {name: _moved(value, device) for name, value in x.items()}
+    if isinstance(x, list): return [_moved(value, device) for value in x]
+    return x.to(device) if hasattr(x, 'to') else x
+
+# %% ../nbs/05_weightings.ipynb #67eb029d
 @dataclass(frozen=True)
 class Metric:
     "A weighting at one checkpoint. The influence there is `learning_rate * inner(metric.test(a), metric.train(b))`."
@@ -30,6 +40,9 @@ class Metric:
     test: Callable[[Factors], Factors] = field(default=_same, repr=False)   # linear in each test triple's gradient
     train: Callable[[Factors], Factors] = field(default=_same, repr=False)  # only ever a factor for each triple
     exact: 'Metric | None' = field(default=None, repr=False)  # what it approximates, if it is a shortcut
+    def to(self, device: str | torch.device) -> 'Metric':
+        "The same on another device, for a worker."
+        return replace(self, test=_moved(self.test, device), train=_moved(self.train, device), exact=None)
 
 # %% ../nbs/05_weightings.ipynb #afce5771
 class Weighting:
@@ -74,15 +87,12 @@ def _check_fits(count: int, name: str, like: Tensor, memory: int) -> None:
         f'this weighting needs the gradients of {count} test triples by {name} {tuple(like.shape)} in full, which are '
         f'{size:,} bytes, more than memory={memory:,}; explain fewer triples at a time, or raise the memory')
 
-# %% ../nbs/05_weightings.ipynb #a06dc1c3
-def _cast(f: Callable[[Block], Block], dtype: torch.dtype) -> Callable[[Block], Block]:
-    "`f` computed in `dtype`; the result in the given precision, or in `dtype` for float16, whose range is too short."
-    def to(block: Block, dtype: torch.dtype) -> Block:
-        return block.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-    def apply(block: Block) -> Block:
-        given = next(t.dtype for t in block.tensors() if t.is_floating_point())
-        return to(f(to(block, dtype)), dtype if given == torch.float16 else given)
-    return apply
+# %% ../nbs/05_weightings.ipynb #15dc6dd1
+def _computed_in(dtype: torch.dtype, f: Callable[[Block], Block], block: Block) -> Block:
+    "`f` of `block` computed in `dtype`; in its own precision, or in `dtype` for float16, whose range is too short."
+    to = lambda block, dtype: block.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    given = next(t.dtype for t in block.tensors() if t.is_floating_point())
+    return to(f(to(block, dtype)), dtype if given == torch.float16 else given)
 
 # %% ../nbs/05_weightings.ipynb #827de2a3
 _ADAMS = ('adam', 'adamw')
@@ -127,25 +137,21 @@ def _steps(run: Run, k: int, engine: Engine, eps: float, correction: float) -> d
         found[name] = 1 / ((v / correction).sqrt() + eps)
     return found
 
-# %% ../nbs/05_weightings.ipynb #0beb52b6
-def _elementwise(name: str, w: Tensor, memory: int) -> Callable[[Block], Block]:
-    "Multiplies gradients by `w`, which has the parameter's shape."
-    def times(block: Block) -> Block:
-        if isinstance(block, Rows): return Rows(block.ids, block.grads * w.flatten(1)[block.ids])
-        if isinstance(block, Outer): _check_fits(len(block), name, w, memory)
-        return Dense(_spelled(block, tuple(w.shape)) * w)
-    return _cast(times, w.dtype)
+# %% ../nbs/05_weightings.ipynb #561ef2fe
+def _elementwise(name: str, w: Tensor, memory: int, block: Block) -> Block:
+    "Gradients by the parameter `name` times `w`, which has its shape."
+    if isinstance(block, Rows): return Rows(block.ids, block.grads * w.flatten(1)[block.ids])
+    if isinstance(block, Outer): _check_fits(len(block), name, w, memory)
+    return Dense(_spelled(block, tuple(w.shape)) * w)
 
-# %% ../nbs/05_weightings.ipynb #2a17b2b7
-def _by_parameter(forms: dict[str, Callable[[Block], Block]]) -> Callable[[Factors], Factors]:
+# %% ../nbs/05_weightings.ipynb #2ca0d19b
+def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) -> Factors:
     "Applies to each parameter's blocks its own form; a parameter without one counts as zero."
-    def apply(factors: Factors) -> Factors:
-        known = {name: blocks for name, blocks in factors.blocks.items() if name in forms}
-        if not known: raise ValueError(f'no training triple has a gradient by any of {sorted(factors.blocks)}')
-        return replace(factors, blocks={name: tuple(map(forms[name], blocks)) for name, blocks in known.items()})
-    return apply
+    known = {name: blocks for name, blocks in factors.blocks.items() if name in forms}
+    if not known: raise ValueError(f'no training triple has a gradient by any of {sorted(factors.blocks)}')
+    return replace(factors, blocks={name: tuple(map(forms[name], blocks)) for name, blocks in known.items()})
 
-# %% ../nbs/05_weightings.ipynb #e043c236
+# %% ../nbs/05_weightings.ipynb #df1a648c
 @dataclass(frozen=True)
 class Adam(Weighting):
     """`g / (sqrt(v_hat) + eps)` with the second moments saved at the checkpoint (Kingma & Ba 2015, algorithm 1).
@@ -156,8 +162,9 @@ class Adam(Weighting):
         "From the run's saved moments; reads no factors."
         beta2, eps, step = _adam_settings(run, k)
         steps = _steps(run, k, engine, eps, 1 - beta2**step)
-        forms = {name: _elementwise(name, w, self.memory) for name, w in steps.items()}
-        return Metric(dict(weighting='adam', beta2=beta2, eps=eps, step=step), _by_parameter(forms))
+        forms = {name: partial(_computed_in, w.dtype, partial(_elementwise, name, w, self.memory))
+                 for name, w in steps.items()}
+        return Metric(dict(weighting='adam', beta2=beta2, eps=eps, step=step), partial(_by_parameter, forms))
 
 # %% ../nbs/05_weightings.ipynb #29b848f6
 def _join(blocks: list[Block]) -> Block:
@@ -243,11 +250,16 @@ class RowBlocks:
         mean = self.moments.diagonal(dim1=1, dim2=2).double().mean() / count
         return _Solver(self, count, damping * mean) if mean > 0 else None
 
-# %% ../nbs/05_weightings.ipynb #68b71c27
+# %% ../nbs/05_weightings.ipynb #ed0b60ae
 class _Solver:
     "Multiplies gradients by the damped inverse of row blocks."
     def __init__(self, blocks: RowBlocks, count: int, damping: Tensor):
         self.blocks, self.count, self.damping = blocks, count, damping
+    def to(self, device: str | torch.device) -> '_Solver':
+        "The same on another device."
+        blocks = copy.copy(self.blocks)
+        blocks.table, blocks.moments = blocks.table.to(device), blocks.moments.to(device)
+        return _Solver(blocks, self.count, self.damping.to(device))
     def inverses(self, ids: Tensor) -> Tensor:
         "The damped inverses `[u, d, d]` of the rows `ids` `[u]`."
         C = self.blocks.moments[ids].double() / self.count
@@ -288,7 +300,7 @@ def _gram(x: Tensor, y: Tensor, like: Tensor) -> Tensor:
     x, y = x.flatten(0, -2), y.flatten(0, -2)
     return x.T @ y if like.dim() == 2 else (x * y).sum(0)
 
-# %% ../nbs/05_weightings.ipynb #2c8891f6
+# %% ../nbs/05_weightings.ipynb #c31450ed
 class Kronecker:
     "Second moments of the gradients by one parameter, over each axis on its own."
     def __init__(self,
@@ -331,24 +343,27 @@ class Kronecker:
         root = damping ** (1 / max(1, sum(damped)))
         inverses = [_damped_inverse(s / count, root * yes) for s, yes in zip(self.sides, damped)]
         inverses[0] = inverses[0] * (trace ** (len(self.sides) - 1)).to(inverses[0])
-        return lambda block: self._apply(block, inverses)
-    def _apply(self, block: Block, inverses: list[Tensor]) -> Block:
-        if self.whole: return Dense(_times(_spelled(block, self.shape).flatten(1), inverses[0]).view(-1, *self.shape))
-        if isinstance(block, Rows):
-            return Rows(block.ids, _times(block.grads, inverses[1]) * inverses[0][block.ids, None])
-        if isinstance(block, Outer): return Outer(tuple(map(_times, block.factors, inverses)))
-        grads = block.grad.reshape(-1, *self.shape)
-        for i, side in enumerate(inverses): grads = _times(grads.movedim(i + 1, -1), side).movedim(-1, i + 1)
-        return Dense(grads)
+        return partial(_kronecker, self.shape, self.whole, inverses)
 
-# %% ../nbs/05_weightings.ipynb #162145d7
+# %% ../nbs/05_weightings.ipynb #331f2c14
+def _kronecker(shape: tuple[int, ...], whole: bool, inverses: list[Tensor], block: Block) -> Block:
+    "Gradients times an inverse for each axis, or for all numbers in one."
+    if whole: return Dense(_times(_spelled(block, shape).flatten(1), inverses[0]).view(-1, *shape))
+    if isinstance(block, Rows): return Rows(block.ids, _times(block.grads, inverses[1]) * inverses[0][block.ids, None])
+    if isinstance(block, Outer): return Outer(tuple(map(_times, block.factors, inverses)))
+    grads = block.grad.reshape(-1, *shape)
+    for i, side in enumerate(inverses): grads = _times(grads.movedim(i + 1, -1), side).movedim(-1, i + 1)
+    return Dense(grads)
+
+# %% ../nbs/05_weightings.ipynb #dfa94896
 @dataclass(frozen=True)
 class Natural(Weighting):
     """`(C + lambda)^-1 g` with `C` the second moments of the training triples' gradients, in blocks.
 
     Raises `ValueError` if the damping is not above 0, or if there are no training triples."""
     damping: float = 0.3     # lambda, in mean eigenvalues of the block
-    memory: int = 2**30      # bytes for the row blocks of one table, and for one table's gradients of the test triples
+    table: int = 2**15       # most weights of a table that has a block for each row
+    memory: int = 2**30      # bytes for the test triples' gradients by such a table
     side: int = 4096         # longest axis that gets a square matrix in a Kronecker product
     full: int = 1024         # most weights of a parameter (no table) whose block is complete
     def __post_init__(self) -> None:
@@ -357,7 +372,7 @@ class Natural(Weighting):
         "The empty second moments of one parameter."
         param = param.detach().to(torch.promote_types(param.dtype, torch.float32))
         if table:
-            if param.nbytes * param.shape[1] <= self.memory: return RowBlocks(name, param, self.memory)
+            if param.numel() <= self.table: return RowBlocks(name, param, self.memory)
             return Kronecker(param, [True, param.shape[1] > self.side])
         if param.numel() <= self.full: return Kronecker(param, [False], whole=True)
         return Kronecker(param, [n > self.side for n in param.shape])
@@ -371,10 +386,10 @@ class Natural(Weighting):
                 forms[name].add(_plain(blocks, tile.weight, _dtype(forms[name])))
         if not count: raise ValueError('weighting "natural" needs the factors of at least one training triple')
         inverses = {name: f.inverse(count, self.damping) for name, f in forms.items()}
-        known = {name: _cast(f, _dtype(forms[name])) for name, f in inverses.items() if f}
+        known = {name: partial(_computed_in, _dtype(forms[name]), f) for name, f in inverses.items() if f}
         facts = dict(weighting='natural', damping=self.damping, training_triples=count,
                      blocks={name: str(f) for name, f in forms.items()})
-        return Metric(facts, _by_parameter(known))
+        return Metric(facts, partial(_by_parameter, known))
 
 # %% ../nbs/05_weightings.ipynb #e52f5bdd
 def _plain(blocks: tuple[Block, ...], weight: Tensor | None, dtype: torch.dtype) -> tuple[Block, ...]:
@@ -397,7 +412,7 @@ def _tables(engine: Engine) -> set[str]:
 def _dtype(form: RowBlocks | Kronecker) -> torch.dtype:
     return form.moments.dtype if isinstance(form, RowBlocks) else form.sides[0].dtype
 
-# %% ../nbs/05_weightings.ipynb #cf89a9f0
+# %% ../nbs/05_weightings.ipynb #409d4319
 def _unit(factors: Factors) -> Factors:
     "Gradients of length 1; zero stays zero."
     bare = replace(factors, weight=None)        # a weight is a sign here: its square could underflow
@@ -405,7 +420,10 @@ def _unit(factors: Factors) -> Factors:
     sign = torch.ones_like(norm) if factors.weight is None else factors.weight.to(norm).sign()
     return bare.scale(torch.where(norm > 0, sign / norm, 0.))
 
-# %% ../nbs/05_weightings.ipynb #0d3c4cb2
+
+def _unit_after(f: Callable[[Factors], Factors], factors: Factors) -> Factors: return _unit(f(factors))
+
+# %% ../nbs/05_weightings.ipynb #61e07ced
 @dataclass(frozen=True)
 class Cosine(Weighting):
     "Gradients divided by their lengths, the test triples' after `metric`."
@@ -414,7 +432,7 @@ class Cosine(Weighting):
         "From the metric of checkpoint `k`; reads `factors` only if that does."
         metric = self.metric.prepare(run, k, engine, factors)
         facts = dict(weighting='cosine', metric=metric.facts)
-        return Metric(facts, lambda f: _unit(metric.test(f)), lambda f: _unit(metric.train(f)))
+        return Metric(facts, partial(_unit_after, metric.test), partial(_unit_after, metric.train))
 
 # %% ../nbs/05_weightings.ipynb #6f5dd4c3
 WEIGHTINGS = {'sgd': Sgd(), 'adam': Adam(), 'natural': Natural(), 'cosine': Cosine(), 'adam-cosine': Cosine(Adam()),
