@@ -1,5 +1,5 @@
 """The rules of the house: what is committed agrees with what it is made from, and reads as it should."""
-import ast, json, re, shutil, statistics, subprocess, sys, tomllib, zipfile
+import ast, json, re, shutil, statistics, subprocess, sys, tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,19 +97,6 @@ def test_settings(tmp_path: Path) -> None:
     nb = [{**nbdev_defaults, 'lib_path': 'tracin_nb', **t['tool']['nbdev']} for t in (old, new)]
     assert nb[0] == nb[1]
     assert (tmp_path/'tracin_nb/__init__.py').read_text().strip() in (ROOT/'tracin_nb/__init__.py').read_text()
-
-
-def test_wheel(tmp_path: Path) -> None:
-    "The wheel holds the package, its licence and nothing else."
-    (source := tmp_path/'source').mkdir()
-    copy(source, 'pyproject.toml', 'settings.ini', 'README.md', 'LICENSE', 'tracin_nb', 'nbs', 'tests', 'tools', 'docs')
-    pip = 'wheel . --no-deps --no-build-isolation --no-index -q -w ..'.split()
-    done = subprocess.run([sys.executable, '-m', 'pip', *pip], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    package = sorted(n for n in names if '.dist-info/' not in n)
-    assert package == sorted(f'tracin_nb/{p.name}' for p in (source/'tracin_nb').iterdir() if p.is_file())
-    assert any(n.endswith('licenses/LICENSE') for n in names)
 
 
 # ---- notebooks

@@ -56,7 +56,7 @@ def test_metadata(installed: Path) -> None:
     found = Parser().parsestr(next(installed.glob('*.dist-info/METADATA')).read_text(encoding='utf-8'))
     assert found['Version'] == __version__
     assert found['Requires-Python'] == '>=3.11'
-    assert {'ray', 'docs', 'dev', 'bench'} <= set(found.get_all('Provides-Extra'))
+    assert {'app', 'ray', 'docs', 'dev', 'bench'} <= set(found.get_all('Provides-Extra'))
     needed = [r for r in found.get_all('Requires-Dist') if 'extra ==' not in r]
     assert len(needed) == len(PROJECT['dependencies'])
     assert not [r for r in needed if r.startswith(('nbdev', 'pytest', 'sphinx', 'ray', 'playwright', 'captum'))]
