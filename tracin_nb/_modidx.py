@@ -1317,6 +1317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tracin_nb.runs.forget_representations': ('runs.html#forget_representations', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.kept_epochs': ('runs.html#kept_epochs', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.kept_rng': ('runs.html#kept_rng', 'tracin_nb/runs.py'),
+                                'tracin_nb.runs.little_garbage': ('runs.html#little_garbage', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.load_strictly': ('runs.html#load_strictly', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.loop_settings': ('runs.html#loop_settings', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.loss_settings': ('runs.html#loss_settings', 'tracin_nb/runs.py'),

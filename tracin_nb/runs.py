@@ -12,11 +12,12 @@ __all__ = ['FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STOPPED', 'TRAINING_KW
            'save_optimizer', 'write_json', 'why_stop', 'validation_value', 'check_keys', 'read_facts', 'check_rows',
            'check_stopping', 'read_checkpoint', 'read_optimizer', 'checkpoint_of', 'pick_device', 'touch_state',
            'build_loop', 'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts',
-           'resumed_facts', 'run_loop', 'training_settings', 'train', 'start_training', 'checked_rates', 'state_at',
-           'moments_at', 'check_counts', 'pipeline_rates', 'pipeline_loop', 'second_moments', 'as_run']
+           'resumed_facts', 'little_garbage', 'run_loop', 'training_settings', 'train', 'start_training',
+           'checked_rates', 'state_at', 'moments_at', 'check_counts', 'pipeline_rates', 'pipeline_loop',
+           'second_moments', 'as_run']
 
-# %% ../nbs/01_runs.ipynb #4ac95428
-import copy, hashlib, importlib.metadata, json, math, os, random, tempfile, warnings
+# %% ../nbs/01_runs.ipynb #cd8673b4
+import copy, gc, hashlib, importlib.metadata, json, math, os, random, tempfile, warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -779,11 +780,19 @@ def resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[str
         raise RunError(f"out={str(folder)!r} holds a run with other settings: {'; '.join(other)}")
     return kept
 
-# %% ../nbs/01_runs.ipynb #31114b2a
+# %% ../nbs/01_runs.ipynb #4b5339cf
+@contextmanager
+def little_garbage() -> Iterator[None]:
+    "What is in memory now is no garbage: a collection after every epoch, as PyKEEN makes it, need not look at it again"
+    gc.freeze()
+    try: yield
+    finally: gc.unfreeze()
+
+# %% ../nbs/01_runs.ipynb #e0549838
 def run_loop(loop: TrainingLoop, dataset: Dataset, settings: Mapping[str, Any], callback: KeepCheckpoints,
              progress: bool) -> None:
     "PyKEEN's training, quiet about what PyKEEN does to PyTorch's schedulers, its refusals as `RunError`"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), little_garbage():
         warnings.filterwarnings('ignore', message='.*epoch parameter in `scheduler.step.*')
         warnings.filterwarnings('ignore', message='Training instances are always shuffled')
         try:
