@@ -76,13 +76,13 @@ def opened(folder: Path | None, seed: int, **options: Any) -> 'Path | Run':
 OBJECTIVES = ('training', 'training-row', 'bce', 'score', 'softmax', 'softmax-head')
 ENGINES = ('factored', 'vmap', 'loop')
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
-WEIGHTINGS = ('sgd', 'adam', 'natural', 'cosine', 'adam-cosine', 'natural-cosine')
+WEIGHTINGS = ('natural', 'sgd', 'adam', 'cosine', 'adam-cosine', 'natural-cosine')
 ANALYSIS = stacked(
     click.option('--objective', type=click.Choice(OBJECTIVES), default='training', show_default=True,
                  help="The loss whose gradients are taken; 'training' is the one that the model was trained with."),
     click.option('--engine', type=click.Choice(ENGINES), default='factored', show_default=True,
                  help='How gradients are computed. All give the same numbers; factored is by far the fastest.'),
-    click.option('--weighting', type=click.Choice(WEIGHTINGS), default='sgd', show_default=True,
+    click.option('--weighting', type=click.Choice(WEIGHTINGS), default='natural', show_default=True,
                  help="The metric in which gradients are compared; 'adam' needs the optimiser's kept moments."),
     click.option('--precision', type=click.Choice(PRECISIONS), default='fp32', show_default=True,
                  help='tf32 (GPU), bf16 and fp16 are faster and approximate; the result says how large the error is.'),

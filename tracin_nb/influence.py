@@ -95,7 +95,7 @@ class TracIn:
                  objective: str | Objective = 'training',  # loss of the training triples
                  *,
                  test_objective: str | Objective | None = None,  # loss of the triples to explain; by default the same
-                 weighting: str | Weighting = 'sgd',  # the metric: a name in `WEIGHTINGS`, or a `Weighting`
+                 weighting: str | Weighting = 'natural',  # the metric: a name in `WEIGHTINGS`, or a `Weighting`
                  engine: str = 'factored',  # "factored", "vmap" or "loop"
                  precision: str = 'fp32',  # "fp32"; or "tf32", "bf16", "fp16": faster, and the result tells the error
                  compile: bool = False,  # compile the scoring, where that is faster; the result tells what was done

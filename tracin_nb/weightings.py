@@ -148,7 +148,7 @@ def _elementwise(name: str, w: Tensor, memory: int, block: Block) -> Block:
 def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) -> Factors:
     "Applies to each parameter's blocks its own form; a parameter without one counts as zero."
     known = {name: blocks for name, blocks in factors.blocks.items() if name in forms}
-    if not known: raise ValueError(f'no training triple has a gradient by any of {sorted(factors.blocks)}')
+    if not known: return factors.scale(next(iter(factors.blocks.values()))[0].tensors()[-1].new_zeros(len(factors)))
     return replace(factors, blocks={name: tuple(map(forms[name], blocks)) for name, blocks in known.items()})
 
 # %% ../nbs/05_weightings.ipynb #df1a648c
@@ -435,7 +435,7 @@ class Cosine(Weighting):
         return Metric(facts, partial(_unit_after, metric.test), partial(_unit_after, metric.train))
 
 # %% ../nbs/05_weightings.ipynb #6f5dd4c3
-WEIGHTINGS = {'sgd': Sgd(), 'adam': Adam(), 'natural': Natural(), 'cosine': Cosine(), 'adam-cosine': Cosine(Adam()),
+WEIGHTINGS = {'natural': Natural(), 'sgd': Sgd(), 'adam': Adam(), 'cosine': Cosine(), 'adam-cosine': Cosine(Adam()),
               'natural-cosine': Cosine(Natural())}
 
 # %% ../nbs/05_weightings.ipynb #b82efdd2

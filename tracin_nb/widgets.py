@@ -43,7 +43,7 @@ class Question:
     triple: tuple[str, str, str]                 # labels
     against: str | None = None                   # why not this tail
     objective: str = 'training'
-    weighting: str = 'sgd'
+    weighting: str = 'natural'
     checkpoints: tuple[int, ...] | None = None   # places in `run.checkpoints`; None: all
     k: int = 20                                  # proponents, and opponents
     hops: int | None = None                      # of the neighbourhood; None: any
