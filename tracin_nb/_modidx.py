@@ -617,6 +617,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tracin_nb.influence.TracIn._load': ('influence.html#tracin._load', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._matrix': ('influence.html#tracin._matrix', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._missed': ('influence.html#tracin._missed', 'tracin_nb/influence.py'),
+                                     'tracin_nb.influence.TracIn._moments_tile': ( 'influence.html#tracin._moments_tile',
+                                                                                   'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._num_shards': ( 'influence.html#tracin._num_shards',
                                                                                  'tracin_nb/influence.py'),
                                      'tracin_nb.influence.TracIn._own': ('influence.html#tracin._own', 'tracin_nb/influence.py'),

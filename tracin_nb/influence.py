@@ -201,7 +201,7 @@ def _compiled(self: TracIn, engine: FactoredEngine, every: Tensor) -> Engine:
     self._program = getattr(made, 'program', None)
     return made
 
-# %% ../nbs/12_influence.ipynb #c3646812
+# %% ../nbs/12_influence.ipynb #43398d91
 @patch
 def _covariance_tiles(self: TracIn, engine: Engine) -> Iterator[Factors]:
     "The factors of all training triples, tile by tile; costs nothing unless it is read."
@@ -209,7 +209,7 @@ def _covariance_tiles(self: TracIn, engine: Engine) -> Iterator[Factors]:
     def step(rows: slice) -> Factors:
         self.counters.covariance_passes += 1
         return engine(triples[rows])
-    size = self._single_tile(engine, triples)
+    size = self._moments_tile(engine, triples)
     for _, factors in self._each(len(triples), size, 'second moments', step): yield factors
 
 # %% ../nbs/12_influence.ipynb #4712f15c
@@ -229,6 +229,18 @@ def _single_tile(self: TracIn, engine: Engine, triples: Tensor) -> int:
     if self.batch_size or len(triples) <= 16: return self.batch_size or 16
     one = engine(triples[:1])
     return max(1, min(self._handy(one, len(triples)), self.memory // (8 * one.nbytes)))
+
+# %% ../nbs/12_influence.ipynb #11be5e24
+@patch
+def _moments_tile(self: TracIn, engine: Engine, triples: Tensor) -> int:
+    "The same for the pass over all training triples; where an eighth of the budget is little, what is measured to fit."
+    size = self._single_tile(engine, triples)
+    if self.batch_size or len(triples) <= 16 or size == (most := self._handy(engine(triples[:1]), len(triples))):
+        return size
+    def trial(rows: slice) -> None:
+        self.counters.trial_passes += 1
+        engine(triples[rows])
+    return plan_tiles(trial, len(triples), self.memory, self.device, most=most).size
 
 # %% ../nbs/12_influence.ipynb #0e49668e
 @patch
