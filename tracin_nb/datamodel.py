@@ -262,10 +262,10 @@ def datamodel(design: Design = Design(),
 def datamodel_table(results: Sequence[Mapping[str, Any]],   # of `datamodel`
                     of: str = 'own',                        # or "other", "ensemble", ...
                     ) -> pd.DataFrame:
-    "LDS by estimator and experiment, with the interval."
+    "LDS by estimator and experiment, with the interval; empty where an experiment does not have it."
     text = lambda x: f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}]'
     columns = {' '.join(str(r['settings'][n]) for n in ('dataset', 'model', 'loss')):
-               {row['estimator']: text(row[of]) for row in r['rows']} for r in results}
+               {row['estimator']: text(row[of]) for row in r['rows'] if of in row} for r in results}
     return pd.DataFrame(columns).rename_axis('estimator')
 
 # %% ../nbs/15c_datamodel.ipynb #908c0161
