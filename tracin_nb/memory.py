@@ -230,9 +230,11 @@ def plan_tiles(work: Callable[[slice], Any],   # one tile, done and thrown away
         peaks[n] = _most_used(work, n, total, device) or 2 * room
         n = _next_size(peaks, room, most)
     one = max(first.peak, first.left + peaks.get(1, 0))
-    if not n or held + first.peak > budget: raise ValueError(
-        f'the triples to explain hold {held:,} bytes, and a tile of one training triple takes {one:,}, which is more '
-        f'than memory={budget:,}; give more memory, or explain fewer triples at a time')
+    if not n or held + first.peak > budget:
+        tests = f'the triples to explain hold {held:,} bytes, and ' if held else ''
+        less = ', or explain fewer triples at a time' if held else ''
+        raise ValueError(f'{tests}a tile of one training triple takes {one:,} bytes, which is more than '
+                         f'memory={budget:,}; give more memory{less}')
     fixed, slope = _line(peaks, n)
     peak = held + max(first.peak, first.left + peaks[n])
     return Plan(n, peak, held + first.left, max(0, round(fixed)), max(0, round(slope)), budget)
