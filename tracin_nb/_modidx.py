@@ -1275,6 +1275,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tracin_nb.retraining._dot': ('retraining.html#_dot', 'tracin_nb/retraining.py'),
                                       'tracin_nb.retraining._joined': ('retraining.html#_joined', 'tracin_nb/retraining.py'),
                                       'tracin_nb.retraining._of': ('retraining.html#_of', 'tracin_nb/retraining.py'),
+                                      'tracin_nb.retraining._side_by_side': ('retraining.html#_side_by_side', 'tracin_nb/retraining.py'),
                                       'tracin_nb.retraining._stackable': ('retraining.html#_stackable', 'tracin_nb/retraining.py'),
                                       'tracin_nb.retraining._table_names': ('retraining.html#_table_names', 'tracin_nb/retraining.py'),
                                       'tracin_nb.retraining._unless': ('retraining.html#_unless', 'tracin_nb/retraining.py'),
