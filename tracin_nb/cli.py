@@ -598,6 +598,7 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     robokop    1.45 million entities, 18.6 million triples, 950 predictions
     repeat     the second question on a prepared run
     growth     exponents of time and memory
+    workers    two processes and two Ray actors beside one process
     \b
     Each takes some minutes."""
     import torch
