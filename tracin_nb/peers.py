@@ -305,7 +305,7 @@ def best(measured: dict[int, list[tuple[float, int]]]) -> tuple[int, float, int]
 
 # %% ../nbs/16b_peers.ipynb #702a8121
 def rows_of(label: str, found: dict[str, Any], errors: dict[str, float]) -> list[dict[str, Any]]:
-    "A row for each contender: time, memory above the model, both as multiples of `tracin_nb`'s, and the error against it."
+    "A row for each contender: time, memory above the model, both as multiples of `tracin_nb`'s, and the error."
     chosen = {name: best(measured) for name, measured in found.items()}
     _, ours, held = chosen[OURS]
     return [dict(name=f'{label}: {name}', batch=batch, ms_per_triple=1000 * time, times_slower=time / ours,
@@ -314,7 +314,7 @@ def rows_of(label: str, found: dict[str, Any], errors: dict[str, float]) -> list
 
 # %% ../nbs/16b_peers.ipynb #ba0ee0f1
 def errors_of(remotes: dict[str, Remote], entities: int, relations: int) -> dict[str, float]:
-    "Relative error of each contender's 4 x 16 scores against `tracin_nb`'s, on triples with so few labels that much is shared."
+    "Relative error of each contender's 4 x 16 scores against `tracin_nb`'s, on triples of few labels."
     few = min(8, entities), min(2, relations)
     sets = skewed_triples(16, *few), skewed_triples(4, *few, seed=1)
     ours, tails = remotes[OURS]('scores', *sets), remotes[OURS]('tail_scores', *sets)
