@@ -1,5 +1,5 @@
 """Reads a notebook for the site: nbdev's processors, then definitions as Sphinx directives and linked names."""
-import inspect, json, re, sys
+import ast, inspect, json, re, sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -72,12 +72,33 @@ def described(obj: Any, name: str) -> tuple[str, Any]:
     return ('py:method' if '.' in name else 'py:function'), obj
 
 
+class Written:
+    "A default as a reader would write it; shown as it stands."
+    def __init__(self, text: str) -> None: self.text = text
+    def __repr__(self) -> str: return self.text
+
+
+def default(value: Any, module: Any) -> Any:
+    "A function or class by its name, what is long by the name of its constant, and `...` for what has no short form."
+    named = getattr(value, '__name__', '') if inspect.isroutine(value) or inspect.isclass(value) else ''
+    constant = next((n for n, v in vars(module).items() if v is value and n.isupper()), '')
+    made = f'{type(value).__name__}(...)' if hasattr(value, '__dataclass_fields__') else '...'
+    text = named or repr(value)
+    if len(text) > 60: text = constant or made
+    try: ast.parse(text, mode='eval')
+    except SyntaxError: text = '...'
+    return Written(text)
+
+
 def signature(func: Any, kind: str) -> str:
     "The signature as text, without the bound first argument; a property has none."
     if kind == 'py:property': return ''
     try: sig = inspect.signature(func)
     except (TypeError, ValueError): return ''
     bound = kind.startswith('py:method') and not kind.endswith('staticmethod')
+    defaults = [p if p.default is p.empty else p.replace(default=default(p.default, inspect.getmodule(func)))
+                for p in sig.parameters.values()]
+    sig = sig.replace(parameters=defaults)
     if inspect.isclass(func): sig = sig.replace(return_annotation=inspect.Signature.empty)
     if bound: sig = sig.replace(parameters=list(sig.parameters.values())[1:])
     return stringify_signature(sig, unqualified_typehints=True)

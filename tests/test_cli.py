@@ -270,6 +270,19 @@ def test_help_lists_the_commands() -> None:
     assert all(f'\n  {name} ' in text for name in cli.main.commands)
 
 
+@pytest.mark.parametrize('command', ['bench', 'evaluate'])
+def test_help_lists_what_can_be_measured(command: str) -> None:
+    "Each benchmark and each experiment, whose file in benchmarks/ has its name, with a line on what it is."
+    from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
+    from tracin_nb.benchmarks import BENCHMARKS
+    from tracin_nb.experiments import EXPERIMENTS
+    text = succeeded(command, '--help').stdout
+    listed = re.findall(r'^  ([a-z0-9]+)  +(?=\w)', text.partition('Options:')[0], re.MULTILINE)
+    assert sorted(listed) == sorted({'bench': BENCHMARKS, 'evaluate': EXPERIMENTS}[command])
+    files = {p.stem for p in (ROOT/'benchmarks').glob('*.json')}
+    assert files <= {*BENCHMARKS, *EXPERIMENTS}
+
+
 def test_version() -> None:
     from tracin_nb import __version__
     assert succeeded('--version').stdout == f'tracin, version {__version__}\n'

@@ -98,6 +98,17 @@ def test_figures() -> None:
     assert shown.replace('](../', '](') in README, 'run `make notebooks NB=nbs/index.ipynb readme`'
 
 
+def test_comparison() -> None:
+    "What the page of the comparison says of the rivals that come close is so in benchmarks/peers.json, and no more."
+    text = ' '.join((ROOT/'nbs/comparison.md').read_text(encoding='utf-8').split())
+    rows = {row['name']: row for row in json.loads((ROOT/'benchmarks/peers.json').read_text(encoding='utf-8'))['rows']}
+    fast = [rows[f'ConvE, {n} test triples: Captum TracInCPFast'] for n in (4, 100)]
+    assert 'on ConvE `TracInCPFast` takes less than twice the time of `tracin_nb`, and with 4 test triples' in text
+    assert max(row['times_slower'] for row in fast) < 2 and fast[0]['times_memory'] < .5
+    others = [row for row in rows.values() if row not in fast and not row['name'].endswith('tracin_nb')]
+    assert min(row['times_slower'] for row in others) > 2 and min(row['times_memory'] for row in others) > 1
+
+
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
 def test_links(name: str) -> None:
     "Every relative link leads to a file of the repository."

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pykeen.checkpoints import save_model
@@ -17,6 +18,7 @@ from pykeen.models import Model, model_resolver
 from pykeen.nn.modules import ConvEShapeInformation
 from pykeen.pipeline import pipeline
 from pykeen.training import SLCWATrainingLoop
+from pykeen.training.callbacks import CheckpointTrainingCallback, TrainingCallback
 
 from tracin_nb.foreign import KNOWN, Opened, images, open_file, open_files, read_checkpoint_file, recognise
 from tracin_nb.influence import TracIn
@@ -185,9 +187,11 @@ def test_broken_pipeline_folders(pipe, tmp_path) -> None:
     (a := copy('a')/'metadata.json').write_text('{')
     with pytest.raises(RunError, match='metadata.json is not JSON'): open_files(a.parent, allow_pickle=True)
     a.write_text(json.dumps(dict(optimizer_kwargs=dict(lr=1), lr_scheduler='StepLR')))
-    with pytest.raises(RunError, match='used the scheduler'): open_files(a.parent, allow_pickle=True)
+    with pytest.raises(RunError, match='metadata.json: the pipeline used the scheduler'):
+        open_files(a.parent, allow_pickle=True)
     a.unlink()
-    with pytest.raises(RunError, match='does not say its learning rate'): open_files(a.parent, allow_pickle=True)
+    with pytest.raises(RunError, match=r"does not say its learning rate.*give learning_rates=\[result.configuration"):
+        open_files(a.parent, allow_pickle=True)
     assert open_files(a.parent, allow_pickle=True, learning_rates=0.5).checkpoints[0].learning_rate == 0.5
     for name in ('entity_to_id.tsv.gz', 'numeric_triples.tsv.gz'):
         (b := copy(name[:3])/'training_triples'/name).write_bytes(b'no gzip')
@@ -198,6 +202,56 @@ def test_broken_pipeline_folders(pipe, tmp_path) -> None:
     with pytest.raises(RunError, match='trained_model.pkl is empty'): open_files(c, allow_pickle=True)
     (c/'trained_model.pkl').write_bytes(b'abc')
     with pytest.raises(RunError, match='trained_model.pkl is not a checkpoint'): open_files(c, allow_pickle=True)
+
+
+def piped(out: Path, **model: object) -> Path:
+    "The folder of a pipeline whose metadata say nothing."
+    result = pipeline(dataset='nations', model='TransE', model_kwargs=dict(embedding_dim=4, **model), epochs=1,
+                      random_seed=2, training_kwargs=dict(use_tqdm=False), evaluation_kwargs=dict(use_tqdm=False))
+    result.save_to_directory(out)
+    return out
+
+
+def test_several_pipeline_folders(pipe, train, tmp_path) -> None:
+    other = piped(tmp_path/'other', scoring_fct_norm=2)
+    run = open_files([pipe[0], other], allow_pickle=True, learning_rates=[.03, .001])
+    assert 'Run of transe (slcwa, MarginRankingLoss)' in repr(run)
+    assert not torch.equal(scores(run.model(0, 'cpu')), scores(run.model(1, 'cpu')))
+    with pytest.raises(RunError, match=r"other/trained_model.pkl: the file.*PyKEEN does not write it into the folder"):
+        open_files([pipe[0], other], allow_pickle=True)
+    with pytest.raises(RunError, match=r'2 numbers for 1|3 numbers for 2'):
+        open_files([pipe[0], other], allow_pickle=True, learning_rates=[1, 2, 3])
+    with pytest.raises(RunError, match=r"other scores than the first file's: their settings differ"):
+        open_files([pipe[0], piped(tmp_path/'one', scoring_fct_norm=1)], allow_pickle=True, learning_rates=.1)
+    path = other/'training_triples/numeric_triples.tsv.gz'
+    rows = pd.read_csv(path, sep='\t')
+    rows.iloc[1:].to_csv(path, sep='\t', index=False)
+    with pytest.raises(RunError, match='training_triples holds other triples than the first folder'):
+        open_files([pipe[0], other], allow_pickle=True, learning_rates=.1)
+    assert len(open_files([pipe[0], other], train, allow_pickle=True, learning_rates=.1).checkpoints) == 2
+    path = other/'training_triples/entity_to_id.tsv.gz'
+    table = pd.read_csv(path, sep='\t')
+    table.assign(id=table['id'].to_numpy()[::-1]).to_csv(path, sep='\t', index=False)
+    for given in (None, train):
+        with pytest.raises(RunError, match="trained_model.pkl: entity_to_id of the training triples has 'brazil' at 0"):
+            open_files([pipe[0], other], given, allow_pickle=True, learning_rates=.1)
+
+
+@pytest.mark.parametrize('content, message', [
+    ('[]', None), ('null', None), ('{"optimizer_kwargs": 3}', None), ('{"optimizer_kwargs": {"lr": "fast"}}', 'number'),
+    ('{"optimizer_kwargs": {"lr": true}}', 'number'), ('{"optimizer_kwargs": {"lr": -1}}', 'number'),
+    ('{"optimizer_kwargs": {"lr": NaN}}', 'number'), ('{"optimizer_kwargs": {}}', 'does not say'),
+    ('{"pipeline": {"optimizer_kwargs": {"lr": 0.1}, "lr_scheduler": "StepLR"}}', 'scheduler'),
+    ('[' * 9000, 'not JSON'), ('\x00', 'not JSON')])
+def test_malformed_metadata(content, message, pipe, tmp_path) -> None:
+    "A rate is taken as it stands there, or the error names the file."
+    folder = shutil.copytree(pipe[0], tmp_path/'copy')
+    (folder/'metadata.json').write_text(content)
+    told = f'metadata.json.*{message}' if message else 'trained_model.pkl: the file does not say its learning rate'
+    with pytest.raises(RunError, match=told): open_files(folder, allow_pickle=True)
+    for place in ('pipeline', 'configuration'):
+        (folder/'metadata.json').write_text(json.dumps({place: dict(optimizer_kwargs=dict(lr=.25))}))
+        assert open_files(folder, allow_pickle=True).checkpoints[0].learning_rate == .25
 
 
 # nothing is executed
@@ -363,7 +417,7 @@ def test_rates_and_order(trained, train, tmp_path) -> None:
     paths = [tmp_path/'checkpoint_0000007.pt', *paths[:3]]
     with pytest.raises(RunError, match=r'checkpoint_0000007\.pt: the file does not say'): open_files(paths, train)
     run = open_files(paths, train, learning_rates=0.5)
-    assert [c.epoch for c in run.checkpoints] == [1, 2, 3, 7] and run.moments(0) is None
+    assert [c.epoch for c in run.checkpoints] == [1, 2, 3, 6] and run.moments(0) is None
     config = dict(learning_rate=0.25, label_smoothing=0.1)
     run = open_files(script_file(trained, tmp_path/'a.pt', optimizer_state_dict=None, model_config=config), train)
     assert (run.checkpoints[0].learning_rate, run.label_smoothing) == (0.25, 0.1)
@@ -372,6 +426,30 @@ def test_rates_and_order(trained, train, tmp_path) -> None:
     with pytest.raises(RunError, match='a.pt: epoch'):
         open_files(script_file(trained, tmp_path/'a.pt', epoch='two'), train)
     with pytest.raises(RunError, match='at least one'): open_files([], train)
+
+
+class ByHand(TrainingCallback):
+    "Keeps the weights after each epoch, numbered by those that were finished."
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def post_epoch(self, *args: object, **kwargs: object) -> None:
+        self.states.append({n: t.clone() for n, t in self.model.state_dict().items()})
+
+
+def test_epochs_of_pykeens_callback(train, tmp_path) -> None:
+    "PyKEEN names its files one epoch too high; an epoch of a run is one that was finished."
+    model = build('distmult', graph())
+    loop = SLCWATrainingLoop(model=model, triples_factory=graph(), optimizer='sgd', optimizer_kwargs=dict(lr=0.5))
+    keep = CheckpointTrainingCallback(schedule='every', schedule_kwargs=dict(frequency=1), root=tmp_path)
+    loop.train(graph(), num_epochs=3, use_tqdm=False, callbacks=[hand := ByHand(), keep])
+    run = open_files(sorted(tmp_path.iterdir(), reverse=True), train, model='DistMult', learning_rates=0.5)
+    assert [c.epoch for c in run.checkpoints] == [1, 2, 3] and len(hand.states) == 3
+    assert [c.path.name for c in run.checkpoints] == [f'checkpoint_000000{e}.pt' for e in (2, 3, 4)]
+    for k, want in enumerate(hand.states):
+        assert all(torch.equal(t, want[n]) for n, t in run.state(k).items())
+    assert not torch.equal(*(run.state(k)['entity_representations.0._embeddings.weight'] for k in (0, 1)))
 
 
 def test_other_checkpoint_of_another_model(folder, train, tmp_path) -> None:

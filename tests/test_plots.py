@@ -106,6 +106,20 @@ def test_long_labels_are_cut_and_stay_apart() -> None:
     assert all(t.startswith('$\\\\alpha') or t.startswith('$\\alpha') for t in ticks(drawn(plots.ranking(frame))))
 
 
+@pytest.mark.parametrize('scale', [1.2345e-9, 1e-3, .0123, 12_000., 3.3e6])
+def test_numbers_of_the_axis_stay_apart(scale: float) -> None:
+    "However long the names and the numbers."
+    found = made({row: value * scale for row, value in {100: .75, 500: .5, 9: -.25, 0: -1.}.items()})
+    found.frame['head'] = found.frame['head'].map(lambda x: x * 30)
+    for ax in (None, Figure((6, 2.5), layout='constrained').subplots()):
+        ax = plots.ranking(found, ax=ax)
+        ax.figure.canvas.draw()
+        left, right = ax.get_xlim()
+        shown = [t for t in ax.get_xticklabels() if t.get_text() and left <= t.get_position()[0] <= right]
+        boxes = [t.get_window_extent() for t in shown]
+        assert len(boxes) > 2 and all(a.x1 + 3 < b.x0 for a, b in zip(boxes, boxes[1:])), [t.get_text() for t in shown]
+
+
 def test_shares(result: Result) -> None:
     rows, total = result.frame, result.frame['influence'].abs().sum()
     ax = drawn(plots.shares(result, 'relation', k=3))

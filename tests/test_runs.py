@@ -13,7 +13,7 @@ from pykeen.checkpoints.base import load_state_torch
 from pykeen.datasets import Nations
 from pykeen.datasets.nations import NationsLiteral
 from pykeen.losses import BCEWithLogitsLoss
-from pykeen.models import DistMult, FixedModel, LiteralModel, model_resolver
+from pykeen.models import DistMult, ERModel, FixedModel, LiteralModel, model_resolver
 from pykeen.models.inductive import InductiveERModel
 from pykeen.pipeline import pipeline
 from pykeen.triples import TriplesFactory
@@ -635,6 +635,13 @@ def test_from_model_refuses(options, message, model, nations):
     with pytest.raises(RunError, match=message): Run.from_model(model, nations.training, **options)
 
 
+def test_what_a_run_is_of(nations):
+    model = ERModel(triples_factory=nations.training, interaction='hole', entity_representations_kwargs=dict(shape=4),
+                    relation_representations_kwargs=dict(shape=4))
+    run = Run.from_model(model, nations.training, learning_rates=[0.5])
+    assert repr(run).startswith('Run of ERModel with HolEInteraction (slcwa, MarginRankingLoss) on 1592 triples')
+
+
 def test_from_model_takes_a_copy(model, nations):
     before = {n: p.clone() for n, p in model.named_parameters()}
     run = Run.from_model(model, nations.training, learning_rates=[0.5])
@@ -713,6 +720,7 @@ def test_from_pipeline():
     assert torch.equal(run.moments(0)[next(iter(dict(result.model.named_parameters())))],
                        result.training_loop.optimizer.state[p]['exp_avg_sq'])
     assert as_run(result, learning_rates=[7.]).checkpoints[0].learning_rate == 7.
+    assert repr(run).startswith('Run of distmult (lcwa, BCEWithLogitsLoss) on 1592 triples')
     result.configuration = {}
     with pytest.raises(RunError, match='learning rate'): as_run(result)
 

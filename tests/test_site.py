@@ -113,6 +113,16 @@ def test_api(seen: dict[str, Seen]) -> None:
     assert not documented and {'tracin_nb.influence.TracIn.explain', 'tracin_nb.runs.Run.open'} <= ids
 
 
+def test_signatures() -> None:
+    "A signature is Python: one that is not shows whole module paths after a tilde, or an address in memory."
+    bad = {}
+    for name in PAGES:
+        shown = re.findall(r'<dt class="sig.*?</dt>', (SITE/name).read_text(encoding='utf-8'), re.DOTALL)
+        plain = [re.sub(r'<[^>]+>', '', text) for text in shown]
+        bad |= {name: text[:200] for text in plain if '~' in text or '&lt;' in text or len(text) > 2500}
+    assert bad == {}
+
+
 def has_docstring(name: str) -> bool:
     "Does a definition have one? Commands are on a page of their own."
     from importlib import import_module
@@ -228,6 +238,22 @@ def test_page(name: str, width: int, theme: str, server: str, browser) -> None:
     assert not found['faint']
     assert (found['theme'] > 200) == (theme == 'light')
     assert found['page'] <= found['window']
+
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_phone(theme: str, server: str, browser) -> None:
+    "No page is wider than a phone, and none asks another host; half of them in either theme."
+    context = browser.new_context(viewport=dict(width=390, height=800), color_scheme=theme)
+    page, asked, wide = context.new_page(), [], {}
+    page.on('request', lambda r: asked.append(r.url) if not r.url.startswith((server, 'data:', 'blob:')) else None)
+    for name in PAGES[theme == 'dark'::2]:
+        page.goto(server + name, wait_until='load')
+        if page.locator('.math').count() and (SITE/'_static/tex-svg.js').exists():
+            page.evaluate('() => MathJax.startup.promise')
+        width = page.evaluate('document.scrollingElement.scrollWidth')
+        if width > 390: wide[name] = width
+    context.close()
+    assert wide == {} and asked == []
 
 
 def test_search(server: str, browser) -> None:

@@ -595,11 +595,12 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     peers      Captum and dattri on the same weights and triples
     floor      the pass beside a plain matrix product and a plain copy
     fb15k237   all test triples against all training triples
-    robokop    1.45 million entities, 18.6 million triples, 950 predictions
+    robokop    1.45 million entities, 17.8 million training triples, 950 predictions
     repeat     the second question on a prepared run
     growth     exponents of time and memory
+    workers    two processes and two Ray actors beside one process
     \b
-    Each takes some minutes."""
+    Each takes a while; --set asks for less."""
     import torch
     from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
     from tracin_nb.benchmarks import run_benchmark, table
@@ -625,7 +626,7 @@ def evaluate_command(name: str, out: Path | None, device: str | None, settings: 
     stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
     mechanisms   rank the edges of known mechanism paths; needs {"data": "folder", "run": "folder"}
     \b
-    Each takes some minutes."""
+    Each takes a while; --set asks for less."""
     from tracin_nb.experiments import EXPERIMENTS, run_experiment
     if name in EXPERIMENTS and 'tell' in EXPERIMENTS[name].run.__annotations__: settings['tell'] = say
     click.echo(run_experiment(name, out, device, **settings)[1], nl=False)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNREAD', 'DIVISOR', 'SIZES', 'PLAIN', 'KNOWN', 'ENTITIES', 'RELATIONS', 'JOINS', 'NAMES', 'plain_pickle', 'Unread',
            'PickleRefused', 'read_checkpoint_file', 'Opened', 'state_in', 'open_file', 'images', 'sizes_of', 'layouts',
-           'recognise', 'unsaid', 'training_triples', 'check_labels_agree', 'counts_of', 'rate_of', 'named_moments',
-           'check_fits', 'open_files']
+           'recognise', 'unsaid', 'training_triples', 'check_labels_agree', 'check_same_triples', 'counts_of',
+           'rate_of', 'named_moments', 'check_fits', 'open_files']
 
 # %% ../nbs/01b_foreign.ipynb #9f3b900a
 import inspect
@@ -33,7 +33,8 @@ from pykeen.nn.quaternion import multiplication_table
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
 from .runs import (Run, RunError, build_loss, build_model, check_counts, checked_rates, differences,
-                            load_strictly, loss_settings, model_settings, number, pipeline_rates)
+                            load_strictly, loss_settings, model_settings, number, pipeline_rates,
+                            probe_scores, title_of)
 from .triples import load_files, read_label_map
 
 # %% ../nbs/01b_foreign.ipynb #6106b595
@@ -233,7 +234,9 @@ def open_file(path: Path | str, allow_pickle: bool = False) -> Opened:
     except PickleRefused:
         if not allow_pickle: raise
     content = _unpickled(path)
-    if isinstance(content, Model): return Opened(path, {}, content.state_dict(), content.eval(), safe=False)
+    if isinstance(content, Model):  # the weights are copied: the model serves to check those of other files, too
+        state = {n: t.clone() for n, t in content.state_dict().items()}
+        return Opened(path, {}, state, content.eval(), safe=False)
     if not isinstance(content, dict): raise RunError(f'{path} holds a {type(content).__name__}, not a model')
     return Opened(path, content, state_in(content, path), safe=False)
 
@@ -486,9 +489,16 @@ def _kept_triples(folder: Path, maps: Mapping[str, dict[str, int]]) -> TriplesFa
     except (OSError, EOFError, ValueError, TypeError, KeyError) as e:
         raise RunError(f'{path} cannot be read: {e}') from e
 
+# %% ../nbs/01b_foreign.ipynb #e29bd3a6
+def _triples_folder(opened: Opened) -> Path | None:
+    "Where PyKEEN wrote the training triples of a pipeline's model; None: it did not, or this is none"
+    folder = opened.path.parent/'training_triples'
+    return folder if opened.path.name == 'trained_model.pkl' and folder.is_dir() else None
+
 # %% ../nbs/01b_foreign.ipynb #68a1aca7
 def _labels_in(opened: Opened) -> dict[str, dict[str, int]]:
-    "The label maps in the file, as PyKEEN's training loop writes them"
+    "The label maps in the file, as PyKEEN's training loop writes them, or beside a pipeline's model"
+    if folder := _triples_folder(opened): return {n: _numbering(folder, n) for n in ('entity_to_id', 'relation_to_id')}
     found = {n: opened.content.get(f'{n}_dict') for n in ('entity_to_id', 'relation_to_id')}
     return {n: dict(m) for n, m in found.items() if isinstance(m, dict) and m}
 
@@ -497,10 +507,8 @@ def training_triples(opened: Opened, train: Path | str | None, entity_to_id: Map
                      relation_to_id: Mapping[str, int] | Path | str | None) -> TriplesFactory:
     "The training triples in the numbering of the weights; `ValueError` names the file that is missing or wrong"
     given = dict(entity_to_id=entity_to_id, relation_to_id=relation_to_id)
-    folder = opened.path.parent/'training_triples'
-    kept = opened.path.name == 'trained_model.pkl' and folder.is_dir()
-    if train is None and not kept: raise RunError(f'{opened.path} comes without its training triples: give train=')
-    maps = {n: _numbering(folder, n) for n in given} if kept else _labels_in(opened)
+    folder, maps = _triples_folder(opened), _labels_in(opened)
+    if train is None and not folder: raise RunError(f'{opened.path} comes without its training triples: give train=')
     maps |= {n: read_label_map(m) if isinstance(m, (str, Path)) else m for n, m in given.items() if m is not None}
     return _kept_triples(folder, maps) if train is None else load_files(train, **maps).training
 
@@ -512,6 +520,13 @@ def check_labels_agree(opened: Opened, training: TriplesFactory) -> None:
         if wrong := next((n for n in {**own, **used} if own.get(n) != used.get(n)), None):
             raise RunError(f'{opened.path}: {name} of the training triples has {wrong!r} at {used.get(wrong)}, '
                            f"the checkpoint's own has it at {own.get(wrong)}")
+
+# %% ../nbs/01b_foreign.ipynb #e048cb1e
+def check_same_triples(opened: Opened, training: TriplesFactory) -> None:
+    "Raises `RunError` if the file is of a pipeline with other triples than `training`"
+    folder = _triples_folder(opened)
+    if folder and not torch.equal(_kept_triples(folder, _labels_in(opened)).mapped_triples, training.mapped_triples):
+        raise RunError(f'{folder} holds other triples than the first folder: give train= or open each on its own')
 
 # %% ../nbs/01b_foreign.ipynb #50782017
 _RELATION_ROWS = (r'relation_representations\.0\.((base|combined\.relation_representations)\.)?'
@@ -563,7 +578,9 @@ def _folder_rate(folder: Path) -> float | None:
         except (ValueError, RecursionError) as e: raise RunError(f'{path} is not JSON, or truncated: {e}') from e
         for part in (facts, *(facts.get(n) for n in ('pipeline', 'configuration') if isinstance(facts, dict))):
             kwargs = part.get('optimizer_kwargs') if isinstance(part, dict) else None
-            if isinstance(kwargs, dict): return number(pipeline_rates(part)[0], f'{path}: the learning rate')
+            if not isinstance(kwargs, dict): continue
+            try: return number(pipeline_rates(part)[0], 'the learning rate')
+            except RunError as e: raise RunError(f'{path}: {e}') from e
     return None
 
 # %% ../nbs/01b_foreign.ipynb #208fdc78
@@ -605,10 +622,10 @@ def _steps(moments: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 # %% ../nbs/01b_foreign.ipynb #7f88f18b
 def _epoch(opened: Opened) -> int | None:
-    "The epoch that the file says, in itself or, as PyKEEN's checkpoint callback does, in its name; None: none"
+    "Epochs finished, as the file says in itself, or in its name if PyKEEN's checkpoint callback gave it; None: unknown"
     if 'epoch' in opened.content: return number(opened.content['epoch'], f'{opened.path}: epoch', kind=int)
     found = re.fullmatch(r'checkpoint_(\d{7})\.pt', opened.path.name)
-    return int(found[1]) if found else None
+    return max(int(found[1]) - 1, 0) if found else None
 
 # %% ../nbs/01b_foreign.ipynb #e814730a
 @dataclass
@@ -641,12 +658,16 @@ def _moments(facts: Sequence[_Facts], shapes: Mapping[str, torch.Size], k: int) 
 
 # %% ../nbs/01b_foreign.ipynb #cce540fc
 def check_fits(opened: Opened, model: Model, training: TriplesFactory) -> None:
-    "Raises `RunError` unless the file has exactly the weights of `model`, all finite, and no other label maps"
+    "Raises `RunError` unless the file has the weights of `model`, all finite, and no other label maps or settings"
     check_labels_agree(opened, training)
     load_strictly(model, opened.state, str(opened.path))
     for name, t in model.state_dict().items():
         if t.is_floating_point() and not t.isfinite().all():
             raise RunError(f'{opened.path}: {name!r} holds numbers that are not finite')
+    if opened.model is None: return
+    if probe_scores(opened.model, few := training.mapped_triples[:8]) != probe_scores(model, few):
+        raise RunError(f"{opened.path}: with the same weights its {title_of(opened.model)} gives other scores than the "
+                       "first file's: their settings differ, so they are no checkpoints of one model")
 
 # %% ../nbs/01b_foreign.ipynb #5cc31f11
 def _model(opened: Opened, training: TriplesFactory, inverse: bool, model: str | None,
@@ -655,7 +676,7 @@ def _model(opened: Opened, training: TriplesFactory, inverse: bool, model: str |
     if opened.model is not None:
         if model or model_kwargs: raise RunError(f'{opened.path} holds its model whole: give no model or model_kwargs')
         check_counts(opened.model, training)
-        return opened.model, dict(model=type(opened.model).__name__)
+        return opened.model, dict(model=title_of(opened.model))
     counts = training.num_entities, training.real_num_relations, inverse
     name, kwargs = recognise(opened, counts, model, model_kwargs)
     if missing := unsaid(name, kwargs):
@@ -671,9 +692,11 @@ def _rates(facts: Sequence[_Facts], given: Sequence[float] | float | None) -> li
     if given is not None:
         alike = isinstance(given, (int, float)) and not isinstance(given, bool)
         return checked_rates([given]*len(facts) if alike else given, len(facts))
-    if unknown := [str(f.path) for f in facts if f.rate is None]:
-        raise RunError(f'{", ".join(unknown)}: the file does not say its learning rate, which TracIn needs: '
-                       'give learning_rates=')
+    if unknown := [f.path for f in facts if f.rate is None]:
+        hint = ("=[result.configuration['optimizer_kwargs']['lr']]; PyKEEN does not write it into the folder"
+                if any(path.name == 'trained_model.pkl' for path in unknown) else '=')
+        raise RunError(f'{", ".join(map(str, unknown))}: the file does not say its learning rate, which TracIn needs: '
+                       f'give learning_rates{hint}')
     return [f.rate for f in facts]
 
 # %% ../nbs/01b_foreign.ipynb #d208b2fe
@@ -724,6 +747,7 @@ def open_files(
     for path in paths:
         opened = first if not facts else open_file(path, allow_pickle)
         check_fits(opened, built, training)
+        if train is None: check_same_triples(opened, training)
         facts.append(_facts(opened, shapes, learning_rates is not None))
     facts, rates = _in_order(facts, _rates(facts, learning_rates))
     if isinstance(loss, str): loss = build_loss(loss, loss_kwargs)

@@ -305,7 +305,7 @@ def best(measured: dict[int, list[tuple[float, int]]]) -> tuple[int, float, int]
 
 # %% ../nbs/16b_peers.ipynb #702a8121
 def rows_of(label: str, found: dict[str, Any], errors: dict[str, float]) -> list[dict[str, Any]]:
-    "A row for each contender: time, memory above the model, both as multiples of ours, and the error against ours."
+    "A row for each contender: time, memory above the model, both as multiples of `tracin_nb`'s, and the error."
     chosen = {name: best(measured) for name, measured in found.items()}
     _, ours, held = chosen[OURS]
     return [dict(name=f'{label}: {name}', batch=batch, ms_per_triple=1000 * time, times_slower=time / ours,
@@ -314,7 +314,7 @@ def rows_of(label: str, found: dict[str, Any], errors: dict[str, float]) -> list
 
 # %% ../nbs/16b_peers.ipynb #ba0ee0f1
 def errors_of(remotes: dict[str, Remote], entities: int, relations: int) -> dict[str, float]:
-    "Relative error of each contender's 4 x 16 scores against ours, on triples with so few labels that much is shared."
+    "Relative error of each contender's 4 x 16 scores against `tracin_nb`'s, on triples of few labels."
     few = min(8, entities), min(2, relations)
     sets = skewed_triples(16, *few), skewed_triples(4, *few, seed=1)
     ours, tails = remotes[OURS]('scores', *sets), remotes[OURS]('tail_scores', *sets)
@@ -325,7 +325,7 @@ def errors_of(remotes: dict[str, Remote], entities: int, relations: int) -> dict
 
 # %% ../nbs/16b_peers.ipynb #6362fb0e
 def tries(label: str, found: dict[str, dict[int, list[tuple[float, int]]]]) -> list[str]:
-    "Contender by contender what each batch size took, as multiples of our best."
+    "Contender by contender what each batch size took, as multiples of the best of `tracin_nb`."
     _, ours, _ = best(found[OURS])
     median = {name: {b: statistics.median(t for t, _ in rounds) for b, rounds in sorted(measured.items())}
               for name, measured in found.items()}
@@ -351,7 +351,7 @@ NOTES = ('Time is per training triple for all test triples, without what can be 
          'Captum TracInCP as shipped would load each checkpoint again for every batch; that is not counted here.',
          'Captum TracInCPFast is no like for like: ConvE and DistMult do not end in a linear layer. It was given the '
          'entity table as one, all tails scored at once, and sees the tail\'s row only, not biases, heads, relations '
-         'or filters. Its error is against our scores restricted to the same rows.',
+         "or filters. Its error is against tracin_nb's scores restricted to the same rows.",
          'dattri differentiates all test triples again for each batch of training triples; without projection.')
 
 # %% ../nbs/16b_peers.ipynb #69c69a17
@@ -360,12 +360,12 @@ def bench_peers(entities: int = 14_541,   # FB15k-237
                 dim: int = 200,
                 tests: tuple[int, ...] = (4, 100),
                 models: tuple[str, ...] = ('ConvE', 'DistMult'),
-                contenders: tuple[str, ...] = tuple(CONTENDERS)[1:],  # to put beside ours
+                contenders: tuple[str, ...] = tuple(CONTENDERS)[1:],  # to put beside `tracin_nb`
                 rounds: int = 3,
                 budget: float = 45.,      # seconds for each contender, model and number of test triples
                 enough: float = 1.,       # seconds after which a call is not repeated
                 device: str = 'cpu') -> dict[str, Any]:
-    "Scores, time and peak memory of Captum and dattri beside ours, each in its process, on the same weights."
+    "Scores, time and peak memory of Captum and dattri beside `tracin_nb`, each in its process, on the same weights."
     versions, names = require(contenders), (OURS, *contenders)
     rows, tried, worst = [], [], 0.
     train = skewed_triples(max(max(c.triples, *c.batches) for c in CONTENDERS.values()), entities, relations)

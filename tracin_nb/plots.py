@@ -119,7 +119,7 @@ def signed_bars(ax: Axes,
                 texts: Sequence[str],  # `[N]`, written at the ends of the bars
                 names: Sequence[str],  # `[N]`, the labels of the rows
                 ) -> None:
-    "Horizontal bars from 0, proponents to the right and opponents to the left."
+    "Horizontal bars from 0, proponents to the right and opponents to the left; few and short numbers on the axis."
     for side, here in side_of(values).items():
         if here.any():
             bars = ax.barh(np.flatnonzero(here), values[here], height=.72, label=side, **BARS[side])
@@ -128,6 +128,8 @@ def signed_bars(ax: Axes,
     ax.set_ylim(len(values) - .4, -.6)
     ax.axvline(0, color="gray", linewidth=.8)
     ax.margins(x=.24)
+    ax.locator_params(axis="x", nbins=5)  # long names leave little room
+    ax.ticklabel_format(axis="x", scilimits=(-3, 4))
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/17_plots.ipynb #7e98cdc0

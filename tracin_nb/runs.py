@@ -13,7 +13,7 @@ __all__ = ['FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STOPPED', 'TRAINING_KW
            'check_stopping', 'read_checkpoint', 'read_optimizer', 'checkpoint_of', 'pick_device', 'touch_state',
            'build_loop', 'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts',
            'resumed_facts', 'little_garbage', 'run_loop', 'training_settings', 'train', 'start_training',
-           'checked_rates', 'state_at', 'moments_at', 'check_counts', 'pipeline_rates', 'pipeline_loop',
+           'checked_rates', 'state_at', 'moments_at', 'check_counts', 'title_of', 'pipeline_rates', 'pipeline_loop',
            'second_moments', 'as_run']
 
 # %% ../nbs/01_runs.ipynb #cd8673b4
@@ -36,7 +36,7 @@ from pykeen.checkpoints import BestCheckpointSchedule, CheckpointSchedule, final
 from pykeen.datasets import Dataset
 from pykeen.evaluation import RankBasedEvaluator, RankBasedMetricResults
 from pykeen.losses import Loss, UnsupportedLabelSmoothingError, loss_resolver
-from pykeen.models import CooccurrenceFilteredModel, FixedModel, LiteralModel, Model, model_resolver
+from pykeen.models import CooccurrenceFilteredModel, ERModel, FixedModel, LiteralModel, Model, model_resolver
 from pykeen.models.inductive import InductiveERModel
 from pykeen.pipeline import PipelineResult
 from pykeen.sampling import NegativeSampler, negative_sampler_resolver
@@ -84,7 +84,7 @@ class Run:
     validation: TriplesFactory | None = None
     testing: TriplesFactory | None = None
     folder: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)  # what `train` was asked for
+    settings: dict[str, Any] = field(default_factory=dict)  # what `train` was asked for; without it, the model's name
     stopped: dict[str, Any] | None = None  # the epoch after which training was stopped early, and why; None: it was not
 
 # %% ../nbs/01_runs.ipynb #c1bac4f6
@@ -92,8 +92,8 @@ class Run:
 def __repr__(self: Run) -> str:
     rows = [f"{'?' if c.epoch is None else c.epoch} (lr {c.learning_rate:.6g})" for c in self.checkpoints]
     missing = 0 if self.stopped else len(self.settings.get('keep', [])) - len(rows)
-    what = self.settings.get('model') or 'a model'
-    return (f'Run of {what} ({self.loop}, {type(self.loss).__name__}) on {self.training.num_triples} triples, '
+    what = f"{self.settings.get('model', 'a model')} ({self.loop}, {type(self.loss).__name__})"
+    return (f'Run of {what} on {self.training.num_triples} triples, '
             f'{self.training.num_entities} entities, {self.training.num_relations} relations; checkpoints at epoch '
             + ', '.join(rows) + (f'; interrupted, {missing} to come' if missing > 0 else '')
             + (f"; stopped early: {self.stopped['why']}" if self.stopped else ''))
@@ -910,6 +910,12 @@ def check_counts(model: Model, training: TriplesFactory) -> None:
         have, want = getattr(model, f'num_{what}', None), getattr(training, f'num_{what}')
         if have != want: raise RunError(f'the model has {have} {what}, the training triples have {want}')
 
+# %% ../nbs/01_runs.ipynb #d781a467
+def title_of(model: Model) -> str:
+    "PyKEEN's name for a model, else that of its class, with the interaction where the class leaves it open"
+    name = next((n for n, cls in model_resolver.lookup_dict.items() if cls is type(model)), type(model).__name__)
+    return f'{name} with {type(model.interaction).__name__}' if type(model) is ERModel else name
+
 # %% ../nbs/01_runs.ipynb #7a2eef80
 @patch(cls_method=True)
 def from_model(cls: Run,
@@ -950,6 +956,7 @@ def from_model(cls: Run,
                checkpoints=[Checkpoint(e, n, r, Path(s) if isinstance(s, (str, Path)) else None)
                             for e, n, r, s in zip(epochs or unknown, steps or unknown, rates, states)],
                build=partial(copy.deepcopy, template), state=partial(state_at, states), optimizer=optimizer,
+               settings=dict(model=title_of(model)),
                optimizer_state=None if optimizer_moments is None else partial(moments_at, list(optimizer_moments)),
                **loop_settings(loop, negative_sampler, None, negative_sampler_kwargs))
 
