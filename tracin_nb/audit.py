@@ -112,7 +112,7 @@ class TrainingAudit(Panel):
         self._controls()
         self.box = self._arranged()
 
-# %% ../nbs/18a_audit.ipynb #a5cb5a74
+# %% ../nbs/18a_audit.ipynb #8bcb0558
 @patch
 def _controls(self: TrainingAudit) -> None:
     "What is asked, and what is answered."
@@ -121,8 +121,8 @@ def _controls(self: TrainingAudit) -> None:
     self.objective, self.weighting = choice('Objective', objectives(self.run)), choice('Weighting', [*WEIGHTINGS])
     self.checkpoints = checkpoint_list(self.run)
     self.k = amount('Rows (k)', 100, min(1000, self.run.training.num_triples))
-    self.ranking = rows_list('Training triples by self-influence', 14, several=True)
-    self.suspects = rows_list('Marked as suspicious', 14, several=True)
+    self.ranking = rows_list('Training triples by self-influence', 14, several=True, width=28)
+    self.suspects = rows_list('Marked as suspicious', 14, several=True, width=20)
     self.buttons = {name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What speaks against it?')}
     self.title, self.against, self.files = (w.HTML() for _ in range(3))
     self.code, self.answer_box = code_area(), w.VBox([])
@@ -365,7 +365,7 @@ class CompareRuns(Panel):
     def _tell(self, name: str, label: str, done: int, total: int) -> None:
         self.job.progress(f'run {name}, {label}', done, total)
 
-# %% ../nbs/18a_audit.ipynb #0cf96fca
+# %% ../nbs/18a_audit.ipynb #bd7fbe77
 @patch
 def _controls(self: CompareRuns) -> None:
     "What is asked, and what is answered."
@@ -375,7 +375,9 @@ def _controls(self: CompareRuns) -> None:
     common = [name for name in objectives(self.runs[0]) if name in objectives(self.runs[1])]
     self.objective, self.weighting = choice('Objective', common), choice('Weighting', [*WEIGHTINGS])
     self.k = amount('Rows (k)', 20, min(1000, self.training.num_triples))
-    self.lists = {(run, kind): rows_list(f'{kind}s of run {run}'.capitalize(), 10) for kind in SIDES for run in RUNS}
+    others = dict(zip(RUNS, RUNS[::-1]))
+    self.lists = {(run, kind): rows_list(f'{kind.capitalize()}s of run {run}, their ranks in run {others[run]}', 10,
+                                         width=27) for kind in SIDES for run in RUNS}
     self.title, self.tables, self.image, self.files = (w.HTML() for _ in range(4))
     self.code, self.answer_box = code_area(), w.VBox([])
 
@@ -391,7 +393,7 @@ def _arranged(self: CompareRuns) -> w.VBox:
     return panel('Do both runs give the same reasons?', *who, self.head.field, self.relation.field, self.tail.field,
                  beside(self.objective, self.weighting, self.k), self.job.box, self.alert, self.answer_box)
 
-# %% ../nbs/18a_audit.ipynb #305d476d
+# %% ../nbs/18a_audit.ipynb #69bd9875
 @patch
 def start(self: CompareRuns) -> None:
     "Run: compare. Raises `ValueError` for a label that is not known, `RuntimeError` while other work goes on."
@@ -405,7 +407,7 @@ def beside_lines(rows: pd.DataFrame,  # of one run and one side
                  ) -> list[str]:
     "Rank, influence and triple of each row, and the rank in the other run."
     lines = lines_of(rows, named)
-    others = [f'· there {rank:,}' for rank in rows['other_rank']]
+    others = [f'· {rank:,}' for rank in rows['other_rank']]
     return aligned([list(pair) for pair in zip(lines, others)], right=0) if lines else []
 
 
@@ -423,8 +425,8 @@ def show(self: CompareRuns, setting: dict[str, Any], result: Comparison) -> None
                          table(result.agreement, 'How far the explanations agree'))
     drawn = png(draw_both(result).figure)
     self.image.value = picture(drawn, f'influence of training triples in run a and in run b on {"  ".join(triple)}')
-    self.files.value = (links(result, 'comparison', png=drawn) + message(facts_line(result.facts['a'])) +
-                        message(CAVEAT))
+    self.files.value = (links(result, 'comparison', png=drawn) + message(CAVEAT) +
+                        ''.join(message(f'{name}: {facts_line(result.facts[name])}') for name in RUNS))
     self.code.value = self.code_of(setting)
     self.answer_box.children = self._answer
 
@@ -541,7 +543,7 @@ def compare_settings(run: Run | Path | str,
             for n, c in zip(names, asked)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/18a_audit.ipynb #2cf3e20b
+# %% ../nbs/18a_audit.ipynb #58dc1fff
 def setting_bars(frame: pd.DataFrame,  # of `compare_settings`
                  ) -> Figure:
     "Seconds, bytes and relative error of each setting, side by side."
@@ -552,6 +554,7 @@ def setting_bars(frame: pd.DataFrame,  # of `compare_settings`
     stage_bars(axes[1], frame['bytes'] / size, [f'{x / size:.3g}' for x in frame['bytes']], unit, 'none')
     stage_bars(axes[2], frame['relative_error'], [f'{x:.0e}' for x in frame['relative_error']],
                'relative error against float64', 'none')
+    axes[2].set_xticks([])
     axes[0].set_yticks(range(len(frame)), [shortened(s, 50) for s in frame['setting']], parse_math=False)
     axes[0].set_ylim(len(frame) - .5, -.5)
     return figure

@@ -8,7 +8,7 @@ __all__ = ['STYLE', 'Stopped', 'duration', 'told', 'message', 'complaint', 'Job'
            'checkpoint_list', 'chosen', 'objectives', 'panel', 'Panel', 'entity_index', 'relation_index', 'Kept',
            'arguments', 'source_of']
 
-# %% ../nbs/17b_panels.ipynb #c4205cf9
+# %% ../nbs/17b_panels.ipynb #a8c293c4
 import base64
 import html
 import io
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -158,15 +159,14 @@ def _run(self: Job, work: Callable[[], Any]) -> None:
 
 Job._run = _run
 
-# %% ../nbs/17b_panels.ipynb #f3b7b2ce
+# %% ../nbs/17b_panels.ipynb #b1907c15
 class Index:
     "Labels, to be searched without regard to case."
     def __init__(self,
                  labels: Sequence[str],
-                 names: Mapping[str, str] | None = None):  # label -> name that people use
-        self.labels, names = list(labels), names or {}
-        self.names = [names.get(label, '') for label in self.labels] if names else None
-        lines = [f'{a} ({b})' if b else a for a, b in zip(self.labels, self.names)] if names else self.labels
+                 names: Sequence[str] | None = None):  # what people call each, or nothing
+        self.labels, self.names = list(labels), names
+        lines = self.labels if names is None else [f'{a} ({b})' if b else a for a, b in zip(labels, names, strict=True)]
         text = '\n'.join(lines)
         if text.count('\n') >= len(lines): text = '\n'.join(line.replace('\n', ' ') for line in lines)
         self.text = f'\n{text.casefold()}\n' if lines else '\n'
@@ -184,10 +184,11 @@ class Index:
     def search(self, typed: str, limit: int = 20) -> list[int]:
         "Places of at most `limit` labels, the best first."
         typed = typed.strip().casefold()
-        first = self._holding(f'\n{typed}', 10 * limit)
+        if (at := self.text.find(typed)) < 0: return []
+        first = self._holding(f'\n{typed}', 10 * limit, max(0, at - 1))
         first.sort(key=lambda i: not self.text.startswith(f'{typed}\n', self.breaks[i] + 1))
         if len(first) >= limit or not typed: return first[:limit]
-        more = [i for i in self._holding(typed, 10 * limit) if i not in set(first)]
+        more = [i for i in self._holding(typed, 10 * limit, at) if i not in set(first)]
         more.sort(key=lambda i: not re.search(rf'(?<![^\W_]){re.escape(typed)}', self.line(i)))
         return [*first, *more][:limit]
 
@@ -195,9 +196,9 @@ class Index:
         "What is searched at place `i`."
         return self.text[self.breaks[i] + 1:self.breaks[i + 1]]
 
-    def _holding(self, pattern: str, limit: int) -> list[int]:
-        "The first places, at most `limit`, of lines that hold `pattern`."
-        found, at = [], self.text.find(pattern)
+    def _holding(self, pattern: str, limit: int, start: int) -> list[int]:
+        "The first places, at most `limit`, of lines that hold `pattern`; it is nowhere before `start`."
+        found, at = [], self.text.find(pattern, start)
         while 0 <= at < len(self.text) - 1 and len(found) < limit:
             found.append(int(np.searchsorted(self.breaks, at, 'right')) - 1)
             at = self.text.find(pattern, int(self.breaks[found[-1] + 1]))
@@ -312,11 +313,13 @@ def amount(description: str, value: int, most: int) -> w.BoundedIntText:
     return w.BoundedIntText(description=description, value=min(value, most), min=1, max=most,
                             layout=w.Layout(width='14em'))
 
-# %% ../nbs/17b_panels.ipynb #c9383d60
-def rows_list(description: str, rows: int, several: bool = False) -> w.Select | w.SelectMultiple:
+# %% ../nbs/17b_panels.ipynb #a2df3a50
+def rows_list(description: str, rows: int, several: bool = False,
+              width: int = 36,  # in letters, at least, of what is beside another
+              ) -> w.Select | w.SelectMultiple:
     "A labelled list of lines, of which one can be chosen, or several."
     kind = w.SelectMultiple if several else w.Select
-    chosen = kind(description=description, options=[], rows=rows, layout=w.Layout(width='auto', flex='1 1 36em'))
+    chosen = kind(description=description, options=[], rows=rows, layout=w.Layout(width='auto', flex=f'1 1 {width}em'))
     chosen.add_class('tracin-list')
     return chosen
 
@@ -358,7 +361,7 @@ def panel(title: str, *parts: w.Widget) -> w.VBox:
     box.add_class('tracin-panel')
     return box
 
-# %% ../nbs/17b_panels.ipynb #d6bad02b
+# %% ../nbs/17b_panels.ipynb #1df7bf31
 class Panel:
     "A box of widgets around the triples of a graph. Shows itself in a notebook."
     def __init__(self,
@@ -366,8 +369,7 @@ class Panel:
                  node_names: Mapping[int, str] | None = None,   # names that people use, by entity index
                  edge_names: Mapping[str, str] | None = None):  # the same by relation label
         if not isinstance(training, TriplesFactory): raise ValueError('a panel needs triples with labels')
-        self.training, self.edge_names = training, dict(edge_names or {})
-        self.node_names = {training.entity_id_to_label[i]: name for i, name in (node_names or {}).items()}
+        self.training, self.node_names, self.edge_names = training, node_names or {}, edge_names or {}
         self.job, self.alert, self.box = Job(), w.HTML(), w.VBox()
         self.error: BaseException | None = None
 
@@ -390,23 +392,25 @@ class Panel:
                 raise
         self.job.start(watched)
 
-# %% ../nbs/17b_panels.ipynb #d5838956
+# %% ../nbs/17b_panels.ipynb #6258f2e7
 @patch
 def named(self: Panel, label: str) -> str:
     "A label with the name that people use, if there is one."
-    name = self.node_names.get(label) or self.edge_names.get(label)
+    name = self.node_names.get(self.training.entity_to_id.get(label)) or self.edge_names.get(label)
     return f'{label} ({name})' if name else label
 
-# %% ../nbs/17b_panels.ipynb #04459b6d
+# %% ../nbs/17b_panels.ipynb #f5069b74
 def entity_index(panel: Panel) -> Index:
     "The labels of the entities, by index."
-    labels = panel.training.entity_id_to_label
-    return Index([labels[i] for i in range(panel.training.num_entities)], panel.node_names)
+    every = range(panel.training.num_entities)
+    labels = list(map(panel.training.entity_id_to_label.__getitem__, every))
+    return Index(labels, list(map(panel.node_names.get, every, repeat(''))) if panel.node_names else None)
 
 
 def relation_index(panel: Panel) -> Index:
     "The labels of the relations, in alphabetical order."
-    return Index(sorted(panel.training.relation_to_id), panel.edge_names)
+    labels = sorted(panel.training.relation_to_id)
+    return Index(labels, [panel.edge_names.get(label, '') for label in labels])
 
 # %% ../nbs/17b_panels.ipynb #f7565862
 class Kept:
