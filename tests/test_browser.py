@@ -1,4 +1,4 @@
-"""The explorer in a browser: in JupyterLab, and as the page of `tracin serve`."""
+"""Panels in a browser: the explorer in JupyterLab and as the page of `tracin serve`, the audit in JupyterLab."""
 import io, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +53,9 @@ def clean(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, clean: dict[str, str], run: Run) -> Iterator[str]:
-    "JupyterLab with a notebook that shows the explorer; its address."
-    code = f'from tracin_nb import InfluenceExplorer\nInfluenceExplorer({str(run.folder)!r}, batch_size={TILE})'
+def lab(request: pytest.FixtureRequest, tmp_path: Path, clean: dict[str, str], run: Run) -> Iterator[str]:
+    "JupyterLab with a notebook that shows a panel, whose name is the parameter; its address."
+    code = f'from tracin_nb import {request.param}\n{request.param}({str(run.folder)!r}, batch_size={TILE})'
     cell = dict(cell_type='code', id='a', source=code, metadata={}, outputs=[], execution_count=None)
     kernel = dict(kernelspec=dict(name='python3', display_name='Python 3 (ipykernel)', language='python'))
     (tmp_path/'work').mkdir()
@@ -191,14 +191,18 @@ def check_answer(page, frame: pd.DataFrame) -> None:
     assert 'TracIn(' in page.get_by_role('textbox', name='Code').input_value()
 
 
-# ---- the two places
+# ---- in JupyterLab
 
-def test_lab(lab: str, page, run: Run, tmp_path: Path) -> None:
+def shown(lab: str, page) -> None:
+    "Run the notebook, and wait for the panel."
     page.goto(lab)
     page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.get_by_role('button', name='Run', exact=True).wait_for()
-    check_explorer(page, run)
+
+
+def check_both_themes(page, tmp_path: Path) -> None:
+    "It can be read in light and dark; a picture of each stays."
     check_readable(page)
     page.screenshot(path=tmp_path/'light.png')
     page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
@@ -208,6 +212,47 @@ def test_lab(lab: str, page, run: Run, tmp_path: Path) -> None:
     page.screenshot(path=tmp_path/'dark.png')
     assert page.locator('.jp-OutputArea-output').count() == 1   # the panel, and nothing printed
 
+
+@pytest.mark.parametrize('lab', ['InfluenceExplorer'], indirect=True)
+def test_lab(lab: str, page, run: Run, tmp_path: Path) -> None:
+    shown(lab, page)
+    check_explorer(page, run)
+    check_both_themes(page, tmp_path)
+
+
+@pytest.mark.parametrize('lab', ['TrainingAudit'], indirect=True)
+def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
+    "Run, stop, run again, mark with the keyboard, ask what speaks against a triple, save."
+    shown(lab, page)
+    press(page, 'Run')
+    wait_for(page, r'moments: [\d,]+ of 1,592')
+    start = time.monotonic()
+    press(page, 'Stop')
+    wait_for(page, 'stopped after')
+    assert time.monotonic() - start < 2
+    press(page, 'Run')
+    wait_for(page, 'done in')
+    frame = TracIn(run, progress=False).self_influence(100).frame
+    rows = page.get_by_role('listbox', name='Training triples by self-influence')
+    lines = rows.locator('option').all_text_contents()
+    assert [line.split()[2:] for line in lines] == frame[['head', 'relation', 'tail']].to_numpy().tolist()
+    press(page, 'Mark')
+    assert 'choose' in wait_for(page, 'then Mark')
+    rows.focus()
+    rows.press('ArrowDown')
+    press(page, 'What speaks against it?')
+    page.get_by_role('table', name=re.compile('Against .*')).wait_for()
+    rows.focus()
+    rows.press('Shift+ArrowDown')
+    press(page, 'Mark')
+    marked = page.get_by_role('listbox', name='Marked as suspicious').locator('option')
+    marked.nth(1).wait_for(state='attached')
+    page.wait_for_timeout(300)   # the links come last
+    assert pd.read_csv(saved(page, 'suspicious.csv'))['training_index'].tolist() == frame['training_index'][:2].tolist()
+    check_both_themes(page, tmp_path)
+
+
+# ---- served
 
 def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
     "`tracin serve`, dark; without the token there is no explorer, and nothing of it stays when it is terminated."

@@ -46,7 +46,7 @@ def explorer(run: Run, tracin: TracIn) -> Iterator[InfluenceExplorer]:
     "An explorer with a triple in its fields."
     explorer = InfluenceExplorer(run)
     tracin.progress, tracin.batch_size = explorer.job.progress, None
-    explorer._kept = Question(TRIPLE).setting, tracin
+    explorer.kept.setting, explorer.kept.tracin = Question(TRIPLE).setting, tracin
     explorer.head.label, explorer.relation.label, explorer.tail.label = TRIPLE
     explorer.k.value = 5
     yield explorer
@@ -70,7 +70,7 @@ def link(explorer: InfluenceExplorer, name: str) -> bytes:
 # ---- answers
 
 def test_rows(explorer: InfluenceExplorer, run: Run) -> None:
-    explorer._kept = None
+    explorer.kept.tracin = None
     frame, direct = asked(explorer), TracIn(run, progress=False).explain(TRIPLE, k=5, breakdown=True).frame
     pd.testing.assert_frame_equal(frame[direct.columns], direct)
     for side, rows in explorer.lists.items():
@@ -139,7 +139,7 @@ def test_pictures(explorer: InfluenceExplorer) -> None:
     "All are drawn, in the thread, and pyplot knows of none."
     plt.close('all')
     asked(explorer)
-    loads, seen = explorer._kept[1].counters.loads, set()
+    loads, seen = explorer.kept.tracin.counters.loads, set()
     for name in PICTURES:
         explorer.picture.value = name
         explorer.draw_button.click()
@@ -147,7 +147,7 @@ def test_pictures(explorer: InfluenceExplorer) -> None:
         assert f'alt="{name} of brazil' in explorer.image.value
         seen.add(explorer.image.value)
     assert len(seen) == len(PICTURES) and not plt.get_fignums()
-    assert explorer._kept[1].counters.loads == loads
+    assert explorer.kept.tracin.counters.loads == loads
 
 
 def test_names(run: Run, tracin: TracIn) -> None:
@@ -196,18 +196,18 @@ def test_ranks_of_an_inverse_model(tmp_path: Path) -> None:
 
 def test_models_stay(explorer: InfluenceExplorer) -> None:
     "The same setting loads nothing again; another lets the models go before it loads its own."
-    explorer._kept = None
+    explorer.kept.tracin = None
     asked(explorer)
-    kept = explorer._kept[1]
+    kept = explorer.kept.tracin
     explorer.tail.label, explorer.k.value, explorer.against.label, explorer.hops.value = 'usa', 3, 'china', 2
     asked(explorer)
-    assert explorer._kept[1] is kept and kept.counters.loads == 2
+    assert explorer.kept.tracin is kept and kept.counters.loads == 2
     old = weakref.ref(kept.steps[0].train.model)
     del kept
     explorer.objective.value = 'score'
     asked(explorer)
     gc.collect()
-    assert old() is None and explorer._kept[1].counters.loads == 2
+    assert old() is None and explorer.kept.tracin.counters.loads == 2
 
 
 def test_many_entities() -> None:
@@ -230,7 +230,7 @@ def test_many_entities() -> None:
 # ---- stop, errors
 
 def test_stop_and_again(explorer: InfluenceExplorer) -> None:
-    explorer._kept[1].batch_size = 1
+    explorer.kept.tracin.batch_size = 1
     explorer.job.button.click()
     while not re.search('influence: [1-9]', explorer.job.news.value): time.sleep(.01)
     start = time.monotonic()
@@ -238,7 +238,7 @@ def test_stop_and_again(explorer: InfluenceExplorer) -> None:
     with pytest.raises(Stopped): explorer.job.wait()
     assert time.monotonic() - start < 2 and 'stopped after' in explorer.job.news.value
     assert isinstance(explorer.error, Stopped) and explorer.result is None
-    explorer._kept[1].batch_size = None
+    explorer.kept.tracin.batch_size = None
     assert len(asked(explorer)) == 10
 
 
@@ -264,7 +264,7 @@ def test_mistakes(explorer: InfluenceExplorer, capsys: pytest.CaptureFixture) ->
 
 
 def test_one_thing_at_a_time(explorer: InfluenceExplorer) -> None:
-    explorer._kept[1].batch_size = 1
+    explorer.kept.tracin.batch_size = 1
     explorer.job.button.click()
     explorer.rank_button.click()
     assert isinstance(explorer.error, RuntimeError) and 'stop what is running first' in explorer.alert.value

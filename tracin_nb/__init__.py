@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 _HOME = {"TracIn": "influence", "Run": "runs", "train": "runs", "describe": "gradients", "load_dataset": "triples",
-         "InfluenceExplorer": "widgets"}
+         "InfluenceExplorer": "widgets", "TrainingAudit": "audit", "CompareRuns": "audit", "ProfilePanel": "audit"}
 __all__ = [*_HOME]
 
 

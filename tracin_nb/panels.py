@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'Stopped', 'duration', 'told', 'message', 'complaint', 'Job', 'Index', 'Search', 'cell', 'table', 'new_axes',
-           'png', 'picture', 'download', 'panel']
+           'png', 'picture', 'download', 'links', 'up_to', 'choice', 'amount', 'rows_list', 'beside', 'code_area',
+           'checkpoint_list', 'chosen', 'objectives', 'panel', 'Panel', 'entity_index', 'relation_index', 'Kept',
+           'arguments', 'source_of']
 
-# %% ../nbs/17b_panels.ipynb #c52ac06b
+# %% ../nbs/17b_panels.ipynb #a8c293c4
 import base64
 import html
 import io
@@ -16,14 +18,22 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ipywidgets as w
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pykeen.triples import TriplesFactory
 
+from .influence import Progress, TracIn
+from .results import Report
+from .runs import Run
 from .triples import nearest_labels
 
 # %% ../nbs/17b_panels.ipynb #d555b40f
@@ -44,7 +54,7 @@ def told(label: str, done: int, total: int, seconds: float) -> str:
     left = f', about {duration(seconds * (total - done) / done)} left' if 0 < done < total and seconds > .5 else ''
     return f'{label}: {done:,} of {total:,}{left}'
 
-# %% ../nbs/17b_panels.ipynb #0b7f402c
+# %% ../nbs/17b_panels.ipynb #3e71fee3
 STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusin',
   (event) => event.target.setAttribute('data-lm-suppress-shortcuts', ''))">
 .tracin-panel, .tracin-panel .widget-html-content, .tracin-panel label, .tracin-panel .widget-label {
@@ -63,6 +73,10 @@ STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusi
 .tracin-panel caption { text-align: left; white-space: nowrap; font-weight: 600; padding-top: .4em; }
 .tracin-panel td.number, .tracin-panel th.number { text-align: right; }
 .tracin-panel a { color: var(--jp-content-link-color, #0072b2); }
+.tracin-panel .tracin-list { flex-direction: column; height: auto; }
+.tracin-panel .tracin-list > label { width: auto; text-align: left; }
+.tracin-panel .tracin-list > select { width: 100%; box-sizing: border-box; font-size: 12px; overflow-x: auto; }
+.tracin-panel .tracin-wrap { flex-flow: row wrap; align-items: flex-start; }
 .tracin-error { border-left: 4px solid #d55e00; padding-left: .6em; }
 </style>"""
 
@@ -145,15 +159,14 @@ def _run(self: Job, work: Callable[[], Any]) -> None:
 
 Job._run = _run
 
-# %% ../nbs/17b_panels.ipynb #f3b7b2ce
+# %% ../nbs/17b_panels.ipynb #b1907c15
 class Index:
     "Labels, to be searched without regard to case."
     def __init__(self,
                  labels: Sequence[str],
-                 names: Mapping[str, str] | None = None):  # label -> name that people use
-        self.labels, names = list(labels), names or {}
-        self.names = [names.get(label, '') for label in self.labels] if names else None
-        lines = [f'{a} ({b})' if b else a for a, b in zip(self.labels, self.names)] if names else self.labels
+                 names: Sequence[str] | None = None):  # what people call each, or nothing
+        self.labels, self.names = list(labels), names
+        lines = self.labels if names is None else [f'{a} ({b})' if b else a for a, b in zip(labels, names, strict=True)]
         text = '\n'.join(lines)
         if text.count('\n') >= len(lines): text = '\n'.join(line.replace('\n', ' ') for line in lines)
         self.text = f'\n{text.casefold()}\n' if lines else '\n'
@@ -171,10 +184,11 @@ class Index:
     def search(self, typed: str, limit: int = 20) -> list[int]:
         "Places of at most `limit` labels, the best first."
         typed = typed.strip().casefold()
-        first = self._holding(f'\n{typed}', 10 * limit)
+        if (at := self.text.find(typed)) < 0: return []
+        first = self._holding(f'\n{typed}', 10 * limit, max(0, at - 1))
         first.sort(key=lambda i: not self.text.startswith(f'{typed}\n', self.breaks[i] + 1))
         if len(first) >= limit or not typed: return first[:limit]
-        more = [i for i in self._holding(typed, 10 * limit) if i not in set(first)]
+        more = [i for i in self._holding(typed, 10 * limit, at) if i not in set(first)]
         more.sort(key=lambda i: not re.search(rf'(?<![^\W_]){re.escape(typed)}', self.line(i)))
         return [*first, *more][:limit]
 
@@ -182,9 +196,9 @@ class Index:
         "What is searched at place `i`."
         return self.text[self.breaks[i] + 1:self.breaks[i + 1]]
 
-    def _holding(self, pattern: str, limit: int) -> list[int]:
-        "The first places, at most `limit`, of lines that hold `pattern`."
-        found, at = [], self.text.find(pattern)
+    def _holding(self, pattern: str, limit: int, start: int) -> list[int]:
+        "The first places, at most `limit`, of lines that hold `pattern`; it is nowhere before `start`."
+        found, at = [], self.text.find(pattern, start)
         while 0 <= at < len(self.text) - 1 and len(found) < limit:
             found.append(int(np.searchsorted(self.breaks, at, 'right')) - 1)
             at = self.text.find(pattern, int(self.breaks[found[-1] + 1]))
@@ -269,9 +283,159 @@ def download(name: str, content: bytes, kind: str = 'application/octet-stream') 
     data = base64.b64encode(content).decode()
     return f'<a download="{html.escape(name)}" href="data:{kind};base64,{data}">Save {html.escape(name)}</a>'
 
+# %% ../nbs/17b_panels.ipynb #a81efade
+def links(report: Report,
+          stem: str,  # of the files' names
+          **more: bytes,  # further files by their ending
+          ) -> str:
+    "Links that save a report as CSV and as Parquet, and further files."
+    with TemporaryDirectory() as folder:
+        paths = [report.save(Path(folder)/f'{stem}{suffix}') for suffix in ('.csv', '.parquet')]
+        files = {path.name: path.read_bytes() for path in paths}
+    files |= {f'{stem}.{ending}': content for ending, content in more.items()}
+    return ' · '.join(download(name, content) for name, content in files.items())
+
+# %% ../nbs/17b_panels.ipynb #eb576356
+def up_to(least: int, most: int) -> list[tuple[str, int | None]]:
+    "Numbers to choose from, or none of them."
+    return [('any', None), *((str(n), n) for n in range(least, most + 1))]
+
+
+def choice(description: str,
+           options: Sequence[Any],  # the first is chosen; None may be the value of one
+           ) -> w.Dropdown:
+    "A labelled choice."
+    return w.Dropdown(description=description, options=options, index=0, layout=w.Layout(width='22em'))
+
+
+def amount(description: str, value: int, most: int) -> w.BoundedIntText:
+    "A labelled number from 1 to `most`."
+    return w.BoundedIntText(description=description, value=min(value, most), min=1, max=most,
+                            layout=w.Layout(width='14em'))
+
+# %% ../nbs/17b_panels.ipynb #a2df3a50
+def rows_list(description: str, rows: int, several: bool = False,
+              width: int = 36,  # in letters, at least, of what is beside another
+              ) -> w.Select | w.SelectMultiple:
+    "A labelled list of lines, of which one can be chosen, or several."
+    kind = w.SelectMultiple if several else w.Select
+    chosen = kind(description=description, options=[], rows=rows, layout=w.Layout(width='auto', flex=f'1 1 {width}em'))
+    chosen.add_class('tracin-list')
+    return chosen
+
+
+def beside(*parts: w.Widget) -> w.HBox:
+    "Widgets beside each other, and on further lines where the page is narrow."
+    box = w.HBox([*parts])
+    box.add_class('tracin-wrap')
+    return box
+
+
+def code_area() -> w.Textarea:
+    "Where Python stands that is to be copied."
+    return w.Textarea(description='Code', rows=9, layout=w.Layout(width='auto'))
+
+# %% ../nbs/17b_panels.ipynb #bdb57360
+def checkpoint_list(run: Run) -> w.SelectMultiple:
+    "The checkpoints of a run, all of them chosen."
+    epochs = [c.epoch for c in run.checkpoints]
+    names = [f'{i}' if epoch is None else f'{i} (epoch {epoch})' for i, epoch in enumerate(epochs)]
+    return w.SelectMultiple(description='Checkpoints', options=[*zip(names, range(len(names)))],
+                            value=tuple(range(len(names))), rows=min(4, len(names)))
+
+
+def chosen(checkpoints: w.SelectMultiple) -> tuple[int, ...] | None:
+    "Places of the chosen checkpoints, None for all of them. Raises `ValueError` for none of them."
+    if not checkpoints.value: raise ValueError(f'{checkpoints.description}: choose at least one')
+    return None if len(checkpoints.value) == len(checkpoints.options) else tuple(checkpoints.value)
+
+
+def objectives(run: Run) -> list[str]:
+    "The names of losses of training triples."
+    return ['training', *(['training-row'] if run.loop == 'lcwa' else []), 'bce', 'score']
+
 # %% ../nbs/17b_panels.ipynb #84369c74
 def panel(title: str, *parts: w.Widget) -> w.VBox:
     "The box of a panel."
     box = w.VBox([w.HTML(f'{STYLE}<h3>{html.escape(title)}</h3>'), *parts])
     box.add_class('tracin-panel')
     return box
+
+# %% ../nbs/17b_panels.ipynb #1df7bf31
+class Panel:
+    "A box of widgets around the triples of a graph. Shows itself in a notebook."
+    def __init__(self,
+                 training: TriplesFactory,
+                 node_names: Mapping[int, str] | None = None,   # names that people use, by entity index
+                 edge_names: Mapping[str, str] | None = None):  # the same by relation label
+        if not isinstance(training, TriplesFactory): raise ValueError('a panel needs triples with labels')
+        self.training, self.node_names, self.edge_names = training, node_names or {}, edge_names or {}
+        self.job, self.alert, self.box = Job(), w.HTML(), w.VBox()
+        self.error: BaseException | None = None
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any: return self.box._repr_mimebundle_(**kwargs)
+
+    def handler(self, method: Callable[[], Any]) -> Callable[[Any], None]:
+        "What a button or a list calls: it does `method` and shows and keeps what that raises."
+        def act(_: Any) -> None:
+            self.error, self.alert.value = None, ''
+            try: method()
+            except Exception as error: self.error, self.alert.value = error, complaint(error)
+        return act
+
+    def begin(self, work: Callable[[], Any]) -> None:
+        "Do long work, whose error is kept, too. Raises `RuntimeError` while other work goes on."
+        def watched() -> None:
+            try: work()
+            except BaseException as error:
+                self.error = error
+                raise
+        self.job.start(watched)
+
+# %% ../nbs/17b_panels.ipynb #6258f2e7
+@patch
+def named(self: Panel, label: str) -> str:
+    "A label with the name that people use, if there is one."
+    name = self.node_names.get(self.training.entity_to_id.get(label)) or self.edge_names.get(label)
+    return f'{label} ({name})' if name else label
+
+# %% ../nbs/17b_panels.ipynb #f5069b74
+def entity_index(panel: Panel) -> Index:
+    "The labels of the entities, by index."
+    every = range(panel.training.num_entities)
+    labels = list(map(panel.training.entity_id_to_label.__getitem__, every))
+    return Index(labels, list(map(panel.node_names.get, every, repeat(''))) if panel.node_names else None)
+
+
+def relation_index(panel: Panel) -> Index:
+    "The labels of the relations, in alphabetical order."
+    labels = sorted(panel.training.relation_to_id)
+    return Index(labels, [panel.edge_names.get(label, '') for label in labels])
+
+# %% ../nbs/17b_panels.ipynb #f7565862
+class Kept:
+    "The `TracIn` of the last question about a run."
+    def __init__(self,
+                 run: Run,
+                 options: Mapping[str, Any],  # of `TracIn`, whatever the question
+                 progress: Progress):
+        self.run, self.options, self.progress = run, options, progress
+        self.setting: dict[str, Any] | None = None
+        self.tracin: TracIn | None = None
+
+    def __call__(self, setting: dict[str, Any]) -> TracIn:
+        "The `TracIn` with these arguments, which has loaded its checkpoints if they are those of the question before."
+        if self.tracin is None or setting != self.setting:
+            self.tracin = None
+            self.tracin, self.setting = TracIn(self.run, **setting, **self.options, progress=self.progress), setting
+        return self.tracin
+
+# %% ../nbs/17b_panels.ipynb #c43f7188
+def arguments(given: Mapping[str, Any]) -> str:
+    "Named arguments as one writes them."
+    return ', '.join(f'{name}={value!r}' for name, value in given.items())
+
+
+def source_of(run: Run) -> str:
+    "Python that gives the run: its folder, or the name `run` if it has none."
+    return repr(str(run.folder)) if run.folder else 'run'
