@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'SHOWN', 'KEEP', 'TILES', 'without', 'Ask', 'TrainingAudit', 'check_same_graph', 'places_of', 'strongest',
-           'agreement', 'belief', 'Comparison', 'compare', 'CompareRuns', 'beside_lines', 'draw_both', 'Setting',
+           'agreement', 'belief', 'Comparison', 'compare', 'CompareRuns', 'ranked_lines', 'draw_both', 'Setting',
            'in_double', 'told_of', 'contender', 'compare_settings', 'setting_bars', 'device_choices', 'ProfilePanel']
 
-# %% ../nbs/18a_audit.ipynb #afeb16fa
+# %% ../nbs/18a_audit.ipynb #70475f54
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -36,7 +36,7 @@ from .panels import (Kept, Panel, Search, amount, arguments, beside, checkpoint_
                               relation_index, rows_list, source_of, table)
 from .plots import BLUE, byte_unit, panels, shortened, stage_bars
 from .profiling import Contender, relative_error
-from .results import CAVEAT, SIDES, TRIPLE, Report, Result, SelfInfluence, aligned, facts_line, visible
+from .results import CAVEAT, SIDES, TRIPLE, Report, SelfInfluence, aligned, facts_line, signed, visible
 from .runs import Run, as_run, pick_device
 from .stability import alike, chance, neighbours
 from .triples import select, to_ids, to_labels
@@ -365,7 +365,7 @@ class CompareRuns(Panel):
     def _tell(self, name: str, label: str, done: int, total: int) -> None:
         self.job.progress(f'run {name}, {label}', done, total)
 
-# %% ../nbs/18a_audit.ipynb #bd7fbe77
+# %% ../nbs/18a_audit.ipynb #1408d232
 @patch
 def _controls(self: CompareRuns) -> None:
     "What is asked, and what is answered."
@@ -376,8 +376,9 @@ def _controls(self: CompareRuns) -> None:
     self.objective, self.weighting = choice('Objective', common), choice('Weighting', [*WEIGHTINGS])
     self.k = amount('Rows (k)', 20, min(1000, self.training.num_triples))
     others = dict(zip(RUNS, RUNS[::-1]))
-    self.lists = {(run, kind): rows_list(f'{kind.capitalize()}s of run {run}, their ranks in run {others[run]}', 10,
-                                         width=27) for kind in SIDES for run in RUNS}
+    name = '{}s of run {}: rank, influence, rank in run {}'
+    self.lists = {(run, kind): rows_list(name.format(kind.capitalize(), run, others[run]), 10, width=27)
+                  for kind in SIDES for run in RUNS}
     self.title, self.tables, self.image, self.files = (w.HTML() for _ in range(4))
     self.code, self.answer_box = code_area(), w.VBox([])
 
@@ -393,7 +394,7 @@ def _arranged(self: CompareRuns) -> w.VBox:
     return panel('Do both runs give the same reasons?', *who, self.head.field, self.relation.field, self.tail.field,
                  beside(self.objective, self.weighting, self.k), self.job.box, self.alert, self.answer_box)
 
-# %% ../nbs/18a_audit.ipynb #69bd9875
+# %% ../nbs/18a_audit.ipynb #3159fcd4
 @patch
 def start(self: CompareRuns) -> None:
     "Run: compare. Raises `ValueError` for a label that is not known, `RuntimeError` while other work goes on."
@@ -402,13 +403,14 @@ def start(self: CompareRuns) -> None:
     self.begin(lambda: self.show(setting, compare(*(kept(setting) for kept in self.kept), triple, k)))
 
 
-def beside_lines(rows: pd.DataFrame,  # of one run and one side
+def ranked_lines(rows: pd.DataFrame,  # of one run and one side
                  named: Callable[[str], str],
                  ) -> list[str]:
-    "Rank, influence and triple of each row, and the rank in the other run."
-    lines = lines_of(rows, named)
-    others = [f'· {rank:,}' for rank in rows['other_rank']]
-    return aligned([list(pair) for pair in zip(lines, others)], right=0) if lines else []
+    "Rank, influence, rank in the other run, and triple of each row."
+    triples = [[visible(named(label), 60) for label in row] for row in rows[TRIPLE].to_numpy().tolist()]
+    cells = zip(rows['rank'].astype(str), signed(rows['influence'].tolist()), rows['other_rank'].map('{:,}'.format),
+                triples)
+    return aligned([[*numbers, *triple] for *numbers, triple in cells], right=3) if triples else []
 
 
 @patch
@@ -417,7 +419,7 @@ def show(self: CompareRuns, setting: dict[str, Any], result: Comparison) -> None
     self.result = result
     for (run, kind), rows in self.lists.items():
         mine = result.side(run, kind)
-        rows.options = [*zip(beside_lines(mine, self.named), mine.index.tolist())]
+        rows.options = [*zip(ranked_lines(mine, self.named), mine.index.tolist())]
         rows.value = None
     triple = tuple(result.facts['triple'])
     self.title.value = message('  '.join(map(self.named, triple)))

@@ -240,24 +240,25 @@ def check(self: _Schedule, listened: float) -> None:
             self.team.drop(worker)
             self.fail(worker, f'no sign of life for {self.timeout:g} seconds')
 
-# %% ../nbs/11b_workers.ipynb #abc39ed0
+# %% ../nbs/11b_workers.ipynb #cb3ce47c
 def run_shards(team: Team,
                shards: Iterable[int],
                done: Callable[[int, Any], None],           # called here with each finished shard and its result, once
                *,
-               alive: Callable[[int], None] = lambda n: None,  # called with amounts of work that were done, or are lost
+               alive: Callable[[int], None] = lambda n: None,  # called with work done or lost, and 0 each second
                timeout: float = 600.,                      # seconds without a sign of life, from start to end
                attempts: int = 3,                          # failures of one shard after which all is given up
                ) -> None:
     """Have all `shards` done by the team, and close it, whatever happens.
 
-    Raises `WorkerError`, with the workers' tracebacks, if that is impossible."""
+    Raises `WorkerError`, with the workers' tracebacks, if that is impossible, and what `alive` raises to end it."""
     plan = _Schedule(team, deque(shards), timeout, attempts, alive)
     for worker in range(len(team.names)): plan.shard[worker], plan.silent[worker] = None, 0.
     step = min(1., timeout / 4)
     try:
         while plan.todo or any(shard is not None for shard in plan.shard.values()):
             plan.assign()
+            alive(0)
             start = time.monotonic()
             for news in team.wait(step): plan.hear(news, done)
             plan.check(min(step, time.monotonic() - start))
