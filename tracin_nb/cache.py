@@ -574,7 +574,7 @@ _OURS = re.compile(r'\.?(factors|store)-[0-9a-f]{32}\.safetensors(\.\w+)?')
 
 # %% ../nbs/06_cache.ipynb #988f310f
 def _files(folder: Path | str | None) -> list[Path]:
-    "The files in `folder` that are ours."
+    "The files in `folder` that this module wrote."
     folder = default_folder() if folder is None else Path(folder)
     return sorted(p for p in folder.glob('*') if _OURS.fullmatch(p.name)) if folder.is_dir() else []
 

@@ -85,7 +85,7 @@ ANALYSIS = stacked(
     click.option('--weighting', type=click.Choice(WEIGHTINGS), default='natural', show_default=True,
                  help="The metric in which gradients are compared; 'adam' needs the optimiser's kept moments."),
     click.option('--precision', type=click.Choice(PRECISIONS), default='fp32', show_default=True,
-                 help='tf32 (GPU), bf16 and fp16 are approximate, and faster on some machines; the result tells the error.'),
+                 help='tf32 (GPU), bf16, fp16: approximate, and faster on some machines; the result tells the error.'),
     click.option('--compile/--no-compile', '--use-torch-compile', 'compile', default=False, show_default=True,
                  help='Compile the scoring with torch.compile, if that is faster here; the result says what was done.'),
     click.option('--checkpoints', type=Numbers(), metavar='K,K,...',

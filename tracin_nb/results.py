@@ -352,7 +352,7 @@ def _repr_html_(self: Report) -> str:
 
 # %% ../nbs/11_results.ipynb #e0219e0f
 def write_json(content: dict[str, Any], path: Path) -> None:
-    "Strict JSON (no NaN) in UTF-8, without indentation: results are large, and json is slow with it."
+    "Strict JSON (no NaN) in UTF-8, without indentation, since results are large."
     path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 # %% ../nbs/11_results.ipynb #fad688af
@@ -367,7 +367,7 @@ def to_parquet(report: Report, path: Path) -> None:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    "Rows as dictionaries of plain Python values, as `DataFrame.to_dict` gives them, but in a fraction of its time."
+    "Rows as dictionaries of plain Python values, as `DataFrame.to_dict` gives them, column by column."
     columns = {name: frame[name].to_numpy(dtype=object).tolist() for name in frame.columns}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 

@@ -264,7 +264,7 @@ def _alike(label: str, known: Sequence[str], limit: int = 300) -> list[str]:
 
 # %% ../nbs/00_triples.ipynb #f4a36018
 def nearest_labels(label: str, known: Iterable[str], k: int = 3) -> list[str]:
-    "Up to `k` labels of `known` closest to `label` (`difflib`, ignoring case), in fractions of a second for a million."
+    "Up to `k` labels of `known` closest to `label` (`difflib`, ignoring case); made for a million of them."
     known, label = list(known), label[:200]
     if len(known) > 5000: known = _alike(label, known)
     by_case = {x.casefold(): x for x in known}
