@@ -167,7 +167,7 @@ def test_plan_held_and_left() -> None:
 
 
 def test_plan_fails_with_numbers() -> None:
-    with pytest.raises(ValueError, match=r'hold 500 bytes.* takes 4,000, .*memory=4,400'):
+    with pytest.raises(ValueError, match=r'hold 500 bytes.* takes 4,000 bytes, .*memory=4,400'):
         plan_tiles(cost(lambda n: 4000 * n), 1000, 4400, CPU, most=100, held=500)
     assert plan_tiles(cost(lambda n: 4000 * n), 1000, 4500, CPU, most=100, held=500).size == 1
 

@@ -151,8 +151,9 @@ def ensemble(runs: Sequence[Run],   # trained alike, with different seeds
     checkpoints = [replace(runs[i].checkpoints[k], learning_rate=runs[i].checkpoints[k].learning_rate / len(runs))
                    for i, k in places]
     moments = partial(_of_one, 'optimizer_state', runs, places) if all(r.optimizer_state for r in runs) else None
+    named = {name: value for name, value in runs[0].settings.items() if name == 'model'}
     return replace(runs[0], checkpoints=checkpoints, state=partial(_of_one, 'state', runs, places),
-                   optimizer_state=moments, folder=None, settings={}, stopped=None)
+                   optimizer_state=moments, folder=None, settings=named, stopped=None)
 
 # %% ../nbs/15e_stability.ipynb #7290bd39
 def by_checkpoint(run: Run,
