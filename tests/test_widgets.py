@@ -139,7 +139,8 @@ def test_pictures(explorer: InfluenceExplorer) -> None:
     "All are drawn, in the thread, and pyplot knows of none."
     plt.close('all')
     asked(explorer)
-    loads, seen = explorer.kept.tracin.counters.loads, set()
+    loads, seen, news = explorer.kept.tracin.counters.loads, set(), []
+    explorer.job.news.observe(lambda change: news.append(change['new']), 'value')
     for name in PICTURES:
         explorer.picture.value = name
         explorer.draw_button.click()
@@ -147,6 +148,7 @@ def test_pictures(explorer: InfluenceExplorer) -> None:
         assert f'alt="{name} of brazil' in explorer.image.value
         seen.add(explorer.image.value)
     assert len(seen) == len(PICTURES) and not plt.get_fignums()
+    assert any('graph of the training triples' in line for line in news)
     assert explorer.kept.tracin.counters.loads == loads
 
 

@@ -113,10 +113,10 @@ class Job:
         return self._thread is not None and self._thread.is_alive()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        "Show how far it is; raises `Stopped` if that was asked for. Ten times a second at most."
+        "Show how far it is; raises `Stopped` if that was asked for. A label ten times a second at most."
         if self._stop.is_set(): raise Stopped
         now = time.monotonic()
-        if label != self._since[0]: self._since = label, now, done
+        if label != self._since[0]: self._since, self._shown = (label, now, done), 0.
         if now - self._shown < .1 and done < total: return
         self._shown = now
         self.bar.value = done / total if total else 1.

@@ -324,7 +324,9 @@ def draw_all(explorer: InfluenceExplorer) -> Axes:
 
 def draw_graph(explorer: InfluenceExplorer) -> Axes:
     "What influenced the prediction around its head and tail, and the best paths."
-    return ego_graph(explorer.graph, explorer.question.triple, explorer.every(), ax=new_axes(12, 8))
+    scores = explorer.every()
+    explorer.job.progress('graph of the training triples', 0, 1)
+    return ego_graph(explorer.graph, explorer.question.triple, scores, ax=new_axes(12, 8))
 
 
 PICTURES: dict[str, Callable[[InfluenceExplorer], Axes]] = {
