@@ -138,3 +138,22 @@ def test_plain_words() -> None:
     "No advertising, and one term for one thing."
     found = {name: PRAISE.findall(text) + TERMS.findall(text) for name, text in pages().items()}
     assert {name: words for name, words in found.items() if words} == {}
+
+
+def test_table_of_the_default() -> None:
+    "The table in 'Weightings' that says why `natural` is the default has the files' numbers."
+    cells = json.loads((ROOT/'nbs/05_weightings.ipynb').read_text(encoding='utf-8'))['cells']
+    text = next(t for t in (''.join(c['source']) for c in cells) if '## The default' in t).split('## The default')[1]
+    names = {'entity overlap': 'entity overlap', '`sgd`, TracIn as published': 'tracin',
+             '`adam-cosine`': 'adam-cosine', '**`natural`**': 'natural'}
+    lds = json.loads((ROOT/'benchmarks/lds.json').read_text())['experiments']
+    removed = {r['method']: r for r in json.loads((ROOT/'benchmarks/removal.json').read_text())['rows'] if r['k'] == 1}
+    lines = {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in
+             (line.strip('|').split('|') for line in text.splitlines() if line.startswith('|'))}
+    said = [f"{e['settings']['dataset']}, {e['settings']['model']}" for e in lds]
+    assert [name.lower() for name in lines[''][:-1]] == said
+    for name, key in names.items():
+        own = [next(r['own']['mean'] for r in e['rows'] if r['estimator'] == key) for e in lds]
+        row = [f'{x:.2f}'.removeprefix('0') for x in own]
+        row.append(f"{removed[key]['PD']['mean']:.0f} / {removed[key]['TC']['mean']:.0f}" if key in removed else '')
+        assert lines[name] == row
