@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from tracin_nb.objectives import Softmax, losses
 from tracin_nb.removal import (METHODS, NOTHING, OneByOne, RANDOM, Setting, Trial, best, candidates, deletions, measure,
-                               first_model, in_file_order, make_recipe, removal, removal_table, some)
+                               first_model, in_file_order, make_recipe, processes_for, removal, removal_table, some)
 from tracin_nb.retraining import retrain
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -91,7 +91,7 @@ def test_removal() -> None:
 
 
 def test_a_seed_decides_everything(trial: Trial) -> None:
-    again = Trial(trial.setting, trial.seed, trial.limit)
+    again = Trial(trial.setting, trial.seed, limit=trial.limit)
     assert_close(again.before.probability, trial.before.probability, rtol=0, atol=0)
     made, twice = (deletions(t, {}, (1, 10))[RANDOM, 10] for t in (trial, again))
     assert (made == twice).all()
@@ -100,5 +100,6 @@ def test_a_seed_decides_everything(trial: Trial) -> None:
 def test_equal_deletions_are_one_model(trial: Trial) -> None:
     mask = deletions(trial, {}, (1,))[RANDOM, 1]
     found, models = measure(trial, {'a': mask, 'b': mask})
+    with processes_for(2) as pool: assert measure(trial, {'a': mask, 'b': mask}, pool) == (found, models)
     assert found['a'] == found['b'] and models == len(mask.unique(dim=0))
     with pytest.raises(ValueError, match='seeds is 0, expected at least 1'): removal(0)

@@ -87,7 +87,8 @@ def test_the_command_line(runs, tmp_path):
     command = [sys.executable, '-m', 'tracin_nb', 'run', runs['conve'].folder, *ask, *how]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert Result.load(tmp_path/'out').frame.equals(make(runs['conve'], weighting='natural').explain(('china', 'embassy', 'cuba'), 5).frame)
+    one = make(runs['conve'], weighting='natural').explain(('china', 'embassy', 'cuba'), 5)
+    assert Result.load(tmp_path/'out').frame.equals(one.frame)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there are GPUs here')

@@ -9,6 +9,7 @@ __all__ = ['DESIGNS', 'EXPERIMENTS', 'with_intervals', 'markdown', 'lds_experime
 # %% ../nbs/16g_experiments.ipynb #dbb13547
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,9 +70,12 @@ def lds_experiment(designs: Sequence[Mapping[str, Any]] = DESIGNS,   # settings 
 
 
 def removal_experiment(seeds: int = 5, limit: int | None = None, device: str | torch.device | None = None,
+                       processes: int | None = None,   # by default one for each core; on a GPU, one
                        tell: Callable[[str], Any] | None = None) -> dict[str, Any]:
     "`removal` with its protocol's settings."
-    return removal(seeds, limit=limit, device=device, alive=tell or (lambda line: None))
+    cores = 1 if torch.device(device or 'cpu').type == 'cuda' else os.cpu_count() or 1
+    return removal(seeds, limit=limit, device=device, processes=processes or cores,
+                   alive=tell or (lambda line: None))
 
 # %% ../nbs/16g_experiments.ipynb #92291cd1
 class Experiment(NamedTuple):

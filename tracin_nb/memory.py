@@ -211,7 +211,17 @@ def _most_used(work: Callable[[slice], Any], n: int, total: int, device: torch.d
     used = [_used(work, slice(start, start + n), device) for start in starts]
     return None if None in used else max(u.peak for u in used)
 
-# %% ../nbs/09_memory.ipynb #ad7e241b
+# %% ../nbs/09_memory.ipynb #bf291268
+def _roomy(work: Callable[[slice], Any], n: int, most: int, total: int, room: int,
+           device: torch.device) -> dict[int, int]:
+    "The peaks of tiles of `n` and of `most`, if by the first the second takes less than half the room; else nothing."
+    if n >= most: return {}
+    used = _used(work, slice((total - n) // 2, (total - n) // 2 + n), device)
+    if not used or 2 * used.peak * most > n * room: return {}
+    peak = _most_used(work, most, total, device)
+    return {n: used.peak, most: peak} if peak and peak <= room else {}
+
+# %% ../nbs/09_memory.ipynb #f5a101bd
 def plan_tiles(work: Callable[[slice], Any],   # one tile, done and thrown away
                total: int,                     # triples to go through
                budget: int,                    # bytes above the models
@@ -225,7 +235,9 @@ def plan_tiles(work: Callable[[slice], Any],   # one tile, done and thrown away
     Raises `ValueError` if not even one triple fits, with the bytes that it takes."""
     first = _used(work, slice(0, 1), device) or Usage(2 * budget)   # loads code, draws negatives: what is left stays
     most = min(most, total)
-    room, peaks, n = budget - held - first.left, {}, min(16, most)
+    room, few = budget - held - first.left, min(16, most)
+    peaks = _roomy(work, few, most, total, room, device)
+    n = most if peaks else few
     while n and n not in peaks:
         peaks[n] = _most_used(work, n, total, device) or 2 * room
         n = _next_size(peaks, room, most)

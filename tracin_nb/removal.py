@@ -5,11 +5,15 @@
 # %% auto #0
 __all__ = ['METHODS', 'NOTHING', 'RANDOM', 'PUBLISHED', 'in_file_order', 'Setting', 'first_model', 'about', 'make_recipe',
            'OneByOne', 'row_scores', 'known_tails', 'Outcomes', 'best_tails', 'outcomes', 'candidates', 'best', 'some',
-           'Trial', 'influence', 'deletions', 'measure', 'compared', 'removal', 'summary', 'removal_table']
+           'Start', 'Trial', 'influence', 'deletions', 'processes_for', 'train_part', 'train_all', 'measure',
+           'compared', 'removal', 'summary', 'removal_table']
 
-# %% ../nbs/15b_removal.ipynb #5cf3d323
+# %% ../nbs/15b_removal.ipynb #1d49693e
+import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +69,12 @@ def make_recipe(model: ERModel, training: TriplesFactory, setting: Setting, seed
     untrained = Run.from_model(model, training, learning_rates=[setting.lr], **about(setting, seed))
     return Recipe(make_objective('training', untrained), setting.epochs, 1, setting.lr, eps=setting.eps, seed=None)
 
-# %% ../nbs/15b_removal.ipynb #03ed2cbe
+# %% ../nbs/15b_removal.ipynb #0ff2065b
 class OneByOne(Program):
     """Gradients of stacked DistMults for batches of one triple, among all the tails that were drawn for it.
 
     Raises `ValueError` for another model or loss."""
-    axis, threaded = -1, True
+    axis = -1
     def __init__(self, model: ERModel, triples: Tensor, objective: Objective, device: str | torch.device):
         super().__init__(model, triples, objective, device)
         q, self.triples = self.queries, triples.tolist()
@@ -174,48 +178,55 @@ PUBLISHED = {(RANDOM, 1): (54, 18), (RANDOM, 10): (66, 36), (RANDOM, None): (82,
              ('gradient rollback', 1): (93, 38), ('gradient rollback', 10): (97, 83),
              ('gradient rollback', None): (100, 97)}   # PD and TC in %, Lawrence et al. 2021, Table 1
 
-# %% ../nbs/15b_removal.ipynb #fc361196
+# %% ../nbs/15b_removal.ipynb #fcbfd606
 @dataclass
-class Trial:
-    "One seed: a trained model, its predictions, and what is known."
+class Start:
+    "One seed before its training."
     setting: Setting
     seed: int
-    limit: int | None = None       # how many predictions; None: all
-    device: str | torch.device | None = None
+    device: str | torch.device | None = None   # where to train
     def __post_init__(self) -> None:
-        data = Nations()
-        self.training = data.training
-        self.triples = in_file_order(data.training, data.training_path)
-        self.first = first_model(data.training, self.setting, self.seed)
-        self.recipe = make_recipe(self.first, data.training, self.setting, self.seed)
-        nothing = torch.ones(1, len(self.triples), dtype=torch.bool)
-        stacks = self.train(nothing, at=range(1, self.setting.epochs + 1))
-        self.run = run_of(self.first, data.training, self.recipe, stacks, **about(self.setting, self.seed))
-        last, pairs = stacks[self.setting.epochs], data.testing.mapped_triples[:, :2].unique(dim=0)
-        known = torch.cat([self.triples, data.validation.mapped_triples])
-        masks = known_tails(known, pairs, data.num_entities)
-        tails = best_tails(self.scores(last, pairs), masks)
-        self.predictions, self.known = torch.cat([pairs, tails[:, None]], 1)[:self.limit], masks[:self.limit]
-        self.before = self.judge(last)
+        self.data = Nations()
+        self.training = self.data.training
+        self.triples = in_file_order(self.training, self.data.training_path)
+        self.first = first_model(self.training, self.setting, self.seed)
+        self.recipe = make_recipe(self.first, self.training, self.setting, self.seed)
     def train(self, kept: Tensor, **kwargs: Any) -> dict[int, Stack]:
         "Models trained on what is kept (booleans `[G, N]`)."
         return retrain(self.first, self.triples, self.recipe, kept, program=OneByOne, group=700,
                        device=self.device, **kwargs)
-    def scores(self, stack: Stack, pairs: Tensor) -> Tensor:
-        "Scores `[M, E]` by one model for all `pairs` `[M, 2]`, or by one for each."
-        names = list(stack.params)
-        params = {n: p.expand(len(pairs), -1, -1) for n, p in stack.params.items()}
-        return row_scores(params, pairs, names)
-    def judge(self, stack: Stack) -> Outcomes:
-        "What one model says about all predictions, or one model for each about its own."
-        return outcomes(self.scores(stack, self.predictions[:, :2]), self.predictions[:, 2], self.known)
 
-# %% ../nbs/15b_removal.ipynb #947f550a
+# %% ../nbs/15b_removal.ipynb #96654bf9
+@dataclass
+class Trial(Start):
+    "One seed: a trained model, its predictions, and what is known."
+    limit: int | None = None       # how many predictions; None: all
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        nothing = torch.ones(1, len(self.triples), dtype=torch.bool)
+        stacks = self.train(nothing, at=range(1, self.setting.epochs + 1))
+        self.run = run_of(self.first, self.training, self.recipe, stacks, **about(self.setting, self.seed))
+        last, pairs = stacks[self.setting.epochs].params, self.data.testing.mapped_triples[:, :2].unique(dim=0)
+        known = torch.cat([self.triples, self.data.validation.mapped_triples])
+        masks = known_tails(known, pairs, self.data.num_entities)
+        tails = best_tails(self.scores(last, pairs), masks)
+        self.predictions, self.known = torch.cat([pairs, tails[:, None]], 1)[:self.limit], masks[:self.limit]
+        self.before = self.judge(last)
+    def scores(self, params: Tensors, pairs: Tensor) -> Tensor:
+        "Scores `[M, E]` by one model (`[1, n, d]`) for all `pairs` `[M, 2]`, or by one for each."
+        each = {n: p.expand(len(pairs), -1, -1) for n, p in params.items()}
+        return row_scores(each, pairs, list(params))
+    def judge(self, params: Tensors) -> Outcomes:
+        "What one model says about all predictions, or one model for each about its own."
+        return outcomes(self.scores(params, self.predictions[:, :2]), self.predictions[:, 2], self.known)
+
+# %% ../nbs/15b_removal.ipynb #3bda3ed6
 def influence(trial: Trial,
               **settings: Any,   # of `TracIn`
               ) -> Tensor:
     "Influence `[M, N]` of the training triples, in the order of the file, on the predictions."
-    tracin = TracIn(trial.run, 'training', test_objective='softmax', progress=False, **settings)
+    tracin = TracIn(trial.run, 'training', test_objective='softmax', progress=False, batch_size=len(trial.triples),
+                    **settings)
     return tracin.scores(trial.predictions, trial.triples)
 
 
@@ -233,18 +244,42 @@ def deletions(trial: Trial,
              allowed.sum(1) // 2 for k in ks}
     return made | {(RANDOM, k): some(allowed, count[k], 1000 * trial.seed + i) for i, k in enumerate(ks)}
 
-# %% ../nbs/15b_removal.ipynb #35e8efab
+# %% ../nbs/15b_removal.ipynb #a7095046
+@contextmanager
+def processes_for(n: int) -> Iterator[ProcessPoolExecutor | None]:
+    "`n` processes with one thread each, or None for 1: this process itself."
+    if n == 1: return (yield None)
+    how = dict(mp_context=multiprocessing.get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,))
+    with ProcessPoolExecutor(n, **how) as pool: yield pool
+
+
+def train_part(setting: Setting, seed: int, device: str | torch.device | None, kept: Tensor) -> Stack:
+    "What `Trial.train` does, for a process that has no trial."
+    return Start(setting, seed, device).train(kept)[setting.epochs]
+
+
+def train_all(trial: Trial,
+              kept: Tensor,      # booleans `[G, N]`
+              pool: ProcessPoolExecutor | None,
+              ) -> Tensors:
+    "Parameters `[G, n, d]` of the models trained on what is kept."
+    if pool is None: return trial.train(kept)[trial.setting.epochs].params
+    parts = [pool.submit(train_part, trial.setting, trial.seed, trial.device, part) for part in kept.chunk(8)]
+    stacks = [part.result() for part in parts]
+    return {n: torch.cat([stack.params[n] for stack in stacks]) for n in stacks[0].params}
+
+# %% ../nbs/15b_removal.ipynb #e3cada40
 def measure(trial: Trial,
            deleted: Mapping[Any, Tensor],   # by row: booleans `[M, N]`
-           alive: Callable[[int], Any] = lambda done: None,
+           pool: ProcessPoolExecutor | None = None,
            ) -> tuple[dict[Any, dict[str, float]], int]:
     "By row: PD, TC (in %) and the mean number of deleted triples; and how many models were trained for that."
     every = torch.cat(list(deleted.values()))
     distinct, which = every.unique(dim=0, return_inverse=True)
-    stack = trial.train(~distinct, alive=alive)[trial.setting.epochs]
+    params = train_all(trial, ~distinct, pool)
     found = {}
     for (row, mask), part in zip(deleted.items(), which.split(len(trial.predictions)), strict=True):
-        own = Stack(stack.epoch, {n: p[part] for n, p in stack.params.items()}, {}, stack.steps[part], None)
+        own = {n: p[part] for n, p in params.items()}
         found[row] = compared(trial.before, trial.judge(own)) | dict(deleted=mask.sum(1).double().mean().item())
     return found, len(distinct)
 
@@ -254,7 +289,7 @@ def compared(before: Outcomes, after: Outcomes) -> dict[str, float]:
     drop = (after.probability * 1e5).round() < (before.probability * 1e5).round()
     return dict(PD=100 * drop.double().mean().item(), TC=100 * (after.top != before.top).double().mean().item())
 
-# %% ../nbs/15b_removal.ipynb #82604fd4
+# %% ../nbs/15b_removal.ipynb #fabf0361
 def removal(seeds: int = 5,
             methods: Mapping[str, Mapping[str, Any]] = METHODS,   # name of a row -> settings of `TracIn`
             ks: Sequence[int | None] = (1, 10, None),   # how many to delete; None: all that are not below 0
@@ -262,18 +297,20 @@ def removal(seeds: int = 5,
             limit: int | None = None,            # explain so many predictions only
             setting: Setting = Setting(),
             device: str | torch.device | None = None,   # where to train
+            processes: int = 1,                         # among which the models are shared out
             alive: Callable[[str], Any] = lambda line: None,   # is told what has been done
             ) -> dict[str, Any]:
     "PD and TC on Nations, by row and number of deleted triples: mean, least and greatest over the seeds."
     if seeds < 1: raise ValueError(f'seeds is {seeds}, expected at least 1')
     start, found, facts = time.perf_counter(), [], []
-    for seed in range(seeds):
-        trial = Trial(setting, seed, limit, device)
-        by_row, models = measure(trial, deletions(trial, methods, ks))
-        found.append(by_row)
-        facts.append(dict(seed=seed, predictions=len(trial.predictions), models=models,
-                          seconds=round(time.perf_counter() - start, 1)))
-        alive(f'seed {seed}: {models} models, {facts[-1]["seconds"]} s')
+    with processes_for(processes) as pool:
+        for seed in range(seeds):
+            trial = Trial(setting, seed, device, limit)
+            by_row, models = measure(trial, deletions(trial, methods, ks), pool)
+            found.append(by_row)
+            facts.append(dict(seed=seed, predictions=len(trial.predictions), models=models,
+                              seconds=round(time.perf_counter() - start, 1)))
+            alive(f'seed {seed}: {models} models, {facts[-1]["seconds"]} s')
     return dict(experiment='removal', settings=dict(vars(setting), dataset='nations', seeds=seeds), trials=facts,
                 rows=[summary(row, [f[row] for f in found]) for row in found[0]])
 

@@ -6,11 +6,10 @@
 __all__ = ['OPTIMIZERS', 'Tensors', 'Recipe', 'StackedSGD', 'StackedAdam', 'KeptBatchNorm', 'check_plain', 'AnyScores',
            'DistMultScores', 'Program', 'Stack', 'check_kept', 'retrain', 'run_of']
 
-# %% ../nbs/15_retraining.ipynb #c880d395
+# %% ../nbs/15_retraining.ipynb #d17102dc
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -325,12 +324,11 @@ def _table_names(model: ERModel) -> list[str]:
     whole = type(model.interaction) is DistMultInteraction and len(names) == len(tables) == 2
     return [names[id(t._embeddings.weight)] for t in tables] if bare and whole else []
 
-# %% ../nbs/15_retraining.ipynb #2a9b972b
+# %% ../nbs/15_retraining.ipynb #c9e5cf33
 class Program:
     "Gradients of a stack of models, batch by batch. Raises `ValueError` for what `check_plain` does."
     axis = 0   # where the models lie in a stacked parameter
     lazy: Sequence[str] = ()   # parameters of which a batch needs only the rows that `touched` tells
-    threaded = False   # may several threads ask for gradients at one time? The scores of PyKEEN's modules may not
     def __init__(self,
                  model: ERModel,                 # what all models start from
                  triples: Tensor,                # the training triples `[N, 3]`, ids
@@ -464,23 +462,14 @@ def check_kept(kept: Tensor, recipe: Recipe, n: int, batch_norms: bool) -> None:
                 f'in a batch of epoch {epoch + 1} a model keeps one triple only, of which a batch norm has no '
                 'variance: keep more, or change the batch size or the seed')
 
-# %% ../nbs/15_retraining.ipynb #dcf059f0
-def _side_by_side(work: Callable[[Tensor], Any], parts: Sequence[Tensor], threads: int) -> Iterator[Any]:
-    "`work` of each part, in order; `threads` at a time."
-    if threads == 1: return (yield from map(work, parts))
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(work, parts)
-    finally: torch.set_num_threads(threads)   # which new threads take over
-
-# %% ../nbs/15_retraining.ipynb #12cded78
+# %% ../nbs/15_retraining.ipynb #f7999337
 def retrain(model: ERModel,                   # what all models start from; it stays as it is
             triples: Tensor,                  # the training triples `[N, 3]`, ids
             recipe: Recipe,
             kept: Tensor,                     # booleans `[G, N]`: which triples each model is trained on
             *,
             at: Sequence[int] | None = None,  # epochs after which to look; by default the last. 0: the start
-            group: int = 100,                 # models trained at a time, by one thread: memory grows with it
+            group: int = 100,                 # models trained at a time: memory grows with it
             device: str | torch.device | None = None,  # by default the model's
             program: Callable[..., Program] = Program,
             alive: Callable[[int], Any] = lambda done: None,   # is told how many models are done
@@ -493,11 +482,9 @@ def retrain(model: ERModel,                   # what all models start from; it s
     at, found = [recipe.epochs] if at is None else list(at), []
     if wrong := [e for e in at if e not in range(recipe.epochs + 1)]:
         raise ValueError(f'at: there is no epoch {wrong[0]}, only 0 to {recipe.epochs}')
-    threads = torch.get_num_threads() if made.threaded and made.device.type == 'cpu' else 1
-    groups = kept.chunk(threads * math.ceil(len(kept) / (threads * group)))
-    for stacks in _side_by_side(lambda some: _Group(made, recipe, some).train(at), groups, threads):
-        found.append(stacks)
-        alive(len(next(iter(stacks.values()))))
+    for some in kept.split(group):
+        found.append(_Group(made, recipe, some).train(at))
+        alive(len(some))
     return {epoch: _joined([f[epoch] for f in found]) for epoch in at}
 
 # %% ../nbs/15_retraining.ipynb #54db7ca7
