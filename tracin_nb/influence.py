@@ -97,7 +97,7 @@ class TracIn:
                  test_objective: str | Objective | None = None,  # loss of the triples to explain; by default the same
                  weighting: str | Weighting = 'natural',  # the metric: a name in `WEIGHTINGS`, or a `Weighting`
                  engine: str = 'factored',  # "factored", "vmap" or "loop"
-                 precision: str = 'fp32',  # "fp32"; or "tf32", "bf16", "fp16": fewer bits, and the result tells the error
+                 precision: str = 'fp32',  # "fp32", or fewer bits: "tf32", "bf16", "fp16"; the result tells the error
                  compile: bool = False,  # compile the scoring, where that is faster; the result tells what was done
                  checkpoints: Sequence[int] | None = None,  # places in `run.checkpoints`; by default all
                  devices: str | torch.device | Sequence[str] = 'auto',  # one, a list, "ray"; "auto": every GPU there is
