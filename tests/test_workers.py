@@ -2,6 +2,7 @@
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -158,8 +159,9 @@ def test_a_worker_is_killed_at_any_moment(runs, tests, moment, monkeypatch):
 def started(run, out, devices='cpu,cpu'):
     "A command that takes a minute, with parts in a folder, in a process group of its own; returns when there are some."
     code = ('from objectives_for_workers import Slow; from tracin_nb.influence import TracIn\n'
-            'import sys, torch; torch.set_num_threads(1)\n'
+            'import signal, sys, torch; torch.set_num_threads(1)\n'
             'if __name__ == "__main__":\n'
+            '    signal.signal(signal.SIGINT, signal.default_int_handler)\n'   # a shell may ignore it
             '    run, out, devices = sys.argv[1:]\n'
             '    TracIn(run, Slow(), weighting="sgd", devices=devices.split(","), batch_size=16,'
             '           progress=False).explain('
@@ -188,7 +190,7 @@ def group(pid):
 
 def shared_memory(pids):
     "What processes have left in /dev/shm, where the names are made with their ids."
-    return [name for name in os.listdir('/dev/shm') if any(pid in name for pid in pids)]
+    return [name for name in os.listdir('/dev/shm') if set(re.findall(r'\d+', name)) & set(pids)]
 
 
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
