@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from tracin_nb.objectives import Softmax, losses
 from tracin_nb.removal import (METHODS, NOTHING, OneByOne, RANDOM, Setting, Trial, best, candidates, deletions, measure,
-                               first_model, in_file_order, make_recipe, processes_for, removal, removal_table, some)
+                               first_model, in_file_order, make_recipe, removal, removal_table, some)
 from tracin_nb.retraining import retrain
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -80,6 +81,13 @@ def test_deletions(trial: Trial) -> None:
     assert (some(allowed, torch.full((12,), 10), 0) != some(allowed, torch.full((12,), 10), 1)).any()
 
 
+def test_processes_share_out_the_seeds() -> None:
+    "Two give what one gives."
+    ask = partial(removal, 2, {}, (1,), limit=3, setting=Setting(epochs=1))
+    one, two = ask(), ask(processes=2)
+    assert one['rows'] == two['rows'] and [t['seed'] for t in two['trials']] == [0, 1]
+
+
 def test_removal() -> None:
     "Nothing deleted changes nothing; TracIn beats random neighbours even in one epoch; the result is JSON."
     result = removal(1, {'tracin': METHODS['tracin']}, (10,), limit=30, setting=Setting(epochs=1))
@@ -100,6 +108,5 @@ def test_a_seed_decides_everything(trial: Trial) -> None:
 def test_equal_deletions_are_one_model(trial: Trial) -> None:
     mask = deletions(trial, {}, (1,))[RANDOM, 1]
     found, models = measure(trial, {'a': mask, 'b': mask})
-    with processes_for(2) as pool: assert measure(trial, {'a': mask, 'b': mask}, pool) == (found, models)
     assert found['a'] == found['b'] and models == len(mask.unique(dim=0))
     with pytest.raises(ValueError, match='seeds is 0, expected at least 1'): removal(0)

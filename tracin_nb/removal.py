@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['METHODS', 'NOTHING', 'RANDOM', 'PUBLISHED', 'in_file_order', 'Setting', 'first_model', 'about', 'make_recipe',
            'OneByOne', 'row_scores', 'known_tails', 'Outcomes', 'best_tails', 'outcomes', 'candidates', 'best', 'some',
-           'Start', 'Trial', 'influence', 'deletions', 'processes_for', 'train_part', 'train_all', 'measure',
-           'compared', 'removal', 'summary', 'removal_table']
+           'Trial', 'influence', 'deletions', 'measure', 'compared', 'map_over', 'one_seed', 'removal', 'summary',
+           'removal_table']
 
-# %% ../nbs/15b_removal.ipynb #1d49693e
+# %% ../nbs/15b_removal.ipynb #a53e21e6
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +179,13 @@ PUBLISHED = {(RANDOM, 1): (54, 18), (RANDOM, 10): (66, 36), (RANDOM, None): (82,
              ('gradient rollback', 1): (93, 38), ('gradient rollback', 10): (97, 83),
              ('gradient rollback', None): (100, 97)}   # PD and TC in %, Lawrence et al. 2021, Table 1
 
-# %% ../nbs/15b_removal.ipynb #fcbfd606
+# %% ../nbs/15b_removal.ipynb #7c459327
 @dataclass
-class Start:
-    "One seed before its training."
+class Trial:
+    "One seed: a trained model, its predictions, and what is known."
     setting: Setting
     seed: int
+    limit: int | None = None                   # how many predictions; None: all
     device: str | torch.device | None = None   # where to train
     def __post_init__(self) -> None:
         self.data = Nations()
@@ -191,20 +193,14 @@ class Start:
         self.triples = in_file_order(self.training, self.data.training_path)
         self.first = first_model(self.training, self.setting, self.seed)
         self.recipe = make_recipe(self.first, self.training, self.setting, self.seed)
+        nothing = torch.ones(1, len(self.triples), dtype=torch.bool)
+        self.predict(self.train(nothing, at=range(1, self.setting.epochs + 1)))
     def train(self, kept: Tensor, **kwargs: Any) -> dict[int, Stack]:
         "Models trained on what is kept (booleans `[G, N]`)."
         return retrain(self.first, self.triples, self.recipe, kept, program=OneByOne, group=700,
                        device=self.device, **kwargs)
-
-# %% ../nbs/15b_removal.ipynb #96654bf9
-@dataclass
-class Trial(Start):
-    "One seed: a trained model, its predictions, and what is known."
-    limit: int | None = None       # how many predictions; None: all
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        nothing = torch.ones(1, len(self.triples), dtype=torch.bool)
-        stacks = self.train(nothing, at=range(1, self.setting.epochs + 1))
+    def predict(self, stacks: dict[int, Stack]) -> None:
+        "By the model trained on everything, of which `stacks` holds each epoch."
         self.run = run_of(self.first, self.training, self.recipe, stacks, **about(self.setting, self.seed))
         last, pairs = stacks[self.setting.epochs].params, self.data.testing.mapped_triples[:, :2].unique(dim=0)
         known = torch.cat([self.triples, self.data.validation.mapped_triples])
@@ -244,39 +240,14 @@ def deletions(trial: Trial,
              allowed.sum(1) // 2 for k in ks}
     return made | {(RANDOM, k): some(allowed, count[k], 1000 * trial.seed + i) for i, k in enumerate(ks)}
 
-# %% ../nbs/15b_removal.ipynb #a7095046
-@contextmanager
-def processes_for(n: int) -> Iterator[ProcessPoolExecutor | None]:
-    "`n` processes with one thread each, or None for 1: this process itself."
-    if n == 1: return (yield None)
-    how = dict(mp_context=multiprocessing.get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,))
-    with ProcessPoolExecutor(n, **how) as pool: yield pool
-
-
-def train_part(setting: Setting, seed: int, device: str | torch.device | None, kept: Tensor) -> Stack:
-    "What `Trial.train` does, for a process that has no trial."
-    return Start(setting, seed, device).train(kept)[setting.epochs]
-
-
-def train_all(trial: Trial,
-              kept: Tensor,      # booleans `[G, N]`
-              pool: ProcessPoolExecutor | None,
-              ) -> Tensors:
-    "Parameters `[G, n, d]` of the models trained on what is kept."
-    if pool is None: return trial.train(kept)[trial.setting.epochs].params
-    parts = [pool.submit(train_part, trial.setting, trial.seed, trial.device, part) for part in kept.chunk(8)]
-    stacks = [part.result() for part in parts]
-    return {n: torch.cat([stack.params[n] for stack in stacks]) for n in stacks[0].params}
-
-# %% ../nbs/15b_removal.ipynb #e3cada40
+# %% ../nbs/15b_removal.ipynb #096d1d5c
 def measure(trial: Trial,
-           deleted: Mapping[Any, Tensor],   # by row: booleans `[M, N]`
-           pool: ProcessPoolExecutor | None = None,
-           ) -> tuple[dict[Any, dict[str, float]], int]:
+            deleted: Mapping[Any, Tensor],   # by row: booleans `[M, N]`
+            ) -> tuple[dict[Any, dict[str, float]], int]:
     "By row: PD, TC (in %) and the mean number of deleted triples; and how many models were trained for that."
     every = torch.cat(list(deleted.values()))
     distinct, which = every.unique(dim=0, return_inverse=True)
-    params = train_all(trial, ~distinct, pool)
+    params = trial.train(~distinct)[trial.setting.epochs].params
     found = {}
     for (row, mask), part in zip(deleted.items(), which.split(len(trial.predictions)), strict=True):
         own = {n: p[part] for n, p in params.items()}
@@ -289,7 +260,24 @@ def compared(before: Outcomes, after: Outcomes) -> dict[str, float]:
     drop = (after.probability * 1e5).round() < (before.probability * 1e5).round()
     return dict(PD=100 * drop.double().mean().item(), TC=100 * (after.top != before.top).double().mean().item())
 
-# %% ../nbs/15b_removal.ipynb #fabf0361
+# %% ../nbs/15b_removal.ipynb #fb1c95b9
+@contextmanager
+def map_over(processes: int) -> Iterator[Callable[..., Iterator]]:
+    "`map` by so many processes with one thread each; 1 is this process itself."
+    if processes == 1: return (yield map)
+    how = dict(mp_context=multiprocessing.get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,))
+    with ProcessPoolExecutor(processes, **how) as pool: yield pool.map
+
+
+def one_seed(setting: Setting, methods: Mapping[str, Mapping[str, Any]], ks: Sequence[int | None], limit: int | None,
+             device: str | torch.device | None, seed: int) -> tuple[dict[Any, dict[str, float]], dict[str, Any]]:
+    "What `measure` finds, and what it took."
+    start, trial = time.perf_counter(), Trial(setting, seed, limit, device)
+    found, models = measure(trial, deletions(trial, methods, ks))
+    return found, dict(seed=seed, predictions=len(trial.predictions), models=models,
+                       seconds=round(time.perf_counter() - start, 1))
+
+# %% ../nbs/15b_removal.ipynb #bff1376d
 def removal(seeds: int = 5,
             methods: Mapping[str, Mapping[str, Any]] = METHODS,   # name of a row -> settings of `TracIn`
             ks: Sequence[int | None] = (1, 10, None),   # how many to delete; None: all that are not below 0
@@ -297,20 +285,17 @@ def removal(seeds: int = 5,
             limit: int | None = None,            # explain so many predictions only
             setting: Setting = Setting(),
             device: str | torch.device | None = None,   # where to train
-            processes: int = 1,                         # among which the models are shared out
+            processes: int = 1,                         # that share out the seeds
             alive: Callable[[str], Any] = lambda line: None,   # is told what has been done
             ) -> dict[str, Any]:
     "PD and TC on Nations, by row and number of deleted triples: mean, least and greatest over the seeds."
     if seeds < 1: raise ValueError(f'seeds is {seeds}, expected at least 1')
-    start, found, facts = time.perf_counter(), [], []
-    with processes_for(processes) as pool:
-        for seed in range(seeds):
-            trial = Trial(setting, seed, device, limit)
-            by_row, models = measure(trial, deletions(trial, methods, ks), pool)
+    found, facts = [], []
+    with map_over(min(processes, seeds)) as shared:
+        for by_row, fact in shared(partial(one_seed, setting, methods, ks, limit, device), range(seeds)):
             found.append(by_row)
-            facts.append(dict(seed=seed, predictions=len(trial.predictions), models=models,
-                              seconds=round(time.perf_counter() - start, 1)))
-            alive(f'seed {seed}: {models} models, {facts[-1]["seconds"]} s')
+            facts.append(fact)
+            alive('seed {seed}: {models} models, {seconds} s'.format(**fact))
     return dict(experiment='removal', settings=dict(vars(setting), dataset='nations', seeds=seeds), trials=facts,
                 rows=[summary(row, [f[row] for f in found]) for row in found[0]])
 

@@ -85,7 +85,7 @@ class StackedSGD:
         "There are none."
         return None
 
-# %% ../nbs/15_retraining.ipynb #af6d74c6
+# %% ../nbs/15_retraining.ipynb #5d813496
 class StackedAdam:
     """Adam (Kingma & Ba 2015, algorithm 1) of `G` models, which may skip steps. `params` are changed in place; their
     models lie along `axis`, 0 or -1. Raises `ValueError` for a beta outside (0, 1)."""
@@ -94,24 +94,24 @@ class StackedAdam:
             raise ValueError(f'betas are {recipe.betas}, expected 0 < beta < 1')
         self.params, self.recipe, self.axis, self.lazy = params, recipe, axis, tuple(lazy)
         first = next(iter(params.values()))
-        self.mean, self.root = ({n: torch.zeros_like(p) for n, p in params.items()} for _ in range(2))
+        self.mean, self.square = ({n: torch.zeros_like(p) for n, p in params.items()} for _ in range(2))
         self.spare = {n: torch.empty_like(p) for n, p in params.items() if n not in self.lazy}
         ones = torch.ones(first.shape[axis], dtype=torch.float64, device=first.device)
         self.betas = ones.new_tensor(recipe.betas * 2)[:, None]
         self.calls, self.powers = 0, ones.repeat(4, 1)   # of the betas: in the moments, and all
-        self.period = max(1, int(math.log(1e-3 if lazy else 1e-12) / math.log(recipe.betas[0])))
+        self.period = max(1, int(math.log(1e-5 if lazy else 1e-12) / math.log(recipe.betas[0])))
         self.sums = ones.new_zeros(5, len(ones))
         self.seen = {n: ones.new_zeros(len(params[n]), *self.sums.shape) for n in self.lazy}
 
-# %% ../nbs/15_retraining.ipynb #0d93d675
+# %% ../nbs/15_retraining.ipynb #8187f79e
 @patch
 def _take_out(self: StackedAdam) -> None:
     "Give the moments their true size."
     self.bring({name: slice(None) for name in self.lazy})
     p1, p2 = self.powers[:2]
-    for m, s in zip(self.mean.values(), self.root.values()):
+    for m, v in zip(self.mean.values(), self.square.values()):
         m *= _along(p1, m, self.axis)
-        s *= _along(p2.sqrt(), s, self.axis)
+        v *= _along(p2, v, self.axis)
     self.powers[:2] = 1
     for sums in (self.sums, *self.seen.values()): sums.zero_()
 
@@ -120,9 +120,9 @@ def _take_out(self: StackedAdam) -> None:
 def moments(self: StackedAdam) -> dict[str, Tensor]:
     "The second moments (`exp_avg_sq`) by parameter, in its shape. All parameters are up to date then."
     self._take_out()
-    return {name: s.square() for name, s in self.root.items()}
+    return {name: v.clone() for name, v in self.square.items()}
 
-# %% ../nbs/15_retraining.ipynb #e3fc3ae7
+# %% ../nbs/15_retraining.ipynb #3b67f30c
 @patch
 def step(self: StackedAdam,
          grads: dict[str, Any],   # by parameter: the gradient (which is overwritten), or (slice, gradient there)
@@ -139,7 +139,8 @@ def step(self: StackedAdam,
     self._gather(grads, (1 - b1) * (active / p1), active * ((1 - b2) / p2).sqrt())
     for name, spare in self.spare.items():
         p, a, b = self.params[name], _along(A, spare, self.axis), _along(B, spare, self.axis)
-        p.addcdiv_(self.mean[name], torch.addcmul(b, self.root[name], a, out=spare), value=-1)
+        torch.addcmul(b, torch.sqrt(self.square[name], out=spare), a, out=spare)
+        p.addcdiv_(self.mean[name], spare, value=-1)
     if self.lazy: self._note(active / A, self.recipe.eps * rate / A)
 
 
@@ -150,9 +151,9 @@ def _gather(self: StackedAdam, grads: dict[str, Any], c1: Tensor, c2: Tensor) ->
         rows, g = given if isinstance(given, tuple) else (None, given)
         _of(self.mean[name], rows).addcmul_(g, _along(c1, g, self.axis))
         g.mul_(_along(c2, g, self.axis))
-        _of(self.root[name], rows).square_().addcmul_(g, g).sqrt_()
+        _of(self.square[name], rows).addcmul_(g, g)
 
-# %% ../nbs/15_retraining.ipynb #6617d83a
+# %% ../nbs/15_retraining.ipynb #04a55b2c
 @patch
 def _note(self: StackedAdam, weight: Tensor, e: Tensor) -> None:
     "A step that lazy rows have missed, with its numbers `[G]`."
@@ -170,12 +171,14 @@ def bring(self: StackedAdam,
     for name, at in rows.items():
         missed = self.sums - self.seen[name][at]
         total = missed[:, :1]
-        r1, r2, r3, r4 = (torch.where(total > 0, missed[:, 1:] / total, 1.)).to(self.params[name].dtype).split(1, 1)
-        mu2, mu3 = r2 - r1**2, r3 - 3 * r1 * r2 + 2 * r1**3
-        mu4 = r4 - 4 * r1 * r3 + 6 * r1**2 * r2 - 3 * r1**4
-        u = 1 / (self.root[name][at] + r1)
-        series = 1 + u * u * (mu2 - u * (mu3 - u * mu4))
-        self.params[name][at] -= self.mean[name][at] * total.to(u.dtype) * u * series
+        means = torch.where(total > 0, missed[:, 1:] / total, 1.).to(self.params[name].dtype)
+        r1, r2, r3, r4 = means.split(1, 1)
+        mu2 = torch.addcmul(r2, r1, r1, value=-1)
+        mu3 = torch.addcmul(r3, r1, torch.add(r2, mu2, alpha=2), value=-1)
+        mu4 = r4 - r1 * (4 * mu3 + r1 * (6 * mu2 + r1 * r1))
+        u = (self.square[name][at].sqrt() + r1).reciprocal_()
+        series = torch.addcmul(mu2, u, torch.addcmul(mu3, u, mu4, value=-1), value=-1).mul_(u).mul_(u).add_(1)
+        self.params[name][at].addcmul_(self.mean[name][at], series.mul_(u).mul_(total), value=-1)
         self.seen[name][at] = self.sums
 
 # %% ../nbs/15_retraining.ipynb #bae3350e
