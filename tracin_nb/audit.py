@@ -7,7 +7,7 @@ __all__ = ['RUNS', 'SHOWN', 'KEEP', 'TILES', 'without', 'Ask', 'TrainingAudit', 
            'agreement', 'belief', 'Comparison', 'compare', 'CompareRuns', 'ranked_lines', 'draw_both', 'Setting',
            'in_double', 'told_of', 'contender', 'compare_settings', 'setting_bars', 'device_choices', 'ProfilePanel']
 
-# %% ../nbs/18a_audit.ipynb #70475f54
+# %% ../nbs/18a_audit.ipynb #5993ef54
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -31,12 +31,12 @@ from .cache import FactorCache
 from .gradients import ENGINES
 from .influence import Progress, TracIn
 from .objectives import Softmax
-from .panels import (Kept, Panel, Search, amount, arguments, beside, checkpoint_list, choice, chosen,
+from .panels import (Kept, Panel, RunPanel, Search, amount, arguments, beside, checkpoint_list, choice, chosen,
                               code_area, entity_index, links, message, new_axes, objectives, panel, picture, png,
                               relation_index, rows_list, source_of, table)
 from .plots import BLUE, byte_unit, panels, shortened, stage_bars
 from .profiling import Contender, relative_error
-from .results import CAVEAT, SIDES, TRIPLE, Report, SelfInfluence, aligned, facts_line, signed, visible
+from .results import CAVEAT, SIDES, TRIPLE, Report, Result, SelfInfluence, aligned, facts_line, signed, visible
 from .runs import Run, as_run, pick_device
 from .stability import alike, chance, neighbours
 from .triples import select, to_ids, to_labels
@@ -95,22 +95,13 @@ def code(self: Ask,
              f'found = tracin.self_influence({ask})', *rest, 'found']
     return '\n'.join(lines)
 
-# %% ../nbs/18a_audit.ipynb #3a061f76
-class TrainingAudit(Panel):
+# %% ../nbs/18a_audit.ipynb #e8df5de9
+class TrainingAudit(RunPanel):
     "A panel to rank training triples by their influence on themselves, and to mark those that look wrong."
-    def __init__(self,
-                 run: Run | Path | str,  # a run, or its folder
-                 *,
-                 node_names: Mapping[int, str] | None = None,   # names that people use, by entity index
-                 edge_names: Mapping[str, str] | None = None,   # the same by relation label
-                 **options: Any):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
-        self.run, self.options = as_run(run), options
-        super().__init__(self.run.training, node_names, edge_names)
-        self.ask, self.result, self.doubt = None, None, None
-        self.marked = pd.DataFrame()   # rows of rankings, by training index
-        self.kept = Kept(self.run, options, self.job.progress)
-        self._controls()
-        self.box = self._arranged()
+    ask: Ask | None = None                # of the ranking that is shown
+    result: SelfInfluence | None = None   # that ranking
+    doubt: Result | None = None           # what speaks for and against a triple
+    marked = pd.DataFrame()               # rows of rankings, by training index
 
 # %% ../nbs/18a_audit.ipynb #8bcb0558
 @patch

@@ -6,9 +6,9 @@
 __all__ = ['STYLE', 'Stopped', 'duration', 'told', 'message', 'complaint', 'Job', 'Index', 'Search', 'cell', 'table', 'new_axes',
            'png', 'picture', 'download', 'links', 'up_to', 'choice', 'amount', 'rows_list', 'beside', 'code_area',
            'checkpoint_list', 'chosen', 'objectives', 'panel', 'Panel', 'entity_index', 'relation_index', 'Kept',
-           'arguments', 'source_of']
+           'RunPanel', 'arguments', 'source_of']
 
-# %% ../nbs/17b_panels.ipynb #a8c293c4
+# %% ../nbs/17b_panels.ipynb #5a478e16
 import base64
 import html
 import io
@@ -33,7 +33,7 @@ from pykeen.triples import TriplesFactory
 
 from .influence import Progress, TracIn
 from .results import Report
-from .runs import Run
+from .runs import Run, as_run
 from .triples import nearest_labels
 
 # %% ../nbs/17b_panels.ipynb #d555b40f
@@ -429,6 +429,24 @@ class Kept:
             self.tracin = None
             self.tracin, self.setting = TracIn(self.run, **setting, **self.options, progress=self.progress), setting
         return self.tracin
+
+# %% ../nbs/17b_panels.ipynb #f39df6a5
+class RunPanel(Panel):
+    "A panel that asks `TracIn` about a run."
+    def __init__(self,
+                 run: Run | Path | str,  # a run, or its folder
+                 *,
+                 node_names: Mapping[int, str] | None = None,   # names that people use, by entity index
+                 edge_names: Mapping[str, str] | None = None,   # the same by relation label
+                 **options: Any):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
+        self.run, self.options = as_run(run), options
+        super().__init__(self.run.training, node_names, edge_names)
+        self.kept = Kept(self.run, options, self.job.progress)
+        self._controls()
+        self.box = self._arranged()
+
+    def _controls(self) -> None: raise NotImplementedError
+    def _arranged(self) -> w.VBox: raise NotImplementedError
 
 # %% ../nbs/17b_panels.ipynb #c43f7188
 def arguments(given: Mapping[str, Any]) -> str:

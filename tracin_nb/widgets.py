@@ -6,11 +6,10 @@
 __all__ = ['PICTURES', 'Question', 'known_triples', 'tail_ranks', 'ranked_tests', 'lines_of', 'parts_of', 'InfluenceExplorer',
            'draw_ranking', 'draw_all', 'draw_graph']
 
-# %% ../nbs/18_widgets.ipynb #a0e7f23a
+# %% ../nbs/18_widgets.ipynb #5ff3f916
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
@@ -24,15 +23,15 @@ from pykeen.evaluation.ranks import Ranks
 from pykeen.models import Model
 from torch import Tensor
 
-from .influence import Progress, TracIn, counter
+from .influence import Progress, counter
 from .neighbourhoods import Graph, near
 from .objectives import Softmax, score
-from .panels import (Kept, Panel, Search, amount, arguments, beside, checkpoint_list, choice, chosen,
+from .panels import (RunPanel, Search, amount, arguments, beside, checkpoint_list, choice, chosen,
                               code_area, entity_index, links, message, new_axes, objectives, panel, picture, png,
                               relation_index, rows_list, source_of, table, up_to)
 from .plots import GROUPS, PARTS, by_checkpoint, distribution, ego_graph, over_checkpoints, ranking, shares
 from .results import CAVEAT, SIDES, TRIPLE, Result, aligned, facts_line, label_columns, signed, visible
-from .runs import Run, as_run
+from .runs import Run
 from .weightings import WEIGHTINGS
 
 # %% ../nbs/18_widgets.ipynb #d0bd7424
@@ -139,29 +138,18 @@ def parts_of(row: pd.Series) -> dict[str, pd.DataFrame]:
         found[by] = pd.DataFrame(dict(part=names, influence=part.to_numpy(), share=shares))
     return found
 
-# %% ../nbs/18_widgets.ipynb #d7385b9a
-class InfluenceExplorer(Panel):
+# %% ../nbs/18_widgets.ipynb #fd8c47d8
+class InfluenceExplorer(RunPanel):
     "A panel to ask which training triples made a model believe a prediction. Shows itself in a notebook."
-    def __init__(self,
-                 run: Run | Path | str,  # a run, or its folder
-                 *,
-                 node_names: Mapping[int, str] | None = None,   # names that people use, by entity index
-                 edge_names: Mapping[str, str] | None = None,   # the same by relation label
-                 **options: Any):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
-        self.run, self.options = as_run(run), options
-        super().__init__(self.run.training, node_names, edge_names)
-        self.question, self.result = None, None
-        self.kept = Kept(self.run, options, self.job.progress)
-        self._controls()
-        self._views()
-        self.box = self._arranged()
+    question: Question | None = None   # whose answer is shown
+    result: Result | None = None       # that answer
 
     @cached_property
     def graph(self) -> Graph:
         "Of the training triples."
         return Graph(self.run.training)
 
-# %% ../nbs/18_widgets.ipynb #f5760d7d
+# %% ../nbs/18_widgets.ipynb #473f3841
 @patch
 def _controls(self: InfluenceExplorer) -> None:
     "What is asked."
@@ -177,6 +165,7 @@ def _controls(self: InfluenceExplorer) -> None:
     self.k = amount('Rows (k)', 20, min(1000, self.run.training.num_triples))
     self.hops, self.path_length = choice('Hops', up_to(1, 3)), choice('Path length', up_to(2, 4))
     self.restrict = choice('Neighbours', [('look only there', True), ('look everywhere, mark them', False)])
+    self._views()
 
 
 @patch
@@ -236,17 +225,11 @@ def start_drawing(self: InfluenceExplorer) -> None:
     "Draw the chosen picture. Raises `RuntimeError` while other work goes on."
     self.begin(self.draw)
 
-# %% ../nbs/18_widgets.ipynb #67ef1f47
-@patch
-def tracin(self: InfluenceExplorer, question: Question) -> TracIn:
-    "The `TracIn` for a question, kept from the question before if that had the same setting."
-    return self.kept(question.setting)
-
-
+# %% ../nbs/18_widgets.ipynb #50945156
 @patch
 def explain(self: InfluenceExplorer, question: Question) -> Result:
     "The answer, with the parts of each influence by parameter group and by checkpoint."
-    tracin, around = self.tracin(question), None
+    tracin, around = self.kept(question.setting), None
     if question.conditions: around = near(self.graph, question.triple, question.restrict, **question.conditions)
     found = tracin.explain(question.triple, question.k, near=around, against=question.against, breakdown=True)
     return by_checkpoint(tracin, found, question.against) if len(found.frame) else found
@@ -302,12 +285,12 @@ def export(self: InfluenceExplorer, *pictures: bytes) -> None:
     found = links(self.result, 'influence', **{'png': content for content in pictures})
     self.files.value = f'{found}{message(facts_line(self.result.facts))}{message(CAVEAT)}'
 
-# %% ../nbs/18_widgets.ipynb #1aa3c35b
+# %% ../nbs/18_widgets.ipynb #5afc801e
 @patch
 def every(self: InfluenceExplorer) -> Tensor:
     "Influence `[N]` of every training triple. Raises `ValueError` where there is a second tail."
     if self.question.against: raise ValueError('this picture is for one tail: empty the field "Why not", and Run')
-    if self.all_scores is None: self.all_scores = self.tracin(self.question).scores(self.question.triple)[0]
+    if self.all_scores is None: self.all_scores = self.kept(self.question.setting).scores(self.question.triple)[0]
     return self.all_scores
 
 
