@@ -178,7 +178,9 @@ ABOUT = {   # in the order of the page: title, what it shows, column of ratios f
                 '[Removal](15b_removal.ipynb).', None),
     'lds': ('Linear datamodeling score', 'Rank correlation of predicted and actual losses over trainings on random '
             'halves, with 95 % intervals. See [Datamodels](15c_datamodel.ipynb).', None),
-    'stability': ('Stability', 'See [the chapter](15e_stability.ipynb).', None),
+    'stability': ('Stability', 'What two rankings have in common of their first ten proponents, with 95 % intervals: '
+                  'of two seeds, of fewer checkpoints and all, of a trained run and one with random weights, and of '
+                  'lists of random neighbours. See [the chapter](15e_stability.ipynb).', None),
     'corruption': ('Wrong triples in the training set', 'Are planted wrong triples found by their influence on '
                    'themselves? See [the chapter](15d_corruption.ipynb).', None),
     'mechanisms': ('Known mechanism paths', 'Do proponents lie on the paths that curators drew? Baselines that know '

@@ -10,9 +10,8 @@ from pykeen.datasets import Nations
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
-from tracin_nb.datamodel import (ESTIMATORS, LOSSES, Design, baselines, datamodel, datamodel_table, distmult, halves,
-                                 interval,
-                                 lds, own_and_other, seed_agreement, train_seed)
+from tracin_nb.datamodel import (ESTIMATORS, LOSSES, Design, baselines, datamodel, datamodel_table, distmult, estimate,
+                                 halves, interval, lds, own_and_other, seed_agreement, train_seed)
 from tracin_nb.objectives import Softmax, losses
 from tracin_nb.retraining import Recipe, retrain
 from tracin_nb.triples import load_dataset
@@ -71,18 +70,25 @@ def test_experiment() -> None:
                datamodel(Design(model='conve', **SMALL | dict(dim=12)), few, seeds=1)]
     for result in json.loads(json.dumps(results)):
         value = {r['estimator']: r['own']['mean'] for r in result['rows']}
-        assert set(value) == {*few, 'entity overlap', 'overlap and relation', 'embedding similarity', 'random'}
+        assert set(value) == {*few, 'entity overlap', 'overlap and relation', 'embedding similarity', 'random',
+                              *(f'{name}, random weights' for name in few)}
         assert value['tracin'] > value['random'] + 0.1
     again = datamodel(Design(**SMALL), few, seeds=2)
     assert again['rows'] == results[0]['rows']
-    assert datamodel_table(results).shape == (6, 2)
+    assert datamodel_table(results).shape == (8, 2)
 
 
 def test_baselines_and_errors() -> None:
     data = load_dataset('nations')
     train, test = data.training.mapped_triples, data.testing.mapped_triples[:5]
     kept = halves(len(train), 2, 0.5)
-    found = baselines(train_seed(Design(**SMALL), data.training, test, kept, 0), test, 0)
+    trained = train_seed(Design(**SMALL), data.training, test, kept, 0)
+    found = baselines(trained, test, 0)
+    fresh, weights = (run.model(-1, 'cpu').entity_representations[0]._embeddings.weight
+                      for run in (trained.untrained, trained.run))
+    assert abs(torch.corrcoef(torch.stack([fresh.flatten(), weights.flatten()]))[0, 1]) < .2, 'other first weights'
+    own = estimate(trained, test, ESTIMATORS['natural'])
+    assert own.shape == found['natural, random weights'].shape and not own.equal(found['natural, random weights'])
     h, r, t = test[3].tolist()
     i = next(i for i, x in enumerate(train.tolist()) if x[0] == t and x[1] == r and x[2] != h)
     assert found['entity overlap'][3, i] == found['overlap and relation'][3, i] == 1

@@ -12,7 +12,7 @@ from tracin_nb.influence import TracIn
 from tracin_nb.runs import Run
 from tracin_nb.shortcuts import layers
 from tracin_nb.stability import (alike, by_checkpoint, cascade, chance, neighbours, overlap, randomised, spearman,
-                                 stability, subsets, top)
+                                 stability, stability_table, subsets, top)
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +114,13 @@ def test_stability() -> None:
     names = list(layers(DistMult(triples_factory=Nations().training)))[::-1]
     assert [c for what, c in sorted(cases) if what == 'weights'] == [f'{i}: {n}' for i, n in enumerate(names, 1)]
     for row in report['rows']: assert row['top_5_low'] <= row['top_5'] <= row['top_5_high']
+    by_case = {(row['compared'], row['case']): row['top_5'] for row in report['rows']}
+    table, last = stability_table(report), len(names)
+    assert table.index.tolist() == [('nations', 'DistMult', 'sgd')]
+    means = table.iloc[0].str.split().str[0].astype(float)
+    expected = {'two seeds': ('seeds', 'all checkpoints'), 'last checkpoint': ('checkpoints', 'last only'),
+                'random weights': ('weights', f'{last}: {names[-1]}'), 'random neighbours': ('floor', 'random neighbours')}
+    for column, case in expected.items(): assert means[column] == round(by_case[case], 2)
     with pytest.raises(ValueError, match='seeds is 0, expected at least 1'): stability(seeds=0)
 
 
@@ -121,3 +128,4 @@ def test_seed_of_one() -> None:
     "One seed has nobody to agree with: no such rows."
     report = stability(['nations'], ['DistMult'], ['sgd'], 1, 3, settings=dict(epochs=1), device='cpu')
     assert {row['compared'] for row in report['rows']} == {'floor', 'weights'}
+    assert list(stability_table(report)) == ['random weights', 'random neighbours']

@@ -1556,6 +1556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tracin_nb.stability.randomised': ('stability.html#randomised', 'tracin_nb/stability.py'),
                                      'tracin_nb.stability.spearman': ('stability.html#spearman', 'tracin_nb/stability.py'),
                                      'tracin_nb.stability.stability': ('stability.html#stability', 'tracin_nb/stability.py'),
+                                     'tracin_nb.stability.stability_table': ('stability.html#stability_table', 'tracin_nb/stability.py'),
                                      'tracin_nb.stability.subsets': ('stability.html#subsets', 'tracin_nb/stability.py'),
                                      'tracin_nb.stability.top': ('stability.html#top', 'tracin_nb/stability.py')},
             'tracin_nb.terminal': { 'tracin_nb.terminal.Cli': ('terminal.html#cli', 'tracin_nb/terminal.py'),

@@ -7,10 +7,10 @@ __all__ = ['MODELS', 'LOSSES', 'SAMPLED', 'ESTIMATORS', 'rank_correlation', 'lds
            'training_loss', 'Trained', 'softmax_losses', 'train_seed', 'halves', 'estimate', 'shared_entities', 'alike',
            'baselines', 'own_and_other', 'seed_agreement', 'datamodel', 'datamodel_table']
 
-# %% ../nbs/15c_datamodel.ipynb #d471ec66
+# %% ../nbs/15c_datamodel.ipynb #f5f491fb
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,13 +114,14 @@ def training_loss(design: Design, model: ERModel, training: TriplesFactory, seed
     run = Run.from_model(model, training, learning_rates=[design.lr], **about)
     return make_objective('training', run), about
 
-# %% ../nbs/15c_datamodel.ipynb #6eb3c12f
+# %% ../nbs/15c_datamodel.ipynb #e16abdd3
 @dataclass(frozen=True)
 class Trained:
     "One seed: the run on all triples, and the losses `[S, M]` of the test triples after training on each subset."
     run: Run
     objective: Objective
     losses: Tensor
+    untrained: Run   # one checkpoint with other first weights
 
 
 def softmax_losses(model: ERModel, stack: Stack, test: Tensor, device: torch.device) -> Tensor:
@@ -141,7 +142,9 @@ def train_seed(design: Design, training: TriplesFactory, test: Tensor, kept: Ten
     run = run_of(model, training, recipe, stacks, **about)
     losses = [softmax_losses(model, retrain(model, triples, recipe, some, device=device)[design.epochs], test, device)
               for some in kept.split(design.group)]
-    return Trained(run, objective, torch.cat(losses))
+    other = MODELS[design.model](training, design.dim, seed + 1000)
+    untrained = Run.from_model(other, training, learning_rates=[design.lr], **about)
+    return Trained(run, objective, torch.cat(losses), untrained)
 
 # %% ../nbs/15c_datamodel.ipynb #625c5e12
 def halves(n: int,          # training triples
@@ -177,7 +180,7 @@ def estimate(trained: Trained,
     "Influence `[M, N]`."
     return TracIn(trained.run, **(dict(objective=trained.objective, progress=False) | settings)).scores(test)
 
-# %% ../nbs/15c_datamodel.ipynb #925517d7
+# %% ../nbs/15c_datamodel.ipynb #d2d569f5
 def shared_entities(train: Tensor, test: Tensor) -> Tensor:
     "How many of its two entities each training triple `[N, 3]` shares with each test triple: `[M, N]`."
     a, c = test[:, None, 0], test[:, None, 2]
@@ -198,8 +201,10 @@ def baselines(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
     train = trained.run.training.mapped_triples
     overlap = shared_entities(train, test)
     random = torch.rand(overlap.shape, generator=torch.Generator().manual_seed(seed))
+    fresh = {f'{name}, random weights': estimate(replace(trained, run=trained.untrained), test, ESTIMATORS[name])
+             for name in ('tracin', 'natural')}
     return {'entity overlap': overlap, 'overlap and relation': overlap * (train[:, 1] == test[:, 1:2]),
-            'embedding similarity': alike(trained.run.model(-1, 'cpu'), train, test), 'random': random}
+            'embedding similarity': alike(trained.run.model(-1, 'cpu'), train, test), 'random': random} | fresh
 
 # %% ../nbs/15c_datamodel.ipynb #ca2e24d0
 def own_and_other(scores: Sequence[Tensor],    # by seed, `[M, N]`

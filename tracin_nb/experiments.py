@@ -24,7 +24,7 @@ from .datamodel import Design, datamodel, datamodel_table
 from .mechanisms import mechanism_experiment
 from .removal import removal, removal_table
 from .runs import pick_device, replacing
-from .stability import stability
+from .stability import stability, stability_table
 
 # %% ../nbs/16g_experiments.ipynb #04bafd1d
 def with_intervals(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -88,7 +88,7 @@ EXPERIMENTS = {
     'removal': Experiment(removal_experiment, lambda r: removal_table(r).reset_index()),
     'lds': Experiment(lds_experiment, lambda r: datamodel_table(r['experiments']).reset_index()),
     'corruption': Experiment(corruption, lambda r: with_intervals(r['rows'])),
-    'stability': Experiment(stability, lambda r: with_intervals(r['rows'])),
+    'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table']))}
 
 # %% ../nbs/16g_experiments.ipynb #b543e220
