@@ -144,8 +144,8 @@ def test_table_of_the_default() -> None:
     "The table in 'Weightings' that says why `natural` is the default has the files' numbers."
     cells = json.loads((ROOT/'nbs/05_weightings.ipynb').read_text(encoding='utf-8'))['cells']
     text = next(t for t in (''.join(c['source']) for c in cells) if '## The default' in t).split('## The default')[1]
-    names = {'entity overlap': 'entity overlap', '`sgd`, TracIn as published': 'tracin',
-             '`adam-cosine`': 'adam-cosine', '**`natural`**': 'natural'}
+    names = {'entity overlap': 'entity overlap', '`natural`, weights never trained': 'natural, random weights',
+             '`sgd`, TracIn as published': 'tracin', '`adam-cosine`': 'adam-cosine', '**`natural`**': 'natural'}
     lds = json.loads((ROOT/'benchmarks/lds.json').read_text())['experiments']
     removed = {r['method']: r for r in json.loads((ROOT/'benchmarks/removal.json').read_text())['rows'] if r['k'] == 1}
     lines = {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in
@@ -157,3 +157,6 @@ def test_table_of_the_default() -> None:
         row = [f'{x:.2f}'.removeprefix('0') for x in own]
         row.append(f"{removed[key]['PD']['mean']:.0f} / {removed[key]['TC']['mean']:.0f}" if key in removed else '')
         assert lines[name] == row
+    for e in lds:   # what was learnt is there in every column
+        of = {r['estimator']: r['own'] for r in e['rows']}
+        assert of['natural']['low'] > of['natural, random weights']['high']

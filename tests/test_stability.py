@@ -119,7 +119,8 @@ def test_stability() -> None:
     assert table.index.tolist() == [('nations', 'DistMult', 'sgd')]
     means = table.iloc[0].str.split().str[0].astype(float)
     expected = {'two seeds': ('seeds', 'all checkpoints'), 'last checkpoint': ('checkpoints', 'last only'),
-                'random weights': ('weights', f'{last}: {names[-1]}'), 'random neighbours': ('floor', 'random neighbours')}
+                'random weights': ('weights', f'{last}: {names[-1]}'),
+                'random neighbours': ('floor', 'random neighbours')}
     for column, case in expected.items(): assert means[column] == round(by_case[case], 2)
     with pytest.raises(ValueError, match='seeds is 0, expected at least 1'): stability(seeds=0)
 
