@@ -27,7 +27,8 @@ def read_node_names(path: Path | str,            # lines `name<TAB>index of the 
     names: dict[int, str] = {}
     for line, (name, index) in enumerate(rows, first):
         if not str(index).isdecimal() or int(index) >= num_entities: raise TriplesFileError(
-            f'{path}, line {line}: {index!r} is not the index of an entity, expected 0 to {num_entities - 1}')
+            f'{path}, line {line}: {index!r} is not the index of an entity, expected 0 to {num_entities - 1}'
+            + " (expected name<TAB>index: are the columns swapped?)" * str(name).isdecimal())
         if int(index) in names: raise TriplesFileError(f'{path}, line {line}: entity {index} has a name already')
         names[int(index)] = str(name)
     return names
@@ -69,6 +70,8 @@ def influence_table(result: Result,
 
 # %% ../nbs/13_formats.ipynb #a8151159
 def write_influence_csv(table: pd.DataFrame, path: Path | str) -> None:
-    "Write a table as CSV in UTF-8, replacing an older file at once; every text is quoted."
+    """Write a table as CSV in UTF-8, replacing an older file at once; every text is quoted.
+
+    `read_csv` of `tracin_nb.results` gives it back; pandas needs `dtype=str, keep_default_na=False` to keep labels."""
     with replacing(Path(path)) as draft:
         table.to_csv(draft, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n', encoding='utf-8')

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -46,7 +47,7 @@ from .results import Result, SelfInfluence, label_columns
 from .runs import Run, as_run, replacing
 from .shortcuts import Sample
 from .sparse import PAIRS, Index, make_indices, rows_only, shared_counts, shared_pairs
-from .triples import to_ids, to_labels, triples_fingerprint
+from .triples import TriplesWarning, never_seen, select, to_ids, to_labels, triples_fingerprint
 from .weightings import Metric, Weighting, make_weighting
 from .workers import Shard, run_shards
 
@@ -651,6 +652,7 @@ def scores(self: TracIn,
     test, train = to_ids(test, self.run.training), self._train(train)
     factors, _ = self._test_factors(test, [s.test for s in self.steps])
     size = self._score_size(factors, train)
+    self._untaught(test)
     plan, found = Pass(torch.arange(len(train)), train, False, size, size, None), {}
     work = self._work('_matrix', factors, plan)
     self._do(work, range(len(work)), found.__setitem__)
@@ -678,7 +680,19 @@ def _score_size(self: TracIn, test: list[Factors], train: Tensor) -> int:
 # %% ../nbs/12_influence.ipynb #cf4a5a61
 @patch
 def _train(self: TracIn, train: Any) -> Tensor:
-    return self.run.training.mapped_triples if train is None else to_ids(train, self.run.training)
+    "Training triples `[N, 3]` as asked for, in this order. Raises `ValueError` for any other triple."
+    if train is None: return self.run.training.mapped_triples
+    asked = to_ids(train, self.run.training)
+    self._train_rows(asked)
+    return asked
+
+# %% ../nbs/12_influence.ipynb #1070caff
+@patch
+def _untaught(self: TracIn, test: Tensor) -> dict[str, str]:
+    "A fact, and a warning, if no training triple has an entity or a relation of the `test` triples `[M, 3]`."
+    if (found := never_seen(test, self.run.training)) is None: return {}
+    warnings.warn(f'the triples to explain have what the model never saw: {found}', TriplesWarning, stacklevel=4)
+    return dict(never_seen=found)
 
 # %% ../nbs/12_influence.ipynb #ed03cf9d
 @dataclass(frozen=True)
@@ -762,6 +776,7 @@ def explain(self: TracIn,
     ranking = self._all_ranked(work, kept, parts)
     groups = self._breakdown(factors, ranking, plan.part) if breakdown else None
     error = self._errors(objective, test, self.run.training.mapped_triples[rows])
+    error |= self._untaught(test)
     if sample: error['sample'] = dict(ask['sample'], **self._missed(factors, ranking, every, rows, near, sample.seed))
     facts = self.facts(objective, **self._pass_facts(work, kept), **error, training_triples=len(rows),
                        **(dict(neighbourhood=near.facts | dict(restrict=near.restrict)) if near else {}),
@@ -820,6 +835,7 @@ def _train_rows(self: TracIn, train: Any) -> Tensor:
 def _contrast(self: TracIn, test: Tensor, against: str | int) -> Objective:
     "The objective that asks why the tail of the `test` triples and not the one of that label or id."
     training = self.run.training
+    if not isinstance(against, str): select(training, tail=against, indices=slice(0))   # is it an id for certain?
     head, relation, _ = test[0].tolist()
     labels = (training.entity_id_to_label[head], training.relation_id_to_label[relation], against)
     other = torch.tensor([[head, relation, against]]) if isinstance(against, int) else labels
@@ -1005,6 +1021,7 @@ def write_scores(self: TracIn,
                  ) -> Path:
     "Write the influence of each training triple on each test triple, in the order of `run.training.mapped_triples`."
     test, rows = to_ids(test, self.run.training), self._train_rows(train)
+    self._untaught(test)
     triples, path = self.run.training.mapped_triples[rows], Path(path)
     factors, _ = self._test_factors(test, [s.test for s in self.steps])
     size = self._score_size(factors, triples)

@@ -99,11 +99,11 @@ def ids(self: Graph,
         triple: Any,  # `[3]`: labels, or ids
         ) -> tuple[int, int, int]:
     "The ids of one triple. Raises `UnknownLabelError` or `ValueError`."
-    triple = triple.tolist() if hasattr(triple, "tolist") else list(triple)
+    given, triple = triple, triple.tolist() if hasattr(triple, "tolist") else list(triple)
     if len(triple) != 3:
         raise ValueError(f"expected one triple (head, relation, tail), got {triple!r}")
     if isinstance(self.training, TriplesFactory):
-        return tuple(to_ids(tuple(triple), self.training)[0].tolist())
+        return tuple(to_ids(given if isinstance(given, torch.Tensor) else tuple(triple), self.training)[0].tolist())
     if isinstance(triple[1], str):
         raise ValueError(f"relation {triple[1]!r}: this graph has no labels, expected an id")
     return self.entity(triple[0]), int(triple[1]), self.entity(triple[2])

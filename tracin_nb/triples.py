@@ -149,8 +149,8 @@ def _role(name: str) -> str | None:
     "Which part of a triple a column of that `name` holds; `None` if it is no usual name."
     plain = re.sub(r'\(.*\)', '', re.sub(r'([a-z])([A-Z])', r'\1 \2', name))
     words = re.findall('[^\\W_]+', plain.casefold())
-    rest = [w for w in words if w not in _FILLERS] or words
-    return _ROLE.get(rest[0]) if len(rest) == 1 else None
+    roles = {_ROLE.get(w) for w in [w for w in words if w not in _FILLERS] or words}
+    return roles.pop() if len(roles) == 1 else None
 
 
 def _named_columns(row: Sequence[str]) -> tuple[str, ...] | None:
@@ -222,9 +222,10 @@ def _index(label: str, text: str, first: bool = False) -> int:
     "`text` as an index; raises `ValueError` that says what it is instead; `first`: in line 1."
     if re.fullmatch('[0-9]+', text): return int(text)
     if re.fullmatch('-[0-9]+', text): raise ValueError(f"index {text} of {_show(label)} is negative")
-    swapped = " (expected label<TAB>index: are the columns swapped, as in the files of DGL-KE?)" if re.fullmatch('[0-9]+', label) else ""
-    header = " (a header? known are label<TAB>index and index<TAB>label)" if first and not swapped else ""
-    raise ValueError(f"index {_show(text)} of {_show(label)} is not an integer{swapped or header}")
+    hint = " (a header? known are label<TAB>index and index<TAB>label)" if first else ""
+    if re.fullmatch('[0-9]+', label):
+        hint = " (expected label<TAB>index: are the columns swapped, as in the files of DGL-KE?)"
+    raise ValueError(f"index {_show(text)} of {_show(label)} is not an integer{hint}")
 
 # %% ../nbs/00_triples.ipynb #b4c83c60
 def _check_indices(indices: Iterable[Any], where: str) -> None:
@@ -341,7 +342,7 @@ def _twin_hints(labels: Iterable[str], what: str) -> Iterator[str]:
         if not (groups := _twins(labels, form)): continue
         pairs = sum(len(x) * (len(x) - 1) // 2 for x in groups)
         example = ' and '.join(map(_exactly, sorted(min(groups))[:2]))
-        yield f"{pairs} pairs of {what} differ only by {how}, such as {example}; they are kept apart"
+        yield f"{pairs:,} pair{'s' * (pairs > 1)} of {what} differ only by {how}, such as {example}; they are kept apart"
 
 # %% ../nbs/00_triples.ipynb #ee9bc841
 def _named(labels: Iterable[str], most: int = 3) -> str:
