@@ -250,8 +250,8 @@ def test_resumed_equals_uninterrupted(options, tmp_path, monkeypatch):
 def test_resume_before_the_first_checkpoint_and_after_the_last(tmp_path, monkeypatch):
     options = dict(**{**SMALL, 'epochs': 4}, keep_every=2, out=tmp_path/'run')
     interrupted(monkeypatch, 2, **options)
-    assert not any(p for p in (tmp_path/'run').iterdir() if not p.name.startswith('.'))
-    with pytest.raises(RunError, match='run.json is missing'): Run.open(tmp_path/'run')
+    assert [p.name for p in (tmp_path/'run').iterdir()] == ['run.json']  # what the run is, before its first step
+    with pytest.raises(RunError, match='interrupted before the first'): Run.open(tmp_path/'run')
     run = train('nations', **options, resume=True)
     assert [c.epoch for c in run.checkpoints] == [2, 4]
     before = [file_facts(p) for p in sorted(run.folder.iterdir())]
@@ -279,7 +279,7 @@ def test_nothing_is_written_over(folder, tmp_path):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'thesis.tex').write_text('x')
     with pytest.raises(RunError, match='not empty'): train('nations', **SMALL, out=tmp_path/'full')
-    with pytest.raises(RunError, match='not empty'): train('nations', **SMALL, out=tmp_path/'full'/'thesis.tex')
+    with pytest.raises(RunError, match='is a file'): train('nations', **SMALL, out=tmp_path/'full'/'thesis.tex')
 
 
 # mixed precision and early stopping
