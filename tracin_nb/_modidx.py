@@ -422,6 +422,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tracin_nb.flags': { 'tracin_nb.flags.analysis': ('flags.html#analysis', 'tracin_nb/flags.py'),
                                  'tracin_nb.flags.cached_analysis': ('flags.html#cached_analysis', 'tracin_nb/flags.py'),
                                  'tracin_nb.flags.check_choice': ('flags.html#check_choice', 'tracin_nb/flags.py'),
+                                 'tracin_nb.flags.check_header': ('flags.html#check_header', 'tracin_nb/flags.py'),
                                  'tracin_nb.flags.check_out': ('flags.html#check_out', 'tracin_nb/flags.py'),
                                  'tracin_nb.flags.check_source': ('flags.html#check_source', 'tracin_nb/flags.py'),
                                  'tracin_nb.flags.check_table': ('flags.html#check_table', 'tracin_nb/flags.py'),

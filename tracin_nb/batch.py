@@ -50,9 +50,10 @@ def read_items(path: Path | str,
                training: TriplesFactory,
                start: int = 0,                  # the first of them
                maximum: int | None = None,      # how many; by default all
+               header: bool | None = None,      # is line 1 a header? None: see `read_triples`
                ) -> list[Item]:
     "The predictions in a file. Raises `TriplesFileError` for a malformed line, `ValueError` if none is left."
-    triples = [tuple(map(str, row)) for row in read_triples(path)]
+    triples = [tuple(map(str, row)) for row in read_triples(path, header)]
     chosen = range(len(triples))[start:][:maximum]
     if not len(chosen): raise ValueError(f'{path} has {len(triples)} triples, none from number {start} on')
     return [_item(i, triples[i], training) for i in chosen]

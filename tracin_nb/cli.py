@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from . import __version__
-from .flags import (ANALYSIS, CACHE, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS, SOURCE,
-                             SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice, check_out,
-                             check_source, check_table, check_writable, chosen_triples, conditions, deliver, is_folder,
+from .flags import (ANALYSIS, CACHE, HEADER, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS, SOURCE,
+                             SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice, check_header,
+                             check_out, check_source, check_table, check_writable, chosen_triples, conditions, deliver, is_folder,
                              naming, sampled, table_names, write_table)
 from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
 
@@ -164,6 +164,7 @@ ASKED = (
 @main.command('run', short_help='Explain predictions by training triples.')
 @SOURCE
 @TESTS
+@HEADER
 @stacked(*ASKED)
 @NEAR
 @LENS
@@ -200,6 +201,7 @@ def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any
            to: dict[str, Any], mode: str, k: int) -> None:
     "What `tracin run` does, its options sorted by what they are about."
     check_source(**{name: options[name] for name in SOURCE_NAMES})
+    check_header(options['header'], options['train'], choice['test'])
     out, table = to['out'], {name: to[name] for name in ('csv_output', 'node_name_dict', 'edge_map')}
     check_mode(mode, asked | table | dict(where, sample=sample), choice)
     if asked['against'] is not None and options['test_objective']:
@@ -210,7 +212,8 @@ def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any
     check_table(**table)
     tracin = cached_analysis(**options)
     if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
-    names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(tracin.run, **choice)
+    names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(
+        tracin.run, **choice, header=options['header'])
     if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
     if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
     mechanisms = known and known_paths(known, tracin)
@@ -279,6 +282,7 @@ BATCH = stacked(
 @SOURCE
 @click.option('--test', '--test-triples', 'test', type=click.Path(path_type=Path), required=True, metavar='FILE',
               help='The predictions: lines of head, relation and tail separated by tabs.')
+@HEADER
 @BATCH
 @stacked(*ASKED[1:3])
 @NEAR
@@ -308,7 +312,7 @@ def batch_command(test: Path, output_dir: Path, start_index: int, max_triples: i
     if lens and wanted is None: refuse('--lens', 'say what the neighbourhood is, by --n-hops or --path-filtering')
     check_writable(output_dir, folder=True)
     tracin = cached_analysis(**given)
-    items = read_items(test, tracin.run.training, start_index, max_triples)
+    items = read_items(test, tracin.run.training, start_index, max_triples, given['header'])
     batch = Batch(tracin, output_dir, k, wanted, not lens, sample, rank_by == 'absolute',
                   table_names(tracin.run, node_name_dict, edge_map))
     summary = write_neighbourhoods(batch, items) if skip_tracin else batch.run(items, skip_existing)
@@ -331,10 +335,11 @@ TRIPLES = stacked(
     click.option('--triple', nargs=3, multiple=True, metavar='HEAD RELATION TAIL',
                  help='A prediction. May be repeated.'),
     click.option('--test', '--test-triples', 'test', type=click.Path(path_type=Path), metavar='FILE',
-                 help='Predictions in a file.'))
+                 help='Predictions in a file.'),
+    HEADER)
 
 
-def graph_of(folder: Path | None, train: Path | None) -> 'TriplesFactory':
+def graph_of(folder: Path | None, train: Path | None, header: bool | None) -> 'TriplesFactory':
     "The training triples of a run, or of a file."
     if (folder is None) == (train is None):
         raise click.UsageError('give either RUN_DIR or --train', click.get_current_context(silent=True))
@@ -342,15 +347,16 @@ def graph_of(folder: Path | None, train: Path | None) -> 'TriplesFactory':
         from tracin_nb.runs import Run
         return Run.open(folder).training
     from tracin_nb.triples import load_files
-    return load_files(train).training
+    return load_files(train, header=header).training
 
 
-def predictions(training: 'TriplesFactory', triple: Sequence[tuple[str, str, str]], test: Path | None) -> 'Tensor':
+def predictions(training: 'TriplesFactory', triple: Sequence[tuple[str, str, str]], test: Path | None,
+                header: bool | None) -> 'Tensor':
     "Ids `[M, 3]` of the predictions."
     from tracin_nb.flags import file_triples
     from tracin_nb.triples import to_ids
     check_choice(triple, test, (), (), None)
-    if test: return file_triples(test, training)
+    if test: return file_triples(test, training, header)
     with naming('--triple'): return to_ids(list(triple), training)
 
 # %% ../nbs/19_cli.ipynb #826d41f3
@@ -361,7 +367,7 @@ def predictions(training: 'TriplesFactory', triple: Sequence[tuple[str, str, str
               help='The triples that are kept.')
 @click.option('--overwrite', is_flag=True, help='Replace an older file.')
 def filter_command(folder: Path | None, train: Path | None, triple: Sequence[tuple[str, str, str]], test: Path | None,
-                   out: Path, overwrite: bool, **wanted: Any) -> None:
+                   header: bool | None, out: Path, overwrite: bool, **wanted: Any) -> None:
     """Write the training triples that are in the neighbourhood of at least one of the predictions, as lines of head,
     relation and tail separated by tabs.
 
@@ -374,8 +380,9 @@ def filter_command(folder: Path | None, train: Path | None, triple: Sequence[tup
         'say what the neighbourhood is: --n-hops, --path-filtering or --min-degree', click.get_current_context())
     if out.exists() and not overwrite: refuse('--out', f'{out} exists already: give another place, or --overwrite')
     check_writable(out, folder=False)
-    training = graph_of(folder, train)
-    rows = near(Graph(training), predictions(training, triple, test), **found).rows
+    check_header(header, train, test)
+    training = graph_of(folder, train, header)
+    rows = near(Graph(training), predictions(training, triple, test, header), **found).rows
     kept = write_triples(training, rows, out)
     click.echo(f'{kept:,} of {training.num_triples:,} training triples in {out}')
 
@@ -399,6 +406,7 @@ def filter_command(folder: Path | None, train: Path | None, triple: Sequence[tup
               help='Save all paths as a table.')
 @click.option('--metapath-output', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE',
               help='Save all kinds of path.')
+@HEADER
 @ANALYSIS
 @SHORTCUTS
 def paths_command(triple: tuple[str, str, str], min_edges: int, max_edges: int, directed: bool, how: str, k: int,
@@ -410,6 +418,7 @@ def paths_command(triple: tuple[str, str, str], min_edges: int, max_edges: int, 
     tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --types curie --score min"""
     from tracin_nb.neighbourhoods import Graph, curie_prefix, metapaths, path_table, paths, read_types, score_paths
     from tracin_nb.triples import to_ids
+    check_header(options['header'], options['train'])
     if metapath_output and not types: refuse('--metapath-output', 'needs --types')
     for path in filter(None, (csv_output, metapath_output)): check_writable(path, folder=False)
     kinds = None if types is None else curie_prefix if types == 'curie' else read_types(types)
@@ -464,6 +473,7 @@ def status_command(out: Path) -> None:
 @click.option('--relation', multiple=True, metavar='LABEL',
               help='Only training triples with this relation. May be repeated.')
 @click.option('--per-relation', is_flag=True, help='Name so many of each relation.')
+@HEADER
 @ANALYSIS
 @SHORTCUTS
 @OUTPUT
@@ -477,6 +487,7 @@ def self_command(k: int, relation: Sequence[str], per_relation: bool, out: Path 
     \b
     tracin self runs/umls -k 20
     tracin self runs/umls --relation treats --out suspicious.csv"""
+    check_header(options['header'], options['train'])
     check_out(out, overwrite)
     deliver(own_influence(analysis(**options), k, relation, per_relation), out, form)
 

@@ -504,13 +504,13 @@ def _labels_in(opened: Opened) -> dict[str, dict[str, int]]:
 
 # %% ../nbs/01b_foreign.ipynb #21a31fdb
 def training_triples(opened: Opened, train: Path | str | None, entity_to_id: Mapping[str, int] | Path | str | None,
-                     relation_to_id: Mapping[str, int] | Path | str | None) -> TriplesFactory:
+                     relation_to_id: Mapping[str, int] | Path | str | None, header: bool | None = None) -> TriplesFactory:
     "The training triples in the numbering of the weights; `ValueError` names the file that is missing or wrong"
     given = dict(entity_to_id=entity_to_id, relation_to_id=relation_to_id)
     folder, maps = _triples_folder(opened), _labels_in(opened)
     if train is None and not folder: raise RunError(f'{opened.path} comes without its training triples: give train=')
     maps |= {n: read_label_map(m) if isinstance(m, (str, Path)) else m for n, m in given.items() if m is not None}
-    return _kept_triples(folder, maps) if train is None else load_files(train, **maps).training
+    return _kept_triples(folder, maps) if train is None else load_files(train, header=header, **maps).training
 
 # %% ../nbs/01b_foreign.ipynb #a16460ca
 def check_labels_agree(opened: Opened, training: TriplesFactory) -> None:
@@ -719,6 +719,7 @@ def open_files(
     *,
     entity_to_id: Mapping[str, int] | Path | str | None = None,  # label map; None: the file's, else alphabetical
     relation_to_id: Mapping[str, int] | Path | str | None = None,
+    header: bool | None = None,  # does `train` begin with a header? None: see `read_triples`
     model: str | None = None,  # PyKEEN's name; None: as the weights or `model_config` say
     model_kwargs: Mapping[str, Any] | None = None,  # settings of the model that weights do not show
     learning_rates: Sequence[float] | float | None = None,  # one for all or one per file; None: as the files say
@@ -738,7 +739,7 @@ def open_files(
     paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
     if not paths: raise RunError('checkpoints is empty: give at least one file')
     first = open_file(paths[0], allow_pickle)
-    training = training_triples(first, train, entity_to_id, relation_to_id)
+    training = training_triples(first, train, entity_to_id, relation_to_id, header)
     if counts_of(first, training)[2]: training = _with_inverse(training)
     smoothing = _smoothing(first, label_smoothing)
     built, settings = _model(first, training, training.create_inverse_triples, model, model_kwargs)

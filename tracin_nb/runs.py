@@ -1066,11 +1066,12 @@ def check_room(settings: Mapping[str, Any], model: Model, training: TriplesFacto
 TURN = threading.Lock()
 
 
-def load_data(dataset: str | Path | Dataset, inverse: bool, unseen: str | None) -> Dataset:
-    "The data set of a training, with labels that can be kept; `RunError` for `unseen` where it would do nothing"
-    try: data = load_dataset(dataset, inverse=inverse, **{} if unseen is None else dict(unseen=unseen))
+def load_data(dataset: str | Path | Dataset, inverse: bool, **options: Any) -> Dataset:
+    "The data set of a training, with labels that can be kept; `RunError` for `options` that would do nothing"
+    given = {name: value for name, value in options.items() if value is not None}
+    try: data = load_dataset(dataset, inverse=inverse, **given)
     except TypeError as e:
-        if unseen is None: raise
+        if not given: raise
         raise RunError(str(e)) from e
     check_labels(data.training)
     return data
@@ -1106,12 +1107,13 @@ def train(dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files
           training_kwargs: Mapping[str, Any] | None = None,  # further ones of PyKEEN's `TrainingLoop.train`
           device: str | torch.device | None = None,  # None: CUDA if there
           unseen: str | None = None,  # of a folder: 'drop' leaves out test triples with labels unknown to training
+          header: bool | None = None,  # of a folder: do its files begin with a header? None: known names tell
           resume: bool = False,  # go on from the last checkpoint in `out`, if there is one
           progress: bool = True,  # PyKEEN's progress bars
           ) -> Run:
     "Trains a PyKEEN model, keeps its checkpoints in `out`, opens the run; bad options raise `RunError` beforehand"
     out, device, epochs = Path(out), pick_device(device), number(epochs, 'epochs', 1, kind=int)
-    data = load_data(dataset, inverse, unseen)
+    data = load_data(dataset, inverse, unseen=unseen, header=header)
     settings = model_settings(model, model_kwargs)
     check_literals(settings['model'], data.training)
     settings |= loss_settings(**settings, loss=loss, loss_kwargs=loss_kwargs)

@@ -204,9 +204,9 @@ def _is_header(row: Sequence[str], path: Path) -> bool:
     if (columns := _named_columns(row)) is None: return False
     if columns != _COLUMNS: raise TriplesFileError(
         f"{path}: line 1: the header {_show(list(row))} names the columns {', '.join(columns)}; expected head, "
-        "relation, tail in this order (header=False if it is a triple)")
+        "relation, tail in this order (if it is a triple: header=False, --no-header)")
     if tuple(x.lower() for x in row) not in HEADERS: warnings.warn(
-        f"{path}: line 1 {_show(list(row))} is taken for a header and left out; header=False reads it as a triple",
+        f"{path}: line 1 {_show(list(row))} is taken for a header and left out; header=False (--no-header) reads it as a triple",
         TriplesWarning, stacklevel=5)
     return True
 
@@ -230,7 +230,7 @@ def _first_line_hint(rows: np.ndarray, header: bool | None) -> str | None:
     if header is False or shared or len(rows) < 4: return None
     counts = Counter(rows.flat)
     if not _stands_alone(first, counts) or any(_stands_alone(row, counts) for row in rest[:100]): return None
-    return "is read as a triple, but its labels occur nowhere else: is it a header? then say header=True"
+    return "is read as a triple, but its labels occur nowhere else: is it a header? then say header=True (--header)"
 
 # %% ../nbs/00_triples.ipynb #e64c0559
 def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndarray, int]:
@@ -261,7 +261,7 @@ def _index(label: str, text: str, first: bool = False) -> int:
     if re.fullmatch('-[0-9]+', text): raise ValueError(f"index {text} of {_show(label)} is negative")
     hint = " (a header? known are label<TAB>index and index<TAB>label)" if first else ""
     if re.fullmatch('[0-9]+', label):
-        hint = " (expected label<TAB>index: are the columns swapped, as in the files of DGL-KE?)"
+        hint = " (expected label<TAB>index: are the columns swapped? DGL-KE writes them so)"
     raise ValueError(f"index {_show(text)} of {_show(label)} is not an integer{hint}")
 
 # %% ../nbs/00_triples.ipynb #b4c83c60
@@ -315,7 +315,7 @@ def read_label_map(path: str | Path) -> dict[str, int]:
         label_to_id[label], id_to_label[i] = i, label
     try: _check_indices(id_to_label, str(path))
     except TriplesFileError as e:
-        hint = " (column 1 has them: are the columns swapped, as in the files of DGL-KE?)"
+        hint = " (column 1 has them: are the columns swapped? DGL-KE writes them so)"
         raise TriplesFileError(f"{e}{hint * _counts_up(rows[:, 0])}") from None
     _warn_of_order(rows, path)
     return {id_to_label[i]: i for i in sorted(id_to_label)}
