@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from . import __version__
-from .flags import (ANALYSIS, CACHE, HEADER, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS, SOURCE,
-                             SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice, check_header,
-                             check_out, check_source, check_table, check_writable, chosen_triples, conditions, deliver, is_folder,
-                             naming, sampled, table_names, write_table)
+from .flags import (ANALYSIS, CACHE, HEADER, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS,
+                             SOURCE, SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice,
+                             check_header, check_out, check_source, check_table, check_writable, chosen_triples,
+                             conditions, deliver, is_folder, naming, sampled, table_names, write_table)
 from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
 
 if TYPE_CHECKING:

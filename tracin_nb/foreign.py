@@ -504,7 +504,8 @@ def _labels_in(opened: Opened) -> dict[str, dict[str, int]]:
 
 # %% ../nbs/01b_foreign.ipynb #21a31fdb
 def training_triples(opened: Opened, train: Path | str | None, entity_to_id: Mapping[str, int] | Path | str | None,
-                     relation_to_id: Mapping[str, int] | Path | str | None, header: bool | None = None) -> TriplesFactory:
+                     relation_to_id: Mapping[str, int] | Path | str | None,
+                     header: bool | None = None) -> TriplesFactory:
     "The training triples in the numbering of the weights; `ValueError` names the file that is missing or wrong"
     given = dict(entity_to_id=entity_to_id, relation_to_id=relation_to_id)
     folder, maps = _triples_folder(opened), _labels_in(opened)

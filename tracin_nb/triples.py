@@ -206,8 +206,8 @@ def _is_header(row: Sequence[str], path: Path) -> bool:
         f"{path}: line 1: the header {_show(list(row))} names the columns {', '.join(columns)}; expected head, "
         "relation, tail in this order (if it is a triple: header=False, --no-header)")
     if tuple(x.lower() for x in row) not in HEADERS: warnings.warn(
-        f"{path}: line 1 {_show(list(row))} is taken for a header and left out; header=False (--no-header) reads it as a triple",
-        TriplesWarning, stacklevel=5)
+        f"{path}: line 1 {_show(list(row))} is taken for a header and left out; header=False (--no-header) reads it "
+        "as a triple", TriplesWarning, stacklevel=5)
     return True
 
 
@@ -379,7 +379,8 @@ def _twin_hints(labels: Iterable[str], what: str) -> Iterator[str]:
         if not (groups := _twins(labels, form)): continue
         pairs = sum(len(x) * (len(x) - 1) // 2 for x in groups)
         example = ' and '.join(map(_exactly, sorted(min(groups))[:2]))
-        yield f"{pairs:,} pair{'s' * (pairs > 1)} of {what} differ only by {how}, such as {example}; they are kept apart"
+        yield (f"{pairs:,} pair{'s' * (pairs > 1)} of {what} differ only by {how}, such as {example}; "
+               "they are kept apart")
 
 # %% ../nbs/00_triples.ipynb #ee9bc841
 def _named(labels: Iterable[str], most: int = 3) -> str:
@@ -488,8 +489,8 @@ def load_files(
     """Load a data set from files of triples, all numbered alike; without label maps as PyKEEN does, sorted by label.
 
     Raises `TriplesFileError`. Duplicate lines are counted in a warning and kept once, dropped triples likewise.
-    Warns (`TriplesWarning`) where the columns look like another order, labels differ by almost nothing, a first line may
-    be a header, or the label map has entities that no training triple has."""
+    Warns (`TriplesWarning`) where the columns look like another order, labels differ by almost nothing, a first
+    line may be a header, or the label map has entities that no training triple has."""
     if unseen not in ('error', 'drop'): raise ValueError(f"unseen must be 'error' or 'drop', not {unseen!r}")
     maps = _label_map(entity_to_id, 'entity_to_id'), _label_map(relation_to_id, 'relation_to_id')
     training = _training_factory(Path(train), maps, header, inverse)
@@ -742,8 +743,9 @@ def to_ids(
 
     A frame has the columns head, relation and tail; others are ignored.
     Raises `UnknownLabelError` (label, kind, row, nearest known labels), `ValueError` for an id out of range, a wrong
-    shape or no triples at all, and `TypeError` for anything that is neither label nor id. Integers that are not a tensor
-    and could be labels of another triple are a `ValueError`, too; if only some could, a warning says how they are read."""
+    shape or no triples at all, and `TypeError` for anything that is neither label nor id. Integers that are not a
+    tensor and could be labels of another triple are a `ValueError`, too; if only some could, a warning says how they
+    are read."""
     table = _as_table(triples)
     found = _mapped(table, labels := _is_labels(table), factory)
     if not (labels or _is_tensor(triples)): _check_meant(table, factory)
