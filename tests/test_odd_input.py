@@ -44,8 +44,9 @@ def told(call: Callable[[], Any]) -> tuple[Any, list[str]]:
 # ---- headers
 
 @pytest.mark.parametrize('names', [':START_ID :TYPE :END_ID', 'head_id relation_id tail_id', 'from type to',
-                                   'FROM Edge TO', '#head relation tail', 'subject relation object', 'node1 label node2',
-                                   ':START_ID(Drug) :TYPE :END_ID(Disease)', 'startNode relType endNode'])
+                                   'FROM Edge TO', '#head relation tail', 'subject relation object',
+                                   'node1 label node2', 'startNode relType endNode',
+                                   ':START_ID(Drug) :TYPE :END_ID(Disease)'])
 def test_a_header_of_other_names_is_left_out_aloud(names: str, tmp_path: Path) -> None:
     path = write(tmp_path/'train.tsv', tsv(GRAPH, names.replace(' ', '\t')))
     data, hints = told(lambda: load_files(path))
