@@ -605,10 +605,10 @@ SETTINGS = {
     'JSON of loss': (('--loss-kwargs', '{"margin": }'), '--loss-kwargs', 'JSON'),
     'JSON of optimiser': (('--optimizer-kwargs', ''), '--optimizer-kwargs', 'JSON'),
     'JSON of scheduler': (('--lr-scheduler-kwargs', '1'), '--lr-scheduler-kwargs', 'found a int'),
-    '--epochs': (('--epochs', 0), 'epochs', '0'),
+    '--epochs': (('--epochs', 0), '--epochs has to be', '0'),
     'half an epoch': (('--epochs', '1.5'), '--epochs', "'1.5'"),
-    '--keep-every': (('--keep-every', 0), 'keep_every'),
-    'late epoch': (('--epochs', 4, '--keep-every', '2,9'), 'keep_every', '9'),
+    '--keep-every': (('--keep-every', 0), '--keep-every has to'),
+    'late epoch': (('--epochs', 4, '--keep-every', '2,9'), '--keep-every: an epoch', '9'),
     'epochs of letters': (('--keep-every', 'all'), '--keep-every', "'all'"),
     '--loop': (('--loop', 'owa'), '--loop', "'owa'"),
     '--loss': (('--loss', 'margin'), "loss='margin'", 'marginranking'),
@@ -617,28 +617,28 @@ SETTINGS = {
     'closure': (('--optimizer', 'LBFGS'), 'lbfgs', 'closure'),
     'setting of optimiser': (('--optimizer-kwargs', '{"betta": 1}'), 'betta'),
     'rate twice': (('--lr', '.1', '--optimizer-kwargs', '{"lr": 0.1}'), 'twice'),
-    'negative rate': (('--lr', '-1'), 'lr', '-1'),
+    'negative rate': (('--lr', '-1'), '--lr has to be', '-1'),
     'rate nan': (('--lr', 'nan'), 'lr', 'nan'),
     'rate of letters': (('--lr', 'fast'), '--lr', "'fast'"),
-    '--lr-scheduler': (('--lr-scheduler', 'cosin'), "lr_scheduler='cosin'"),
-    'settings of no scheduler': (('--lr-scheduler-kwargs', '{"gamma": 1}'), 'lr_scheduler_kwargs without'),
-    '--label-smoothing': (('--label-smoothing', '1.5'), 'label_smoothing', '1.5'),
+    '--lr-scheduler': (('--lr-scheduler', 'cosin'), "--lr-scheduler='cosin'"),
+    'settings of no scheduler': (('--lr-scheduler-kwargs', '{"gamma": 1}'), '--lr-scheduler-kwargs without'),
+    '--label-smoothing': (('--label-smoothing', '1.5'), '--label-smoothing', '1.5'),
     'smoothed pairs': (('--label-smoothing', '.1', '--loss', 'marginranking', '--loop', 'slcwa'), 'smoothing'),
-    '--negative-sampler': (('--negative-sampler', 'bern'), "negative_sampler='bern'", 'bernoulli'),
+    '--negative-sampler': (('--negative-sampler', 'bern'), "--negative-sampler='bern'", 'bernoulli'),
     'sampler under lcwa': (('--loop', 'lcwa', '--negative-sampler', 'basic'), 'negative_sampler', 'lcwa'),
     'negatives under lcwa': (('--loop', 'lcwa', '--num-negs-per-pos', 3), 'num_negs_per_pos', 'lcwa'),
-    '--num-negs-per-pos': (('--num-negs-per-pos', 0), 'num_negs_per_pos', '0'),
-    '--batch-size': (('--batch-size', 0), 'batch_size', '0'),
+    '--num-negs-per-pos': (('--num-negs-per-pos', 0), '--num-negs-per-pos', '0'),
+    '--batch-size': (('--batch-size', 0), '--batch-size', '0'),
     '--seed': (('--seed', -1), 'seed', '-1'),
     '--device': (('--device', 'tpu9'), "device='tpu9'"),
-    '--training-kwargs': (('--training-kwargs', '{"num_epochs": 3}'), 'training_kwargs', 'num_epochs'),
+    '--training-kwargs': (('--training-kwargs', '{"num_epochs": 3}'), '--training-kwargs takes', 'num_epochs'),
     '--precision': (('--precision', 'fp16'), '--precision', "'fp16'", "'bf16'"),
     'precision without effect': (('--precision', 'bf16'), 'changes nothing for DistMult'),
     '--patience': (('--patience', 0), 'patience', '0'),
     'patience beyond the end': (('--patience', 3, '--epochs', 40), 'before epoch 40'),
-    '--evaluate-every': (('--evaluate-every', 5), 'evaluate_every without patience'),
-    '--stop-delta': (('--patience', 1, '--stop-delta', '1.5'), 'stop_delta', '1.5'),
-    '--stop-metric': (('--patience', 1, '--stop-metric', 'loss'), "stop_metric='loss'", 'hits_at_10'),
+    '--evaluate-every': (('--evaluate-every', 5), '--evaluate-every without patience'),
+    '--stop-delta': (('--patience', 1, '--stop-delta', '1.5'), '--stop-delta', '1.5'),
+    '--stop-metric': (('--patience', 1, '--stop-metric', 'loss'), "--stop-metric='loss'", 'hits_at_10'),
     'diverges': (('--lr', '1e30', '--loss', 'softplus', '--epochs', 9, '--batch-size', 50), 'non-finite'),
 }
 
@@ -656,7 +656,7 @@ def test_train_keeps_what_is_there(original: Path, run: Path, tmp_path: Path) ->
     (tmp_path/'mine/note').write_text('mine')
     new = ('train', 'nations', '--model', 'DistMult', '--epochs', 1)
     refused(tmp_path, (*new, '--out', run), str(run), 'holds a run already')
-    refused(tmp_path, (*new, '--out', run, '--resume'), str(run), 'other settings', 'epochs (kept 4, now 1)')
+    refused(tmp_path, (*new, '--out', run, '--resume'), str(run), 'other settings', '--epochs (kept 4, now 1)')
     refused(tmp_path, (*new, '--out', tmp_path/'mine'), 'mine', 'holds no run')
     refused(tmp_path, (*new, '--out', tmp_path/'mine/note'), 'note', 'holds no run')
     refused(tmp_path, (*new, '--out', tmp_path/'mine/note/run'), 'note')

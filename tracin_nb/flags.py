@@ -148,7 +148,7 @@ def weighed(weighting: str, seed: int, use_last_layers_only: bool, num_last_laye
     from tracin_nb.weightings import make_weighting
     made = make_weighting(weighting)
     if use_last_layers_only: made = Only(last_layer_names or num_last_layers or 2, made)
-    return Projected(projection_dim or 4096, seed, made) if use_projection else made
+    with naming('--projection-dim'): return Projected(projection_dim or 4096, seed, made) if use_projection else made
 
 # %% ../nbs/18c_flags.ipynb #0fbe9a6e
 def engine_of(engine: str, disable_vectorized_gradients: bool) -> str:
@@ -466,5 +466,8 @@ TRAINING = stacked(
     setting('--training-kwargs', "PyKEEN's training loop"),
     click.option('--seed', type=int, default=0, show_default=True, metavar='N',
                  help='Of initialisation, batches and negatives.'),
+    click.option('--unseen', type=click.Choice(['error', 'drop']),
+                 help='In a folder: refuse test and validation triples with labels that training does not know, or '
+                      'leave them out and say how many.  [default: error]'),
     click.option('--device', help='A device of PyTorch such as cpu or cuda:1.  [default: the GPU if there is one]'),
     click.option('--resume', is_flag=True, help='Go on from the last checkpoint in --out, if there is one.'))

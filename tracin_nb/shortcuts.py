@@ -19,6 +19,7 @@ from .factors import Factors, Sketch
 from .gradients import Engine, frozen, trainable
 from .objectives import Score, score
 from .runs import Run
+from .triples import machine_memory, size_text
 from .weightings import Metric, Sgd, Weighting
 
 # %% ../nbs/05b_shortcuts.ipynb #2c69eef5
@@ -91,9 +92,14 @@ class Projected(Weighting):
     dim: int = 4096
     seed: int = 0
     metric: Weighting = Sgd()
-    def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        "Raises `ValueError` unless `dim` is above 0."
+    def __post_init__(self) -> None:
+        "Raises `ValueError` unless `dim` is above 0 and two gradients of that many numbers fit into memory."
         if self.dim < 1: raise ValueError(f'projection: dim is {self.dim}, expected 1 or more')
+        if (need := 2 * 4 * self.dim) > (most := machine_memory()):
+            raise ValueError(f'projection: two gradients of dim={self.dim} numbers would take {size_text(need)} of memory, '
+                             f'and there are {size_text(most)}')
+    def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
+        "The metric, with gradients projected."
         metric = self.metric.prepare(run, k, engine, factors)
         sketch = Sketch({name: tuple(p.shape) for name, p in engine.params.items()}, self.dim, self.seed)
         facts = dict(metric.facts, projection=dict(dim=self.dim, seed=self.seed))

@@ -42,7 +42,7 @@ def machine_memory() -> int:
 # %% ../nbs/00_triples.ipynb #c7720ab1
 def size_text(n: int) -> str:
     "A number of bytes for a person, such as 1.5 GiB."
-    power = min(max(n, 1).bit_length() // 10, 6)
+    power = min((max(n, 1).bit_length() - 1) // 10, 6)
     return f"{n:,} bytes" if not power else f"{n / 1024**power:.3g} {'KMGTPE'[power - 1]}iB"
 
 # %% ../nbs/00_triples.ipynb #e13ab6d2
