@@ -204,7 +204,7 @@ def _is_header(row: Sequence[str], path: Path) -> bool:
     if (columns := _named_columns(row)) is None: return False
     if columns != _COLUMNS: raise TriplesFileError(
         f"{path}: line 1: the header {_show(list(row))} names the columns {', '.join(columns)}; expected head, "
-        "relation, tail in this order (if it is a triple: header=False, --no-header)")
+        "relation, tail in this order (if it is a triple: --no-header, in Python header = False)")
     if tuple(x.lower() for x in row) not in HEADERS: warnings.warn(
         f"{path}: line 1 {_show(list(row))} is taken for a header and left out; header=False (--no-header) reads it "
         "as a triple", TriplesWarning, stacklevel=5)
@@ -423,7 +423,7 @@ def _unseen_error(rows: np.ndarray, unseen: np.ndarray, maps: Sequence[Mapping[s
     row, column = np.argwhere(unseen)[0]
     kind, label = _KINDS[column], rows[row, column]
     hint = _swapped(label, kind, maps[1] if kind == 'entity' else maps[0]) or _twin_of(label, maps[column % 2])
-    if row == 0 and unseen[0].all(): hint += "; is it a header? then say header=True (--header)"
+    if row == 0 and unseen[0].all(): hint += "; is it a header? then say --header, in Python header = True"
     return f"{kind} {_show(label)} {where} ({unseen.any(1).sum()} of {len(rows)} triples have such labels){hint}"
 
 # %% ../nbs/00_triples.ipynb #b21480f8
