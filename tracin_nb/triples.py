@@ -217,20 +217,17 @@ def _check_rdf(row: Sequence[str], path: Path) -> None:
         f"{path}: line 1: {_show(' '.join(row))}{_column_hint(' '.join(row), 3, 3)}")
 
 # %% ../nbs/00_triples.ipynb #c75500eb
-def _stands_alone(row: Sequence[str], counts: Mapping[str, int]) -> bool:
-    "Do the labels of `row` occur only once in all, each?"
-    return all(counts[x] == 1 for x in row)
+def _shares_relation(rows: np.ndarray) -> bool:
+    "Is the relation of the first of `rows` `[N, 3]` that of others, too?"
+    return any((part == rows[0, 1]).any() for part in (rows[1:1000, 1], rows[1000:, 1]))
 
 
-def _first_line_hint(rows: np.ndarray, header: bool | None) -> str | None:
-    "What is odd about line 1 of `rows` `[N, 3]`, taken for a header or not."
-    first, rest = rows[0], rows[1:]
-    shared = any((part == first[1]).any() for part in (rest[:1000, 1], rest[1000:, 1]))
-    if header: return "is left out as a header, but its relation occurs below: is it a triple?" if shared else None
-    if header is False or shared or len(rows) < 4: return None
+def _first_alone(rows: np.ndarray) -> bool:
+    "Do the labels of the first of `rows` `[N, 3]` occur nowhere else, and those of the next rows do?"
+    if len(rows) < 4 or _shares_relation(rows): return False
     counts = Counter(rows.flat)
-    if not _stands_alone(first, counts) or any(_stands_alone(row, counts) for row in rest[:100]): return None
-    return "is read as a triple, but its labels occur nowhere else: is it a header? then say header=True (--header)"
+    alone = [all(counts[x] == 1 for x in row) for row in rows[:100]]
+    return alone[0] and not any(alone[1:])
 
 # %% ../nbs/00_triples.ipynb #e64c0559
 def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndarray, int]:
@@ -238,8 +235,9 @@ def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndar
     rows, _ = read_table(path, 3, set(), header=False)
     _check_rdf(rows[0], Path(path))
     known = _is_header(rows[0], Path(path)) if header is not False else False
-    if not known and (hint := _first_line_hint(rows, header)):
-        warnings.warn(f"{path}: line 1 {_show(rows[0].tolist())} {hint}", TriplesWarning, stacklevel=4)
+    if header and not known and _shares_relation(rows): warnings.warn(
+        f"{path}: line 1 {_show(rows[0].tolist())} is left out as a header, but its relation occurs below: is it a "
+        "triple?", TriplesWarning, stacklevel=4)
     return _below(rows, bool(header or known), Path(path))
 
 # %% ../nbs/00_triples.ipynb #330adfd1
@@ -251,7 +249,7 @@ def read_triples(
 
     Labels are taken as they are: no spaces are cut off, quotes are ordinary characters, `NA` is a label.
     Blank lines are errors except at the end. Duplicate lines stay: `load_files` counts and removes them.
-    Warns (`TriplesWarning`) of a first line that may be a header, or was left out as one of unusual names."""
+    Warns (`TriplesWarning`) of a first line that was left out as a header of unusual names, or may be a triple."""
     return read_numbered(path, header)[0]
 
 # %% ../nbs/00_triples.ipynb #9f26a5d8
@@ -447,6 +445,9 @@ def _training_factory(path: Path, maps: Sequence[Mapping[str, int] | None], head
         unseen = _unseen(rows, *known)
         line = first + int(unseen.any(1).argmax())
         raise TriplesFileError(f"{path}: line {line}: {_unseen_error(rows, unseen, known, 'is not in the label map')}")
+    if header is None and first == 1 and _first_alone(rows): warnings.warn(
+        f"{path}: line 1 {_show(rows[0].tolist())} is read as a triple, but its labels occur nowhere else: is it a "
+        "header? then say header=True (--header)", TriplesWarning, stacklevel=3)
     for hint in _graph_hints(columns, maps): warnings.warn(f"{path}: {hint}", TriplesWarning, stacklevel=3)
     return _factory(rows, path, maps, inverse)
 
