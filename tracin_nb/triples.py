@@ -184,7 +184,7 @@ _FILLERS = {'id', 'ids', 'label', 'name', 'node', 'entity', 'uri', 'iri', 'curie
 
 def _role(name: str) -> str | None:
     "Which part of a triple a column of that `name` holds; `None` if it is no usual name."
-    plain = re.sub(r'\(.*\)', '', re.sub(r'([a-z])([A-Z])', r'\1 \2', name))
+    plain = re.sub(r'\(.*\)', '', re.sub(r'([a-z])([A-Z])', r'\1 \2', name[:99]))
     words = re.findall('[^\\W_]+', plain.casefold())
     roles = {_ROLE.get(w) for w in [w for w in words if w not in _FILLERS] or words}
     return roles.pop() if len(roles) == 1 else None
@@ -440,8 +440,8 @@ def _training_factory(path: Path, maps: Sequence[Mapping[str, int] | None], head
     "The training triples; labels missing from a given label map are an error, and what looks odd is a warning."
     rows, first = read_numbered(path, header)
     columns = [set(c) for c in rows.T]
-    known = [m if m is not None else s for m, s in zip(maps, (columns[0] | columns[2], columns[1]))]
-    if not all(c <= set(known[i % 2]) for i, c in enumerate(columns)):
+    if any(m is not None and not c <= m.keys() for c, m in zip(columns, (*maps, maps[0]))):
+        known = [m if m is not None else s for m, s in zip(maps, (columns[0] | columns[2], columns[1]))]
         unseen = _unseen(rows, *known)
         line = first + int(unseen.any(1).argmax())
         raise TriplesFileError(f"{path}: line {line}: {_unseen_error(rows, unseen, known, 'is not in the label map')}")
