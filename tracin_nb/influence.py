@@ -40,7 +40,7 @@ from .compile import compiled
 from .factors import Factors, added, blank, concat, fill, inner, inner_parts, paired_inner, shared
 from .gradients import ENGINES, Engine, FactoredEngine, group_of
 from .memory import Plan, Tiles, consume, metered, parse_bytes, plan_tiles, release, resident_peak
-from .objectives import Contrast, Objective, make_objective
+from .objectives import Contrast, Objective, left_out, make_objective
 from .parts import Parts, begin, continued, read_question
 from .results import Result, SelfInfluence, label_columns
 from .runs import Run, as_run, replacing
@@ -909,6 +909,7 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
                 precision=self.precision, **self._compile_facts,
                 dtype=str(_dtype(self)).removeprefix('torch.'), device=str(self.device),
                 seed=self.run.seed,
+                left_out=left_out(self.run, self.steps[-1].train.model, self.objective),
                 fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions=_versions(),
                 counters=asdict(self.counters), **more)

@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STOPPED', 'TRAINING_KWARGS', 'RunError', 'Checkpoint', 'Run', 'plain',
-           'pykeen_name', 'model_settings', 'loss_settings', 'number', 'optimizer_settings', 'loop_settings',
-           'kept_epochs', 'ranking_metric', 'stopping_settings', 'precision_settings', 'replacing', 'file_facts',
-           'verified', 'read_torch', 'read_state', 'state_fingerprint', 'rng_state', 'set_rng_state', 'kept_rng',
-           'build_model', 'build_loss', 'differences', 'load_strictly', 'forget_representations', 'probe_scores',
-           'check_probe', 'write_labels', 'read_labels', 'check_labels', 'write_data', 'read_data', 'KeepCheckpoints',
+           'pykeen_name', 'model_settings', 'loss_settings', 'number', 'check_descends', 'optimizer_settings',
+           'loop_settings', 'loop_of', 'build_weighter', 'weighter_settings', 'check_weighted', 'kept_epochs',
+           'ranking_metric', 'stopping_settings', 'precision_settings', 'replacing', 'file_facts', 'verified',
+           'read_torch', 'read_state', 'state_fingerprint', 'rng_state', 'set_rng_state', 'kept_rng', 'build_model',
+           'build_loss', 'differences', 'load_strictly', 'forget_representations', 'probe_scores', 'check_probe',
+           'write_labels', 'read_labels', 'check_labels', 'write_data', 'read_data', 'KeepCheckpoints',
            'save_optimizer', 'write_json', 'why_stop', 'validation_value', 'check_keys', 'read_facts', 'check_rows',
            'check_stopping', 'read_checkpoint', 'read_optimizer', 'checkpoint_of', 'pick_device', 'touch_state',
            'build_loop', 'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts',
-           'resumed_facts', 'little_garbage', 'run_loop', 'training_settings', 'train', 'start_training',
-           'checked_rates', 'state_at', 'moments_at', 'check_counts', 'title_of', 'pipeline_rates', 'pipeline_loop',
-           'second_moments', 'as_run']
+           'resumed_facts', 'little_garbage', 'clipping_callbacks', 'run_loop', 'training_settings', 'train',
+           'start_training', 'checked_rates', 'state_at', 'moments_at', 'check_counts', 'title_of', 'pipeline_rates',
+           'pipeline_loop', 'pipeline_end', 'pipeline_kwargs', 'second_moments', 'steps_made', 'as_run']
 
 # %% ../nbs/01_runs.ipynb #cd8673b4
 import copy, gc, hashlib, importlib.metadata, json, math, os, random, tempfile, warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,20 @@ from fastcore.basics import patch
 from pykeen.checkpoints import BestCheckpointSchedule, CheckpointSchedule, final_checkpoints
 from pykeen.datasets import Dataset
 from pykeen.evaluation import RankBasedEvaluator, RankBasedMetricResults
-from pykeen.losses import Loss, UnsupportedLabelSmoothingError, loss_resolver
+from pykeen.losses import Loss, NoSampleWeightSupportError, UnsupportedLabelSmoothingError, loss_resolver
 from pykeen.models import CooccurrenceFilteredModel, ERModel, FixedModel, LiteralModel, Model, model_resolver
 from pykeen.models.inductive import InductiveERModel
 from pykeen.pipeline import PipelineResult
 from pykeen.sampling import NegativeSampler, negative_sampler_resolver
+from pykeen.stoppers import EarlyStopper
 from pykeen.stoppers.early_stopping import EarlyStoppingLogic
 from pykeen.training import LCWATrainingLoop, NonFiniteLossError, SLCWATrainingLoop, TrainingLoop
-from pykeen.training.callbacks import CheckpointTrainingCallback
+from pykeen.training.callbacks import (CheckpointTrainingCallback, GradientAbsClippingTrainingCallback,
+                                       GradientNormClippingTrainingCallback, TrainingCallback)
 from pykeen.training.training_loop import NoTrainingBatchError
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.instances import BatchedSLCWAInstances
+from pykeen.triples.weights import LossWeighter, RelationLossWeighter, loss_weighter_resolver
 from pykeen.utils import set_random_seed
 
 from .triples import load_dataset, triples_fingerprint
@@ -76,8 +80,10 @@ class Run:
     loss: Loss
     loop: str = 'slcwa'  # or 'lcwa'
     label_smoothing: float = 0.
-    negative_sampler: str | None = 'basic'
+    negative_sampler: str | type | NegativeSampler | None = 'basic'
     negative_sampler_kwargs: dict[str, Any] = field(default_factory=dict)
+    target: str = 'tail'  # under lcwa, what a row runs over; or 'head'
+    loss_weighter: LossWeighter | None = None  # weights of the examples in the loss; None: all alike
     seed: int = 0
     optimizer: tuple[str, dict[str, Any]] | None = None  # name and every setting, such as betas and eps; None: unknown
     optimizer_state: Callable[[int], dict[str, dict]] | None = None  # by parameter name; None: not kept
@@ -115,7 +121,10 @@ def pykeen_name(resolver: ClassResolver, query: str | type, parameter: str) -> s
     except (KeyError, TypeError, ValueError): found = None
     name = next((n for n, cls in resolver.lookup_dict.items() if cls is found), None)
     if name is None:
-        shown = query if isinstance(query, str) else getattr(query, '__name__', type(query).__name__)
+        if not isinstance(query, (str, type)):
+            raise RunError(f'{parameter} is a {type(query).__name__}: give the name or class that PyKEEN knows, '
+                           f'and the settings as {parameter}_kwargs')
+        shown = query if isinstance(query, str) else query.__name__
         raise RunError(f'{parameter}={shown!r} is not one that PyKEEN can find by name; it knows: '
                        + ', '.join(sorted(resolver.lookup_dict)))
     return name
@@ -153,6 +162,13 @@ def number(value: Any, name: str, low: float = 0., below: float = math.inf, kind
         raise RunError(f"{name} has to be {'a whole' if kind is int else 'a finite'} number {bounds}, not {value!r}")
     return kind(value)
 
+# %% ../nbs/01_runs.ipynb #5d825000
+def check_descends(optimizer_kwargs: Mapping[str, Any]) -> None:
+    "Raises `RunError` if the optimiser climbs"
+    if optimizer_kwargs.get('maximize'):
+        raise RunError('optimizer_kwargs: maximize=True makes the loss greater at each step, and an influence says how '
+                       'much a step lowers it')
+
 # %% ../nbs/01_runs.ipynb #4cb955cd
 def optimizer_settings(optimizer: str | type, lr: float | None, optimizer_kwargs: Mapping[str, Any] | None,
                        lr_scheduler: str | type | None,
@@ -164,6 +180,7 @@ def optimizer_settings(optimizer: str | type, lr: float | None, optimizer_kwargs
         if 'lr' in kwargs: raise RunError("the learning rate is given twice: by lr and by optimizer_kwargs['lr']")
         kwargs['lr'] = number(lr, 'lr')
     if name == 'lbfgs': raise RunError("optimizer='lbfgs' needs a closure, which PyKEEN's training loop does not give")
+    check_descends(kwargs)
     scheduler = lr_scheduler and pykeen_name(lr_scheduler_resolver, lr_scheduler, 'lr_scheduler')
     if scheduler == 'reducelronplateau':
         raise RunError("lr_scheduler='reducelronplateau' steps on a metric, which PyKEEN's training loop does not give")
@@ -186,6 +203,58 @@ def loop_settings(loop: str, negative_sampler: str | type | None, num_negs_per_p
         kwargs['num_negs_per_pos'] = number(num_negs_per_pos, 'num_negs_per_pos', 1, kind=int)
     name = pykeen_name(negative_sampler_resolver, negative_sampler or 'basic', 'negative_sampler')
     return dict(loop=loop, negative_sampler=name, negative_sampler_kwargs=kwargs)
+
+# %% ../nbs/01_runs.ipynb #c7393e4d
+def loop_of(loop: str, negative_sampler: str | type | NegativeSampler | None,
+            negative_sampler_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    "`loop_settings` of a run that no folder has to hold: sampler and filterer may be ones that PyKEEN has no name for"
+    named = negative_sampler is None or negative_sampler in (*negative_sampler_resolver.lookup_dict.values(),) \
+        or isinstance(negative_sampler, str)
+    if loop != 'slcwa': return loop_settings(loop, negative_sampler, None, negative_sampler_kwargs)
+    settings = loop_settings(loop, negative_sampler if named else None, None, None)
+    return settings | dict(negative_sampler_kwargs=dict(negative_sampler_kwargs or {}),
+                           **({} if named else dict(negative_sampler=negative_sampler)))
+
+# %% ../nbs/01_runs.ipynb #90cc9506
+def build_weighter(loss_weighter: LossWeighter | str | type[LossWeighter] | None,
+                   loss_weighter_kwargs: Mapping[str, Any] | None = None) -> LossWeighter | None:
+    "PyKEEN's loss weighter of that name, with lists as tensors; `RunError` if there is none or it has no such setting"
+    if loss_weighter is None and loss_weighter_kwargs: raise RunError('loss_weighter_kwargs without a loss_weighter')
+    if isinstance(loss_weighter, str): pykeen_name(loss_weighter_resolver, loss_weighter, 'loss_weighter')
+    kwargs = {n: torch.tensor(v, dtype=torch.float32) if isinstance(v, list) else v
+              for n, v in (loss_weighter_kwargs or {}).items()}
+    try: return loss_weighter_resolver.make_safe(loss_weighter, kwargs)
+    except (TypeError, ValueError, KeyError) as e:
+        raise RunError(f'PyKEEN cannot build loss_weighter={loss_weighter!r} with {loss_weighter_kwargs}: {e}') from e
+
+# %% ../nbs/01_runs.ipynb #6a2d7a9a
+def weighter_settings(loss_weighter: LossWeighter | str | type[LossWeighter] | None,
+                      loss_weighter_kwargs: Mapping[str, Any] | None, relations: int) -> dict[str, Any]:
+    "Name and settings of the loss weighter; `RunError` unless it has one finite weight per relation"
+    if loss_weighter is None and not loss_weighter_kwargs: return dict(loss_weighter=None, loss_weighter_kwargs={})
+    if isinstance(loss_weighter, RelationLossWeighter) and not loss_weighter_kwargs:
+        loss_weighter, loss_weighter_kwargs = type(loss_weighter), dict(weights=loss_weighter.weights)
+    kwargs = {n: v.tolist() if isinstance(v, (torch.Tensor, np.ndarray)) else v
+              for n, v in (loss_weighter_kwargs or {}).items()}
+    kwargs = plain(kwargs, 'loss_weighter_kwargs')
+    weights = getattr(build_weighter(loss_weighter, kwargs), 'weights', None)
+    if not isinstance(weights, torch.Tensor) or weights.shape != (relations,) or not weights.isfinite().all():
+        raise RunError(f"loss_weighter_kwargs['weights'] has to be {relations} finite numbers, one for each relation of "
+                       f'the model, inverse ones included, not {str(kwargs.get("weights"))[:60]}')
+    return dict(loss_weighter=pykeen_name(loss_weighter_resolver, loss_weighter, 'loss_weighter'),
+                loss_weighter_kwargs=kwargs)
+
+# %% ../nbs/01_runs.ipynb #468f4056
+def check_weighted(loss: Loss, loop: str, negative_sampler_kwargs: Mapping[str, Any]) -> None:
+    "Raises `RunError` unless `loss` takes the weights of examples, and the loop can give them to it"
+    if negative_sampler_kwargs.get('filtered'):
+        raise RunError("loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop gives weights to "
+                       'the negatives that were filtered out, too, and fails; leave out one of the two')
+    one = torch.ones(1, 1)
+    try:
+        if loop == 'lcwa': loss.process_lcwa_scores(torch.zeros(1, 2), torch.eye(2)[:1], weights=one)
+        else: loss.process_slcwa_scores(one, one, pos_weights=one[0], neg_weights=one)
+    except NoSampleWeightSupportError as e: raise RunError(f'loss_weighter: under {loop}, {e}') from e
 
 # %% ../nbs/01_runs.ipynb #17b64fac
 def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: int) -> list[int]:
@@ -527,7 +596,7 @@ FORMAT = dict(format='tracin_nb run', version=1)
 FACTS = dict(format=str, version=int, packages=dict, settings=dict, optimizer=dict, dataset=dict, files=dict,
              losses=list, checkpoints=list)
 SETTINGS = dict(model=str, model_kwargs=dict, loss=str, loss_kwargs=dict, loop=str, negative_sampler=(str, type(None)),
-                negative_sampler_kwargs=dict, optimizer=str, optimizer_kwargs=dict, lr_scheduler=(str, type(None)),
+                negative_sampler_kwargs=dict, loss_weighter=(str, type(None)), loss_weighter_kwargs=dict, optimizer=str, optimizer_kwargs=dict, lr_scheduler=(str, type(None)),
                 lr_scheduler_kwargs=dict, label_smoothing=float, batch_size=int, seed=int, inverse=bool, epochs=int,
                 keep=list, training_kwargs=dict, precision=str, early_stopping=(dict, type(None)))
 ROW = dict(epoch=int, step=int, learning_rate=float, model=dict, optimizer=dict, fingerprint=str, probe=list)
@@ -558,7 +627,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} says {facts['format']!r} version {facts['version']}; "
                        f"this one reads {FORMAT['format']!r} version 1")
     facts = dict(evaluations=[], stopped=None) | facts
-    facts['settings'] = dict(precision='fp32', early_stopping=None) | facts['settings']
+    facts['settings'] = dict(precision='fp32', early_stopping=None, loss_weighter=None,
+                             loss_weighter_kwargs={}) | facts['settings']
     check_keys(facts['settings'], SETTINGS, f'{path}: settings')
     if (loop := facts['settings']['loop']) not in ('slcwa', 'lcwa'):
         raise RunError(f'{path}: settings: loop {loop!r} is unknown')
@@ -625,6 +695,7 @@ def open(cls: Run, folder: Path | str) -> Run:
     return cls(checkpoints=[checkpoint_of(folder, row) for row in rows], folder=folder, settings=settings, **data,
                build=partial(build_model, settings, data['training']), state=partial(read_checkpoint, folder, rows),
                loss=build_loss(settings['loss'], settings['loss_kwargs']), **{n: settings[n] for n in same},
+               loss_weighter=build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs']),
                optimizer=(settings['optimizer'], facts['optimizer']),
                optimizer_state=partial(read_optimizer, folder, rows), stopped=facts['stopped'])
 
@@ -693,9 +764,11 @@ def build_loop(settings: Mapping[str, Any], model: Model, training: TriplesFacto
     "PyKEEN's training loop with optimiser, scheduler and sampler of `settings`, ready to run from epoch 1"
     sampler = {n: settings[n] for n in ('negative_sampler', 'negative_sampler_kwargs')}
     cls, more = (SLCWATrainingLoop, sampler) if settings['loop'] == 'slcwa' else (LCWATrainingLoop, {})
+    weighter = build_weighter(settings.get('loss_weighter'), settings.get('loss_weighter_kwargs'))
     names = ('optimizer', 'optimizer_kwargs', 'lr_scheduler', 'lr_scheduler_kwargs')
     try:
         loop = cls(model=model, triples_factory=training, automatic_memory_optimization=False, **more,
+                   loss_weighter=weighter,
                    **{n: settings[n] for n in names})
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
         raise RunError(f'PyKEEN cannot set up {({n: settings[n] for n in names})}: {e}') from e
@@ -788,18 +861,29 @@ def little_garbage() -> Iterator[None]:
     try: yield
     finally: gc.unfreeze()
 
+# %% ../nbs/01_runs.ipynb #4259fcfd
+def clipping_callbacks(training_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[TrainingCallback]]:
+    "`training_kwargs` without those that clip gradients, and PyKEEN's callbacks that do it instead"
+    kwargs, callbacks = dict(training_kwargs), []
+    norm, kind, most = (kwargs.pop(f'gradient_clipping_{n}', None) for n in ('max_norm', 'norm_type', 'max_abs_value'))
+    if kind is not None and norm is None: raise RunError('gradient_clipping_norm_type without gradient_clipping_max_norm')
+    if norm is not None: callbacks.append(GradientNormClippingTrainingCallback(norm, kind))
+    if most is not None: callbacks.append(GradientAbsClippingTrainingCallback(most))
+    return kwargs, callbacks
+
 # %% ../nbs/01_runs.ipynb #e0549838
 def run_loop(loop: TrainingLoop, dataset: Dataset, settings: Mapping[str, Any], callback: KeepCheckpoints,
              progress: bool) -> None:
     "PyKEEN's training, quiet about what PyKEEN does to PyTorch's schedulers, its refusals as `RunError`"
+    kwargs, clipping = clipping_callbacks(settings['training_kwargs'])
     with warnings.catch_warnings(), little_garbage():
         warnings.filterwarnings('ignore', message='.*epoch parameter in `scheduler.step.*')
         warnings.filterwarnings('ignore', message='Training instances are always shuffled')
         try:
             loop.train(dataset.training, num_epochs=settings['epochs'], batch_size=settings['batch_size'],
-                       continue_training=True, label_smoothing=settings['label_smoothing'], callbacks=[callback],
+                       continue_training=True, label_smoothing=settings['label_smoothing'], callbacks=[callback, *clipping],
                        use_tqdm=progress, use_tqdm_batch=progress, checkpoint_directory=callback.root,
-                       pin_memory=loop.device.type == 'cuda', **settings['training_kwargs'])
+                       pin_memory=loop.device.type == 'cuda', **kwargs)
         except (UnsupportedLabelSmoothingError, NoTrainingBatchError, NonFiniteLossError) as e:
             raise RunError(str(e)) from e
 
@@ -813,6 +897,7 @@ def training_settings(training_kwargs: Mapping[str, Any] | None) -> dict[str, An
     kwargs = plain(training_kwargs or {}, 'training_kwargs')
     if unknown := kwargs.keys() - TRAINING_KWARGS:
         raise RunError(f'training_kwargs takes {", ".join(sorted(TRAINING_KWARGS))}, not {", ".join(sorted(unknown))}')
+    clipping_callbacks(kwargs)
     return kwargs
 
 # %% ../nbs/01_runs.ipynb #aacef3bb
@@ -825,6 +910,8 @@ def train(dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files
           loop: str = 'slcwa',  # or 'lcwa'
           loss: str | type[Loss] | None = None,  # None: the model's own
           loss_kwargs: Mapping[str, Any] | None = None,
+          loss_weighter: LossWeighter | str | None = None,  # weights of the examples in the loss; None: all alike
+          loss_weighter_kwargs: Mapping[str, Any] | None = None,
           optimizer: str | type = 'Adam',
           lr: float | None = None,  # None: the optimiser's own
           optimizer_kwargs: Mapping[str, Any] | None = None,
@@ -856,6 +943,9 @@ def train(dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files
     settings |= loss_settings(**settings, loss=loss, loss_kwargs=loss_kwargs)
     settings |= optimizer_settings(optimizer, lr, optimizer_kwargs, lr_scheduler, lr_scheduler_kwargs)
     settings |= loop_settings(loop, negative_sampler, num_negs_per_pos, negative_sampler_kwargs)
+    settings |= weighter_settings(loss_weighter, loss_weighter_kwargs, data.training.num_relations)
+    if settings['loss_weighter']:
+        check_weighted(build_loss(settings['loss'], settings['loss_kwargs']), loop, settings['negative_sampler_kwargs'])
     settings |= dict(label_smoothing=number(label_smoothing, 'label_smoothing', below=1.), epochs=epochs,
                      batch_size=number(batch_size, 'batch_size', 1, kind=int),
                      seed=number(seed, 'seed', 0, 2**32, kind=int),
@@ -927,8 +1017,10 @@ def from_model(cls: Run,
                loop: str = 'slcwa',  # or 'lcwa'
                loss: Loss | str | None = None,  # None: the model's
                label_smoothing: float = 0.,
-               negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA
+               negative_sampler: str | type | NegativeSampler | None = None,  # None: PyKEEN's basic one under sLCWA
                negative_sampler_kwargs: Mapping[str, Any] | None = None,
+               loss_weighter: LossWeighter | str | type | None = None,  # weights of the examples; None: all alike
+               loss_weighter_kwargs: Mapping[str, Any] | None = None,
                seed: int = 0,
                optimizer: tuple[str, dict[str, Any]] | None = None,  # name and settings, such as betas and eps
                optimizer_moments: Sequence[Mapping[str, torch.Tensor]] | None = None,  # `exp_avg_sq`s by name
@@ -950,34 +1042,60 @@ def from_model(cls: Run,
     for k, state in enumerate(states):
         if not isinstance(state, (str, Path)): load_strictly(template, state, f'states[{k}]')
     unknown = [None]*len(rates)
-    loss = model.loss if loss is None else loss if isinstance(loss, Loss) else build_loss(loss)
-    return cls(training=training, loss=loss, label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
+    loss = copy.deepcopy(model.loss if loss is None else loss if isinstance(loss, Loss) else build_loss(loss)).cpu()
+    weighter = build_weighter(loss_weighter, loss_weighter_kwargs)
+    if weighter is not None: check_weighted(loss, loop, {})
+    return cls(training=training, loss=loss, loss_weighter=weighter,
+               label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
                seed=number(seed, 'seed', kind=int),
                checkpoints=[Checkpoint(e, n, r, Path(s) if isinstance(s, (str, Path)) else None)
                             for e, n, r, s in zip(epochs or unknown, steps or unknown, rates, states)],
                build=partial(copy.deepcopy, template), state=partial(state_at, states), optimizer=optimizer,
                settings=dict(model=title_of(model)),
                optimizer_state=None if optimizer_moments is None else partial(moments_at, list(optimizer_moments)),
-               **loop_settings(loop, negative_sampler, None, negative_sampler_kwargs))
+               **loop_of(loop, negative_sampler, negative_sampler_kwargs))
 
 # %% ../nbs/01_runs.ipynb #ec3a378e
-def pipeline_rates(configuration: Mapping[str, Any]) -> list[float]:
+def pipeline_rates(configuration: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None) -> list[float]:
     "The constant learning rate of a PyKEEN pipeline; `RunError` if it is not recorded or was scheduled"
     if configuration.get('lr_scheduler'):
         raise RunError(f"the pipeline used the scheduler {configuration['lr_scheduler']!r}: "
                        "give learning_rates=[the last epoch's rate]")
+    if optimizer is not None: return [float(optimizer.param_groups[0]['lr'])]
     rate = (configuration.get('optimizer_kwargs') or {}).get('lr')
     if rate is None: raise RunError('the pipeline result does not say its learning rate: give learning_rates=[rate]')
     return [rate]
 
 # %% ../nbs/01_runs.ipynb #21c28e7a
 def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
-    "Loop and sampler of a PyKEEN training loop, as `Run.from_model` takes them"
+    "Loop, sampler and loss weighter of a PyKEEN training loop, as `Run.from_model` takes them"
+    if loop.mode not in (None, 'training'): raise RunError(f'the training loop scored in mode {loop.mode!r}')
+    weighter = dict(loss_weighter=loop.loss_weighter, loss_weighter_kwargs=loop.loss_weighter_kwargs)
     if type(loop) is SLCWATrainingLoop:
         return dict(loop='slcwa', negative_sampler=loop.negative_sampler,
-                    negative_sampler_kwargs=loop.negative_sampler_kwargs)
-    if type(loop) is LCWATrainingLoop and loop.target == 2: return dict(loop='lcwa')
-    raise RunError(f'{type(loop).__name__} is neither the sLCWA loop nor the LCWA loop over tails')
+                    negative_sampler_kwargs=loop.negative_sampler_kwargs, **weighter)
+    if type(loop) is LCWATrainingLoop and loop.target != 1: return dict(loop='lcwa', **weighter)
+    what = type(loop).__name__ + (' over relations' if getattr(loop, 'target', None) == 1 else '')
+    raise RunError(f'{what} is neither the sLCWA loop nor the LCWA loop over tails or heads')
+
+# %% ../nbs/01_runs.ipynb #bf3662ba
+def pipeline_end(result: PipelineResult) -> tuple[int | None, dict[str, Any] | None]:
+    "The epoch that the weights of a PyKEEN pipeline are of, and how it was stopped early; None: it was not"
+    stopper, last = result.stopper, len(result.losses)
+    if not isinstance(stopper, EarlyStopper) or not stopper.stopped: return last, None
+    best = stopper.best_epoch
+    return best, dict(epoch=last, best_epoch=best,
+                      why=f'at epoch {last} {stopper.metric} was not better than {stopper.best_metric:.4g} at epoch '
+                          f'{best} in any of {stopper.patience} evaluations; the weights are those of epoch {best}')
+
+# %% ../nbs/01_runs.ipynb #5e8a4cc5
+def pipeline_kwargs(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    "How a PyKEEN pipeline made its steps, as `train` takes it in `training_kwargs`; and the names of its callbacks"
+    kwargs = {n: v for n in sorted(TRAINING_KWARGS) if (v := configuration.get(n)) is not None}
+    given = configuration.get('callbacks') or []
+    given = given if isinstance(given, (list, tuple)) else [given]
+    names = [c if isinstance(c, str) else getattr(c, '__name__', type(c).__name__) for c in given]
+    return kwargs | (dict(callbacks=names) if names else {})
 
 # %% ../nbs/01_runs.ipynb #09fce8c5
 def second_moments(optimizer: torch.optim.Optimizer | None, model: Model) -> list[dict[str, torch.Tensor]] | None:
@@ -987,18 +1105,28 @@ def second_moments(optimizer: torch.optim.Optimizer | None, model: Model) -> lis
             if 'exp_avg_sq' in state.get(p, {})}
     return [kept] if kept else None
 
+# %% ../nbs/01_runs.ipynb #0b755006
+def steps_made(optimizer: torch.optim.Optimizer | None) -> list[int] | None:
+    "The steps that an optimiser that is still there has counted, as one checkpoint's; None if it has not"
+    steps = [int(s['step']) for s in (optimizer.state.values() if optimizer is not None else ()) if 'step' in s]
+    return [max(steps)] if steps else None
+
 # %% ../nbs/01_runs.ipynb #907aa158
 @patch(cls_method=True)
 def from_pipeline(cls: Run, result: PipelineResult, *, learning_rates: Sequence[float] | None = None) -> Run:
-    "The model of a PyKEEN pipeline as one checkpoint, with its loop, loss, smoothing, sampler and learning rate"
+    "The model of a PyKEEN pipeline as one checkpoint, with its loop, loss, weighter, sampler, epoch and learning rate"
     if not isinstance(result, PipelineResult): raise RunError(f'{type(result).__name__} is not a PipelineResult')
-    facts = result.configuration
-    rates = pipeline_rates(facts) if learning_rates is None else learning_rates
+    facts, loop, (epoch, stopped) = result.configuration, result.training_loop, pipeline_end(result)
+    rates = pipeline_rates(facts, loop.optimizer) if learning_rates is None else learning_rates
     name, kwargs = facts.get('optimizer'), dict(facts.get('optimizer_kwargs') or {})
-    return cls.from_model(result.model, result.training, learning_rates=rates, seed=result.random_seed,
-                          label_smoothing=facts.get('label_smoothing', 0.), **pipeline_loop(result.training_loop),
-                          optimizer=(name.lower(), kwargs) if name else None,
-                          optimizer_moments=second_moments(result.training_loop.optimizer, result.model))
+    check_descends(kwargs)
+    optimizer = None if stopped else loop.optimizer
+    run = cls.from_model(result.model, result.training, learning_rates=rates, seed=result.random_seed, epochs=[epoch],
+                         steps=steps_made(optimizer), label_smoothing=facts.get('label_smoothing') or 0.,
+                         optimizer=(name.lower(), kwargs) if name else None,
+                         optimizer_moments=second_moments(optimizer, result.model), **pipeline_loop(loop))
+    return replace(run, target='head' if getattr(loop, 'target', 2) == 0 else 'tail', stopped=stopped,
+                   settings=run.settings | dict(training_kwargs=pipeline_kwargs(facts)))
 
 # %% ../nbs/01_runs.ipynb #2a6754ce
 def as_run(source: 'Run | Path | str | Model | PipelineResult', **kwargs: Any) -> Run:
