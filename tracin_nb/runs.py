@@ -122,7 +122,7 @@ def pykeen_name(resolver: ClassResolver, query: str | type, parameter: str) -> s
     name = next((n for n, cls in resolver.lookup_dict.items() if cls is found), None)
     if name is None:
         if not isinstance(query, (str, type)):
-            raise RunError(f'{parameter} is a {type(query).__name__}: give the name or class that PyKEEN knows, '
+            raise RunError(f'{parameter}={type(query).__name__}(...) is an instance: give the name or class that PyKEEN knows, '
                            f'and the settings as {parameter}_kwargs')
         shown = query if isinstance(query, str) else query.__name__
         raise RunError(f'{parameter}={shown!r} is not one that PyKEEN can find by name; it knows: '
