@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from pykeen.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss
 from pykeen.pipeline import PipelineResult, pipeline
 from pykeen.sampling import BasicNegativeSampler
@@ -19,8 +20,10 @@ from torch.utils.data import default_collate
 
 from tracin_nb import Run, TracIn, train
 from tracin_nb.cache import objective_key
+from tracin_nb.cli import main
 from tracin_nb.objectives import make_objective
 from tracin_nb.runs import RunError, build_model, little_garbage
+from tracin_nb.stability import ensemble
 
 R, E, LR = 55, 14, 0.05
 WEIGHTS = torch.linspace(0, 3, R)
@@ -53,10 +56,11 @@ def run_pipeline(loop: str = 'slcwa', **options: Any) -> PipelineResult:
     how = dict(dataset='nations', model='DistMult', model_kwargs=dict(embedding_dim=4), random_seed=3, device='cpu',
                optimizer='sgd', optimizer_kwargs=dict(lr=LR), loss='bcewithlogits', training_loop=loop)
     more = dict(num_epochs=1) | options.pop('training_kwargs', {})
-    options['training_loop_kwargs'] = dict(automatic_memory_optimization=False) | options.get('training_loop_kwargs', {})
+    loop_kwargs = dict(automatic_memory_optimization=False) | options.pop('training_loop_kwargs', {})
     with warnings.catch_warnings(), little_garbage():
         warnings.simplefilter('ignore')
-        result = pipeline(**how | options, training_kwargs=more, use_tqdm=False, evaluation_kwargs=dict(use_tqdm=False))
+        result = pipeline(**how | options, training_loop_kwargs=loop_kwargs, training_kwargs=more, use_tqdm=False,
+                          evaluation_kwargs=dict(use_tqdm=False))
     result.model.double()
     return result
 
@@ -125,7 +129,8 @@ SLCWA = {
     'weights, mean': dict(WEIGHER, loss='mse'),
     'weights, focal': dict(WEIGHER, loss='focal', loss_kwargs=dict(gamma=1.5, alpha=0.3)),
     'weights, sum, negatives': dict(WEIGHER, loss='bcewithlogits', loss_kwargs=dict(reduction='sum'),
-                                    negative_sampler_kwargs=dict(num_negs_per_pos=3, corruption_scheme=('head', 'relation'))),
+                                    negative_sampler_kwargs=dict(num_negs_per_pos=3,
+                                                                 corruption_scheme=('head', 'relation'))),
     'weights, inverse': dict(dataset_kwargs=dict(create_inverse_triples=True), training_loop_kwargs=dict(
         loss_weighter=RelationLossWeighter(torch.linspace(0, 3, 2 * R)))),
     'weights of the user': dict(training_loop_kwargs=dict(loss_weighter=ByHead)),
@@ -168,7 +173,8 @@ LCWA = {
     'rows of heads, weights of heads': dict(training_loop_kwargs=dict(loss_weighter=ByHead(), target='head')),
     'rows of heads, inverse': dict(dataset_kwargs=dict(create_inverse_triples=True), loss='softplus',
                                    training_loop_kwargs=dict(target='head')),
-    'positives weigh more, smoothing': dict(loss_kwargs=dict(pos_weight=2.5), training_kwargs=dict(label_smoothing=0.1)),
+    'positives weigh more, smoothing': dict(loss_kwargs=dict(pos_weight=2.5),
+                                            training_kwargs=dict(label_smoothing=0.1)),
     'margin': dict(loss='marginranking', loss_kwargs=dict(margin=0.5)),
     'slices': dict(training_kwargs=dict(slice_size=3)),
     'sub-batches': dict(training_kwargs=dict(sub_batch_size=16)),
@@ -225,14 +231,23 @@ def test_key_and_pickle() -> None:
     "Weights and targets are part of the key of an objective, and go to workers with it."
     model = run_pipeline().model
     training = Run.from_pipeline(run_pipeline()).training
+    twice = dict(loss_weighter='relation', loss_weighter_kwargs=dict(weights=2 * WEIGHTS))
     runs = [Run.from_model(model, training, learning_rates=[LR], loop=loop, **weights)
-            for loop in ('slcwa', 'lcwa') for weights in ({}, BY_RELATION, dict(
-                loss_weighter='relation', loss_weighter_kwargs=dict(weights=2 * WEIGHTS)), dict(loss_weighter=ByHead()))]
+            for loop in ('slcwa', 'lcwa') for weights in ({}, BY_RELATION, twice, dict(loss_weighter=ByHead()))]
     heads = Run.from_pipeline(run_pipeline('lcwa', training_loop_kwargs=dict(target='head')))
     keys = [objective_key('training', run) for run in (*runs, heads)]
     assert len(set(keys)) == len(keys)
     again = pickle.loads(pickle.dumps(make_objective('training', runs[1])))
     assert torch.equal(again.weighter.weights, WEIGHTS)
+
+
+def test_ensemble_of_other_losses() -> None:
+    "What a loss does not print of itself is compared, too."
+    result = run_pipeline()
+    about = [dict(loss=BCEWithLogitsLoss(pos_weight=w)) for w in (2., 3.)] + [dict(loss='bcewithlogits', **BY_RELATION)]
+    runs = [Run.from_model(result.model, result.training, learning_rates=[LR], **how) for how in about]
+    with pytest.raises(ValueError, match='differ in loss'): ensemble(runs[:2])
+    with pytest.raises(ValueError, match='loss_weighter'): ensemble([Run.from_pipeline(result), runs[2]])
 
 
 # ---- what is left out is named
@@ -241,19 +256,22 @@ class Shake(TrainingCallback):
     "Does something to the training."
 
 
-CONVE = dict(embedding_dim=4, embedding_height=2, embedding_width=2, output_channels=2, kernel_height=2, kernel_width=2)
+CONVE = dict(embedding_dim=4, embedding_height=2, embedding_width=2, output_channels=2, kernel_height=2,
+             kernel_width=2)
 LEFT_OUT = {
     'regulariser of a representation': (dict(model_kwargs=dict(
         embedding_dim=4, regularizer_kwargs=dict(weight=0.2, p=3., normalize=True))), ['LpRegularizer, weight 0.2']),
     'regulariser of the model': (dict(regularizer='lp', regularizer_kwargs=dict(weight=0.3)), ['weight 0.3']),
     'constrainer': (dict(model='TransE'), ['constraints', 'normalize']),
-    'dropout and batch norm': (dict(model='ConvE', model_kwargs=CONVE), ['dropout', 'batch statistics', 'skipped its last batch']),
+    'dropout and batch norm': (dict(model='ConvE', model_kwargs=CONVE),
+                               ['dropout', 'batch statistics', 'skipped its last batch']),
     'clipping': (dict(training_kwargs=dict(callbacks='gradient-norm-clipping', callbacks_kwargs=dict(max_norm=1.))),
                  ['gradient-norm-clipping']),
     'callbacks': (dict(training_kwargs=dict(callbacks=[Shake])), ['Shake']),
     'dropped batch': (dict(training_kwargs=dict(drop_last=True)), ['skipped its last batch']),
     'subgraphs': (dict(training_kwargs=dict(sampler='schlichtkrull', batch_size=512)), ['schlichtkrull']),
-    'optimiser': (dict(optimizer_kwargs=dict(lr=LR, weight_decay=0.01, momentum=0.9)), ['weight decay 0.01', 'momentum 0.9']),
+    'optimiser': (dict(optimizer_kwargs=dict(lr=LR, weight_decay=0.01, momentum=0.9)),
+                  ['weight decay 0.01', 'momentum 0.9']),
     'weighted mean': (dict(WEIGHER, loss='mse'), ['divides by the sum of the weights']),
 }
 
@@ -265,8 +283,10 @@ def test_left_out(name: str) -> None:
     for word in words: assert any(word in line for line in said), said
 
 
-@pytest.mark.parametrize('options', [{}, WEIGHER, dict(training_kwargs=dict(
-    sub_batch_size=16, callbacks=['checkpoint'], callbacks_kwargs=dict(schedule='explicit', schedule_kwargs=dict(steps=[]))))])
+WATCHED = dict(callbacks=['checkpoint'], callbacks_kwargs=dict(schedule='explicit', schedule_kwargs=dict(steps=[])))
+
+
+@pytest.mark.parametrize('options', [{}, WEIGHER, dict(training_kwargs=dict(WATCHED, sub_batch_size=16))])
 def test_nothing_left_out(options: dict[str, Any]) -> None:
     "ERMLP has no constraint and no regulariser."
     run = Run.from_pipeline(run_pipeline(model='ERMLP', **options))
@@ -287,26 +307,33 @@ def test_bf16_is_named(tmp_path: Path) -> None:
 STOPPER = dict(stopper='early', clear_optimizer=False, optimizer='adam', optimizer_kwargs=dict(lr=LR))
 
 
+def plain_adam(epochs: int) -> Run:
+    "The same training without a stopper."
+    return Run.from_pipeline(run_pipeline(optimizer='adam', optimizer_kwargs=dict(lr=LR),
+                                          training_kwargs=dict(num_epochs=epochs)))
+
+
 def test_stopped_early() -> None:
     "The weights are those of the best epoch, and the run says so; the optimiser is of the last one, and is not used."
-    options = STOPPER | dict(training_kwargs=dict(num_epochs=20))
-    result = run_pipeline(stopper_kwargs=dict(frequency=1, patience=2, relative_delta=0.2), **options)
+    stopper = dict(frequency=1, patience=2, relative_delta=0.2)
+    result = run_pipeline(stopper_kwargs=stopper, training_kwargs=dict(num_epochs=20), **STOPPER)
     best = result.stopper.best_epoch
     assert result.stopper.stopped and best < len(result.losses) < 20
     run, facts = Run.from_pipeline(result), check(result)
-    same = Run.from_pipeline(run_pipeline(optimizer='adam', optimizer_kwargs=dict(lr=LR), training_kwargs=dict(num_epochs=best)))
+    same = plain_adam(best)
     assert run.fingerprint(0) == same.fingerprint(0)
     assert facts['checkpoints'][0]['epoch'] == best == run.stopped['best_epoch']
-    assert run.stopped['epoch'] == len(result.losses) and f'at epoch {best} (lr' in repr(run).replace('checkpoints ', '')
+    assert run.stopped['epoch'] == len(result.losses) and f'checkpoints at epoch {best} (lr' in repr(run)
     assert f'the weights are those of epoch {best}' in repr(run)
     assert run.moments(0) is None and run.checkpoints[0].step is None
 
 
 def test_not_stopped() -> None:
     "Patience that lasts leaves the weights of the last epoch, better or not."
-    result = run_pipeline(stopper_kwargs=dict(frequency=1, patience=50), **STOPPER | dict(training_kwargs=dict(num_epochs=3)))
+    stopper = dict(frequency=1, patience=50)
+    result = run_pipeline(stopper_kwargs=stopper, training_kwargs=dict(num_epochs=3), **STOPPER)
     run = Run.from_pipeline(result)
-    same = Run.from_pipeline(run_pipeline(optimizer='adam', optimizer_kwargs=dict(lr=LR), training_kwargs=dict(num_epochs=3)))
+    same = plain_adam(3)
     assert run.fingerprint(0) == same.fingerprint(0)
     assert (run.checkpoints[0].epoch, run.stopped, run.checkpoints[0].step) == (3, None, 3 * 7)
     one = run.training.mapped_triples[:1]
@@ -334,14 +361,16 @@ def test_rate_of_an_optimiser_of_the_user() -> None:
 
 # ---- `train`
 
-SMALL = dict(model='ERMLP', model_kwargs=dict(embedding_dim=4), epochs=2, optimizer='SGD', lr=0.5, device='cpu', progress=False)
+SMALL = dict(model='ERMLP', model_kwargs=dict(embedding_dim=4), epochs=2, optimizer='SGD', lr=0.5, device='cpu',
+             progress=False)
 
 
 @pytest.mark.parametrize('loop', ['slcwa', 'lcwa'])
 def test_train_with_weights(loop: str, tmp_path: Path) -> None:
     "Relations of weight 0 never move; the weights are in the folder, and in what is computed from it."
     weights = (torch.arange(R) >= 20).float() * 1.7
-    how = SMALL | dict(loop=loop, loss='bcewithlogits', loss_weighter='relation', loss_weighter_kwargs=dict(weights=weights))
+    how = SMALL | dict(loop=loop, loss='bcewithlogits', loss_weighter='relation',
+                       loss_weighter_kwargs=dict(weights=weights))
     run = train('nations', out=tmp_path/'run', **how)
     name = 'relation_representations.0._embeddings.weight'
     first, last = build_model(run.settings, run.training).state_dict()[name], run.state(-1)[name]
@@ -382,7 +411,8 @@ def test_train_clips(tmp_path: Path) -> None:
 # ---- what is refused, in one line
 
 REFUSED = {
-    'heads and tails at once': (dict(loop='symmetriclcwa', loss='crossentropy'), 'SymmetricLCWATrainingLoop is neither'),
+    'heads and tails at once': (dict(loop='symmetriclcwa', loss='crossentropy'),
+                                'SymmetricLCWATrainingLoop is neither'),
     'rows of relations': (dict(loop='lcwa', training_loop_kwargs=dict(target='relation')), 'over relations is neither'),
     'a scheduler': (dict(lr_scheduler='exponential', lr_scheduler_kwargs=dict(gamma=0.5)), 'give learning_rates'),
     'a climber': (dict(optimizer_kwargs=dict(lr=1e-4, maximize=True)), 'maximize=True'),
@@ -414,7 +444,8 @@ def test_refused_loss_that_learns() -> None:
 
 REFUSED_IN_TRAIN = {
     'loss without weights': (dict(loss='nssa', **BY_RELATION), 'NSSALoss does not support sample weights'),
-    'pairs without weights': (dict(loss='marginranking', loop='lcwa', **BY_RELATION), 'does not support sample weights'),
+    'pairs without weights': (dict(loss='marginranking', loop='lcwa', **BY_RELATION),
+                              'does not support sample weights'),
     'weights and a filter': (dict(loss='mse', negative_sampler_kwargs=dict(filtered=True), **BY_RELATION), 'filtered'),
     'too few weights': (dict(loss='mse', inverse=True, **BY_RELATION), '110 finite numbers'),
     'weights that are not finite': (dict(loss='mse', loss_weighter='relation', loss_weighter_kwargs=dict(
@@ -425,7 +456,8 @@ REFUSED_IN_TRAIN = {
     'loss as an instance': (dict(loss=MSELoss()), 'loss=MSELoss.* is an instance: give the name'),
     'loss of the user': (dict(loss=HalfLoss), "loss='HalfLoss' is not one that PyKEEN can find by name"),
     'a climber': (dict(optimizer_kwargs=dict(maximize=True)), 'maximize=True'),
-    'norm type alone': (dict(training_kwargs=dict(gradient_clipping_norm_type=1.)), 'without gradient_clipping_max_norm'),
+    'norm type alone': (dict(training_kwargs=dict(gradient_clipping_norm_type=1.)),
+                        'without gradient_clipping_max_norm'),
 }
 
 
@@ -434,6 +466,17 @@ def test_refused_in_train(name: str, tmp_path: Path) -> None:
     options, words = REFUSED_IN_TRAIN[name]
     with pytest.raises(RunError, match=words) as e: train('nations', out=tmp_path/'run', **SMALL | options)
     assert '\n' not in str(e.value) and not (tmp_path/'run').exists()
+
+
+def test_train_command_with_weights(tmp_path: Path) -> None:
+    "The command has the options, and refuses what `train` does in one line."
+    ask = ['train', 'nations', '--out', str(tmp_path/'run'), '--model', 'ERMLP', '--epochs', '1', '--loss', 'mse',
+           '--loss-weighter', 'relation', '--device', 'cpu', '--model-kwargs', '{"embedding_dim": 4}', '--loss-weighter-kwargs']
+    short = CliRunner().invoke(main, [*ask, '{"weights": [1.0]}'])
+    assert short.exit_code and '55 finite numbers' in short.output and 'Traceback' not in short.output
+    done = CliRunner().invoke(main, [*ask, json.dumps(dict(weights=WEIGHTS.tolist()))])
+    assert done.exit_code == 0, done.output
+    assert torch.equal(Run.open(tmp_path/'run').loss_weighter.weights, WEIGHTS)
 
 
 def test_refused_weights_of_a_model() -> None:

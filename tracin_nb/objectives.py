@@ -393,7 +393,7 @@ def _of_steps(run: Run, model: Model) -> list[str]:
     kwargs, said = given or {}, []
     for name in ('weight_decay', 'momentum'):
         if value := optimizer.get(name): said.append(f'{name.replace("_", " ")} {value:g} of the optimiser')
-    clips = [f'{n.removeprefix("gradient_clipping_")} {v:g}' for n, v in kwargs.items() if n.startswith('gradient_clip')]
+    clips = [f'{n.removeprefix("gradient_clipping_")} {v:g}' for n, v in kwargs.items() if n.startswith('gradient_')]
     if clips: said.append(f'gradient clipping ({", ".join(clips)})')
     if others := [c for c in kwargs.get('callbacks', ()) if _plain_name(c) not in _WATCHERS]:
         said.append(f'whatever these callbacks did to the training: {", ".join(others)}')

@@ -122,8 +122,8 @@ def pykeen_name(resolver: ClassResolver, query: str | type, parameter: str) -> s
     name = next((n for n, cls in resolver.lookup_dict.items() if cls is found), None)
     if name is None:
         if not isinstance(query, (str, type)):
-            raise RunError(f'{parameter}={type(query).__name__}(...) is an instance: give the name or class that PyKEEN knows, '
-                           f'and the settings as {parameter}_kwargs')
+            raise RunError(f'{parameter}={type(query).__name__}(...) is an instance: give the name or class that '
+                           f'PyKEEN knows, and the settings as {parameter}_kwargs')
         shown = query if isinstance(query, str) else query.__name__
         raise RunError(f'{parameter}={shown!r} is not one that PyKEEN can find by name; it knows: '
                        + ', '.join(sorted(resolver.lookup_dict)))
@@ -208,8 +208,8 @@ def loop_settings(loop: str, negative_sampler: str | type | None, num_negs_per_p
 def loop_of(loop: str, negative_sampler: str | type | NegativeSampler | None,
             negative_sampler_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     "`loop_settings` of a run that no folder has to hold: sampler and filterer may be ones that PyKEEN has no name for"
-    named = negative_sampler is None or negative_sampler in (*negative_sampler_resolver.lookup_dict.values(),) \
-        or isinstance(negative_sampler, str)
+    known = (None, *negative_sampler_resolver.lookup_dict.values())
+    named = isinstance(negative_sampler, str) or any(negative_sampler is k for k in known)
     if loop != 'slcwa': return loop_settings(loop, negative_sampler, None, negative_sampler_kwargs)
     settings = loop_settings(loop, negative_sampler if named else None, None, None)
     return settings | dict(negative_sampler_kwargs=dict(negative_sampler_kwargs or {}),
@@ -239,8 +239,8 @@ def weighter_settings(loss_weighter: LossWeighter | str | type[LossWeighter] | N
     kwargs = plain(kwargs, 'loss_weighter_kwargs')
     weights = getattr(build_weighter(loss_weighter, kwargs), 'weights', None)
     if not isinstance(weights, torch.Tensor) or weights.shape != (relations,) or not weights.isfinite().all():
-        raise RunError(f"loss_weighter_kwargs['weights'] has to be {relations} finite numbers, one for each relation of "
-                       f'the model, inverse ones included, not {str(kwargs.get("weights"))[:60]}')
+        raise RunError(f"loss_weighter_kwargs['weights'] has to be {relations} finite numbers, one for each "
+                       f'relation of the model, inverse ones included, not {str(kwargs.get("weights"))[:60]}')
     return dict(loss_weighter=pykeen_name(loss_weighter_resolver, loss_weighter, 'loss_weighter'),
                 loss_weighter_kwargs=kwargs)
 
@@ -596,7 +596,8 @@ FORMAT = dict(format='tracin_nb run', version=1)
 FACTS = dict(format=str, version=int, packages=dict, settings=dict, optimizer=dict, dataset=dict, files=dict,
              losses=list, checkpoints=list)
 SETTINGS = dict(model=str, model_kwargs=dict, loss=str, loss_kwargs=dict, loop=str, negative_sampler=(str, type(None)),
-                negative_sampler_kwargs=dict, loss_weighter=(str, type(None)), loss_weighter_kwargs=dict, optimizer=str, optimizer_kwargs=dict, lr_scheduler=(str, type(None)),
+                negative_sampler_kwargs=dict, loss_weighter=(str, type(None)), loss_weighter_kwargs=dict,
+                optimizer=str, optimizer_kwargs=dict, lr_scheduler=(str, type(None)),
                 lr_scheduler_kwargs=dict, label_smoothing=float, batch_size=int, seed=int, inverse=bool, epochs=int,
                 keep=list, training_kwargs=dict, precision=str, early_stopping=(dict, type(None)))
 ROW = dict(epoch=int, step=int, learning_rate=float, model=dict, optimizer=dict, fingerprint=str, probe=list)
@@ -866,7 +867,8 @@ def clipping_callbacks(training_kwargs: Mapping[str, Any]) -> tuple[dict[str, An
     "`training_kwargs` without those that clip gradients, and PyKEEN's callbacks that do it instead"
     kwargs, callbacks = dict(training_kwargs), []
     norm, kind, most = (kwargs.pop(f'gradient_clipping_{n}', None) for n in ('max_norm', 'norm_type', 'max_abs_value'))
-    if kind is not None and norm is None: raise RunError('gradient_clipping_norm_type without gradient_clipping_max_norm')
+    if kind is not None and norm is None:
+        raise RunError('gradient_clipping_norm_type without gradient_clipping_max_norm')
     if norm is not None: callbacks.append(GradientNormClippingTrainingCallback(norm, kind))
     if most is not None: callbacks.append(GradientAbsClippingTrainingCallback(most))
     return kwargs, callbacks
@@ -881,7 +883,8 @@ def run_loop(loop: TrainingLoop, dataset: Dataset, settings: Mapping[str, Any], 
         warnings.filterwarnings('ignore', message='Training instances are always shuffled')
         try:
             loop.train(dataset.training, num_epochs=settings['epochs'], batch_size=settings['batch_size'],
-                       continue_training=True, label_smoothing=settings['label_smoothing'], callbacks=[callback, *clipping],
+                       continue_training=True, label_smoothing=settings['label_smoothing'],
+                       callbacks=[callback, *clipping],
                        use_tqdm=progress, use_tqdm_batch=progress, checkpoint_directory=callback.root,
                        pin_memory=loop.device.type == 'cuda', **kwargs)
         except (UnsupportedLabelSmoothingError, NoTrainingBatchError, NonFiniteLossError) as e:
@@ -1061,10 +1064,9 @@ def pipeline_rates(configuration: Mapping[str, Any], optimizer: torch.optim.Opti
     if configuration.get('lr_scheduler'):
         raise RunError(f"the pipeline used the scheduler {configuration['lr_scheduler']!r}: "
                        "give learning_rates=[the last epoch's rate]")
-    if optimizer is not None: return [float(optimizer.param_groups[0]['lr'])]
     rate = (configuration.get('optimizer_kwargs') or {}).get('lr')
     if rate is None: raise RunError('the pipeline result does not say its learning rate: give learning_rates=[rate]')
-    return [rate]
+    return [rate if optimizer is None else float(optimizer.param_groups[0]['lr'])]
 
 # %% ../nbs/01_runs.ipynb #21c28e7a
 def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
