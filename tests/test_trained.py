@@ -471,7 +471,8 @@ def test_refused_in_train(name: str, tmp_path: Path) -> None:
 def test_train_command_with_weights(tmp_path: Path) -> None:
     "The command has the options, and refuses what `train` does in one line."
     ask = ['train', 'nations', '--out', str(tmp_path/'run'), '--model', 'ERMLP', '--epochs', '1', '--loss', 'mse',
-           '--loss-weighter', 'relation', '--device', 'cpu', '--model-kwargs', '{"embedding_dim": 4}', '--loss-weighter-kwargs']
+           '--model-kwargs', '{"embedding_dim": 4}', '--device', 'cpu', '--loss-weighter', 'relation',
+           '--loss-weighter-kwargs']
     short = CliRunner().invoke(main, [*ask, '{"weights": [1.0]}'])
     assert short.exit_code and '55 finite numbers' in short.output and 'Traceback' not in short.output
     done = CliRunner().invoke(main, [*ask, json.dumps(dict(weights=WEIGHTS.tolist()))])

@@ -384,7 +384,7 @@ def _of_model(model: Model) -> list[str]:
     return [f'{what} ({", ".join(where)})' for what, where in said.items() if where]
 
 # %% ../nbs/02_objectives.ipynb #e9ca6049
-_WATCHERS = ('tracker', 'evaluation', 'evaluationloss', 'checkpoint', 'stopper')
+_WATCHERS = ('tracker', 'evaluation', 'evaluationloss', 'checkpoint', 'keepcheckpoints', 'stopper')
 
 
 def _of_steps(run: Run, model: Model) -> list[str]:
@@ -393,7 +393,7 @@ def _of_steps(run: Run, model: Model) -> list[str]:
     kwargs, said = given or {}, []
     for name in ('weight_decay', 'momentum'):
         if value := optimizer.get(name): said.append(f'{name.replace("_", " ")} {value:g} of the optimiser')
-    clips = [f'{n.removeprefix("gradient_clipping_")} {v:g}' for n, v in kwargs.items() if n.startswith('gradient_')]
+    clips = [f'{n.removeprefix("gradient_clipping_")} {v}' for n, v in kwargs.items() if n.startswith('gradient_')]
     if clips: said.append(f'gradient clipping ({", ".join(clips)})')
     if others := [c for c in kwargs.get('callbacks', ()) if _plain_name(c) not in _WATCHERS]:
         said.append(f'whatever these callbacks did to the training: {", ".join(others)}')

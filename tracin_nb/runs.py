@@ -98,7 +98,8 @@ class Run:
 def __repr__(self: Run) -> str:
     rows = [f"{'?' if c.epoch is None else c.epoch} (lr {c.learning_rate:.6g})" for c in self.checkpoints]
     missing = 0 if self.stopped else len(self.settings.get('keep', [])) - len(rows)
-    what = f"{self.settings.get('model', 'a model')} ({self.loop}, {type(self.loss).__name__})"
+    loop = self.loop + ' over heads' * (self.target == 'head')
+    what = f"{self.settings.get('model', 'a model')} ({loop}, {type(self.loss).__name__})"
     return (f'Run of {what} on {self.training.num_triples} triples, '
             f'{self.training.num_entities} entities, {self.training.num_relations} relations; checkpoints at epoch '
             + ', '.join(rows) + (f'; interrupted, {missing} to come' if missing > 0 else '')
@@ -1078,7 +1079,8 @@ def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
                     negative_sampler_kwargs=loop.negative_sampler_kwargs, **weighter)
     if type(loop) is LCWATrainingLoop and loop.target != 1: return dict(loop='lcwa', **weighter)
     what = type(loop).__name__ + (' over relations' if getattr(loop, 'target', None) == 1 else '')
-    raise RunError(f'{what} is neither the sLCWA loop nor the LCWA loop over tails or heads')
+    raise RunError(f'{what} is neither the sLCWA loop nor the LCWA loop over tails or heads; '
+                   'Run.from_model(model, training, learning_rates=[...]) is a run to be asked with another loss')
 
 # %% ../nbs/01_runs.ipynb #bf3662ba
 def pipeline_end(result: PipelineResult) -> tuple[int | None, dict[str, Any] | None]:
