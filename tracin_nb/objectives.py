@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BCE', 'Score', 'Contrast', 'Softmax', 'Negatives',
-           'SLCWA', 'Labels', 'LCWA', 'make_objective']
+           'SLCWA', 'Labels', 'pairs_first', 'LCWA', 'make_objective', 'left_out']
 
 # %% ../nbs/02_objectives.ipynb #73bc504e
 from dataclasses import dataclass, field
@@ -16,7 +16,9 @@ from pykeen.inverse import DefaultRelationInverter
 from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.models.inductive.base import InductiveERModel
-from torch import Tensor
+from pykeen.regularizers import NoRegularizer, Regularizer
+from pykeen.triples.weights import LossWeighter
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .runs import Run
@@ -201,33 +203,50 @@ def draw(self: Negatives, triples: Tensor) -> tuple[Tensor, Tensor]:
 class SLCWA(Objective):
     """The run's own loss of a positive triple with its negatives, as for a batch of this one triple.
 
-    Extra tensors: which negatives count `[B, g, n]` (a filtered sampler leaves some out)."""
+    Extra tensors: which negatives count `[B, g, n]` (a filtered sampler leaves some out); with a loss weighter the
+    weights of positives `[B, g]` and negatives `[B, g, n]`."""
     run_loss: Loss
     smoothing: float
     num_entities: int
     negatives: Negatives = field(repr=False)
     inverse: bool = False
+    weighter: LossWeighter | None = None
     def __str__(self) -> str:
         n = self.negatives.sampler.num_negs_per_pos
-        return f'training, {type(self.run_loss).__name__} of a triple and {n} negatives, smoothing {self.smoothing:g}'
+        return (f'training, {type(self.run_loss).__name__} of a triple and {n} negatives, smoothing {self.smoothing:g}'
+                + _weighted(self.weighter))
     def queries(self, triples: Tensor) -> Queries:
         positives = directions(triples, self.inverse)
         negatives, mask = self.negatives.draw(positives.flatten(0, 1))
         B, g = positives.shape[:2]
         ids = torch.cat([positives[:, :, None], negatives.view(B, g, -1, 3)], dim=2)
-        return Queries('hrt', ids.flatten(1, 2), (mask.view(B, g, -1),))
-    def loss(self, scores: Tensor, mask: Tensor) -> Tensor:
+        weights = self._weights(positives.flatten(0, 1), negatives)
+        return Queries('hrt', ids.flatten(1, 2), (mask.view(B, g, -1), *(w.view(B, g, *w.shape[1:]) for w in weights)))
+    def loss(self, scores: Tensor, mask: Tensor, *weights: Tensor) -> Tensor:
         "Sum over the directions of the loss of `scores` `[g * (1 + n)]`."
-        return sum(self._one(s, m) for s, m in zip(scores.view(len(mask), -1), mask))
+        return sum(self._one(*one) for one in zip(scores.view(len(mask), -1), mask, *weights))
+
+# %% ../nbs/02_objectives.ipynb #37825885
+def _weighted(weighter: LossWeighter | None) -> str:
+    return f', weighted by {type(weighter).__name__}' if weighter is not None else ''
+
+
+@patch
+def _weights(self: SLCWA, positives: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
+    "Weights of `positives` `[B, 3]` and `negatives` `[B, n, 3]`; none without a weighter."
+    if self.weighter is None: return ()
+    return tuple(torch.as_tensor(self.weighter.weight_triples(x)).cpu() for x in (positives, negatives))
 
 # %% ../nbs/02_objectives.ipynb #2bd16794
 @patch
-def _one(self: SLCWA, scores: Tensor, mask: Tensor) -> Tensor:
+def _one(self: SLCWA, scores: Tensor, mask: Tensor, *weights: Tensor) -> Tensor:
     positive, negative = scores[None, :1], scores[None, 1:]
-    filtered = self.negatives.sampler.filterer is not None
-    return self.run_loss.process_slcwa_scores(
-        positive, negative[mask[None]] if filtered else negative, label_smoothing=self.smoothing or None,
-        batch_filter=mask[None] if filtered else None, num_entities=self.num_entities)
+    filtered, keep = self.negatives.sampler.filterer is not None, mask[None]
+    more = dict(zip(('pos_weights', 'neg_weights'), (w[None].to(scores.dtype) for w in weights)))
+    if filtered and more: more['neg_weights'] = more['neg_weights'][keep]
+    return self.run_loss.to(scores.device).process_slcwa_scores(
+        positive, negative[keep] if filtered else negative, label_smoothing=self.smoothing or None,
+        batch_filter=keep if filtered else None, num_entities=self.num_entities, **more)
 
 # %% ../nbs/02_objectives.ipynb #72a1d176
 class Labels:
@@ -252,42 +271,66 @@ def __call__(self: Labels, triples: Tensor) -> Tensor:
     labels[rows, self.tails[self.starts[at].repeat_interleave(counts) + within]] = 1.
     return labels.scatter_(1, triples[:, 2:], 1.)
 
+# %% ../nbs/02_objectives.ipynb #bb798433
+def pairs_first(triples: Tensor, target: Literal['tail', 'head']) -> Tensor:
+    "`triples` `[..., 3]` with the pair that makes a row before its target: (h, r, t), or (r, t, h) for heads."
+    return triples if target == 'tail' else triples[..., [1, 2, 0]]
+
 # %% ../nbs/02_objectives.ipynb #f1ce1d5b
 @dataclass(frozen=True)
 class LCWA(Objective):
     """The run's own loss of the row (head, relation), as for a batch of this one row; by default the triple's part.
 
-    Extra tensors: labels `[B, g, E]`, tails `[B, g]`."""
+    `target` "head": of the row (relation, tail). Extra tensors: labels `[B, g, E]`, tails (or heads) `[B, g]`; with a
+    loss weighter the weights `[B, g, 1]` or `[B, g, E]`."""
     run_loss: Loss
     smoothing: float
     labels: Labels = field(repr=False)
     row: bool = False
     inverse: bool = False
+    weighter: LossWeighter | None = None
+    target: Literal['tail', 'head'] = 'tail'
     def __str__(self) -> str:
         what = 'the row' if self.row else "the triple's part of the row"
-        return f'training, {type(self.run_loss).__name__} of {what}, smoothing {self.smoothing:g}'
+        return (f'training, {type(self.run_loss).__name__} of {what}{" of heads" * (self.target == "head")}, '
+                f'smoothing {self.smoothing:g}' + _weighted(self.weighter))
     def queries(self, triples: Tensor) -> Queries:
-        ids = directions(triples, self.inverse)
-        labels = self.labels(ids.flatten(0, 1)).view(*ids.shape[:2], -1)
-        return Queries('tails', ids[..., :2], (labels, ids[..., 2]))
-    def loss(self, scores: Tensor, labels: Tensor, tails: Tensor) -> Tensor:
+        ids = pairs_first(directions(triples, self.inverse), self.target)
+        flat = ids.flatten(0, 1)
+        extra = (x.view(*ids.shape[:2], -1) for x in (self.labels(flat), *self._weights(flat)))
+        labels, *weights = extra
+        return Queries(f'{self.target}s', ids[..., :2], (labels, ids[..., 2], *weights))
+    def loss(self, scores: Tensor, labels: Tensor, tails: Tensor, *weights: Tensor) -> Tensor:
         "Sum over the directions of the loss of `scores` `[g * E]`."
-        return sum(self._one(s, y.to(s.dtype), t) for s, y, t in zip(scores.view(len(tails), -1), labels, tails))
+        return sum(self._one(*one) for one in zip(scores.view(len(tails), -1), labels, tails, *weights))
+
+# %% ../nbs/02_objectives.ipynb #85058c78
+@patch
+def _weights(self: LCWA, rows: Tensor) -> tuple[Tensor, ...]:
+    "Weights `[B, 1]` or `[B, E]` of `rows` `[B, 3]`, a pair and a target each; none without a weighter."
+    if self.weighter is None: return ()
+    a, b = (x[:, None].numpy() for x in rows[:, :2].unbind(-1))   # arrays, as PyKEEN's LCWA instances give them
+    known = dict(h=a, r=b, t=None) if self.target == 'tail' else dict(h=None, r=a, t=b)
+    weights = torch.atleast_1d(torch.as_tensor(self.weighter(**known))).cpu()
+    return weights.expand(len(rows), weights.shape[-1]),
 
 # %% ../nbs/02_objectives.ipynb #cea6f8be
 @patch
-def _of(self: LCWA, scores: Tensor, labels: Tensor) -> Tensor:
-    return self.run_loss.process_lcwa_scores(scores[None], labels[None], label_smoothing=self.smoothing or None,
-                                             num_entities=scores.shape[-1])
+def _of(self: LCWA, scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    return self.run_loss.to(scores.device).process_lcwa_scores(
+        scores[None], labels[None], label_smoothing=self.smoothing or None, num_entities=scores.shape[-1],
+        **({} if weights is None else dict(weights=weights[None])))
 
 # %% ../nbs/02_objectives.ipynb #d961d59a
 @patch
-def _one(self: LCWA, scores: Tensor, labels: Tensor, tail: Tensor) -> Tensor:
-    whole = self._of(scores, labels)
+def _one(self: LCWA, scores: Tensor, labels: Tensor, tail: Tensor, weights: Tensor | None = None) -> Tensor:
+    labels = labels.to(scores.dtype)
+    weights = None if weights is None else weights.to(scores.dtype)
+    whole = self._of(scores, labels, weights)
     if self.row: return whole
     without = labels.scatter(0, tail[None], 0.)
     others = without.sum() > 0
-    return whole - others * self._of(scores, torch.where(others, without, labels))
+    return whole - others * self._of(scores, torch.where(others, without, labels), weights)
 
 # %% ../nbs/02_objectives.ipynb #00e4c3d2
 NAMES = ('bce', 'score', 'softmax', 'softmax-head', 'training', 'training-row')
@@ -296,10 +339,16 @@ NAMES = ('bce', 'score', 'softmax', 'softmax-head', 'training', 'training-row')
 def _training(run: Run, row: bool) -> Objective:
     "The run's own objective."
     inverse, entities = run.training.create_inverse_triples, run.training.num_entities
+    if own := [n for n, p in run.loss.named_parameters() if p.requires_grad]:
+        raise ValueError(f'the loss {type(run.loss).__name__} was trained itself ({", ".join(own)}): an objective has '
+                         "no gradient by that; use objective 'bce', 'score' or 'softmax'")
     triples = directions(run.training.mapped_triples, inverse).flatten(0, 1)
-    if run.loop == 'lcwa': return LCWA(run.loss, run.label_smoothing, Labels(triples, entities), row, inverse)
+    if run.loop == 'lcwa':
+        labels = Labels(pairs_first(triples, run.target), entities)
+        return LCWA(run.loss, run.label_smoothing, labels, row, inverse, run.loss_weighter, run.target)
     if row: raise ValueError("objective 'training-row' needs rows, but the run was trained by sLCWA; use 'training'")
-    return SLCWA(run.loss, run.label_smoothing, entities, Negatives(run.sampler(), triples, run.seed), inverse)
+    negatives = Negatives(run.sampler(), triples, run.seed)
+    return SLCWA(run.loss, run.label_smoothing, entities, negatives, inverse, run.loss_weighter)
 
 # %% ../nbs/02_objectives.ipynb #625a1589
 def make_objective(objective: str | Objective, run: Run) -> Objective:
@@ -314,3 +363,63 @@ def make_objective(objective: str | Objective, run: Run) -> Objective:
     if objective == 'softmax-head': return Softmax('head', inverse)
     if objective in ('training', 'training-row'): return _training(run, row=objective == 'training-row')
     raise ValueError(f'unknown objective {objective!r}; known are {", ".join(NAMES)}, or an Objective')
+
+# %% ../nbs/02_objectives.ipynb #84292cb7
+def _named(model: Model, kind: type | tuple[type, ...]) -> list[tuple[str, nn.Module]]:
+    return [(name or type(m).__name__, m) for name, m in model.named_modules() if isinstance(m, kind)]
+
+
+def _of_model(model: Model) -> list[str]:
+    "What the modules of `model` do in training besides scoring."
+    terms = [f'{name}: {type(m).__name__}, weight {float(m.weight):g}' for name, m in _named(model, Regularizer)
+             if not isinstance(m, NoRegularizer) and float(m.weight)]
+    bounds = [f'{name}: {getattr(c, "__name__", type(c).__name__)}' for name, m in _named(model, nn.Module)
+              if (c := getattr(m, 'constrainer', None)) is not None]
+    drops = [f'{name}: {p:g}' for name, m in _named(model, nn.Module)
+             if (p := getattr(m, 'p' if isinstance(m, nn.modules.dropout._DropoutNd) else 'edge_dropout', None))]
+    norms = [name for name, m in _named(model, nn.modules.batchnorm._BatchNorm)]
+    said = {'regularisation, a term of the batch and not of a triple': terms,
+            'constraints that move the weights after each step': bounds, 'dropout': drops,
+            'batch statistics, in place of which the running ones are used': norms}
+    return [f'{what} ({", ".join(where)})' for what, where in said.items() if where]
+
+# %% ../nbs/02_objectives.ipynb #e9ca6049
+_WATCHERS = ('tracker', 'evaluation', 'evaluationloss', 'checkpoint', 'keepcheckpoints', 'stopper')
+
+
+def _of_steps(run: Run, model: Model) -> list[str]:
+    "What made the steps of `run` other than its learning rate times a loss gradient."
+    given, (_, optimizer) = run.settings.get('training_kwargs'), run.optimizer or (None, {})
+    kwargs, said = given or {}, []
+    for name in ('weight_decay', 'momentum'):
+        if value := optimizer.get(name): said.append(f'{name.replace("_", " ")} {value:g} of the optimiser')
+    clips = [f'{n.removeprefix("gradient_clipping_")} {v}' for n, v in kwargs.items() if n.startswith('gradient_')]
+    if clips: said.append(f'gradient clipping ({", ".join(clips)})')
+    if others := [c for c in kwargs.get('callbacks', ()) if _plain_name(c) not in _WATCHERS]:
+        said.append(f'whatever these callbacks did to the training: {", ".join(others)}')
+    if sampler := kwargs.get('sampler'):
+        said.append(f'batches drawn as subgraphs (sampler {sampler!r}), some triples more often than others')
+    norms = given is not None and bool(_named(model, nn.modules.batchnorm._BatchNorm))
+    if kwargs.get('drop_last', norms): said.append('that each epoch skipped its last batch if it was not full')
+    if run.settings.get('precision') == 'bf16': said.append('that training computed the scores in bfloat16')
+    return said
+
+
+def _plain_name(callback: str) -> str:
+    return callback.lower().replace('-', '').replace('_', '').removesuffix('trainingcallback')
+
+# %% ../nbs/02_objectives.ipynb #08f13ee0
+def _cancels(objective: Objective) -> bool:
+    "Does the loss divide by the sum of the weights, so that those of a single example say nothing?"
+    if getattr(objective, 'weighter', None) is None: return False
+    lcwa, zero, one = isinstance(objective, LCWA), torch.zeros(1, 2), torch.ones(1, 1)
+    value = (lambda w: objective.run_loss.process_lcwa_scores(zero, torch.eye(2)[:1], weights=w)) if lcwa else (
+        lambda w: objective.run_loss.process_slcwa_scores(one, one, pos_weights=w[0], neg_weights=w))
+    return bool(torch.isclose(value(one), value(2 * one)))
+
+
+def left_out(run: Run, model: Model, objective: Objective) -> list[str]:
+    "What the training of `run`, whose `model` this is, did besides stepping along the losses of its examples."
+    weights = ['the weight of an example against the others of its batch: the loss divides by the sum of the weights, '
+               'and in a batch of one example equal weights cancel']
+    return [*_of_model(model), *_of_steps(run, model), *weights * _cancels(objective)]

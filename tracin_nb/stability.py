@@ -24,6 +24,7 @@ from pykeen.utils import set_random_seed
 from scipy.stats import rankdata
 from torch import Tensor
 
+from .cache import digest
 from .corruption import MODELS, model_settings
 from .influence import TracIn
 from .runs import Run, kept_rng, train
@@ -132,8 +133,8 @@ def _of_one(method: str, runs: list[Run], places: list[tuple[int, int]], k: int)
 
 def _common(run: Run) -> dict[str, Any]:
     "What runs must share to be one, by name."
-    return dict(triples=triples_fingerprint(run.training), loop=run.loop, loss=repr(run.loss), optimizer=run.optimizer,
-                label_smoothing=run.label_smoothing,
+    return dict(triples=triples_fingerprint(run.training), loop=(run.loop, run.target), loss=digest(run.loss),
+                loss_weighter=digest(run.loss_weighter), optimizer=run.optimizer, label_smoothing=run.label_smoothing,
                 negative_sampler=(run.negative_sampler, run.negative_sampler_kwargs),
                 parameters={name: tuple(x.shape) for name, x in run.state(0).items()})
 
