@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -138,14 +139,15 @@ def in_precision(method: Callable) -> Callable:
 
 # %% ../nbs/12_influence.ipynb #d50ea97d
 def _positive(n: int | None, name: str) -> int | None:
-    if n is None or isinstance(n, int) and n > 0: return n
+    if n is None: return None
+    if isinstance(n, Integral) and n > 0: return int(n)
     raise ValueError(f'{name} is {n!r}, expected a whole number above 0')
 
 # %% ../nbs/12_influence.ipynb #66aaf6cd
 def _chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
     "Places of checkpoints, checked."
     if checkpoints is None: return list(range(n))
-    chosen = [k + n if isinstance(k, int) and -n <= k < 0 else k for k in checkpoints]
+    chosen = [int(k) % n if isinstance(k, Integral) and -n <= k < n else k for k in checkpoints]
     for k in chosen:
         if not isinstance(k, int) or not 0 <= k < n:
             raise ValueError(f'there is no checkpoint {k!r}: the run has {n}, numbered from 0')
@@ -744,10 +746,11 @@ def explain(self: TracIn,
 
     Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers fail for good."""
     start, test, every = time.perf_counter(), to_ids(test, self.run.training), self._train_rows(train)
+    if isinstance(against, Integral): against = int(against)
     if near is not None: every = near.check(test, every, self.run.training.num_triples)
     rows = every if sample is None else every[sample.rows(self.run.training.mapped_triples[every, 1])]
     objective = self.test_objective if against is None else self._contrast(test, against)
-    ask = dict(k=_positive(k, 'k'), breakdown=breakdown, near=near and near.digest(), sample=sample and asdict(sample))
+    ask = dict(k=(k := _positive(k, 'k')), breakdown=breakdown, near=near and near.digest(), sample=sample and asdict(sample))
     asked = {} if out is None else self._asked(test, rows, objective, ask)
     parts = None if out is None or overwrite else continued(Path(out), asked)
     if parts and parts.complete: return Result.load(out)
@@ -822,7 +825,7 @@ def _contrast(self: TracIn, test: Tensor, against: str | int) -> Objective:
     training = self.run.training
     head, relation, _ = test[0].tolist()
     labels = (training.entity_id_to_label[head], training.relation_id_to_label[relation], against)
-    other = torch.tensor([[head, relation, against]]) if isinstance(against, int) else labels
+    other = torch.tensor([[head, relation, against]]) if isinstance(against, Integral) else labels
     tail = to_ids(other, training)[0, 2].item()
     if (test[:, 2] == tail).any(): raise ValueError(f'against={against!r} is the tail of a triple to explain itself')
     return Contrast(tail, training.create_inverse_triples)
@@ -906,7 +909,7 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
                 engine=self.engine, **routes,
                 checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate,
                                   fingerprint=self.run.fingerprint(k)[:16]) for k, c in kept],
-                precision=self.precision, **self._compile_facts,
+                precision=self.precision, **self.run.weights(self.checkpoints), **self._compile_facts,
                 dtype=str(_dtype(self)).removeprefix('torch.'), device=str(self.device),
                 seed=self.run.seed,
                 fingerprint=triples_fingerprint(self.run.training)[:16],
@@ -1087,7 +1090,7 @@ def self_influence(self: TracIn,
     start, rows = time.perf_counter(), self._train_rows(train)
     triples = self.run.training.mapped_triples[rows]
     tables = int(triples[:, 1].max()) + 1 if by_relation else 1
-    top = TopK(tables, _positive(k, 'k'), device=self.device, dtype=_dtype(self))
+    top = TopK(tables, (k := _positive(k, 'k')), device=self.device, dtype=_dtype(self))
     size = self._single_tile(self.steps[0].train, triples)
     work = self._work('_own_by_relation' if by_relation else '_own', [], Pass(rows, triples, False, size, size, None),
                       k)
