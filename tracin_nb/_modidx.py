@@ -1415,6 +1415,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tracin_nb.runs.check_counts': ('runs.html#check_counts', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_keys': ('runs.html#check_keys', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_labels': ('runs.html#check_labels', 'tracin_nb/runs.py'),
+                                'tracin_nb.runs.check_length': ('runs.html#check_length', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_probe': ('runs.html#check_probe', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_rows': ('runs.html#check_rows', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_scores': ('runs.html#check_scores', 'tracin_nb/runs.py'),

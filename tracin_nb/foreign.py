@@ -33,9 +33,10 @@ from pykeen.models import Model, model_resolver
 from pykeen.nn.quaternion import multiplication_table
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
-from .runs import (NESTED, Run, RunError, bare, build_loss, build_model, check_counts, check_weights, checked_rates, copied,
-                            differences, load_strictly, loss_settings, model_settings, number, pipeline_rates, plain_names,
-                            probe_scores, steps_made, title_of, unwrapped, weights_in, wide_type, widen, widened)
+from .runs import (NESTED, Run, RunError, bare, build_loss, build_model, check_counts, check_weights,
+                            checked_rates, copied, differences, load_strictly, loss_settings, model_settings,
+                            number, pipeline_rates, plain_names, probe_scores, steps_made, title_of,
+                            unwrapped, weights_in, wide_type, widen, widened)
 from .triples import load_files, read_label_map
 
 # %% ../nbs/01b_foreign.ipynb #6106b595
@@ -171,13 +172,13 @@ class Opened:
     "One opened checkpoint file"
     path: Path
     content: dict[str, Any]  # everything that the file holds
-    state: dict[str, torch.Tensor]  # parameters and buffers by the names that the model gives them
+    state: dict[str, torch.Tensor]  # parameters and buffers by the model's own names
     model: Model | None = None  # if the file is a pickled model
     safe: bool = True  # read without executing anything
 
     @property
     def config(self) -> dict[str, Any]:
-        "What the file says of model and training: its `model_config` and, of Lightning, its `hyper_parameters`"
+        "Return what the file says of model and training: `model_config`, `hyper_parameters` (Lightning)"
         parts = (self.content.get(name) for name in ('hyper_parameters', 'model_config'))
         return {n: v for part in parts if isinstance(part, dict) for n, v in part.items()}
 
@@ -198,23 +199,25 @@ def _fault(name: Any, t: Any) -> str | None:
 
 # %% ../nbs/01b_foreign.ipynb #b49228c6
 def state_in(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    "Parameters and buffers in what a file holds, by the names in it; `RunError` if there are none, or no tensors"
+    "Return parameters and buffers in what a file holds, by the names in it; else raise `RunError`"
     if 'state_dict' in content and content.get('version', 1) != 1:
-        raise RunError(f"{path} has checkpoint version {content['version']!r}; this one reads version 1")
+        raise RunError(f"{path} has checkpoint version {content['version']!r}, not 1")
     if not (state := weights_in(content, path)):
-        raise RunError(f'{path} holds no state dictionary; its keys are: {", ".join(map(str, list(content)[:8]))}')
+        keys = ', '.join(map(str, list(content)[:8]))
+        raise RunError(f'{path} holds no state dictionary; its keys are: {keys}')
     for name, t in state.items():
         if fault := _fault(name, t): raise RunError(f'{path}: entry {name!r} of the state dictionary: {fault}')
     return dict(state)
 
-# %% ../nbs/01b_foreign.ipynb #07803078
-_ROOT = re.compile(r'(?:^|\.)((?:entity_representations|relation_representations|interaction)\..*)')
+# %% ../nbs/01b_foreign.ipynb #7fcfd3ce
+_ROOT = re.compile(r'(?:^|\.)((?:(?:entity|relation)_representations|interaction)\..*)')
 
 
 def own_state(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    "Parameters and buffers in what a file holds, by the names that the model gives them; `RunError` like `state_in`"
+    "Return the same by the names that the model itself gives them"
     state = state_in(content, path)
-    return plain_names(state, {found[1] for n in state if (found := _ROOT.search(bare(n)))}, str(path))
+    known = {found[1] for n in state if isinstance(n, str) and (found := _ROOT.search(bare(n)))}
+    return plain_names(state, known, str(path))
 
 # %% ../nbs/01b_foreign.ipynb #f49bbe43
 def _unpickled(path: Path) -> Any:
@@ -233,18 +236,19 @@ def _file_of(path: Path) -> Path:
                        'name the checkpoint files in it')
     return path/'trained_model.pkl'
 
-# %% ../nbs/01b_foreign.ipynb #820664f5
+# %% ../nbs/01b_foreign.ipynb #3681d3f4
 def _whole_model(content: Any) -> Model | None:
-    "The model that was pickled as it stood, or under a name in `NESTED`; None: the file holds only weights"
+    "Return the model that was pickled as it stood, or under a name in `NESTED`; None: there is none"
     parts = [content, *(content.get(n) for n in NESTED)] if isinstance(content, dict) else [content]
     return next((m for m in map(unwrapped, parts) if isinstance(m, Model)), None)
 
-# %% ../nbs/01b_foreign.ipynb #0983a1ac
+# %% ../nbs/01b_foreign.ipynb #8c93ca08
 def _opened_model(path: Path, content: Any, model: Model) -> Opened:
-    "A file whose model was pickled; its weights are copied: the model serves to check those of other files, too"
-    state = {bare(n): t.clone() for n, t in model.state_dict().items()}
-    made = copied(model, torch.zeros(1, 3, dtype=torch.long))
-    return Opened(path, content if isinstance(content, dict) else {}, state, widen(made).eval(), safe=False)
+    "Return a file with a pickled model; its weights are copied: it serves to check other files, too"
+    made = copied(model, torch.zeros(1, 3, dtype=torch.long)).eval()
+    state = {n: t.clone() for n, t in made.state_dict().items()}
+    rest = content if isinstance(content, dict) else {}
+    return Opened(path, rest, state, widen(made), safe=False)
 
 # %% ../nbs/01b_foreign.ipynb #54c0275d
 def open_file(path: Path | str, allow_pickle: bool = False) -> Opened:
@@ -362,7 +366,8 @@ def _matches(opened: Opened, name: str, counts: tuple[int, int, bool],
             if any(kwargs.get(n, v) != v for n, v in sizes.items()): continue
             try: skeleton = _skeleton(name, settings := {**variant, **sizes, **kwargs}, counts)
             except RunError: continue
-            if not differences(_typed(skeleton, opened).state_dict(), _wide(opened.state)): found.append(settings)
+            want = _typed(skeleton, opened).state_dict()
+            if not differences(want, _wide(opened.state)): found.append(settings)
     return found
 
 # %% ../nbs/01b_foreign.ipynb #858ce0ee
@@ -380,10 +385,11 @@ def _parameters(name: str) -> set[str]:
 # %% ../nbs/01b_foreign.ipynb #84b98534
 NAMES = ('model', 'model_name', 'model_type', 'model_class')
 
-# %% ../nbs/01b_foreign.ipynb #75c5c752
+# %% ../nbs/01b_foreign.ipynb #c3d14600
 def _place(opened: Opened) -> str:
     "Where in a file its settings stand, for an error"
-    return 'model_config: ' if isinstance(opened.content.get('model_config'), dict) else 'hyper_parameters: '
+    own = isinstance(opened.content.get('model_config'), dict)
+    return 'model_config: ' if own else 'hyper_parameters: '
 
 # %% ../nbs/01b_foreign.ipynb #b42ea5ad
 def _told(opened: Opened, model: str | None,
@@ -393,7 +399,8 @@ def _told(opened: Opened, model: str | None,
     name = model or next((config[n] for n in NAMES if isinstance(config.get(n), str)), None)
     if name:
         try: name = model_settings(name, {})['model']
-        except RunError as e: raise RunError(f"{opened.path}: {'' if model else _place(opened)}{e}") from e
+        except RunError as e:
+            raise RunError(f"{opened.path}: {'' if model else _place(opened)}{e}") from e
     if isinstance(inner := config.get('model_kwargs'), dict): config |= inner
     known = {n: v for n, v in config.items() if isinstance(v, (str, int, float)) and n not in ('loss', 'random_seed')}
     return name, {**known, **(model_kwargs or {})}
@@ -592,15 +599,16 @@ def _optimizer(opened: Opened) -> dict[str, Any]:
     return found if good else {}
 
 # %% ../nbs/01b_foreign.ipynb #9dd01841
-_SCHEDULERS = ('lr_scheduler_state_dict', 'scheduler_state_dict', 'lr_schedulers', 'lr_scheduler', 'scheduler')
+_SCHEDULERS = ('lr_scheduler_state_dict', 'scheduler_state_dict', 'lr_schedulers', 'lr_scheduler',
+               'scheduler')
 
 
 def _check_scheduler(opened: Opened, rate: float) -> None:
-    "Raises `RunError` if a scheduler was at work, so that the `rate` in the file is not that of the last steps"
+    "Raise `RunError` if a scheduler was at work: then `rate` is not that of the last steps"
     for place in (opened.content, opened.config):
         if found := [n for n in _SCHEDULERS if place.get(n)]:
-            raise RunError(f'{opened.path} holds {found[0]!r}: its rate {rate:g} is that of the steps to come; '
-                           "give learning_rates= with the last epoch's")
+            raise RunError(f'{opened.path} holds {found[0]!r}: its rate {rate:g} is that of the steps '
+                           "to come; give learning_rates= with the last epoch's")
 
 
 def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
@@ -706,7 +714,8 @@ def _moments(facts: Sequence[_Facts], shapes: Mapping[str, torch.Size], k: int) 
 def check_fits(opened: Opened, model: Model, training: TriplesFactory) -> None:
     "Raises `RunError` unless the file has the weights of `model`, all finite, and no other label maps or settings"
     check_labels_agree(opened, training)
-    check_weights(load_strictly(model, opened.state, str(opened.path)).state_dict(), str(opened.path))
+    source = str(opened.path)
+    check_weights(load_strictly(model, opened.state, source).state_dict(), source)
     if opened.model is None: return
     if probe_scores(opened.model, few := training.mapped_triples[:8]) != probe_scores(model, few):
         raise RunError(f"{opened.path}: with the same weights its {title_of(opened.model)} gives other scores than the "

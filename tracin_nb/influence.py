@@ -750,7 +750,8 @@ def explain(self: TracIn,
     if near is not None: every = near.check(test, every, self.run.training.num_triples)
     rows = every if sample is None else every[sample.rows(self.run.training.mapped_triples[every, 1])]
     objective = self.test_objective if against is None else self._contrast(test, against)
-    ask = dict(k=(k := _positive(k, 'k')), breakdown=breakdown, near=near and near.digest(), sample=sample and asdict(sample))
+    k = _positive(k, 'k')
+    ask = dict(k=k, breakdown=breakdown, near=near and near.digest(), sample=sample and asdict(sample))
     asked = {} if out is None else self._asked(test, rows, objective, ask)
     parts = None if out is None or overwrite else continued(Path(out), asked)
     if parts and parts.complete: return Result.load(out)

@@ -16,9 +16,9 @@ __all__ = ['NESTED', 'LARGE', 'FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STO
            'build_loop', 'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts',
            'resumed_facts', 'little_garbage', 'run_loop', 'training_settings', 'train', 'start_training', 'inside',
            'unwrapped', 'bare', 'prefix_of', 'plain_names', 'tensors_in', 'uncompile', 'check_unused', 'copied',
-           'checked_rates', 'state_at', 'on_cpu', 'moments_at', 'check_counts', 'labelled', 'title_of', 'as_model',
-           'checkpoint_list', 'checked_states', 'pipeline_rates', 'pipeline_loop', 'steps_made', 'second_moments',
-           'as_run']
+           'checked_rates', 'state_at', 'on_cpu', 'moments_at', 'check_counts', 'labelled', 'title_of', 'check_length',
+           'as_model', 'checkpoint_list', 'checked_states', 'pipeline_rates', 'pipeline_loop', 'steps_made',
+           'second_moments', 'as_run']
 
 # %% ../nbs/01_runs.ipynb #cd8673b4
 import copy, gc, hashlib, importlib.metadata, json, math, os, random, tempfile, warnings
@@ -93,7 +93,7 @@ class Run:
     folder: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # what `train` was asked for; without it, the model's name
     stopped: dict[str, Any] | None = None  # the epoch after which training was stopped early, and why; None: it was not
-    low: dict[int, str] = field(default_factory=dict, init=False, compare=False)  # 16-bit weights of checkpoints loaded
+    low: dict[int, str] = field(default_factory=dict, init=False, compare=False)  # 16-bit weights
 
 # %% ../nbs/01_runs.ipynb #c1bac4f6
 @patch
@@ -284,17 +284,20 @@ def read_torch(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict): raise RunError(f'{path} holds a {type(content).__name__}, not a dictionary')
     return content
 
-# %% ../nbs/01_runs.ipynb #f10e2516
-NESTED = ('state_dict', 'model_state_dict', 'model_state', 'model', 'network', 'net', 'module', 'weights')
+# %% ../nbs/01_runs.ipynb #c6a74c41
+NESTED = ('state_dict', 'model_state_dict', 'model_state', 'model', 'network', 'net', 'module',
+          'weights')
 
-# %% ../nbs/01_runs.ipynb #963935bd
-def weights_in(content: Mapping[str, Any], source: Path | str, depth: int = 4) -> Mapping[str, Any] | None:
-    "The state dictionary in what a file holds: under a name in `NESTED`, or the whole; None: there is none"
+# %% ../nbs/01_runs.ipynb #6280e409
+def weights_in(content: Mapping[str, Any], source: Path | str,
+               depth: int = 4) -> Mapping[str, Any] | None:
+    "Return the state dictionary in a file: under a name in `NESTED`, or the whole; None: none"
     inner = {key: content[key] for key in NESTED if depth and isinstance(content.get(key), Mapping)}
     found = {key: w for key, part in inner.items() if (w := weights_in(part, source, depth - 1))}
     if len(found) > 1 and not found.keys() & set(NESTED[:2]):
-        raise RunError(f'{source} holds several state dictionaries, under {", ".join(map(repr, found))}: '
-                       'keep the one that is meant in a file of its own')
+        names = ', '.join(map(repr, found))
+        raise RunError(f'{source} holds several state dictionaries, under {names}: keep the one that '
+                       'is meant in a file of its own')
     if found: return next(iter(found.values()))
     return content if any(isinstance(v, torch.Tensor) for v in content.values()) else None
 
@@ -366,24 +369,25 @@ def build_loss(loss: str | type[Loss], loss_kwargs: Mapping[str, Any] | None = N
     except (TypeError, ValueError, KeyError) as e:
         raise RunError(f'PyKEEN cannot build loss {name!r} with {loss_kwargs}: {e}') from e
 
-# %% ../nbs/01_runs.ipynb #3527bebe
+# %% ../nbs/01_runs.ipynb #2af9ee22
 def is_low(t: torch.Tensor) -> bool:
-    "Has each number of `t` fewer bits than a float32?"
+    "Return whether each number of `t` has fewer bits than a float32"
     return t.dtype == torch.complex32 or t.is_floating_point() and t.element_size() < 4
 
-# %% ../nbs/01_runs.ipynb #bbf6b1c4
+# %% ../nbs/01_runs.ipynb #310357f1
 def wide_type(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    "What a model with these weights is computed in: float64 if some are, else float32"
-    return torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in tensors) else torch.float32
+    "Return what a model with these weights is computed in: float64 if some are, else float32"
+    double = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
+    return torch.float64 if double else torch.float32
 
-# %% ../nbs/01_runs.ipynb #7d89f09c
+# %% ../nbs/01_runs.ipynb #5d9f0c94
 def widened(t: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    "The numbers of a 16-bit `t` in the type `wide`, exactly; any other `t` itself"
+    "Return the numbers of a 16-bit `t` in the type `wide`, exactly; any other `t` itself"
     return t.to(wide.to_complex() if t.is_complex() else wide) if is_low(t) else t
 
-# %% ../nbs/01_runs.ipynb #a9a8ecc6
+# %% ../nbs/01_runs.ipynb #30ffb3fd
 def widen(model: Model) -> Model:
-    "`model` with its 16-bit parameters, buffers and other tensors in the type that it is computed in"
+    "Return `model`, its 16-bit tensors in the type that it is computed in"
     wide = wide_type(model.parameters())
     model._apply(lambda t: widened(t, wide))
     for module in model.modules():
@@ -391,9 +395,9 @@ def widen(model: Model) -> Model:
             if isinstance(t, torch.Tensor): setattr(module, name, widened(t, wide))
     return model
 
-# %% ../nbs/01_runs.ipynb #db32aaae
+# %% ../nbs/01_runs.ipynb #b3d80233
 def low_weights(state: Mapping[str, torch.Tensor]) -> str | None:
-    "What a result says of weights that are kept in 16 bits; None: there are none"
+    "Return what a result says of weights that are kept in 16 bits; None: there are none"
     numbers = [t for t in state.values() if t.is_floating_point() or t.is_complex()]
     low = [t for t in numbers if is_low(t)]
     if not low: return None
@@ -416,7 +420,8 @@ def differences(want: Mapping[str, torch.Tensor], have: Mapping[str, torch.Tenso
 def load_strictly(model: Model, state: Mapping[str, torch.Tensor], source: str) -> Model:
     "`model` with the parameters and buffers of `state`; `RunError` naming `source` and what does not fit"
     want, wide = model.state_dict(), wide_type(model.parameters())
-    state = {n: widened(t, want[n].dtype.to_real() if n in want else wide) for n, t in state.items()}
+    types = {n: t.dtype.to_real() for n, t in want.items()}
+    state = {n: widened(t, types.get(n, wide)) for n, t in state.items()}
     if found := differences(want, state):
         more = f' (and {len(found) - 4} more)' if len(found) > 4 else ''
         raise RunError(f'{source} does not fit the model, which has {model.num_entities} entities and '
@@ -431,9 +436,9 @@ def forget_representations(model: Model) -> None:
         for name in ('enriched_embeddings', 'enriched_representations'):
             if getattr(module, name, None) is not None: setattr(module, name, None)
 
-# %% ../nbs/01_runs.ipynb #c5f8db5b
+# %% ../nbs/01_runs.ipynb #4e9d1fb5
 def mode_of(model: Model) -> str | None:
-    "The graph on which an inductive model is trained; None for every other model"
+    "Return the graph on which an inductive model is trained; None for every other model"
     return 'training' if isinstance(model, InductiveERModel) else None
 
 # %% ../nbs/01_runs.ipynb #72e2733d
@@ -458,46 +463,48 @@ def check_probe(model: Model, triples: torch.Tensor, kept: Sequence[float], sour
                        f'was {then.tolist()}; its structure is not the one that was trained '
                        '(other versions of PyKEEN or PyTorch?)')
 
-# %% ../nbs/01_runs.ipynb #d8675f58
+# %% ../nbs/01_runs.ipynb #d937032f
 def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
-    "Raises `RunError` naming `source`, parameter and place if a number of `state` is not finite"
+    "Raise `RunError` naming `source`, parameter and place if a number of `state` is not finite"
     for name, t in state.items():
         if is_low(t): t = t.to(torch.complex64 if t.is_complex() else torch.float32)
         if not (t.is_floating_point() or t.is_complex()) or (fine := t.isfinite()).all(): continue
         at = (~fine).nonzero()[0].tolist()
-        raise RunError(f'{source}: {name!r} holds numbers that are not finite, such as {t[tuple(at)].item()} at {at}: '
-                       'the training diverged, or the weights are damaged')
+        raise RunError(f'{source}: {name!r} holds numbers that are not finite, such as '
+                       f'{t[tuple(at)].item()} at {at}: the training diverged, or it is damaged')
 
-# %% ../nbs/01_runs.ipynb #52545641
+# %% ../nbs/01_runs.ipynb #437cb336
 LARGE = 1e9  # weights below do not overflow
 
 
 def largest(state: Mapping[str, torch.Tensor]) -> tuple[float, str]:
-    "The largest number in a `state`, in size, and the name of what holds it"
+    "Return the largest number in a `state`, in size, and the name of what holds it"
     sizes = [(t.abs().max().item(), n) for n, t in state.items()
              if t.numel() and (t.is_floating_point() or t.is_complex())]
     return max(sizes, default=(0., ''))
 
-# %% ../nbs/01_runs.ipynb #01438a9d
+# %% ../nbs/01_runs.ipynb #4175ab5a
 @torch.enable_grad()
 def overflows(model: Model, triples: torch.Tensor) -> bool:
-    "Are scores, or squared gradients, of `triples` `[B, 3]` not finite?"
+    "Return whether scores, or squared gradients, of `triples` `[B, 3]` are not finite"
     params = [p for p in model.parameters() if p.requires_grad]
     scores = model.score_hrt(triples.to(model.device), mode=mode_of(model))
     grads = torch.autograd.grad(scores.sum(), params, allow_unused=True) if params else []
     forget_representations(model)
-    return not all(x.abs().square().sum().isfinite() for x in (*grads, scores.detach()) if x is not None)
+    found = [x for x in (*grads, scores.detach()) if x is not None]
+    return not all(x.abs().square().sum().isfinite() for x in found)
 
-# %% ../nbs/01_runs.ipynb #0d71a994
+# %% ../nbs/01_runs.ipynb #eb961691
 def check_scores(model: Model, training: CoreTriplesFactory, source: str) -> None:
-    "Raises `RunError` naming `source` and the largest weight if scores of `training`, by `model`, are not finite"
+    "Raise `RunError` naming `source` and the largest weight if `model` scores `training` not finitely"
     size, name = largest(dict(model.named_parameters()))
     triples = training.mapped_triples
     if training.create_inverse_triples: triples = training.relation_inverter.map(batch=triples)
     if size < LARGE: wrong = not all(map(math.isfinite, probe_scores(model, triples[:8])))
     else: wrong = any(overflows(model, some) for some in triples.split(256))
-    if wrong: raise RunError(f'{source}: scores of training triples, or their gradients, are not finite; the largest '
-                             f'weight is {size:.3g}, in {name!r}: the training diverged, or the weights are damaged')
+    if wrong: raise RunError(
+        f'{source}: scores of training triples, or their gradients, are not finite; the largest weight '
+        f'is {size:.3g}, in {name!r}: the training diverged, or the weights are damaged')
 
 # %% ../nbs/01_runs.ipynb #371aff4c
 def write_labels(path: Path, labels: Mapping[str, int]) -> dict[str, Any]:
@@ -770,10 +777,10 @@ def checkpoint(self: Run, k: int) -> Checkpoint:
     except (IndexError, TypeError):
         raise RunError(f'there is no checkpoint {k!r}: the run has {len(self.checkpoints)}') from None
 
-# %% ../nbs/01_runs.ipynb #2ae6a008
+# %% ../nbs/01_runs.ipynb #3d9bc271
 @patch
 def weights(self: Run, chosen: Iterable[int]) -> dict[str, str]:
-    "What a result has to say of the weights of the loaded checkpoints `chosen`: nothing, or that they have 16 bits"
+    "Return what a result says of the loaded checkpoints `chosen`: nothing, or that they have 16 bits"
     found = sorted({self.low[k] for k in chosen if k in self.low})
     return dict(weights='; '.join(found)) if found else {}
 
@@ -1001,75 +1008,83 @@ def start_training(settings: Mapping[str, Any], data: Dataset, out: Path, facts:
         if facts['checkpoints']: restore(training_loop, out, facts)
     run_loop(training_loop, data, settings, KeepCheckpoints(out, facts, data), progress)
 
-# %% ../nbs/01_runs.ipynb #c8be44f2
+# %% ../nbs/01_runs.ipynb #10573a57
 WRAPPERS = ('_orig_mod', 'module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 COUNTER = 'n_averaged'  # a buffer of `AveragedModel`
 
 
 def inside(module: torch.nn.Module) -> torch.nn.Module | None:
-    "What a wrapper of PyTorch wraps; None: `module` is no wrapper"
+    "Return what a wrapper of PyTorch wraps; None: `module` is no wrapper"
     if '_orig_mod' in module._modules: return module._modules['_orig_mod']
-    known = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    known = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel,
+             torch.optim.swa_utils.AveragedModel)
     return module.module if isinstance(module, known) else None
 
-# %% ../nbs/01_runs.ipynb #13d71379
+# %% ../nbs/01_runs.ipynb #29b7d419
 def unwrapped(model: Any) -> Any:
-    "The model in as many wrappers as there are; anything else as it is"
+    "Return the model in as many wrappers as there are; anything else as it is"
     while isinstance(model, torch.nn.Module) and (inner := inside(model)) is not None: model = inner
     return model
 
-# %% ../nbs/01_runs.ipynb #9b0af8e0
+# %% ../nbs/01_runs.ipynb #47629e9d
 def bare(name: str) -> str:
-    "The name of a weight without the parts that come from wrappers"
+    "Return the name of a weight without the parts that come from wrappers"
     return '.'.join(part for part in name.split('.') if part not in WRAPPERS)
 
-# %% ../nbs/01_runs.ipynb #c996d966
+# %% ../nbs/01_runs.ipynb #84b05e76
 def prefix_of(names: Iterable[str], known: Iterable[str], source: str) -> str:
-    "What stands before the `known` names of a model's weights in `names`; `RunError` if several models are there"
+    "Return what stands before `known` names in `names`; `RunError` if several models are there"
     known = set(known)
     ends = lambda name: [i + 1 for i, c in enumerate(name) if c == '.']
     counts = Counter(name[:i] for name in names for i in (0, *ends(name)) if name[i:] in known)
     best = [p for p, n in counts.items() if n == max(counts.values())]
-    if len(best) < 2 or '' in best: return '' if len(best) != 1 else best[0]
-    raise RunError(f'{source} holds the weights of several models, under {", ".join(map(repr, sorted(best)))}: keep '
-                   'those of one')
+    if not best or '' in best: return ''
+    if len(best) == 1: return best[0]
+    places = ', '.join(map(repr, sorted(best)))
+    raise RunError(f'{source} holds the weights of several models, under {places}: keep those of one')
 
-# %% ../nbs/01_runs.ipynb #c15a7b3f
-def plain_names(state: Mapping[str, torch.Tensor], known: Iterable[str], source: str) -> dict[str, torch.Tensor]:
-    """`state` by the names that its weights have in the model itself, of which some are `known`.
+# %% ../nbs/01_runs.ipynb #4d75040b
+def plain_names(state: Mapping[str, torch.Tensor], known: Iterable[str],
+                source: str) -> dict[str, torch.Tensor]:
+    """Return `state` by the names that its weights have in the model itself, of which some are `known`.
 
     Weights beside the model's are left out, which a warning says."""
     known = set(known)
     if not all(isinstance(n, str) for n in state) or state.keys() == known: return dict(state)
     own, names = {bare(n): n for n in known}, {n: bare(n) for n in state}
     if twice := [n for n, count in Counter(names.values()).items() if count > 1]:
-        raise RunError(f'{source} has {twice[0]!r} twice: {[n for n in state if names[n] == twice[0]]}')
+        places = [n for n in state if names[n] == twice[0]]
+        raise RunError(f'{source} has {twice[0]!r} twice: {places}')
     prefix = prefix_of(names.values(), own, source)
     if other := [n for n in state if not names[n].startswith(prefix)]:
-        warnings.warn(f'{source}: the model is under {prefix!r}; left out is {", ".join(other[:4])}', stacklevel=3)
+        warnings.warn(f'{source}: the model is under {prefix!r}; left out is {", ".join(other[:4])}',
+                      stacklevel=3)
     short = {n: name.removeprefix(prefix) for n, name in names.items() if name.startswith(prefix)}
-    return {own.get(name, name): state[n] for n, name in short.items() if name != COUNTER or name in own}
+    return {own.get(name, name): state[n] for n, name in short.items()
+            if name != COUNTER or name in own}
 
-# %% ../nbs/01_runs.ipynb #28e7eedf
+# %% ../nbs/01_runs.ipynb #d20234af
 def tensors_in(x: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    "Every tensor that `x` holds in its attributes and containers, at any depth; `seen`: ids of what was looked at"
-    if isinstance(x, (str, bytes, int, float, type, ModuleType, FunctionType)) or id(x) in seen: return
+    "Yield every tensor that `x` holds, at any depth; `seen`: ids of what was looked at"
+    plain = (str, bytes, int, float, type, ModuleType, FunctionType)
+    if isinstance(x, plain) or id(x) in seen: return
     seen.add(id(x))
     if isinstance(x, torch.Tensor): yield x
     elif isinstance(x, Mapping): yield from (t for y in x.values() for t in tensors_in(y, seen))
     elif isinstance(x, (list, tuple, set)): yield from (t for y in x for t in tensors_in(y, seen))
     elif hasattr(x, '__dict__'): yield from tensors_in(vars(x), seen)
 
-# %% ../nbs/01_runs.ipynb #f2d839d7
+# %% ../nbs/01_runs.ipynb #62c559cc
 def uncompile(model: Model) -> None:
-    "Gives `model`, a copy, its own methods back where compiled ones of the original stand before them"
+    "Give `model`, a copy, its own methods back where compiled ones of the original stand before them"
     for module in model.modules():
         for name, method in list(vars(module).items()):
-            if hasattr(method, '_torchdynamo_orig_callable') and hasattr(type(module), name): delattr(module, name)
+            compiled = hasattr(method, '_torchdynamo_orig_callable')
+            if compiled and hasattr(type(module), name): delattr(module, name)
 
-# %% ../nbs/01_runs.ipynb #3e837fe0
+# %% ../nbs/01_runs.ipynb #9a449014
 def check_unused(model: Model, kept: Sequence[torch.Tensor], triples: torch.Tensor) -> None:
-    "Raises `RunError` if scores of `triples` depend on what modules of `model` have `kept` of an earlier pass"
+    "Raise `RunError` if scores of `triples` depend on what modules have `kept` of an earlier pass"
     if not kept: return
     values = [t.clone() for t in kept]
     before = probe_scores(model, triples)
@@ -1077,14 +1092,14 @@ def check_unused(model: Model, kept: Sequence[torch.Tensor], triples: torch.Tens
     after = probe_scores(model, triples)
     for t, value in zip(kept, values): t.copy_(value)
     if str(before) != str(after): raise RunError(
-        f'a module of {type(model).__name__} keeps a tensor of an earlier pass and scores with it, so its gradient would '
-        'be missing: have it forget the tensor (set it to None, if that is how it starts)')
+        f'a module of {type(model).__name__} keeps a tensor of an earlier pass and scores with it, so '
+        'its gradient would be missing: have it forget the tensor (set it to None, if it so starts)')
 
-# %% ../nbs/01_runs.ipynb #53ba0640
+# %% ../nbs/01_runs.ipynb #7842b6b8
 def copied(model: Model, triples: torch.Tensor) -> Model:
-    """A copy of `model` on the CPU without wrappers, graphs and compiled methods; `model` stays as it is.
+    """Return a copy of `model` on the CPU without wrappers, graphs and compiled methods.
 
-    Raises `RunError` if it cannot be taken, or if its scores, of a few `triples` `[B, 3]`, depend on an earlier pass."""
+    Raises `RunError` if none can be taken, or if scores of `triples` depend on an earlier pass."""
     forget_representations(model)
     kept = [t for t in tensors_in(model, set()) if not t.is_leaf]
     memo = {id(t): t.detach().to('cpu', copy=True) for t in kept}
@@ -1092,7 +1107,8 @@ def copied(model: Model, triples: torch.Tensor) -> Model:
         if (inner := inside(module)) is not None: memo[id(module)] = copy.deepcopy(inner, memo)
     try: made = copy.deepcopy(model, memo).cpu()
     except Exception as e:  # whatever a module may hold
-        raise RunError(f'no copy of {type(model).__name__} can be taken: {type(e).__name__}: {e}') from e
+        why = f'{type(e).__name__}: {e}'.splitlines()[0]
+        raise RunError(f'no copy of {type(model).__name__} can be taken: {why}') from e
     uncompile(made)
     for module in made.modules():
         if isinstance(module, Regularizer): module.reset()
@@ -1103,7 +1119,7 @@ def copied(model: Model, triples: torch.Tensor) -> Model:
 def checked_rates(learning_rates: Sequence[float] | None, count: int) -> list[float]:
     "One finite learning rate per checkpoint; `RunError` if they are unknown or not as many"
     if isinstance(learning_rates, torch.Tensor): learning_rates = learning_rates.tolist()
-    if learning_rates is None or not isinstance(learning_rates, Iterable) or isinstance(learning_rates, str):
+    if isinstance(learning_rates, str) or not isinstance(learning_rates, Iterable):
         raise RunError(f'learning_rates is {learning_rates!r}, but TracIn needs the learning rate of each of the '
                        f'{count} checkpoints: give a list')
     rates = [number(r, 'learning_rates: each') for r in learning_rates]
@@ -1117,12 +1133,15 @@ def state_at(states: Sequence[Mapping[str, torch.Tensor] | Path | str], known: I
     if isinstance(states[k], (str, Path)): return plain_names(read_state(states[k]), known, str(states[k]))
     return dict(states[k])
 
-# %% ../nbs/01_runs.ipynb #d9a3e366
-def on_cpu(state: Mapping[str, torch.Tensor], known: Iterable[str], source: str) -> dict[str, torch.Tensor]:
-    "A `state` given in Python, by the `known` names, as plain tensors on the CPU; `RunError` for what is no tensor"
-    if not isinstance(state, Mapping): raise RunError(f'{source} is a {type(state).__name__}, not a state dictionary')
+# %% ../nbs/01_runs.ipynb #210720de
+def on_cpu(state: Mapping[str, torch.Tensor], known: Iterable[str],
+           source: str) -> dict[str, torch.Tensor]:
+    "Return a `state` given in Python, by the `known` names, on the CPU; `RunError` for what is none"
+    if not isinstance(state, Mapping):
+        raise RunError(f'{source} is a {type(state).__name__}, not a state dictionary')
     if wrong := [n for n, t in state.items() if not isinstance(t, torch.Tensor)]:
-        raise RunError(f'{source}: {wrong[0]!r} is a {type(state[wrong[0]]).__name__}, not a tensor')
+        kind = type(state[wrong[0]]).__name__
+        raise RunError(f'{source}: {wrong[0]!r} is a {kind}, not a tensor')
     return {n: t.detach().cpu() for n, t in plain_names(state, known, source).items()}
 
 # %% ../nbs/01_runs.ipynb #f52eb1d3
@@ -1132,25 +1151,25 @@ def moments_at(moments: Sequence[Mapping[str, torch.Tensor]], k: int) -> dict[st
 
 # %% ../nbs/01_runs.ipynb #ec1f43c0
 def check_counts(model: Model, training: CoreTriplesFactory) -> None:
-    "Raises `RunError` unless `model` has the entities and relations of `training`, and inverse ones if it has"
+    "Raise `RunError` unless `model` has the entities and relations, and inverses, of `training`"
     inverse = getattr(model, 'use_inverse_triples', training.create_inverse_triples)
-    told = ('the model was made with inverse triples (use_inverse_triples), the training triples are without: give the '
-            'factory that it was made with' if inverse else
-            'the model was made without inverse triples, the training triples create them: give the factory that it '
-            'was made with')
+    made, given = ('with', 'without') if inverse else ('without', 'with')
+    told = (f'the model was made {made} inverse triples (use_inverse_triples), the training triples are '
+            f'{given} them: give the factory that the model was made with')
+    differ = inverse != training.create_inverse_triples
     for what in ('entities', 'relations'):
         have, want = getattr(model, f'num_{what}', None), getattr(training, f'num_{what}')
-        if have == want: continue
-        hint = f'; {told}' if what == 'relations' and inverse != training.create_inverse_triples else ''
-        raise RunError(f'the model has {have} {what}, the training triples have {want}{hint}')
-    if inverse != training.create_inverse_triples: raise RunError(told)
+        hint = f'; {told}' if differ and what == 'relations' else ''
+        if have != want:
+            raise RunError(f'the model has {have} {what}, the training triples have {want}{hint}')
+    if differ: raise RunError(told)
 
-# %% ../nbs/01_runs.ipynb #89d0fcd2
+# %% ../nbs/01_runs.ipynb #8df96d62
 def labelled(training: CoreTriplesFactory) -> TriplesFactory:
-    "`training` itself, or one of the same triples with ids as labels if it has none"
+    "Return `training` itself, or one of the same triples with ids as labels if it has none"
     if isinstance(training, TriplesFactory): return training
-    numbers = ({str(i): i for i in range(n)} for n in (training.num_entities, training.real_num_relations))
-    return training.with_labels(*numbers)
+    counts = training.num_entities, training.real_num_relations
+    return training.with_labels(*({str(i): i for i in range(n)} for n in counts))
 
 # %% ../nbs/01_runs.ipynb #d781a467
 def title_of(model: Model) -> str:
@@ -1158,36 +1177,46 @@ def title_of(model: Model) -> str:
     name = next((n for n, cls in model_resolver.lookup_dict.items() if cls is type(model)), type(model).__name__)
     return f'{name} with {type(model.interaction).__name__}' if type(model) is ERModel else name
 
-# %% ../nbs/01_runs.ipynb #cc5328f7
+# %% ../nbs/01_runs.ipynb #5dc4a0d9
+def check_length(given: Sequence[Any], name: str, count: int) -> None:
+    "Raise `RunError` unless there is an entry for each of `count` checkpoints"
+    if len(given) != count:
+        raise RunError(f'{name} has {len(given)} entries for {count} checkpoints')
+
+# %% ../nbs/01_runs.ipynb #3f54c1ab
 def as_model(model: Any) -> Model:
-    "The PyKEEN model that `model` is or wraps; `RunError` if it is none"
+    "Return the PyKEEN model that `model` is or wraps; `RunError` if it is none"
     if isinstance(found := unwrapped(model), Model): return found
-    parts = [n for n, m in found._modules.items() if isinstance(m, Model)] if isinstance(found, torch.nn.Module) else []
+    parts = [n for n, m in getattr(found, '_modules', {}).items() if isinstance(m, Model)]
     hint = f'; its attribute {parts[0]!r} is one: give that' if parts else ''
     raise RunError(f'{type(model).__name__} is not a PyKEEN model{hint}')
 
-# %% ../nbs/01_runs.ipynb #52831501
-def checkpoint_list(rates: Sequence[float], states: Sequence[Any], **known: Iterable[int | None] | None) -> list[Checkpoint]:
-    "Checkpoints with these rates; `known`: the `epochs` and `steps` of each, or None"
+# %% ../nbs/01_runs.ipynb #ec3104aa
+def checkpoint_list(rates: Sequence[float], states: Sequence[Any],
+                    **known: Iterable[int | None] | None) -> list[Checkpoint]:
+    "Return checkpoints with these rates; `known`: the `epochs` and `steps` of each, or None"
     whole = {}
     for name, given in known.items():
         given = [None]*len(rates) if given is None else list(given)
-        if len(given) != len(rates): raise RunError(f'{name} has {len(given)} entries for {len(rates)} checkpoints')
+        check_length(given, name, len(rates))
         whole[name] = [None if n is None else number(n, f'{name}: each', kind=int) for n in given]
     return [Checkpoint(e, n, r, Path(s) if isinstance(s, (str, Path)) else None)
             for e, n, r, s in zip(whole['epochs'], whole['steps'], rates, states)]
 
-# %% ../nbs/01_runs.ipynb #515f4448
-def checked_states(template: Model, states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None) -> list[Any]:
-    "The `states` (None: the one of `template`), each that is no file by the names of `template`, fitting it and finite"
-    known, own = template.state_dict().keys(), 'the model' if states is None else None
-    found = [template.state_dict()] if states is None else list(states)
-    found = [s if isinstance(s, (str, Path)) else on_cpu(s, known, own or f'states[{k}]') for k, s in enumerate(found)]
+# %% ../nbs/01_runs.ipynb #bb9df88a
+def checked_states(template: Model,
+                   states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None) -> list[Any]:
+    "Return `states` (None: the one of `template`); each that is no file fits `template` and is finite"
+    known = template.state_dict().keys()
+    given = {'the model': template.state_dict()} if states is None else {
+        f'states[{k}]': s for k, s in enumerate(states)}
+    found = {source: s if isinstance(s, (str, Path)) else on_cpu(s, known, source)
+             for source, s in given.items()}
     widen(template)
-    for k, state in enumerate(found):
-        if isinstance(state, dict): check_weights(load_strictly(template, state, source := own or f'states[{k}]').state_dict(),
-                                                  source)
-    return found
+    for source, state in found.items():
+        if isinstance(state, (str, Path)): continue
+        check_weights(load_strictly(template, state, source).state_dict(), source)
+    return list(found.values())
 
 # %% ../nbs/01_runs.ipynb #7a2eef80
 @patch(cls_method=True)
@@ -1216,15 +1245,16 @@ def from_model(cls: Run,
     template = copied(model, training.mapped_triples[:8])
     states, known = checked_states(template, states), template.state_dict().keys()
     rates = checked_rates(learning_rates, len(states))
-    moments = optimizer_moments and [on_cpu(m, known, f'optimizer_moments[{k}]') for k, m in enumerate(optimizer_moments)]
-    if moments is not None and len(moments) != len(states):
-        raise RunError(f'optimizer_moments has {len(moments)} entries for {len(states)} checkpoints')
-    loss = model.loss if loss is None else loss if isinstance(loss, Loss) else build_loss(loss)
-    return cls(training=labelled(training), loss=loss, label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
+    moments = None if optimizer_moments is None else [
+        on_cpu(m, known, f'optimizer_moments[{k}]') for k, m in enumerate(optimizer_moments)]
+    if moments is not None: check_length(moments, 'optimizer_moments', len(states))
+    if not isinstance(loss, Loss): loss = template.loss if loss is None else build_loss(loss)
+    return cls(training=labelled(training), loss=loss,
+               label_smoothing=number(label_smoothing, 'label_smoothing', below=1.),
                seed=number(seed, 'seed', kind=int),
                checkpoints=checkpoint_list(rates, states, epochs=epochs, steps=steps),
-               build=partial(copy.deepcopy, template), state=partial(state_at, states, list(known)), optimizer=optimizer,
-               settings=dict(model=title_of(model)),
+               build=partial(copy.deepcopy, template), state=partial(state_at, states, list(known)),
+               optimizer=optimizer, settings=dict(model=title_of(model)),
                optimizer_state=None if moments is None else partial(moments_at, moments),
                **loop_settings(loop, negative_sampler, None, negative_sampler_kwargs))
 
@@ -1247,12 +1277,12 @@ def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
     if type(loop) is LCWATrainingLoop and loop.target == 2: return dict(loop='lcwa')
     raise RunError(f'{type(loop).__name__} is neither the sLCWA loop nor the LCWA loop over tails')
 
-# %% ../nbs/01_runs.ipynb #5423f28f
+# %% ../nbs/01_runs.ipynb #dd98e588
 def steps_made(states: Iterable[Mapping[str, Any]]) -> int | None:
-    "The steps that an optimiser has made, from its `states` of the parameters; None: unknown, or not alike"
+    "Return the steps of an optimiser from its `states` of the parameters; None: unknown, or not alike"
     steps = [s.get('step') for s in states]
-    if not all(isinstance(s, (int, float)) or isinstance(s, torch.Tensor) and s.numel() == 1 for s in steps): return None
-    return int(steps[0]) if len(set(map(int, steps))) == 1 else None
+    known = [isinstance(s, (int, float)) or isinstance(s, torch.Tensor) and s.numel() == 1 for s in steps]
+    return int(steps[0]) if all(known) and len(set(map(int, steps))) == 1 else None
 
 # %% ../nbs/01_runs.ipynb #09fce8c5
 def second_moments(optimizer: torch.optim.Optimizer | None, model: Model) -> list[dict[str, torch.Tensor]] | None:

@@ -9,6 +9,7 @@ __all__ = ['STRATA', 'layers', 'chosen_layers', 'Only', 'Projected', 'Sample']
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def chosen_layers(model: Model,
                   ) -> list[str]:
     "Names of layers of a model. Raises `ValueError` for a name that fits none."
     known = list(layers(model))
-    if isinstance(which, int):
+    if isinstance(which, Integral):
         if not 0 < which <= len(known): raise ValueError(f'{which} last layers: expected 1 to {len(known)}')
         return known[-which:]
     fits = {name: [layer for layer in known if f'.{name}.' in f'.{layer}.'] for name in which}
