@@ -119,7 +119,8 @@ def _adam_settings(run: Run, k: int) -> tuple[float, float, int]:
         f'weighting "adam": the settings of {name} lack {missing}: {settings}')
     (beta2, eps), step = _adam_numbers(settings), run.checkpoints[k].step
     if not step: raise ValueError(
-        f'weighting "adam": checkpoint {k} does not know its step, which the correction 1 - beta2^step needs')
+        f'weighting "adam": checkpoint {k} does not know its step, which the correction 1 - beta2^step needs '
+        "(PyKEEN's pipeline keeps its optimiser with clear_optimizer=False)")
     if step >= 2**63: raise ValueError(f'weighting "adam": checkpoint {k} cannot be at step {str(step)[:40]}')
     return beta2, eps, step
 
