@@ -730,8 +730,8 @@ def check_answers(triples: int, k: int) -> None:
     "Raises `ValueError` if `k` proponents and `k` opponents of so many triples do not fit into memory as a table."
     need, most = 1000 * 2 * k * triples, machine_memory()
     if need > most: raise ValueError(
-        f'the table of {k} proponents and {k} opponents of {triples:,} triples would take about {size_text(need)} of memory, '
-        f'and there are {size_text(most)}: explain fewer at a time (--max), or ask for fewer of each')
+        f'the table of {k} proponents and {k} opponents of {triples:,} triples would take about {size_text(need)} of '
+        f'memory, and there are {size_text(most)}: explain fewer at a time (--max), or ask for fewer of each')
 
 # %% ../nbs/12_influence.ipynb #79c77f70
 @patch
