@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from . import __version__
 from .flags import (ANALYSIS, CACHE, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS, SOURCE,
-                             SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice, check_out,
-                             check_source, check_table, check_writable, chosen_triples, conditions, deliver, is_folder,
+                             SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice,
+                             check_source, check_table, check_writable, chosen_triples, claimed, conditions, deliver, is_folder,
                              naming, sampled, table_names, write_table)
 from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
 
@@ -206,22 +206,23 @@ def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any
         raise click.UsageError('--against and --test-objective exclude each other', click.get_current_context())
     check_all_scores(asked, where, sample, to)
     known, strength = asked.pop('mechanism_paths'), asked.pop('rank_by') == 'absolute'
-    check_out(out, to['overwrite'], begun=not (known or strength))
-    check_table(**table)
-    tracin = cached_analysis(**options)
-    if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
-    names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(tracin.run, **choice)
-    if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
-    if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
-    mechanisms = known and known_paths(known, tracin)
-    saved = out is not None and is_folder(out) and not (known or strength)
-    keep = dict(out=out, overwrite=to['overwrite']) if saved else {}
-    asked = dict(asked, near=around(tracin, test, **where), sample=sample)
-    del asked['all_scores']
-    with resumable(out if saved else None): report = explained(tracin, test, k, strength=strength, **asked, **keep)
-    if mechanisms: report = marked(report, mechanisms)
-    if to['csv_output']: write_table(report, tracin.run, to['csv_output'], names)
-    deliver(report, out, to['form'], saved)
+    begun = mode != 'self' and not (known or strength)
+    with claimed(out, to['overwrite'], begun):
+        check_table(**table)
+        tracin = cached_analysis(**options)
+        if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
+        names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(tracin.run, **choice)
+        if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
+        if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
+        mechanisms = known and known_paths(known, tracin)
+        saved = out is not None and is_folder(out) and begun
+        keep = dict(out=out, overwrite=to['overwrite']) if saved else {}
+        asked = dict(asked, near=around(tracin, test, **where), sample=sample)
+        del asked['all_scores']
+        with resumable(out if saved else None): report = explained(tracin, test, k, strength=strength, **asked, **keep)
+        if mechanisms: report = marked(report, mechanisms)
+        if to['csv_output']: write_table(report, tracin.run, to['csv_output'], names)
+        deliver(report, out, to['form'], saved)
 
 
 def known_paths(path: Path, tracin: 'TracIn') -> Any:
@@ -477,8 +478,8 @@ def self_command(k: int, relation: Sequence[str], per_relation: bool, out: Path 
     \b
     tracin self runs/umls -k 20
     tracin self runs/umls --relation treats --out suspicious.csv"""
-    check_out(out, overwrite)
-    deliver(own_influence(analysis(**options), k, relation, per_relation), out, form)
+    with claimed(out, overwrite):
+        deliver(own_influence(analysis(**options), k, relation, per_relation), out, form)
 
 # %% ../nbs/19_cli.ipynb #88c32202
 @main.group('cache', short_help='Show or remove kept gradients.')

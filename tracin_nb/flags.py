@@ -7,7 +7,7 @@ __all__ = ['SOURCE', 'OBJECTIVES', 'ENGINES', 'PRECISIONS', 'WEIGHTINGS', 'ANALY
            'TESTS', 'NEAR', 'LENS', 'SAMPLE', 'SUFFIXES', 'OUTPUT', 'NAMES', 'TABLE', 'TRAINING', 'check_source',
            'opened', 'weighed', 'engine_of', 'precision_of', 'every_gpu', 'analysis', 'cached_analysis', 'naming',
            'file_triples', 'rows_of', 'own_triples', 'chosen_triples', 'check_choice', 'whole_triples', 'conditions',
-           'sampled', 'check_writable', 'is_folder', 'check_out', 'deliver', 'check_table', 'table_names',
+           'sampled', 'check_writable', 'is_folder', 'check_out', 'claimed', 'deliver', 'check_table', 'table_names',
            'write_table']
 
 # %% ../nbs/18c_flags.ipynb #a5e1277c
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from .locks import LOCK, SAVING, alone
 from .terminal import Devices, JsonObject, Labels, Numbers, pointless, refuse, say, setting, stacked
 
 if TYPE_CHECKING:
@@ -373,8 +374,23 @@ def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
         refuse('--out', f'{out}: expected a folder, or a file ending in {", ".join(SUFFIXES)}')
     check_writable(out, folder)
     if begun and (out/'question.json').exists(): return
-    if not overwrite and (any(out.iterdir()) if out.is_dir() else out.exists()):
+    if not overwrite and (_holds_something(out) if out.is_dir() else out.exists()):
         refuse('--out', f'{out} exists already: give another place, or --overwrite to replace it')
+
+
+def _holds_something(folder: Path) -> bool:
+    "Is there more than hidden files, and more than a result that was being saved when somebody was killed?"
+    return not (folder/SAVING).exists() and any(not p.name.startswith('.') for p in folder.iterdir())
+
+
+@contextmanager
+def claimed(out: Path | None, overwrite: bool, begun: bool = False) -> Iterator[None]:
+    "Keep others from `--out` during the block. What they put there meanwhile is looked at, too."
+    check_out(out, overwrite, begun)
+    where = () if out is None else (out,) if is_folder(out) else (out.parent, f'.{out.name}{LOCK}')
+    with alone(*where or (None,)):
+        check_out(out, overwrite, begun)
+        yield
 
 # %% ../nbs/18c_flags.ipynb #a78807b7
 def deliver(report: 'Report', out: Path | None, form: str | None, saved: bool = False) -> None:

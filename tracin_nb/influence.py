@@ -39,9 +39,10 @@ from .cluster import make_team, pick_workers
 from .compile import compiled
 from .factors import Factors, added, blank, concat, fill, inner, inner_parts, paired_inner, shared
 from .gradients import ENGINES, Engine, FactoredEngine, group_of
+from .locks import alone_in_out
 from .memory import Plan, Tiles, consume, metered, parse_bytes, plan_tiles, release, resident_peak
 from .objectives import Contrast, Objective, make_objective
-from .parts import Parts, begin, continued, read_question
+from .parts import Parts, begin, continued, cost, read_question, summed
 from .results import Result, SelfInfluence, label_columns
 from .runs import Run, as_run, replacing
 from .shortcuts import Sample
@@ -621,11 +622,11 @@ def _shared_out(self: TracIn, work: Work, todo: Sequence[int], take: Callable[[i
 @patch
 def _ranked(self: TracIn, work: Work, plan: Pass) -> dict[str, Tensor]:
     "The strongest of a shard."
-    ranking = Ranking(len(work.test[0]), work.k, device=self.device, dtype=_dtype(self))
+    ranking, before = Ranking(len(work.test[0]), work.k, device=self.device, dtype=_dtype(self)), asdict(self.counters)
     peak = self._rank(ranking, work.test, plan, count=work.peak is None)
     work.peak = work.peak or peak
     self.counters.shards += 1
-    return ranking.tables()
+    return ranking.tables() | cost(before, asdict(self.counters))
 
 
 @patch
@@ -728,6 +729,7 @@ def shown(self: Near, result: Result, sums: Tensor) -> Result:
 # %% ../nbs/12_influence.ipynb #79c77f70
 @patch
 @in_precision
+@alone_in_out
 def explain(self: TracIn,
             test: Any,                       # triples to explain: labels or ids, one or many
             k: int = 20,                     # proponents and opponents per triple
@@ -752,11 +754,12 @@ def explain(self: TracIn,
     parts = None if out is None or overwrite else continued(Path(out), asked)
     if parts and parts.complete: return Result.load(out)
     factors, own = self._test_factors(test, self._test_engines(objective))
-    kept = self._serving(factors, rows, near)
+    kept, tried = self._serving(factors, rows, near), self.counters.trial_passes
     plan = kept.plan if kept else self._resumed(parts, rows, near) if parts else self._plan(factors, rows, k, near)
     if out is not None and parts is None:
         again = self._again(test, dict(ask, against=against, train=None if train is None else rows))
-        how = dict(plan.facts(), bounds=plan.bounds(self._num_shards()))
+        how = dict(plan.facts(), bounds=plan.bounds(self._num_shards()),
+                   trial_passes=self.counters.trial_passes - tried)
         parts = begin(Path(out), asked, how, again, overwrite)
     work = self._work('_ranked', factors, plan, k, parts and parts.bounds)
     ranking = self._all_ranked(work, kept, parts)
@@ -766,6 +769,7 @@ def explain(self: TracIn,
     facts = self.facts(objective, **self._pass_facts(work, kept), **error, training_triples=len(rows),
                        **(dict(neighbourhood=near.facts | dict(restrict=near.restrict)) if near else {}),
                        seconds=round(time.perf_counter() - start, 3))
+    if parts: facts['counters'] = summed(facts['counters'], parts.spent)
     release()
     result = Result.of(test, self.run.training, ranking, facts, groups, own.cpu())
     if near: result = near.shown(result, ranking.sums)
@@ -930,7 +934,7 @@ def facts(self: Pass) -> dict[str, Any]:
 @patch
 def _resumed(self: TracIn, parts: Parts, rows: Tensor, near: Near | None) -> Pass:
     "The pass over the training triples `rows` `[N]` that was begun in a folder."
-    facts = {name: value for name, value in parts.question['pass'].items() if name != 'bounds'}
+    facts = {name: value for name, value in parts.question['pass'].items() if name not in ('bounds', 'trial_passes')}
     return self._pass(rows, **facts, near=near)
 
 # %% ../nbs/12_influence.ipynb #ff3334e2

@@ -6,7 +6,7 @@
 __all__ = ['CAVEAT', 'SIDES', 'TRIPLE', 'COLUMNS', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'WRITERS', 'named', 'label_columns',
            'ranked_rows', 'plain_facts', 'facts_line', 'Report', 'Result', 'test_table', 'check_fit', 'SelfInfluence',
            'visible', 'columns_of', 'aligned', 'signed', 'block_lines', 'text_table', 'html_cells', 'html_block',
-           'write_json', 'to_csv', 'to_parquet', 'records', 'to_json', 'entry', 'read_manifest']
+           'write_json', 'to_csv', 'to_parquet', 'records', 'to_json', 'entry', 'naming_place', 'read_manifest']
 
 # %% ../nbs/11_results.ipynb #1c197de5
 import csv
@@ -15,8 +15,10 @@ import html
 import json
 import math
 import os
+import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -30,6 +32,7 @@ from pykeen.triples.triples_factory import Labeling
 from torch import LongTensor, Tensor
 
 from .aggregation import Ranking, TopK
+from .locks import SAVING, alone, sweep
 from .runs import replacing
 
 # %% ../nbs/11_results.ipynb #243d9ef3
@@ -394,20 +397,46 @@ def save(self: Report,
          ) -> Path:
     "Write the report, replacing an older one. Raises `ValueError` for another ending."
     out = Path(out)
-    if out.suffix in WRITERS and not out.is_dir():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as draft:
-            WRITERS[out.suffix](self, draft)
-        return out
-    if out.suffix and not out.is_dir():
+    folder = out.is_dir() or out.suffix not in WRITERS
+    if folder and out.suffix and not out.is_dir():
         raise ValueError(f"{out}: expected a folder (with a dot in its name only if it exists) "
                          f"or a file ending in {', '.join(WRITERS)}")
-    out.mkdir(parents=True, exist_ok=True)
-    files = [self.save(out / f"result{suffix}") for suffix in WRITERS]
-    with replacing(out / "manifest.json") as draft:
-        write_json(dict(kind=type(self).__name__, format=1, rows=len(self.frame),
-                        files={path.name: entry(path) for path in files}), draft)
+    with naming_place(out), alone(out if folder else None):
+        (_save_folder if folder else _save_file)(self, out)
     return out
+
+
+@contextmanager
+def naming_place(out: Path) -> Iterator[None]:
+    "Let an `OSError` say what could not be saved."
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{out} cannot be saved ({error.strerror or error})") from error
+
+
+def _save_file(report: Report, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as draft:
+        WRITERS[out.suffix](report, draft)
+
+
+def _save_folder(report: Report, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    sweep(out, SAVING, ".result.*.*", ".manifest.json.*")
+    (draft := out / SAVING).mkdir()
+    try:
+        files = [draft / f"result{suffix}" for suffix in WRITERS]
+        for path in files:
+            _save_file(report, path)
+        write_json(dict(kind=type(report).__name__, format=1, rows=len(report.frame),
+                        files={path.name: entry(path) for path in files}), draft / "manifest.json")
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    for path in (*files, draft / "manifest.json"):
+        os.replace(path, out / path.name)
+    draft.rmdir()
 
 # %% ../nbs/11_results.ipynb #96524947
 def read_manifest(folder: Path, kind: str) -> None:
