@@ -23,8 +23,8 @@ import click
 from . import __version__
 from .flags import (ANALYSIS, CACHE, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS, SOURCE,
                              SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice,
-                             check_source, check_table, check_writable, chosen_triples, claimed, conditions, deliver, is_folder,
-                             naming, sampled, table_names, write_table)
+                             check_settings, check_source, check_table, check_writable, chosen_triples, claimed,
+                             conditions, deliver, is_folder, naming, sampled, settings_named, table_names, write_table)
 from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
 
 if TYPE_CHECKING:
@@ -320,6 +320,9 @@ def told(summary: dict[str, Any], folder: Path) -> int:
     "Say how a batch went; returns the exit status."
     for row in summary['results']:
         if row['status'] == 'failed': say(f"tracin: error: triple {row['index']}: {row['error']}")
+    if others := summary['others']: say(
+        f"tracin: note: {folder} also holds {len(others)} files of other predictions or questions, such as {others[0]}; "
+        f'batch_tracin_summary.json names them as "others"')
     counts = ', '.join(f'{summary[name]} {name}' for name in ('successful', 'failed', 'skipped'))
     click.echo(f"{summary['total']} predictions: {counts}; in {folder}")
     return 1 if summary['failed'] else 0
@@ -604,10 +607,12 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     Each takes a while; --set asks for less."""
     import torch
     from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
-    from tracin_nb.benchmarks import run_benchmark, table
+    from tracin_nb.benchmarks import BENCHMARKS, run_benchmark, table
     from tracin_nb.runs import pick_device
+    check_settings('benchmark', BENCHMARKS, name, settings)
     if threads: torch.set_num_threads(threads)
-    click.echo(table(run_benchmark(name, out, device=str(pick_device(device)), **settings)), nl=False)
+    with settings_named(settings): found = run_benchmark(name, out, device=str(pick_device(device)), **settings)
+    click.echo(table(found), nl=False)
 
 # %% ../nbs/19_cli.ipynb #3bbfbaac
 @main.command('evaluate', short_help='Measure how good the explanations are.')
@@ -629,8 +634,10 @@ def evaluate_command(name: str, out: Path | None, device: str | None, settings: 
     \b
     Each takes a while; --set asks for less."""
     from tracin_nb.experiments import EXPERIMENTS, run_experiment
-    if name in EXPERIMENTS and 'tell' in EXPERIMENTS[name].run.__annotations__: settings['tell'] = say
-    click.echo(run_experiment(name, out, device, **settings)[1], nl=False)
+    check_settings('experiment', {known: e.run for known, e in EXPERIMENTS.items()}, name, settings)
+    told = dict(tell=say) if 'tell' in EXPERIMENTS[name].run.__annotations__ else {}
+    with settings_named(settings): table = run_experiment(name, out, device, **settings, **told)[1]
+    click.echo(table, nl=False)
 
 # %% ../nbs/19_cli.ipynb #a2b8fd63
 @main.command('serve', short_help='Show the explorer of a run in a browser.')
@@ -651,17 +658,22 @@ def serve_command(folder: Path, no_browser: bool, **options: Any) -> None:
     """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Whoever has the printed address, with its
     token, can open it, on this machine only unless --host says otherwise. Needs `pip install 'tracin_nb[app]'`."""
     import webbrowser
-    from tracin_nb.serve import served
+    from tracin_nb.serve import DOOR, served
     with terminated(), served(folder, **options) as (address, process):
         click.echo(address)
-        if not no_browser: webbrowser.open(address)
+        if not no_browser: webbrowser.open((process.private/DOOR).as_uri())
         if status := process.wait(): raise ValueError(f'Voila ended with status {status}')
 
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    "Whoever terminates this process interrupts it, so that what it started ends, too."
-    def interrupt(*_: Any) -> None: raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, interrupt)
+    "Whoever terminates this process, or closes its terminal, interrupts it once, so that what it started ends, too."
+    caught = [s for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))
+              if signal.getsignal(s) != signal.SIG_IGN]
+    def interrupt(*_: Any) -> None:
+        for one in caught: signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+    before = {one: signal.signal(one, interrupt) for one in dict.fromkeys(caught)}
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for one, handler in before.items(): signal.signal(one, handler)
