@@ -1529,6 +1529,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'tracin_nb.serve._leave': ('serve.html#_leave', 'tracin_nb/serve.py'),
                                  'tracin_nb.serve._private_folder': ('serve.html#_private_folder', 'tracin_nb/serve.py'),
                                  'tracin_nb.serve._put': ('serve.html#_put', 'tracin_nb/serve.py'),
+                                 'tracin_nb.serve._voila': ('serve.html#_voila', 'tracin_nb/serve.py'),
                                  'tracin_nb.serve.address_of': ('serve.html#address_of', 'tracin_nb/serve.py'),
                                  'tracin_nb.serve.attended_voila': ('serve.html#attended_voila', 'tracin_nb/serve.py'),
                                  'tracin_nb.serve.check_served': ('serve.html#check_served', 'tracin_nb/serve.py'),

@@ -95,15 +95,19 @@ def attended_voila() -> None:
     folder, orphaned = Path.cwd(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())   # until Voila has a handler of its own
     threading.Thread(target=_end_when_left, args=(folder, orphaned), daemon=True).start()
+    try: _voila(folder)
+    finally:
+        if orphaned.is_set(): _leave(folder)
+
+
+def _voila(folder: Path) -> None:
     from voila.app import Voila
 
     class Attended(Voila):
         "Voila that leaves a file when it listens."
         def launch_browser(self) -> None: (folder/READY).touch()
 
-    try: Attended.launch_instance(['explorer.ipynb', f'--Voila.connection_dir_root={folder}'])
-    finally:
-        if orphaned.is_set(): _leave(folder)
+    Attended.launch_instance(['explorer.ipynb', f'--Voila.connection_dir_root={folder}'])
 
 
 def _end_when_left(folder: Path, orphaned: threading.Event) -> None:
