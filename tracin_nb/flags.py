@@ -478,12 +478,12 @@ TRAINING = stacked(
 
 # %% ../nbs/18c_flags.ipynb #be2ad024
 def fits(value: Any, kind: Any) -> bool:
-    "Is a value of JSON of the kind that an annotation asks for? Numbers of things are above 0."
+    "Is a value of JSON of the kind that an annotation asks for? Numbers are above 0, and lists are not empty."
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType): return any(fits(value, one) for one in args)
     if origin is not None and issubclass(origin, Mapping): return isinstance(value, dict)
     if origin is not None and issubclass(origin, Sequence):
-        return isinstance(value, list) and all(fits(v, args[0]) for v in value)
+        return isinstance(value, list) and len(value) > 0 and all(fits(v, args[0]) for v in value)
     if kind in (NoneType, bool, str): return isinstance(value, kind)
     if kind in (Path, os.PathLike): return isinstance(value, str)
     number = kind in (int, float) and isinstance(value, (int, kind)) and not isinstance(value, bool)
