@@ -136,7 +136,7 @@ def _arranged(self: TrainingAudit) -> w.VBox:
 @patch
 def asked(self: TrainingAudit) -> Ask:
     "The question that the controls ask. Raises `ValueError` for a label that is not known."
-    relation = self.relation.label if self.relation.field.value.strip() else None
+    relation = self.relation.label if self.relation.typed else None
     return Ask(self.objective.value, self.weighting.value, chosen(self.checkpoints), self.k.value, relation,
                self.each.value)
 

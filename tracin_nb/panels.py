@@ -225,16 +225,22 @@ class Search:
         "Offer the labels that fit what was typed."
         self.field.options = [self.index.text_of(i) for i in self.index.search(typed)]
 
+    @property
+    def typed(self) -> str:
+        "What is in the field. Spaces around it count where a label has them."
+        value = self.field.value
+        return value.strip() if self.index.label(value) is None else value
+
     def complete(self) -> None:
         "Put the best offer into the field, unless that holds a label; the Enter key does that."
-        typed = self.field.value.strip()
+        typed = self.typed
         if typed and self.index.label(typed) is None and (found := self.index.search(typed, 1)):
             self.field.value = self.index.text_of(found[0])
 
     @property
     def label(self) -> str:
         "The label in the field. Raises `ValueError` if there is none such, and says which are near."
-        typed = self.field.value.strip()
+        typed = self.typed
         if not typed: raise ValueError(f'{self.description}: type a label, or part of one and choose')
         if (label := self.index.label(typed)) is not None: return label
         near = [self.index.labels[i] for i in self.index.search(typed, 3)] or nearest_labels(typed, self.index.labels)

@@ -201,7 +201,7 @@ def asked(self: InfluenceExplorer) -> Question:
     "The question that the controls ask. Raises `ValueError` for a label that is not known."
     checkpoints = chosen(self.checkpoints)
     return Question((self.head.label, self.relation.label, self.tail.label),
-                    self.against.label if self.against.field.value.strip() else None,
+                    self.against.label if self.against.typed else None,
                     self.objective.value, self.weighting.value,
                     checkpoints, self.k.value, self.hops.value,
                     self.path_length.value, self.restrict.value)
