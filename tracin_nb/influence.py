@@ -47,7 +47,7 @@ from .runs import Run, as_run, replacing
 from .shortcuts import Sample
 from .sparse import PAIRS, Index, make_indices, rows_only, shared_counts, shared_pairs
 from .triples import to_ids, to_labels, triples_fingerprint
-from .weightings import Metric, Weighting, make_weighting
+from .weightings import Metric, Weighting, joint_facts, make_weighting
 from .workers import Shard, run_shards
 
 # %% ../nbs/12_influence.ipynb #5c96bd03
@@ -187,7 +187,8 @@ def _load(self: TracIn, k: int) -> Step:
     train = test = self._engine(model, self.objective)
     if self.compile and not self.workers: train = self._compiled(train, self.run.training.mapped_triples)
     if self.test_objective is not self.objective: test = self._engine(model, self.test_objective)
-    metric = self.weighting.prepare(self.run, k, train, self._covariance_tiles(train))
+    weighting = self.weighting.within(self.memory, len(self.checkpoints))
+    metric = weighting.prepare(self.run, k, train, self._covariance_tiles(train))
     return Step(self.run.checkpoints[k].learning_rate, train, test, metric)
 
 # %% ../nbs/12_influence.ipynb #f396d6e3
@@ -436,12 +437,13 @@ def _pass(self: TracIn, rows: Tensor, sparse: bool, size: int, part: int, peak: 
 @patch
 def _planned(self: TracIn, test: list[Factors], plan: Pass, k: int) -> tuple[int, int, int]:
     "Triples per tile and per gradient pass, and the bytes in use at most."
-    held = sum(f.nbytes for f in test)
+    held, metrics = sum(f.nbytes for f in test), sum(s.metric.nbytes for s in self.steps)
     if held > self.memory: raise ValueError(
         f'the gradients of {len(test[0])} test triples at {len(test)} checkpoints take {held:,} bytes, more than '
         f'memory={self.memory:,}; give more memory, or explain fewer triples at a time')
     few = [f[:_FEW_TESTS] for f in test] if plan.sparse else test
-    tiles = plan_tiles(self._trial(few, plan, k), len(plan), self.memory, self.device, most=plan.part, held=held)
+    tiles = plan_tiles(self._trial(few, plan, k), len(plan), self.memory, self.device, most=plan.part,
+                       held=held + metrics)
     if not plan.sparse: return tiles.size, tiles.size, tiles.peak
     return self._index_plan(test, few, plan, tiles, k)
 
@@ -492,7 +494,7 @@ def _serving(self: TracIn, test: list[Factors], rows: Tensor, near: 'Near | None
 def _rank(self: TracIn, ranking: Ranking, test: list[Factors], plan: Pass, kept: Prepared | None = None,
           count: bool = True) -> int | None:
     "Pass over the training triples and keep the strongest; the bytes in use at most, if they are counted."
-    k, held = ranking.proponents.k, sum(f.nbytes for f in test)
+    k, held = ranking.proponents.k, sum(x.nbytes for x in (*test, *(s.metric for s in self.steps)))
     if kept and kept.dtype: test = [f.to(dtype=kept.dtype) for f in test]
     def step(places: slice) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         tile = (kept and kept.tile(places)) or self._ready(plan.triples[places], plan.sparse, plan.part)
@@ -672,7 +674,8 @@ def _score_size(self: TracIn, test: list[Factors], train: Tensor) -> int:
     def work(rows: slice) -> None:
         with _on_trial(self.counters): tile = self._ready(train[rows], False, len(train))
         self._score(test, tile)
-    held, most = sum(f.nbytes for f in test), self._handy(test[0], len(train), len(test[0]))
+    held = sum(f.nbytes for f in test) + sum(s.metric.nbytes for s in self.steps)
+    most = self._handy(test[0], len(train), len(test[0]))
     return plan_tiles(work, len(train), self.memory, self.device, most=most, held=held).size
 
 # %% ../nbs/12_influence.ipynb #cf4a5a61
@@ -901,7 +904,7 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
     kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
     other = {} if test_objective is self.objective else dict(test_objective=str(test_objective))
     routes = {} if self.engine != FactoredEngine.name else dict(routes=self._routes_taken())
-    metric = self.steps[-1].metric.facts
+    metric = joint_facts(dict(zip(self.checkpoints, (s.metric for s in self.steps))))
     return dict(objective=str(self.objective), **other, weighting=metric['weighting'], metric=metric,
                 engine=self.engine, **routes,
                 checkpoints=[dict(epoch=c.epoch, learning_rate=c.learning_rate,

@@ -71,6 +71,9 @@ class Only(Weighting):
     "Gradients by some layers only, weighed by `metric`. Approximate."
     layers: int | tuple[str, ...] = 2    # the last so many, or names; see `chosen_layers`
     metric: Weighting = Sgd()
+    def within(self, memory: int, checkpoints: int) -> 'Only':
+        "The same with a budget for `metric`."
+        return replace(self, metric=self.metric.within(memory, checkpoints))
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
         "Raises `ValueError` for layers that the model does not have."
         chosen = chosen_layers(engine.model, self.layers)
@@ -79,7 +82,7 @@ class Only(Weighting):
         some = self.metric.prepare(run, k, engine, (only(_as_is, f) for f in factors))
         whole = Metric({}) if isinstance(self.metric, Sgd) else None
         facts = dict(some.facts, layers=chosen)
-        return Metric(facts, partial(only, some.test), partial(only, some.train), whole)
+        return Metric(facts, partial(only, some.test), partial(only, some.train), whole, some.nbytes)
 
 
 def _as_is(factors: Factors) -> Factors: return factors
@@ -91,6 +94,9 @@ class Projected(Weighting):
     dim: int = 4096
     seed: int = 0
     metric: Weighting = Sgd()
+    def within(self, memory: int, checkpoints: int) -> 'Projected':
+        "The same with a budget for `metric`."
+        return replace(self, metric=self.metric.within(memory, checkpoints))
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
         "Raises `ValueError` unless `dim` is above 0."
         if self.dim < 1: raise ValueError(f'projection: dim is {self.dim}, expected 1 or more')
@@ -98,7 +104,8 @@ class Projected(Weighting):
         sketch = Sketch({name: tuple(p.shape) for name, p in engine.params.items()}, self.dim, self.seed)
         facts = dict(metric.facts, projection=dict(dim=self.dim, seed=self.seed))
         project = partial(_projected, sketch)
-        return Metric(facts, partial(project, metric.test), partial(project, metric.train), metric.exact or metric)
+        return Metric(facts, partial(project, metric.test), partial(project, metric.train), metric.exact or metric,
+                      metric.nbytes)
 
 
 def _projected(sketch: Sketch, first: Callable[[Factors], Factors], factors: Factors) -> Factors:
