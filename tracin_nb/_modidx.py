@@ -1529,6 +1529,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tracin_nb.sparse._extreme': ('sparse.html#_extreme', 'tracin_nb/sparse.py'),
                                   'tracin_nb.sparse._flat': ('sparse.html#_flat', 'tracin_nb/sparse.py'),
                                   'tracin_nb.sparse._found': ('sparse.html#_found', 'tracin_nb/sparse.py'),
+                                  'tracin_nb.sparse._known': ('sparse.html#_known', 'tracin_nb/sparse.py'),
                                   'tracin_nb.sparse._order': ('sparse.html#_order', 'tracin_nb/sparse.py'),
                                   'tracin_nb.sparse._parts': ('sparse.html#_parts', 'tracin_nb/sparse.py'),
                                   'tracin_nb.sparse._places': ('sparse.html#_places', 'tracin_nb/sparse.py'),

@@ -599,7 +599,7 @@ def _left_out(form: RowBlocks | Kronecker, count: int, second: float, found: Rou
     if not (floor := found.floor(form.name, second)): return None
     rows = form.energies(count)
     low = int(((rows > 0) & (rows <= floor)).sum())
-    return f'where the second moment is not above {floor:.1e} ({low} rows of {len(rows)}, and directions): rounding'
+    return f'what is not above {floor:.1e} in its second moment, {low} of {len(rows)} rows and directions: rounding'
 
 # %% ../nbs/05_weightings.ipynb #3492a22e
 @patch
