@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors', 'shared', 'added', 'inner',
-           'inner_parts', 'paired_inner', 'concat', 'blank', 'fill', 'Sketch']
+           'inner_parts', 'paired_inner', 'less', 'concat', 'blank', 'fill', 'Sketch']
 
 # %% ../nbs/03_factors.ipynb #7a7803ca
 import math
@@ -408,6 +408,19 @@ def paired_inner(a: Factors, b: Factors) -> Tensor:
 def norm2(self: Factors) -> Tensor:
     "Squared norms `[B]`."
     return paired_inner(self, self)
+
+# %% ../nbs/03_factors.ipynb #23cbaa7c
+def _less(a: Block, b: Block) -> Block:
+    if isinstance(a, Dense): return Dense(a.grad - b.grad)
+    if isinstance(a, Rows): return Rows(a.ids, a.grads - b.grads)
+    both = list(zip(a.factors, b.factors, strict=True))
+    terms = [[y if j < i else x - y if j == i else x for j, (x, y) in enumerate(both)] for i in range(len(both))]
+    return Outer(tuple(torch.cat(sides, 1) for sides in zip(*terms)))
+
+# %% ../nbs/03_factors.ipynb #71837d50
+def less(a: Factors, b: Factors) -> Factors:
+    "The gradients `a` minus `b`, which are of the same triples, in blocks of the same form, and without weights."
+    return Factors({name: tuple(map(_less, blocks, b.blocks[name])) for name, blocks in a.blocks.items()})
 
 # %% ../nbs/03_factors.ipynb #abc7be76
 def _cat(blocks: list[Block]) -> Block:

@@ -67,9 +67,9 @@ def make_indices(train: Sequence[Factors],   # of the same training triples, one
                  ) -> dict[str, list[Index]]:
     "The indices of each parameter: one for all checkpoints with the same ids."
     indices: dict[str, list[Index]] = {}
-    for name in train[0].blocks:
-        rows = [f.blocks[name][0] for f in train]
-        left = list(range(len(train)))
+    for name in dict.fromkeys(name for f in train for name in f.blocks):
+        rows = {c: f.blocks[name][0] for c, f in enumerate(train) if name in f.blocks}
+        left = list(rows)
         while left:
             same = [c for c in left if torch.equal(rows[c].ids, rows[left[0]].ids)]
             made = make_index(rows[same[0]].ids, {c: _flat(rows[c], train[c].weight) for c in same})
@@ -110,7 +110,7 @@ def _collect(parts: list[list[Part]], index: Index, test: dict[int, Tensor], ids
     "Add to `parts` what the test rows `ids` `[m, k]`, with gradients `test` `[m * k, d]`, share with the index."
     k, consecutive = ids.shape[1], dict(zip(index.starts.tolist(), _consecutive(index).tolist()))
     for rows, start, end in _found(index, ids.flatten()):
-        values = sum(test[c][rows] @ grads[start:end].to(test[c].dtype).T for c, grads in index.grads.items())
+        values = sum(t[rows] @ index.grads[c][start:end].to(t.dtype).T for c, t in test.items())
         places = _places(index.triples[start:end], consecutive[start])
         for i, v in zip((rows // k).tolist(), values): parts[i].append((places, v))
 
@@ -139,13 +139,19 @@ def _extreme(values: Tensor, k: int, largest: bool) -> Tensor:
 # %% ../nbs/10b_sparse.ipynb #28e65f1a
 PAIRS = 2**24   # values of a chunk of test triples
 
+# %% ../nbs/10b_sparse.ipynb #a1c3e5d7
+def _known(test: Sequence[Factors], name: str, index: Index) -> list[int]:
+    "The checkpoints of an `index` at which the test triples have gradients by the table `name`."
+    return [c for c in index.grads if name in test[c].blocks]
+
 # %% ../nbs/10b_sparse.ipynb #3ecc288e
 def shared_counts(indices: dict[str, list[Index]], test: Sequence[Factors]) -> Tensor:
     "How many rows each test triple shares with training triples, `[M]`: the values of its parts."
-    total = torch.zeros(len(test[0]), dtype=torch.long, device=test[0].blocks[next(iter(indices))][0].ids.device)
+    total = torch.zeros(len(test[0]), dtype=torch.long, device=next(iter(test[0].blocks.values()))[0].ids.device)
     for name, found in indices.items():
         for index in found:
-            ids = test[next(iter(index.grads))].blocks[name][0].ids
+            if not (known := _known(test, name, index)): continue
+            ids = test[known[0]].blocks[name][0].ids
             at = torch.searchsorted(index.ids, ids).clamp(max=len(index.ids) - 1)
             total += ((index.ids[at] == ids) * index.counts[at]).sum(1)
     return total
@@ -162,7 +168,8 @@ def _parts(indices: dict[str, list[Index]], test: Sequence[Factors], rows: Tenso
     parts: list[list[Part]] = [[] for _ in rows]
     for name, found in indices.items():
         for index in found:
-            picked = {c: test[c][rows] for c in index.grads}
+            if not (known := _known(test, name, index)): continue
+            picked = {c: test[c][rows] for c in known}
             flat = {c: _flat(f.blocks[name][0], f.weight) for c, f in picked.items()}
             _collect(parts, index, flat, picked[next(iter(picked))].blocks[name][0].ids)
     return parts
