@@ -666,7 +666,10 @@ def _score_vmap(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tenso
         return call_with(self.model.interaction, params, **{k: _like(x, new) for k, x in zip('hrt', hrt)})
     tables = set(map(id, self._table_leaves(q, hrt, leaves)))
     vectors = [v if id(v) in tables else _split(v, B, *v.shape[1:]) for v in leaves]
-    scores = torch.vmap(one, (0, [None if id(v) in tables else 0 for v in leaves]))(copies, vectors)
+    try: scores = torch.vmap(one, (0, [None if id(v) in tables else 0 for v in leaves]))(copies, vectors)
+    except RuntimeError as e:
+        if 'vmap' not in str(e) and 'atching rule' not in str(e): raise
+        raise RouteError({self.names[id(p)] for p in own.values()}, self.model) from e
     dense = lambda p: lambda grad, B: [(p, Dense(grad))]
     return scores, [Capture(copies[n], dense(p), q.ids[:, 0, 0]) for n, p in own.items()]
 
@@ -698,18 +701,23 @@ def _tables(self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor],
     if q.kind == 'hrt' or not self.routes.whole_tables: return []
     shape = (*q.ids.shape[:2], -1)
     whole = [v.detach() for v in self._table_leaves(q, hrt, leaves)]
-    slopes = self._slopes(q, hrt, leaves, [v[:, :1] for v in whole])
-    whole, slopes = ([torch.view_as_real(v.resolve_conj()) if v.is_complex() else v for v in vs] for vs in (whole, slopes))
+    slopes = list(map(_real_vectors, self._slopes(q, hrt, leaves, [v[:, :1] for v in whole])))
     tables = [e._embeddings.weight for e in _open_representations(self.model, q)]
     if not _is_linear(scores, whole, slopes): raise RouteError({self.names[id(w)] for w in tables}, self.model)
     return [(w, Outer((p.reshape(shape).to(w.dtype), v.reshape(shape)))) for w, v in zip(tables, slopes)]
 
 # %% ../nbs/04_gradients.ipynb #cc986592
+def _real_vectors(x: Tensor) -> Tensor:
+    "`x` `[a, b, ...]` as `[a, b, d]`, complex numbers as two real ones."
+    if x.is_complex(): x = torch.view_as_real(x.resolve_conj())
+    return x.reshape(*x.shape[:2], -1)
+
+
 def _is_linear(scores: Tensor, tables: list[Tensor], slopes: list[Tensor]) -> bool:
-    "Do some of the `scores` `[n, E]` differ as candidates of `tables` `[1, E, ...]` with `slopes` `[n, 1, ...]` do?"
+    "Do some of the `scores` `[n, E]` differ as candidates of `tables` `[1, E, ...]` with `slopes` `[n, 1, d]` do?"
     if get_proxy_mode() is not None: return True   # while it is recorded, no number can be looked at
     at = torch.linspace(0, scores.shape[1] - 1, min(8, scores.shape[1]), device=scores.device).long()
-    moves = [(t[:, at] - t[:, :1]).flatten(2) * q.flatten(2) for t, q in zip(tables, slopes)]
+    moves = [_real_vectors(t[:, at] - t[:, :1]) * q for t, q in zip(tables, slopes)]
     some, first = scores[:, at], scores[:, :1]
     gap = some - first - sum(m.sum(-1) for m in moves)
     return not (gap.abs() > _tolerance(scores) * (some.abs() + first.abs() + sum(m.abs().sum(-1) for m in moves))).any()
@@ -877,8 +885,7 @@ def _compare(blocks: Mapping[str, tuple[Block, ...]], i: int, truth: dict[str, T
 
 def _gaps(engine: FactoredEngine, triples: Tensor) -> _Gaps:
     "The comparison, triple by triple."
-    try: blocks, loop = engine(triples).blocks, LoopEngine(engine.model, engine.objective)
-    except RouteError as e: return _Gaps(e.names, set(), 0.)
+    blocks, loop = engine(triples).blocks, LoopEngine(engine.model, engine.objective)
     queries, found = engine.objective.queries(triples).to(engine.model.device), _Gaps(set(), set(blocks), 0.)
     for i in range(len(queries)):
         truth = {name: g for name, g in zip(loop.params, loop.reached(queries[i:i + 1])) if g is not None}
@@ -929,11 +936,14 @@ def _spread(triples: Tensor, n: int) -> Tensor:
 
 def _needed(model: ERModel, trial: Objective, routes: Routes, some: Tensor) -> tuple[set[str], float]:
     "Parameters that need slower routes, by some triples; and the error, see `settled_routes`."
-    found = _judged(model, trial, routes, _spread(some, 3))
-    unfelt = set() if routes.vectorised else {name for name in found.unfelt if name.startswith('interaction.')}
-    if found.wrong or not unfelt: return found.wrong, found.error
-    more = _judged(model, trial, routes, _spread(some, 16))
-    return more.wrong | unfelt & more.unfelt, more.error
+    try:
+        FactoredEngine(model, trial, routes)(some)
+        found = _judged(model, trial, routes, _spread(some, 3))
+        unfelt = set() if routes.vectorised else {name for name in found.unfelt if name.startswith('interaction.')}
+        if found.wrong or not unfelt: return found.wrong, found.error
+        more = _judged(model, trial, routes, _spread(some, 16))
+        return more.wrong | unfelt & more.unfelt, more.error
+    except RouteError as e: return e.names, 0.
 
 
 def settled_routes(model: ERModel,

@@ -38,7 +38,7 @@ from .cache import FactorCache, Key, TrainingStore, digest, gradient_key, object
 from .cluster import make_team, pick_workers
 from .compile import compiled
 from .factors import Factors, added, blank, concat, fill, inner, inner_parts, paired_inner, shared
-from .gradients import ENGINES, Engine, FactoredEngine, group_of
+from .gradients import ENGINES, Engine, FactoredEngine, Routes, group_of, settled_routes
 from .memory import Plan, Tiles, consume, metered, parse_bytes, plan_tiles, release, resident_peak
 from .objectives import Contrast, Objective, make_objective
 from .parts import Parts, begin, continued, read_question
@@ -121,7 +121,7 @@ class TracIn:
             raise ValueError(f'engine {engine!r} has no {what}; only "factored" has')
         self.checkpoints = _chosen(checkpoints, len(self.run.checkpoints))
         self.memory, self.batch_size, self.progress = parse_bytes(memory), _positive(batch_size, 'batch_size'), progress
-        self.counters, self._steps, self._routes = Counters(), None, {}
+        self.counters, self._steps, self._routes, self._route_error = Counters(), None, {}, 0.
         self.cache, self._keys, self._is_rows = cache, WeakKeyDictionary(), None
         self._prepared: Prepared | None = None
         self.compile, self._program, self._compile_facts, self._plans = compile, None, {}, {}
@@ -155,12 +155,21 @@ def _chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
 
 # %% ../nbs/12_influence.ipynb #ee71afe9
 @patch
-def _engine(self: TracIn, model: Model, objective: Objective) -> Engine:
-    "The engine for one model and objective."
+def _engine(self: TracIn, model: Model, objective: Objective, routes: Routes | None = None) -> Engine:
+    "The engine for one model and objective; its `routes` are settled on training triples if they are not known."
     if self.engine != FactoredEngine.name: return ENGINES[self.engine](model, objective)
-    made = FactoredEngine(model, objective, self._routes.get(objective), self.low)
-    self._routes[objective] = made.routes
-    return made
+    if routes is None: routes = self._settled(model, objective, self.run.training.mapped_triples)
+    return FactoredEngine(model, objective, routes, self.low)
+
+
+@patch
+def _settled(self: TracIn, model: Model, objective: Objective, triples: Tensor, routes: Routes | None = None) -> Routes:
+    "Routes that are exact for some of `triples` `[n, 3]`; their error becomes a fact."
+    with arithmetic('fp32'): found, error = settled_routes(model, objective, triples, routes)
+    self._routes[objective], self._route_error = found, max(self._route_error, error)
+    if routes in (None, found) or objective is not self.objective: return found
+    raise ValueError(f'engine {self.engine!r} is exact for the training triples that were tried, and not for the triples '
+                     f'to explain (with {routes}); use engine "vmap" or "loop"')
 
 # %% ../nbs/12_influence.ipynb #4a2e7f39
 @patch
@@ -271,6 +280,8 @@ def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> tupl
     "The test triples' gradients at each checkpoint, in its metric, and their influence on themselves `[M]`."
     held, own = [], 0
     for step, engine in self._told('test triples', list(zip(self.steps, engines, strict=True))):
+        if isinstance(engine, FactoredEngine):
+            engine.routes = self._settled(engine.model, engine.objective, test, engine.routes)
         factors = self._test_gradients(engine, test)
         weighted = step.metric.test(factors)
         own = own + step.rate * paired_inner(weighted, step.metric.train(factors))
@@ -536,7 +547,7 @@ class Work:
     k: int                   # proponents and opponents to keep
     bounds: list[int]        # places where shards begin, and the end
     crew: list[str] | str    # devices of the workers, if there are any, or the address of a cluster
-    models: list[tuple[float, Model, Metric]] | None = None   # of each checkpoint, for workers
+    models: list[tuple[float, Model, Metric, Routes | None]] | None = None   # of each checkpoint, for workers
     peak: int | None = None  # bytes in use, counted in the first shard (counting costs time)
     def __len__(self) -> int: return len(self.bounds) - 1   # shards
     def do(self, shard: int) -> dict[str, Tensor]:
@@ -561,8 +572,8 @@ def _arrive(self: TracIn, device: str, work: Work) -> None:
     "Make the engines anew, on the device of a worker."
     self.device, self._steps = torch.device(device), []
     work.test = [f.to(self.device) for f in work.test]
-    for rate, model, metric in work.models:
-        engine = self._engine(model.to(self.device), self.objective)
+    for rate, model, metric, routes in work.models:
+        engine = self._engine(model.to(self.device), self.objective, routes)
         if self.compile: engine = self._compiled(engine, work.plan.triples)
         self._steps.append(Step(rate, engine, engine, metric.to(self.device)))
 
@@ -587,10 +598,10 @@ def _sent(self: TracIn, work: Work) -> Work:
     "`work` as workers need it. Only a triple's influence on itself needs all of the metric."
     bare = copy.copy(self)
     bare.run = bare.cache = bare._prepared = bare._program = bare._steps = None
-    bare.test_objective, bare._routes = self.objective, {self.objective: self._routes.get(self.objective)}
+    bare.test_objective, bare._routes = self.objective, {}
     bare.counters, bare._keys, bare._plans, bare._given, bare.progress = Counters(), {}, {}, {}, False
     metric = lambda s: s.metric if work.what.startswith('_own') else Metric({}, train=s.metric.train)
-    return replace(work, tracin=bare, models=[(s.rate, s.train.model, metric(s)) for s in self.steps])
+    return replace(work, tracin=bare, models=[(s.rate, s.train.model, metric(s), getattr(s.train, 'routes', None)) for s in self.steps])
 
 # %% ../nbs/12_influence.ipynb #d4660608
 @patch
@@ -900,7 +911,7 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
     "What a result has to say of how it was made."
     kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
     other = {} if test_objective is self.objective else dict(test_objective=str(test_objective))
-    routes = {} if self.engine != FactoredEngine.name else dict(routes=self._routes_taken())
+    routes = {} if self.engine != FactoredEngine.name else dict(routes=self._routes_taken(), route_error=self._route_error)
     metric = self.steps[-1].metric.facts
     return dict(objective=str(self.objective), **other, weighting=metric['weighting'], metric=metric,
                 engine=self.engine, **routes,
@@ -918,7 +929,7 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
 def _routes_taken(self: TracIn) -> list[str]:
     "How the training triples were differentiated."
     loss = 'vectorised' if self.steps[-1].train.loss_vectorised else 'one example at a time'
-    return [str(self._routes[self.objective]), f'loss: {loss}']
+    return [' | '.join(dict.fromkeys(str(s.train.routes) for s in self.steps)), f'loss: {loss}']
 
 # %% ../nbs/12_influence.ipynb #71944d10
 @patch
