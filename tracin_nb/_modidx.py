@@ -1166,6 +1166,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'tracin_nb.plots.mark_own': ('plots.html#mark_own', 'tracin_nb/plots.py'),
                                  'tracin_nb.plots.name_edge': ('plots.html#name_edge', 'tracin_nb/plots.py'),
                                  'tracin_nb.plots.node_places': ('plots.html#node_places', 'tracin_nb/plots.py'),
+                                 'tracin_nb.plots.nothing': ('plots.html#nothing', 'tracin_nb/plots.py'),
                                  'tracin_nb.plots.objective_of': ('plots.html#objective_of', 'tracin_nb/plots.py'),
                                  'tracin_nb.plots.over_checkpoints': ('plots.html#over_checkpoints', 'tracin_nb/plots.py'),
                                  'tracin_nb.plots.panels': ('plots.html#panels', 'tracin_nb/plots.py'),
