@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES', 'SERIES', 'PARTS', 'GROUPS', 'ink',
-           'canvas', 'legend_below', 'shortened', 'triple_text', 'folded', 'side_of', 'signed_bars', 'ranking',
-           'objective_of', 'checkpoint_scores', 'check_same', 'checkpoint_columns', 'by_checkpoint', 'part_columns',
-           'share_table', 'few_groups', 'shares', 'share_bars', 'over_checkpoints', 'score_row', 'mark_own',
-           'distribution', 'strongest_at', 'columns', 'spread', 'node_places', 'Edge', 'draw_entities', 'bends',
-           'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths', 'ego_graph', 'explain_ego',
+           'canvas', 'legend_below', 'shortened', 'triple_text', 'folded', 'side_of', 'signed_bars', 'nothing',
+           'ranking', 'objective_of', 'checkpoint_scores', 'check_same', 'checkpoint_columns', 'by_checkpoint',
+           'part_columns', 'share_table', 'few_groups', 'shares', 'share_bars', 'over_checkpoints', 'score_row',
+           'mark_own', 'distribution', 'strongest_at', 'columns', 'spread', 'node_places', 'Edge', 'draw_entities',
+           'bends', 'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths', 'ego_graph', 'explain_ego',
            'checked_frame', 'panels', 'byte_unit', 'profile', 'stage_bars', 'benchmark_rows', 'speedups',
            'ratio_points', 'checked_metrics', 'curves', 'comparison']
 
@@ -133,6 +133,12 @@ def signed_bars(ax: Axes,
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/17_plots.ipynb #7e98cdc0
+def nothing(report: Report, i: int) -> ValueError:
+    "The error of a drawing of block `i`, which is empty."
+    why = report.note(i) or "no training triple has any influence"
+    return ValueError(f"{report.block(i)[0]}: {why}; there is nothing to plot")
+
+
 def ranking(report: Report,  # a result, or the self-influence of training triples
             i: int = 0,  # which test triple
             *,
@@ -146,7 +152,7 @@ def ranking(report: Report,  # a result, or the self-influence of training tripl
     rows = pd.concat([frame.iloc[:k] for frame in sides.values()])
     rows = rows.sort_values("influence", ascending=False, kind="stable")
     if not len(rows):
-        raise ValueError(f"{title}: no training triple has any influence, there is nothing to plot")
+        raise nothing(report, i)
     ax = canvas(ax, 9, 1.2 + .27 * len(rows))
     values, names = rows["influence"].to_numpy(), [triple_text(triple) for triple in rows[TRIPLE].to_numpy()]
     signed_bars(ax, values, signed(values.tolist()), names)
@@ -269,7 +275,8 @@ def shares(result: Result,
     result without the columns it needs, and if nothing had any influence."""
     at_least_one("k", k)
     title, sides = result.block(i)
-    rows = pd.concat(sides.values())
+    if not len(rows := pd.concat(sides.values())):
+        raise nothing(result, i)
     table = few_groups(share_table(rows, by), k)
     ax = canvas(ax, 7, 1.3 + .32 * len(table))
     share_bars(ax, table)
@@ -304,7 +311,7 @@ def over_checkpoints(result: Result,  # made by `by_checkpoint`
     title, sides = result.block(i)
     columns = part_columns(result.frame, "checkpoint")
     if not sum(map(len, sides.values())):
-        raise ValueError(f"{title}: no training triple has any influence, there is nothing to plot")
+        raise nothing(result, i)
     ax = canvas(ax, 7, 4 + .2 * min(k, 6))
     for (name, rows), face in zip(sides.items(), (None, "none")):
         looks = cycle(SERIES)

@@ -57,7 +57,7 @@ def timed_explain(tracin: TracIn, tests: Tensor, k: int, some: Tensor | None = N
 # %% ../nbs/16d_scaling.ipynb #ee07e721
 def start_seconds(tracin: TracIn, tests: Tensor, k: int, devices: Sequence[str] | str) -> float:
     "Seconds until all workers of a team are ready for a question."
-    factors, _ = tracin._test_factors(tests, [s.test for s in tracin.steps])
+    factors = tracin._test_factors(tests, [s.test for s in tracin.steps]).factors
     plan = tracin._plan(factors, torch.arange(tracin.run.training.num_triples), k)
     start, waiting = time.perf_counter(), set()
     team = make_team(tracin._sent(tracin._work('_ranked', factors, plan, k)), devices)
