@@ -23,8 +23,9 @@ import click
 from . import __version__
 from .flags import (ANALYSIS, CACHE, HEADER, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS,
                              SOURCE, SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice,
-                             check_header, check_out, check_source, check_table, check_writable, chosen_triples,
-                             conditions, deliver, is_folder, naming, sampled, table_names, write_table)
+                             check_header, check_out, check_settings, check_source, check_table, check_writable,
+                             chosen_triples, claimed, conditions, deliver, is_folder, naming, sampled,
+                             settings_named, table_names, write_table)
 from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
 
 if TYPE_CHECKING:
@@ -211,23 +212,24 @@ def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any
         raise click.UsageError('--against and --test-objective exclude each other', click.get_current_context())
     check_all_scores(asked, where, sample, to)
     known, strength = asked.pop('mechanism_paths'), asked.pop('rank_by') == 'absolute'
-    check_out(out, to['overwrite'], begun=not (known or strength))
-    check_table(**table)
-    tracin = cached_analysis(**options)
-    if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
-    names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(
-        tracin.run, **choice, header=options['header'])
-    if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
-    if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
-    mechanisms = known and known_paths(known, tracin)
-    saved = out is not None and is_folder(out) and not (known or strength)
-    keep = dict(out=out, overwrite=to['overwrite']) if saved else {}
-    asked = dict(asked, near=around(tracin, test, **where), sample=sample)
-    del asked['all_scores']
-    with resumable(out if saved else None): report = explained(tracin, test, k, strength=strength, **asked, **keep)
-    if mechanisms: report = marked(report, mechanisms)
-    if to['csv_output']: write_table(report, tracin.run, to['csv_output'], names)
-    deliver(report, out, to['form'], saved)
+    begun = mode != 'self' and not (known or strength)
+    with claimed(out, to['overwrite'], begun):
+        check_table(**table)
+        tracin = cached_analysis(**options)
+        if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
+        names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(
+            tracin.run, **choice, header=options['header'])
+        if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
+        if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
+        mechanisms = known and known_paths(known, tracin)
+        saved = out is not None and is_folder(out) and begun
+        keep = dict(out=out, overwrite=to['overwrite']) if saved else {}
+        asked = dict(asked, near=around(tracin, test, **where), sample=sample)
+        del asked['all_scores']
+        with resumable(out if saved else None): report = explained(tracin, test, k, strength=strength, **asked, **keep)
+        if mechanisms: report = marked(report, mechanisms)
+        if to['csv_output']: write_table(report, tracin.run, to['csv_output'], names)
+        deliver(report, out, to['form'], saved)
 
 
 def known_paths(path: Path, tracin: 'TracIn') -> Any:
@@ -326,6 +328,9 @@ def told(summary: dict[str, Any], folder: Path) -> int:
     "Say how a batch went; returns the exit status."
     for row in summary['results']:
         if row['status'] == 'failed': say(f"tracin: error: triple {row['index']}: {row['error']}")
+    if others := summary['others']: say(
+        f"tracin: note: {folder} also holds {len(others)} files of other predictions or questions, such as {others[0]}; "
+        f'batch_tracin_summary.json names them as "others"')
     counts = ', '.join(f'{summary[name]} {name}' for name in ('successful', 'failed', 'skipped'))
     click.echo(f"{summary['total']} predictions: {counts}; in {folder}")
     return 1 if summary['failed'] else 0
@@ -491,8 +496,8 @@ def self_command(k: int, relation: Sequence[str], per_relation: bool, out: Path 
     tracin self runs/umls -k 20
     tracin self runs/umls --relation treats --out suspicious.csv"""
     check_header(options['header'], options['train'])
-    check_out(out, overwrite)
-    deliver(own_influence(analysis(**options), k, relation, per_relation), out, form)
+    with claimed(out, overwrite):
+        deliver(own_influence(analysis(**options), k, relation, per_relation), out, form)
 
 # %% ../nbs/19_cli.ipynb #88c32202
 @main.group('cache', short_help='Show or remove kept gradients.')
@@ -617,10 +622,12 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     Each takes a while; --set asks for less."""
     import torch
     from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
-    from tracin_nb.benchmarks import run_benchmark, table
+    from tracin_nb.benchmarks import BENCHMARKS, run_benchmark, table
     from tracin_nb.runs import pick_device
+    check_settings('benchmark', BENCHMARKS, name, settings)
     if threads: torch.set_num_threads(threads)
-    click.echo(table(run_benchmark(name, out, device=str(pick_device(device)), **settings)), nl=False)
+    with settings_named(settings): found = run_benchmark(name, out, device=str(pick_device(device)), **settings)
+    click.echo(table(found), nl=False)
 
 # %% ../nbs/19_cli.ipynb #3bbfbaac
 @main.command('evaluate', short_help='Measure how good the explanations are.')
@@ -642,8 +649,10 @@ def evaluate_command(name: str, out: Path | None, device: str | None, settings: 
     \b
     Each takes a while; --set asks for less."""
     from tracin_nb.experiments import EXPERIMENTS, run_experiment
-    if name in EXPERIMENTS and 'tell' in EXPERIMENTS[name].run.__annotations__: settings['tell'] = say
-    click.echo(run_experiment(name, out, device, **settings)[1], nl=False)
+    check_settings('experiment', {known: e.run for known, e in EXPERIMENTS.items()}, name, settings)
+    told = dict(tell=say) if 'tell' in EXPERIMENTS[name].run.__annotations__ else {}
+    with settings_named(settings): table = run_experiment(name, out, device, **settings, **told)[1]
+    click.echo(table, nl=False)
 
 # %% ../nbs/19_cli.ipynb #a2b8fd63
 @main.command('serve', short_help='Show the explorer of a run in a browser.')
@@ -664,17 +673,22 @@ def serve_command(folder: Path, no_browser: bool, **options: Any) -> None:
     """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Whoever has the printed address, with its
     token, can open it, on this machine only unless --host says otherwise. Needs `pip install 'tracin_nb[app]'`."""
     import webbrowser
-    from tracin_nb.serve import served
+    from tracin_nb.serve import DOOR, served
     with terminated(), served(folder, **options) as (address, process):
         click.echo(address)
-        if not no_browser: webbrowser.open(address)
+        if not no_browser: webbrowser.open((process.private/DOOR).as_uri())
         if status := process.wait(): raise ValueError(f'Voila ended with status {status}')
 
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    "Whoever terminates this process interrupts it, so that what it started ends, too."
-    def interrupt(*_: Any) -> None: raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, interrupt)
+    "Whoever terminates this process, or closes its terminal, interrupts it once, so that what it started ends, too."
+    caught = [s for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))
+              if signal.getsignal(s) != signal.SIG_IGN]
+    def interrupt(*_: Any) -> None:
+        for one in caught: signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+    before = {one: signal.signal(one, interrupt) for one in dict.fromkeys(caught)}
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for one, handler in before.items(): signal.signal(one, handler)

@@ -7,17 +7,19 @@ __all__ = ['SOURCE', 'HEADER', 'OBJECTIVES', 'ENGINES', 'PRECISIONS', 'WEIGHTING
            'CACHE', 'TESTS', 'NEAR', 'LENS', 'SAMPLE', 'SUFFIXES', 'OUTPUT', 'NAMES', 'TABLE', 'TRAINING',
            'check_header', 'check_source', 'opened', 'weighed', 'engine_of', 'precision_of', 'every_gpu', 'analysis',
            'cached_analysis', 'naming', 'file_triples', 'rows_of', 'own_triples', 'chosen_triples', 'check_choice',
-           'whole_triples', 'conditions', 'sampled', 'check_writable', 'is_folder', 'check_out', 'deliver',
-           'check_table', 'table_names', 'write_table']
+           'whole_triples', 'conditions', 'sampled', 'check_writable', 'is_folder', 'check_out', 'claimed', 'deliver',
+           'check_table', 'table_names', 'write_table', 'fits', 'check_settings', 'settings_named']
 
 # %% ../nbs/18c_flags.ipynb #a5e1277c
-import os, tempfile
-from collections.abc import Iterator, Sequence
+import inspect, os, re, tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import click
+from .locks import LOCK, SAVING, alone
 from .terminal import Devices, JsonObject, Labels, Numbers, pointless, refuse, say, setting, stacked
 
 if TYPE_CHECKING:
@@ -382,8 +384,23 @@ def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
         refuse('--out', f'{out}: expected a folder, or a file ending in {", ".join(SUFFIXES)}')
     check_writable(out, folder)
     if begun and (out/'question.json').exists(): return
-    if not overwrite and (any(out.iterdir()) if out.is_dir() else out.exists()):
+    if not overwrite and (_holds_something(out) if out.is_dir() else out.exists()):
         refuse('--out', f'{out} exists already: give another place, or --overwrite to replace it')
+
+
+def _holds_something(folder: Path) -> bool:
+    "Is there more than hidden files, and more than a result that was being saved when somebody was killed?"
+    return not (folder/SAVING).exists() and any(not p.name.startswith('.') for p in folder.iterdir())
+
+
+@contextmanager
+def claimed(out: Path | None, overwrite: bool, begun: bool = False) -> Iterator[None]:
+    "Keep others from `--out` during the block. What they put there meanwhile is looked at, too."
+    check_out(out, overwrite, begun)
+    where = () if out is None else (out,) if is_folder(out) else (out.parent, f'.{out.name}{LOCK}')
+    with alone(*where or (None,)):
+        check_out(out, overwrite, begun)
+        yield
 
 # %% ../nbs/18c_flags.ipynb #a78807b7
 def deliver(report: 'Report', out: Path | None, form: str | None, saved: bool = False) -> None:
@@ -441,6 +458,9 @@ TRAINING = stacked(
     HEADER,
     click.option('--loss', help="PyKEEN's name of the loss.  [default: the model's own]"),
     setting('--loss-kwargs', 'the loss'),
+    click.option('--loss-weighter',
+                 help="PyKEEN's name of the weights that examples have in the loss.  [default: none]"),
+    setting('--loss-weighter-kwargs', 'the loss weighter'),
     click.option('--label-smoothing', type=float, default=0., show_default=True, metavar='X',
                  help='Part of the probability that the loss gives to the other label, from 0 to below 1.'),
     click.option('--optimizer', default='Adam', show_default=True, help="PyTorch's name of the optimiser."),
@@ -471,3 +491,51 @@ TRAINING = stacked(
                       'leave them out and say how many.  [default: error]'),
     click.option('--device', help='A device of PyTorch such as cpu or cuda:1.  [default: the GPU if there is one]'),
     click.option('--resume', is_flag=True, help='Go on from the last checkpoint in --out, if there is one.'))
+
+# %% ../nbs/18c_flags.ipynb #be2ad024
+def fits(value: Any, kind: Any) -> bool:
+    "Is a value of JSON of the kind that an annotation asks for? Numbers are above 0, and lists are not empty."
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType): return any(fits(value, one) for one in args)
+    if origin is not None and issubclass(origin, Mapping): return isinstance(value, dict)
+    if origin is not None and issubclass(origin, Sequence):
+        return isinstance(value, list) and len(value) > 0 and all(fits(v, args[0]) for v in value)
+    if kind in (NoneType, bool, str): return isinstance(value, kind)
+    if kind in (Path, os.PathLike): return isinstance(value, str)
+    number = kind in (int, float) and isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return kind is Any or number and value > 0
+
+# %% ../nbs/18c_flags.ipynb #001daf47
+def _taken(function: Callable) -> dict[str, inspect.Parameter]:
+    "What `--set` may give to a function."
+    own = ('device', 'out', 'progress', 'tell')
+    return {name: p for name, p in inspect.signature(function).parameters.items()
+            if p.kind is not p.VAR_KEYWORD and name not in own}
+
+
+def _kind(annotation: Any) -> str:
+    "How an annotation is told, without the packages that its names are from."
+    return re.sub(r'\b(\w+\.)+', '', annotation.__name__ if isinstance(annotation, type) else str(annotation))
+
+
+def check_settings(what: str, functions: Mapping[str, Callable], name: str, given: Mapping[str, Any]) -> None:
+    "Refuse a name that is not among the functions, and in `--set` what its function does not take, and what it lacks."
+    if name not in functions: raise ValueError(f'unknown {what} {name!r}; known are {", ".join(functions)}')
+    taken, seeds = _taken(functions[name]), ('seed',)   # 0 is a seed
+    for setting, value in given.items():
+        if setting in ('device', 'out'): refuse('--set', f'{setting!r} has an option of its own, --{setting}')
+        if setting not in taken: refuse('--set', f'{name} has no setting {setting!r}; it has {", ".join(taken)}')
+        kind = taken[setting].annotation
+        if not fits(value, kind) and not (setting in seeds and value == 0): refuse(
+            '--set', f'{setting}: expected {_kind(kind)}{" above 0" * (kind in (int, float))}, got {value!r:.100}')
+    for setting, p in taken.items():
+        if p.default is p.empty and setting not in given: refuse('--set', f'{name} needs {setting!r}')
+
+
+@contextmanager
+def settings_named(given: Mapping[str, Any]) -> Iterator[None]:
+    "Let an unknown name inside a value of `--set` be refused as one."
+    try: yield
+    except TypeError as e:
+        if not given or not re.search(r'(unexpected|multiple values for) (keyword )?argument', str(e)): raise
+        refuse('--set', re.sub(r'^.*\(\) ', '', str(e)))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNREAD', 'DIVISOR', 'SIZES', 'PLAIN', 'KNOWN', 'ENTITIES', 'RELATIONS', 'JOINS', 'NAMES', 'plain_pickle', 'Unread',
-           'PickleRefused', 'read_checkpoint_file', 'Opened', 'state_in', 'open_file', 'images', 'sizes_of', 'layouts',
-           'recognise', 'unsaid', 'training_triples', 'check_labels_agree', 'check_same_triples', 'counts_of',
-           'rate_of', 'named_moments', 'check_fits', 'open_files']
+           'PickleRefused', 'read_checkpoint_file', 'Opened', 'state_in', 'own_state', 'open_file', 'images',
+           'sizes_of', 'layouts', 'recognise', 'unsaid', 'training_triples', 'check_labels_agree', 'check_same_triples',
+           'counts_of', 'rate_of', 'named_moments', 'check_fits', 'open_files']
 
 # %% ../nbs/01b_foreign.ipynb #9f3b900a
 import inspect
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from pykeen.models import Model, model_resolver
 from pykeen.nn.quaternion import multiplication_table
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
-from .runs import (Run, RunError, build_loss, build_model, check_counts, checked_rates, differences,
-                            load_strictly, loss_settings, model_settings, number, pipeline_rates,
-                            probe_scores, title_of)
+from .runs import (NESTED, Run, RunError, bare, build_loss, build_model, check_counts, check_weights,
+                            checked_rates, copied, differences, load_strictly, loss_settings, model_settings,
+                            number, pipeline_rates, plain_names, probe_scores, steps_made, title_of,
+                            unwrapped, weights_in, wide_type, widen, widened)
 from .triples import load_files, read_label_map
 
 # %% ../nbs/01b_foreign.ipynb #6106b595
@@ -170,15 +172,15 @@ class Opened:
     "One opened checkpoint file"
     path: Path
     content: dict[str, Any]  # everything that the file holds
-    state: dict[str, torch.Tensor]  # parameters and buffers by name
+    state: dict[str, torch.Tensor]  # parameters and buffers by the model's own names
     model: Model | None = None  # if the file is a pickled model
     safe: bool = True  # read without executing anything
 
     @property
     def config(self) -> dict[str, Any]:
-        "The file's `model_config`"
-        config = self.content.get('model_config')
-        return dict(config) if isinstance(config, dict) else {}
+        "Return what the file says of model and training: `model_config`, `hyper_parameters` (Lightning)"
+        parts = (self.content.get(name) for name in ('hyper_parameters', 'model_config'))
+        return {n: v for part in parts if isinstance(part, dict) for n, v in part.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -197,15 +199,25 @@ def _fault(name: Any, t: Any) -> str | None:
 
 # %% ../nbs/01b_foreign.ipynb #b49228c6
 def state_in(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    "Parameters and buffers in what a file holds: under `state_dict`, `model_state_dict`, or the whole; else `RunError`"
+    "Return parameters and buffers in what a file holds, by the names in it; else raise `RunError`"
     if 'state_dict' in content and content.get('version', 1) != 1:
-        raise RunError(f"{path} has checkpoint version {content['version']!r}; this one reads version 1")
-    state = content.get('state_dict', content.get('model_state_dict', content))
-    if not isinstance(state, dict) or not any(isinstance(v, torch.Tensor) for v in state.values()):
-        raise RunError(f'{path} holds no state dictionary; its keys are: {", ".join(map(str, list(content)[:8]))}')
+        raise RunError(f"{path} has checkpoint version {content['version']!r}, not 1")
+    if not (state := weights_in(content, path)):
+        keys = ', '.join(map(str, list(content)[:8]))
+        raise RunError(f'{path} holds no state dictionary; its keys are: {keys}')
     for name, t in state.items():
         if fault := _fault(name, t): raise RunError(f'{path}: entry {name!r} of the state dictionary: {fault}')
     return dict(state)
+
+# %% ../nbs/01b_foreign.ipynb #7fcfd3ce
+_ROOT = re.compile(r'(?:^|\.)((?:(?:entity|relation)_representations|interaction)\..*)')
+
+
+def own_state(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    "Return the same by the names that the model itself gives them"
+    state = state_in(content, path)
+    known = {found[1] for n in state if isinstance(n, str) and (found := _ROOT.search(bare(n)))}
+    return plain_names(state, known, str(path))
 
 # %% ../nbs/01b_foreign.ipynb #f49bbe43
 def _unpickled(path: Path) -> Any:
@@ -224,21 +236,33 @@ def _file_of(path: Path) -> Path:
                        'name the checkpoint files in it')
     return path/'trained_model.pkl'
 
+# %% ../nbs/01b_foreign.ipynb #3681d3f4
+def _whole_model(content: Any) -> Model | None:
+    "Return the model that was pickled as it stood, or under a name in `NESTED`; None: there is none"
+    parts = [content, *(content.get(n) for n in NESTED)] if isinstance(content, dict) else [content]
+    return next((m for m in map(unwrapped, parts) if isinstance(m, Model)), None)
+
+# %% ../nbs/01b_foreign.ipynb #8c93ca08
+def _opened_model(path: Path, content: Any, model: Model) -> Opened:
+    "Return a file with a pickled model; its weights are copied: it serves to check other files, too"
+    made = copied(model, torch.zeros(1, 3, dtype=torch.long)).eval()
+    state = {n: t.clone() for n, t in made.state_dict().items()}
+    rest = content if isinstance(content, dict) else {}
+    return Opened(path, rest, state, widen(made), safe=False)
+
 # %% ../nbs/01b_foreign.ipynb #54c0275d
 def open_file(path: Path | str, allow_pickle: bool = False) -> Opened:
     "One checkpoint file or pipeline folder, its checksums verified; executed only if `allow_pickle`, and if need be"
     path = _file_of(Path(path))
     try:
         content = read_checkpoint_file(path, check=True)
-        return Opened(path, content, state_in(content, path))
+        return Opened(path, content, own_state(content, path))
     except PickleRefused:
         if not allow_pickle: raise
     content = _unpickled(path)
-    if isinstance(content, Model):  # the weights are copied: the model serves to check those of other files, too
-        state = {n: t.clone() for n, t in content.state_dict().items()}
-        return Opened(path, {}, state, content.eval(), safe=False)
+    if (model := _whole_model(content)) is not None: return _opened_model(path, content, model)
     if not isinstance(content, dict): raise RunError(f'{path} holds a {type(content).__name__}, not a model')
-    return Opened(path, content, state_in(content, path), safe=False)
+    return Opened(path, content, own_state(content, path), safe=False)
 
 # %% ../nbs/01b_foreign.ipynb #b5f6449b
 DIVISOR = dict(complex=2, rotate=2, quate=4)  # numbers per component of an embedding
@@ -325,6 +349,12 @@ def layouts() -> dict[str, list[tuple[dict[str, Any], frozenset[str]]]]:
             if all(names != known for _, known in found[name]): found[name].append((variant, names))
     return found
 
+# %% ../nbs/01b_foreign.ipynb #cee08b76
+def _wide(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "`state` with 16-bit weights in the type that they are computed with in"
+    wide = wide_type(state.values())
+    return {n: widened(t, wide) for n, t in state.items()}
+
 # %% ../nbs/01b_foreign.ipynb #aa19cdb8
 def _matches(opened: Opened, name: str, counts: tuple[int, int, bool],
              kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -336,15 +366,15 @@ def _matches(opened: Opened, name: str, counts: tuple[int, int, bool],
             if any(kwargs.get(n, v) != v for n, v in sizes.items()): continue
             try: skeleton = _skeleton(name, settings := {**variant, **sizes, **kwargs}, counts)
             except RunError: continue
-            if not differences(_typed(skeleton, opened).state_dict(), opened.state): found.append(settings)
+            want = _typed(skeleton, opened).state_dict()
+            if not differences(want, _wide(opened.state)): found.append(settings)
     return found
 
 # %% ../nbs/01b_foreign.ipynb #858ce0ee
 def _typed(model: Model, opened: Opened) -> Model:
-    "`model` in the floating point type of the file's entity table"
+    "`model` in the type that one with the file's weights is computed in"
     table = opened.state.get(ENTITIES)
-    other = table is not None and table.dtype in (torch.float64, torch.float16, torch.bfloat16)
-    return model.to(table.dtype) if other else model
+    return model.double() if table is not None and table.dtype == torch.float64 else model
 
 # %% ../nbs/01b_foreign.ipynb #de96a8c4
 def _parameters(name: str) -> set[str]:
@@ -355,6 +385,12 @@ def _parameters(name: str) -> set[str]:
 # %% ../nbs/01b_foreign.ipynb #84b98534
 NAMES = ('model', 'model_name', 'model_type', 'model_class')
 
+# %% ../nbs/01b_foreign.ipynb #c3d14600
+def _place(opened: Opened) -> str:
+    "Where in a file its settings stand, for an error"
+    own = isinstance(opened.content.get('model_config'), dict)
+    return 'model_config: ' if own else 'hyper_parameters: '
+
 # %% ../nbs/01b_foreign.ipynb #b42ea5ad
 def _told(opened: Opened, model: str | None,
           model_kwargs: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
@@ -363,7 +399,8 @@ def _told(opened: Opened, model: str | None,
     name = model or next((config[n] for n in NAMES if isinstance(config.get(n), str)), None)
     if name:
         try: name = model_settings(name, {})['model']
-        except RunError as e: raise RunError(f"{opened.path}: {'' if model else 'model_config: '}{e}") from e
+        except RunError as e:
+            raise RunError(f"{opened.path}: {'' if model else _place(opened)}{e}") from e
     if isinstance(inner := config.get('model_kwargs'), dict): config |= inner
     known = {n: v for n, v in config.items() if isinstance(v, (str, int, float)) and n not in ('loss', 'random_seed')}
     return name, {**known, **(model_kwargs or {})}
@@ -551,23 +588,37 @@ def counts_of(opened: Opened, training: TriplesFactory) -> tuple[int, int, bool]
     return entities, relations, max(deeper, default=0) >= 2*relations
 
 # %% ../nbs/01b_foreign.ipynb #461753ec
+_OPTIMIZERS = ('optimizer_state_dict', 'optimizer_states', 'optimizer_state', 'optimizer', 'optim')
+
+
 def _optimizer(opened: Opened) -> dict[str, Any]:
-    "The state of the file's optimiser; empty: it has none"
-    found = opened.content.get('optimizer_state_dict')
+    "The state of the file's optimiser; empty: it has none, or several"
+    found = next((opened.content[n] for n in _OPTIMIZERS if opened.content.get(n)), None)
+    if isinstance(found, list) and len(found) == 1: found = found[0]  # Lightning's
     groups = found.get('param_groups') if isinstance(found, dict) else None
     good = isinstance(groups, list) and groups and all(isinstance(g, dict) for g in groups)
     return found if good else {}
 
 # %% ../nbs/01b_foreign.ipynb #9dd01841
+_SCHEDULERS = ('lr_scheduler_state_dict', 'scheduler_state_dict', 'lr_schedulers', 'lr_scheduler',
+               'scheduler')
+
+
+def _check_scheduler(opened: Opened, rate: float) -> None:
+    "Raise `RunError` if a scheduler was at work: then `rate` is not that of the last steps"
+    for place in (opened.content, opened.config):
+        if found := [n for n in _SCHEDULERS if place.get(n)]:
+            raise RunError(f'{opened.path} holds {found[0]!r}: its rate {rate:g} is that of the steps '
+                           "to come; give learning_rates= with the last epoch's")
+
+
 def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
     "The learning rate of the optimiser's parameter groups; `RunError` if they differ or a scheduler was at work"
     rates = [number(g.get('lr'), f"{opened.path}: the optimiser's learning rate") for g in groups]
     if len(set(rates)) > 1:
         raise RunError(f'{opened.path}: the parameter groups have different learning rates, {rates}; one step size per '
                        'checkpoint is what TracIn knows: give learning_rates=')
-    if found := [n for n in ('lr_scheduler_state_dict', 'scheduler_state_dict') if opened.content.get(n)]:
-        raise RunError(f'{opened.path} holds {found[0]!r}: its rate {rates[0]:g} is that of the steps to come; '
-                       "give learning_rates= with the last epoch's")
+    _check_scheduler(opened, rates[0])
     return rates[0]
 
 # %% ../nbs/01b_foreign.ipynb #3f3e1696
@@ -585,12 +636,22 @@ def _folder_rate(folder: Path) -> float | None:
     return None
 
 # %% ../nbs/01b_foreign.ipynb #208fdc78
+def _said_rate(opened: Opened) -> float | None:
+    "The learning rate that stands in a file beside its weights; None: there is none"
+    own = opened.config
+    for place in (own, own.get('optimizer_kwargs'), opened.content):
+        for name in ('learning_rate', 'lr'):
+            if isinstance(place, dict) and isinstance(place.get(name), (str, int, float)):
+                return number(place[name], f'{opened.path}: {name}')
+    return None
+
+
 def rate_of(opened: Opened) -> float | None:
     "The learning rate that a file, or the pipeline folder around it, says; None: it says none"
     if groups := _optimizer(opened).get('param_groups'): return _group_rate(opened, groups)
-    for place in (opened.config, opened.content):
-        for name in ('learning_rate', 'lr'):
-            if isinstance(place.get(name), (str, int, float)): return number(place[name], f'{opened.path}: {name}')
+    if (rate := _said_rate(opened)) is not None:
+        _check_scheduler(opened, rate)
+        return rate
     return _folder_rate(opened.path.parent) if opened.path.name == 'trained_model.pkl' else None
 
 # %% ../nbs/01b_foreign.ipynb #551a95dd
@@ -613,13 +674,6 @@ def _adam(opened: Opened) -> tuple[str, dict[str, Any]] | None:
     if 'amsgrad' not in kept[0] or 'momentum_decay' in kept[0] or any(g != kept[0] for g in kept): return None
     if not isinstance(betas, (tuple, list)) or not all(isinstance(b, float) for b in (*betas, eps)): return None
     return 'adamw' if kept[0].get('decoupled_weight_decay') else 'adam', kept[0]
-
-# %% ../nbs/01b_foreign.ipynb #6cd6fa61
-def _steps(moments: Mapping[str, Mapping[str, Any]]) -> int | None:
-    "The steps that the optimiser has made; None: unknown"
-    steps = [s.get('step') for s in moments.values()]
-    known = [isinstance(s, (int, float)) or isinstance(s, torch.Tensor) and s.numel() == 1 for s in steps]
-    return max(map(int, steps)) if steps and all(known) else None
 
 # %% ../nbs/01b_foreign.ipynb #7f88f18b
 def _epoch(opened: Opened) -> int | None:
@@ -644,13 +698,13 @@ def _facts(opened: Opened, shapes: Mapping[str, torch.Size], rates_given: bool) 
     "The facts of one file; `shapes`: of the trained parameters"
     moments = named_moments(opened, shapes) if opened.safe else {}
     return _Facts(opened.path if opened.safe else opened.state, opened.path, None if rates_given else rate_of(opened),
-                  _epoch(opened), _steps(moments), _adam(opened) if moments else None)
+                  _epoch(opened), steps_made(moments.values()), _adam(opened) if moments else None)
 
 # %% ../nbs/01b_foreign.ipynb #1a3c8850
 def _state(facts: Sequence[_Facts], k: int) -> dict[str, torch.Tensor]:
     "Parameters and buffers of checkpoint `k`"
     source, path = facts[k].source, facts[k].path
-    return dict(source) if isinstance(source, dict) else state_in(read_checkpoint_file(source), path)
+    return dict(source) if isinstance(source, dict) else own_state(read_checkpoint_file(source), path)
 
 # %% ../nbs/01b_foreign.ipynb #31339a68
 def _moments(facts: Sequence[_Facts], shapes: Mapping[str, torch.Size], k: int) -> dict[str, dict[str, Any]]:
@@ -661,10 +715,8 @@ def _moments(facts: Sequence[_Facts], shapes: Mapping[str, torch.Size], k: int) 
 def check_fits(opened: Opened, model: Model, training: TriplesFactory) -> None:
     "Raises `RunError` unless the file has the weights of `model`, all finite, and no other label maps or settings"
     check_labels_agree(opened, training)
-    load_strictly(model, opened.state, str(opened.path))
-    for name, t in model.state_dict().items():
-        if t.is_floating_point() and not t.isfinite().all():
-            raise RunError(f'{opened.path}: {name!r} holds numbers that are not finite')
+    source = str(opened.path)
+    check_weights(load_strictly(model, opened.state, source).state_dict(), source)
     if opened.model is None: return
     if probe_scores(opened.model, few := training.mapped_triples[:8]) != probe_scores(model, few):
         raise RunError(f"{opened.path}: with the same weights its {title_of(opened.model)} gives other scores than the "
@@ -691,7 +743,7 @@ def _model(opened: Opened, training: TriplesFactory, inverse: bool, model: str |
 def _rates(facts: Sequence[_Facts], given: Sequence[float] | float | None) -> list[float]:
     "The learning rate of each file: as given, one for all or one for each, else as the files say; else `RunError`"
     if given is not None:
-        alike = isinstance(given, (int, float)) and not isinstance(given, bool)
+        alike = isinstance(given, Real) and not isinstance(given, bool)
         return checked_rates([given]*len(facts) if alike else given, len(facts))
     if unknown := [f.path for f in facts if f.rate is None]:
         hint = ("=[result.configuration['optimizer_kwargs']['lr']]; PyKEEN does not write it into the folder"
@@ -704,7 +756,7 @@ def _rates(facts: Sequence[_Facts], given: Sequence[float] | float | None) -> li
 def _smoothing(opened: Opened, given: float | None) -> float:
     "The label smoothing as given, else as the file says, else 0"
     if given is not None: return number(given, 'label_smoothing', below=1.)
-    return number(opened.config.get('label_smoothing', 0.), f'{opened.path}: model_config: label_smoothing', below=1.)
+    return number(opened.config.get('label_smoothing', 0.), f'{opened.path}: {_place(opened)}label_smoothing', below=1.)
 
 # %% ../nbs/01b_foreign.ipynb #9f8cf44f
 def _in_order(facts: Sequence[_Facts], rates: Sequence[float]) -> tuple[list[_Facts], list[float]]:

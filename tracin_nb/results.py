@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CAVEAT', 'SIDES', 'TRIPLE', 'COLUMNS', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'WRITERS', 'READ_CSV', 'named',
            'label_columns', 'ranked_rows', 'plain_facts', 'facts_line', 'Report', 'Result', 'test_table', 'check_fit',
-           'SelfInfluence', 'visible', 'columns_of', 'aligned', 'signed', 'block_lines', 'text_table', 'html_cells',
-           'html_block', 'write_json', 'to_csv', 'to_parquet', 'records', 'to_json', 'read_csv', 'entry',
-           'read_manifest']
+           'SelfInfluence', 'why_nothing', 'visible', 'columns_of', 'aligned', 'signed', 'block_lines', 'note_lines',
+           'text_table', 'html_cells', 'html_block', 'html_note', 'write_json', 'to_csv', 'to_parquet', 'records',
+           'to_json', 'read_csv', 'entry', 'naming_place', 'read_manifest']
 
 # %% ../nbs/11_results.ipynb #1c197de5
 import csv
@@ -18,8 +18,12 @@ import json
 import math
 import os
 import re
+import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+import textwrap
+from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -33,6 +37,7 @@ from pykeen.triples.triples_factory import Labeling
 from torch import LongTensor, Tensor
 
 from .aggregation import Ranking, TopK
+from .locks import SAVING, alone, sweep
 from .runs import replacing
 
 # %% ../nbs/11_results.ipynb #243d9ef3
@@ -115,6 +120,10 @@ class Report:
         "A copy of the frame; its `attrs` hold `facts` and `caveat`."
         return self.frame.copy()
 
+    def note(self, i: int) -> str:
+        "What has to be said beneath block `i`; mostly nothing."
+        return ""
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {self.summary()}; {facts_line(self.facts)}"
 
@@ -127,8 +136,8 @@ COLUMNS = ["test_index", *("test_" + part for part in TRIPLE), *TRIPLE,
 
 @dataclass(eq=False, repr=False)
 class Result(Report):
-    """Proponents and opponents of test triples. `tests` has a row for each test triple: labels, ids, and
-    `test_self_influence` where it was computed."""
+    """Proponents and opponents of test triples. `tests` has a row for each test triple: labels, ids, and, where they
+    were computed, `test_self_influence` and `has_slope`: has its own loss a slope at some checkpoint?"""
     tests: pd.DataFrame
 
     @property
@@ -167,6 +176,7 @@ def of(cls: Result,
        facts: dict[str, Any],  # objective, checkpoints, engine, versions, ...: plain values
        groups: dict[str, tuple[Tensor, Tensor]] | None = None,  # name -> `[M, k]` of proponents and of opponents
        self_influence: Tensor | None = None,  # `[M]`, of the test triples
+       has_slope: Tensor | None = None,  # booleans `[M]`, of the test triples
        ) -> Result:
     "A result from ids and tables. Raises `ValueError` where they do not fit together."
     groups, tables = groups or {}, (ranking.proponents, ranking.opponents)
@@ -179,7 +189,7 @@ def of(cls: Result,
     frame = pd.concat([rows[["test_index"]], asked, rows.drop(columns="test_index")], axis=1)
     frame = frame[[*COLUMNS, *asked.columns[3:], *groups]]
     frame.attrs["groups"] = list(groups)
-    return cls(frame, facts, tests)
+    return cls(frame, facts, tests if has_slope is None else tests.assign(has_slope=has_slope.cpu().numpy()))
 
 # %% ../nbs/11_results.ipynb #3e2e80b4
 @patch
@@ -259,6 +269,58 @@ def block(self: SelfInfluence, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
     "The ranking."
     return "self-influence", {"training triples": self.frame}
 
+# %% ../nbs/11_results.ipynb #7dbec3ed
+def _counted(facts: dict[str, Any]) -> str:
+    "How many training triples have a slope."
+    n, sloped = facts["training_triples"], facts["training_triples_with_slope"]
+    return f"{sloped:,} of the {n:,} training triples looked at {'has' if sloped == 1 else 'have'} one"
+
+
+def _flat(facts: dict[str, Any]) -> str:
+    "Why a test triple without a slope has no influences, and what would have one."
+    own = facts.get("test_objective", facts["objective"])
+    names = [f'"{name}"' for name in facts.get("test_objectives_with_slope", [])]
+    other = f"test_objective {' or '.join(names)} would have one" if names else "no other test_objective has one either"
+    return (f"the test triple's own loss ({own}) has no slope at any checkpoint, so no training triple moves it; "
+            f"{_counted(facts)}; {other}")
+
+
+def why_nothing(facts: dict[str, Any], test: dict[str, Any]) -> str:
+    "Why a test triple, a row of `tests`, has neither proponents nor opponents."
+    if not facts["training_triples"] or facts.get("neighbourhood", {}).get("restrict") and not test.get(
+            "neighbourhood_size", 1):
+        return "there is no training triple to look at"
+    if not facts["training_triples_with_slope"]:
+        return f"no training triple has a slope ({_counted(facts)}) under objective {facts['objective']}; try another"
+    if not test["has_slope"]:
+        return _flat(facts)
+    return (f"the test triple has a slope, and {_counted(facts)}, but they have no parameter in common, "
+            "or what they share cancels")
+
+# %% ../nbs/11_results.ipynb #6eb3b056
+@patch
+def note(self: Result, i: int) -> str:
+    "Why test triple `i` has neither proponents nor opponents; nothing if it has some, or if that is not known."
+    test, place = self.tests.iloc[i].to_dict(), i % len(self)
+    if "has_slope" not in test or (self.frame["test_index"] == place).any():
+        return ""
+    return "no influence: " + why_nothing(self.facts, test)
+
+
+@patch
+def note(self: SelfInfluence, i: int) -> str:
+    "How many training triples have a slope, if those are fewer than the rows."
+    sloped = self.facts.get("training_triples_with_slope", len(self.frame))
+    return "" if sloped >= len(self.frame) else f"{_counted(self.facts)}; the influence of the others on themselves is 0"
+
+
+@patch
+def emptiness(self: Result) -> str:
+    "What has to be said of the test triples that have neither proponents nor opponents; nothing if all have some."
+    empty = np.setdiff1d(np.arange(len(self)), self.frame["test_index"])
+    notes = Counter(filter(None, map(self.note, empty.tolist())))
+    return "; ".join(f"{n} of {len(self)} test triples: {note}" for note, n in notes.items())
+
 # %% ../nbs/11_results.ipynb #9f383b06
 def visible(label: str, limit: int = 40) -> str:
     "A label on one line: what cannot be printed is escaped, what exceeds `limit` characters is cut."
@@ -308,9 +370,14 @@ def block_lines(title: str, sides: dict[str, pd.DataFrame]) -> list[str]:
     return text
 
 
+def note_lines(note: str) -> list[str]:
+    "A note as lines of text beneath a block."
+    return textwrap.wrap(note, 96, initial_indent="  ", subsequent_indent="  ")
+
+
 def text_table(report: Report) -> str:
     "A report as plain text for a terminal: a block for each test triple, then the facts and the caveat."
-    blocks = ["\n".join(block_lines(*report.block(i))) for i in range(len(report))]
+    blocks = ["\n".join(block_lines(*report.block(i)) + note_lines(report.note(i))) for i in range(len(report))]
     return "\n\n".join([*blocks, facts_line(report.facts) + "\n" + CAVEAT])
 
 # %% ../nbs/11_results.ipynb #23a89e51
@@ -345,10 +412,16 @@ def html_block(title: str, sides: dict[str, pd.DataFrame]) -> str:
     return f"<p><b>{html.escape(title)}</b></p><table><tr>{head}</tr>{body}</table>{more}"
 
 
+def html_note(note: str) -> str:
+    "A note as a paragraph; nothing if there is none."
+    return f'<p class="note">{html.escape(note)}</p>' if note else ""
+
+
 @patch
 def _repr_html_(self: Report) -> str:
     "The first blocks as tables, then how many more there are, the facts and the caveat."
-    blocks = "".join(html_block(*self.block(i)) for i in range(min(len(self), SHOWN_BLOCKS)))
+    blocks = "".join(html_block(*self.block(i)) + html_note(self.note(i))
+                     for i in range(min(len(self), SHOWN_BLOCKS)))
     more = f"<p>and {len(self) - SHOWN_BLOCKS} more test triples</p>" if len(self) > SHOWN_BLOCKS else ""
     notes = f'<p class="note">{html.escape(facts_line(self.facts))}<br>{CAVEAT}</p>'
     return f'{STYLE}<div class="tracin">{blocks}{more}{notes}</div>'
@@ -433,20 +506,46 @@ def save(self: Report,
          ) -> Path:
     "Write the report, replacing an older one. Raises `ValueError` for another ending."
     out = Path(out)
-    if out.suffix in WRITERS and not out.is_dir():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as draft:
-            WRITERS[out.suffix](self, draft)
-        return out
-    if out.suffix and not out.is_dir():
+    folder = out.is_dir() or out.suffix not in WRITERS
+    if folder and out.suffix and not out.is_dir():
         raise ValueError(f"{out}: expected a folder (with a dot in its name only if it exists) "
                          f"or a file ending in {', '.join(WRITERS)}")
-    out.mkdir(parents=True, exist_ok=True)
-    files = [self.save(out / f"result{suffix}") for suffix in WRITERS]
-    with replacing(out / "manifest.json") as draft:
-        write_json(dict(kind=type(self).__name__, format=1, rows=len(self.frame), csv=READ_CSV,
-                        files={path.name: entry(path) for path in files}), draft)
+    with naming_place(out), alone(out if folder else None):
+        (_save_folder if folder else _save_file)(self, out)
     return out
+
+
+@contextmanager
+def naming_place(out: Path) -> Iterator[None]:
+    "Let an `OSError` say what could not be saved."
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{out} cannot be saved ({error.strerror or error})") from error
+
+
+def _save_file(report: Report, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as draft:
+        WRITERS[out.suffix](report, draft)
+
+
+def _save_folder(report: Report, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    sweep(out, SAVING, ".result.*.*", ".manifest.json.*")
+    (draft := out / SAVING).mkdir()
+    try:
+        files = [draft / f"result{suffix}" for suffix in WRITERS]
+        for path in files:
+            _save_file(report, path)
+        write_json(dict(kind=type(report).__name__, format=1, rows=len(report.frame), csv=READ_CSV,
+                        files={path.name: entry(path) for path in files}), draft / "manifest.json")
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    for path in (*files, draft / "manifest.json"):
+        os.replace(path, out / path.name)
+    draft.rmdir()
 
 # %% ../nbs/11_results.ipynb #96524947
 def read_manifest(folder: Path, kind: str) -> None:

@@ -9,6 +9,7 @@ __all__ = ['STRATA', 'layers', 'chosen_layers', 'Only', 'Projected', 'Sample']
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def chosen_layers(model: Model,
                   ) -> list[str]:
     "Names of layers of a model. Raises `ValueError` for a name that fits none."
     known = list(layers(model))
-    if isinstance(which, int):
+    if isinstance(which, Integral):
         if not 0 < which <= len(known): raise ValueError(f'{which} last layers: expected 1 to {len(known)}')
         return known[-which:]
     fits = {name: [layer for layer in known if f'.{name}.' in f'.{layer}.'] for name in which}
@@ -72,6 +73,9 @@ class Only(Weighting):
     "Gradients by some layers only, weighed by `metric`. Approximate."
     layers: int | tuple[str, ...] = 2    # the last so many, or names; see `chosen_layers`
     metric: Weighting = Sgd()
+    def within(self, memory: int, checkpoints: int) -> 'Only':
+        "The same with a budget for `metric`."
+        return replace(self, metric=self.metric.within(memory, checkpoints))
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
         "Raises `ValueError` for layers that the model does not have."
         chosen = chosen_layers(engine.model, self.layers)
@@ -80,7 +84,7 @@ class Only(Weighting):
         some = self.metric.prepare(run, k, engine, (only(_as_is, f) for f in factors))
         whole = Metric({}) if isinstance(self.metric, Sgd) else None
         facts = dict(some.facts, layers=chosen)
-        return Metric(facts, partial(only, some.test), partial(only, some.train), whole)
+        return Metric(facts, partial(only, some.test), partial(only, some.train), whole, some.nbytes)
 
 
 def _as_is(factors: Factors) -> Factors: return factors
@@ -92,6 +96,9 @@ class Projected(Weighting):
     dim: int = 4096
     seed: int = 0
     metric: Weighting = Sgd()
+    def within(self, memory: int, checkpoints: int) -> 'Projected':
+        "The same with a budget for `metric`."
+        return replace(self, metric=self.metric.within(memory, checkpoints))
     def __post_init__(self) -> None:
         "Raises `ValueError` unless `dim` is above 0 and two gradients of that many numbers fit into memory."
         if self.dim < 1: raise ValueError(f'projection: dim is {self.dim}, expected 1 or more')
@@ -104,7 +111,8 @@ class Projected(Weighting):
         sketch = Sketch({name: tuple(p.shape) for name, p in engine.params.items()}, self.dim, self.seed)
         facts = dict(metric.facts, projection=dict(dim=self.dim, seed=self.seed))
         project = partial(_projected, sketch)
-        return Metric(facts, partial(project, metric.test), partial(project, metric.train), metric.exact or metric)
+        return Metric(facts, partial(project, metric.test), partial(project, metric.train), metric.exact or metric,
+                      metric.nbytes)
 
 
 def _projected(sketch: Sketch, first: Callable[[Factors], Factors], factors: Factors) -> Factors:

@@ -8,12 +8,13 @@ __all__ = ['Part', 'PAIRS', 'rows_only', 'Index', 'make_index', 'make_indices', 
 # %% ../nbs/10b_sparse.ipynb #cb401c28
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .factors import Factors, Rows, _up
+from .rounding import _length, lengths, limit
 
 # %% ../nbs/10b_sparse.ipynb #b1fbc9bb
 def rows_only(*factors: Factors) -> bool:
@@ -29,10 +30,12 @@ class Index:
     counts: Tensor           # `[U]` its length
     triples: Tensor          # `[n]` the triple of each row
     grads: dict[int, Tensor] # checkpoint -> gradients `[n, d]`
+    lengths: dict[int, Tensor]  # checkpoint -> `[n, 1]`, the lengths of what was added up in each
     @property
     def nbytes(self) -> int:
         "Bytes that the index holds."
-        return sum(t.nbytes for t in (self.ids, self.starts, self.counts, self.triples, *self.grads.values()))
+        return sum(t.nbytes for t in (self.ids, self.starts, self.counts, self.triples, *self.grads.values(),
+                                      *self.lengths.values()))
 
 # %% ../nbs/10b_sparse.ipynb #78da9f7c
 def _flat(rows: Rows, weight: Tensor | None) -> Tensor:
@@ -60,7 +63,8 @@ def make_index(ids: Tensor,                 # `[B, k]`
     kept, triples = ids.flatten()[order[first]], triples[order[first]]
     unique, counts = kept.unique_consecutive(return_counts=True)
     sums = {c: _summed(g[order], run, first) for c, g in grads.items()}
-    return Index(unique, counts.cumsum(0) - counts, counts, triples, sums)
+    sizes = {c: _summed(_length(g).to(g)[order, None], run, first) for c, g in grads.items()}
+    return Index(unique, counts.cumsum(0) - counts, counts, triples, sums, sizes)
 
 # %% ../nbs/10b_sparse.ipynb #b683d9c3
 def make_indices(train: Sequence[Factors],   # of the same training triples, one entry for each checkpoint
@@ -180,14 +184,26 @@ def _order(test: Factors) -> Tensor:
     columns = [b.ids[:, 0] for (b,) in test.blocks.values()]
     return min(columns, key=lambda ids: len(ids.unique())).argsort()
 
+# %% ../nbs/10b_sparse.ipynb #0130a35d
+def _terms(test: Sequence[Factors], indices: dict[str, list[Index]], i: int, n: int) -> Tensor:
+    "The sums `[c]` of |terms| of test triple `i`, in the order of its parts."
+    by_length = {name: [replace(x, grads=x.lengths) for x in found] for name, found in indices.items()}
+    mine = [lengths(f[i:i + 1]) for f in test]
+    total = torch.zeros(n, dtype=torch.float64, device=mine[0].blocks[next(iter(indices))][0].ids.device)
+    return _sum(total, _parts(by_length, mine, torch.zeros(1, dtype=torch.long, device=total.device))[0])[1]
+
 # %% ../nbs/10b_sparse.ipynb #6e12482a
 def _strongest_parts(test: Sequence[Factors], indices: dict[str, list[Index]], rows: Tensor, total: Tensor,
-                     k: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+                     k: int, most: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     "For each of the test triples `rows` its number, and columns and values of its outermost pairs, `[c]` each."
+    outermost = lambda values: torch.cat([_extreme(values, k, largest) for largest in (True, False)])
     for i, parts in zip(rows.tolist(), _parts(indices, test, rows)):
         if not parts: continue
         columns, values = _sum(total, [(p, v.to(total)) for p, v in parts])
-        kept = torch.cat([_extreme(values, k, largest) for largest in (True, False)])
+        kept = outermost(values)
+        if most is not None and (values[kept].abs() <= most[i]).any():
+            values[values.abs() <= limit(values.dtype) * _terms(test, indices, i, len(total))] = 0
+            kept = outermost(values)
         columns, values = columns[kept], values[kept]
         yield torch.full_like(columns, i), columns, values
 
@@ -206,13 +222,14 @@ def shared_pairs(test: Sequence[Factors],            # test triples' factors tim
                  n: int,                             # training triples in the tile
                  k: int,                             # how many of the highest and of the lowest are wanted
                  dtype: torch.dtype = torch.float32, # of the sums
+                 most: Tensor | None = None,         # `[M]`, what rounding can be at most; by default not looked at
                  ) -> tuple[Tensor, Tensor, Tensor]:
     """Test rows, columns and influences `[c]` of the pairs that share a row of some table and may be among the `k`
-    highest or lowest of their test triple. All pairs that share nothing are exactly 0."""
+    highest or lowest of their test triple. All pairs that share nothing are exactly 0, and so is what is left by rounding."""
     order = _order(test[0])
     total = torch.zeros(n, dtype=dtype, device=order.device)
     with one_thread():
         found = [part for rows in _chunks(order, shared_counts(indices, test))
-                 for part in _strongest_parts(test, indices, rows, total, k)]
+                 for part in _strongest_parts(test, indices, rows, total, k, most)]
     if not found: return order[:0], order[:0], total[:0]
     return tuple(map(torch.cat, zip(*found)))
