@@ -1,4 +1,4 @@
-"""Models and checkpoints as people have them: in 16 bits, wrapped, diverged, with a graph left inside, without labels."""
+"""Models and checkpoints as people have them: in 16 bits, wrapped, diverged, with a graph inside, without labels."""
 import copy
 import logging
 import re
@@ -194,7 +194,8 @@ def test_weights_that_overflow(kind: str, value: float) -> None:
     model, name = small('complex'), E if kind == 'entity' else R
     with torch.no_grad(): model.get_parameter(name)[-2, 1] = value
     for weighting in ('sgd', 'natural'):
-        with pytest.raises(RunError, match=re.escape(f'not finite; the largest weight is {abs(value):.3g}, in {name!r}')):
+        told = re.escape(f'not finite; the largest weight is {abs(value):.3g}, in {name!r}')
+        with pytest.raises(RunError, match=told):
             scores(model, weighting=weighting)
 
 
@@ -310,7 +311,8 @@ def test_lightning(train: Path, tmp_path: Path) -> None:
     torch.save({**content, 'hyper_parameters': dict(learning_rate=.125, label_smoothing=.1, model='DistMult')}, path)
     run = open_files(path, train)
     assert (run.checkpoints[0].learning_rate, run.label_smoothing) == (.125, .1)
-    for change in (dict(lr_schedulers=[dict(last_epoch=2)]), dict(hyper_parameters=dict(lr=.5, lr_scheduler='StepLR'))):
+    for change in (dict(lr_schedulers=[dict(last_epoch=2)]),
+                   dict(hyper_parameters=dict(lr=.5, lr_scheduler='StepLR'))):
         torch.save({**content, 'hyper_parameters': dict(lr=.5), **change}, path)
         with pytest.raises(RunError, match="a.ckpt holds 'lr_schedulers?': its rate 0.5 is that of the steps to come"):
             open_files(path, train, model='DistMult')
@@ -320,7 +322,8 @@ def test_lightning(train: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('wrap', ['{}', 'module.{}', '_orig_mod.{}', 'module._orig_mod.{}', '_orig_mod.module.{}',
                                   'model._orig_mod.{}', 'net.module.{}', 'model.module._orig_mod.{}'])
-@pytest.mark.parametrize('key', ['model', 'state_dict', 'model_state_dict', 'network', 'module', 'model.state_dict', ''])
+@pytest.mark.parametrize('key', ['model', 'state_dict', 'model_state_dict', 'network', 'module', 'model.state_dict',
+                                 ''])
 def test_files_of_wrapped_models(wrap: str, key: str, train: Path, tmp_path: Path) -> None:
     model, optimizer = small(), torch.optim.Adam([torch.ones(1)], lr=.5)
     content = {wrap.format(n): t for n, t in model.state_dict().items()}
