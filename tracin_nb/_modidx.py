@@ -1537,6 +1537,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tracin_nb.runs.check_autocast': ('runs.html#check_autocast', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_counts': ('runs.html#check_counts', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_descends': ('runs.html#check_descends', 'tracin_nb/runs.py'),
+                                'tracin_nb.runs.check_diverged': ('runs.html#check_diverged', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_epochs': ('runs.html#check_epochs', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_finite': ('runs.html#check_finite', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_keys': ('runs.html#check_keys', 'tracin_nb/runs.py'),
