@@ -1548,6 +1548,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tracin_nb.runs.check_probe': ('runs.html#check_probe', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_room': ('runs.html#check_room', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_rows': ('runs.html#check_rows', 'tracin_nb/runs.py'),
+                                'tracin_nb.runs.check_scored': ('runs.html#check_scored', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_scores': ('runs.html#check_scores', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_stopping': ('runs.html#check_stopping', 'tracin_nb/runs.py'),
                                 'tracin_nb.runs.check_unused': ('runs.html#check_unused', 'tracin_nb/runs.py'),

@@ -11,18 +11,18 @@ __all__ = ['NESTED', 'LARGE', 'FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STO
            'file_facts', 'verified', 'read_torch', 'weights_in', 'read_state', 'state_fingerprint', 'unfit',
            'rng_state', 'set_rng_state', 'kept_rng', 'Room', 'build_model', 'build_loss', 'is_low', 'wide_type',
            'widened', 'widen', 'low_weights', 'differences', 'load_strictly', 'forget_representations', 'mode_of',
-           'probe_scores', 'check_finite', 'check_probe', 'check_weights', 'largest', 'overflows', 'check_scores',
+           'probe_scores', 'check_scored', 'check_probe', 'check_weights', 'largest', 'overflows', 'check_scores',
            'write_labels', 'read_labels', 'check_labels', 'write_data', 'read_data', 'read_literals', 'KeepCheckpoints',
            'save_optimizer', 'check_diverged', 'write_json', 'why_stop', 'validation_value', 'check_keys', 'read_facts',
            'check_rows', 'check_optimizer', 'check_stopping', 'read_checkpoint', 'read_saved', 'read_optimizer',
-           'checkpoint_of', 'pick_device', 'touch_state', 'build_loop', 'autocast_scores', 'check_autocast', 'use_bf16',
-           'replay_scheduler', 'restore', 'start_facts', 'resumed_facts', 'finished', 'locked', 'take_lock', 'alone',
-           'begun', 'little_garbage', 'clipping_callbacks', 'run_loop', 'training_settings', 'step_bytes', 'check_room',
-           'load_data', 'train', 'start_training', 'inside', 'unwrapped', 'bare', 'prefix_of', 'plain_names',
-           'tensors_in', 'uncompile', 'check_unused', 'copied', 'checked_rates', 'state_at', 'on_cpu', 'moments_at',
-           'check_counts', 'labelled', 'title_of', 'check_length', 'as_model', 'checkpoint_list', 'checked_states',
-           'pipeline_rates', 'pipeline_loop', 'pipeline_end', 'pipeline_kwargs', 'steps_made', 'second_moments',
-           'as_run']
+           'checkpoint_of', 'check_finite', 'pick_device', 'touch_state', 'build_loop', 'autocast_scores',
+           'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts', 'resumed_facts', 'finished',
+           'locked', 'take_lock', 'alone', 'begun', 'little_garbage', 'clipping_callbacks', 'run_loop',
+           'training_settings', 'step_bytes', 'check_room', 'load_data', 'train', 'start_training', 'inside',
+           'unwrapped', 'bare', 'prefix_of', 'plain_names', 'tensors_in', 'uncompile', 'check_unused', 'copied',
+           'checked_rates', 'state_at', 'on_cpu', 'moments_at', 'check_counts', 'labelled', 'title_of', 'check_length',
+           'as_model', 'checkpoint_list', 'checked_states', 'pipeline_rates', 'pipeline_loop', 'pipeline_end',
+           'pipeline_kwargs', 'steps_made', 'second_moments', 'as_run']
 
 # %% ../nbs/01_runs.ipynb #cd8673b4
 import copy, gc, hashlib, importlib.metadata, json, math, os, random, re, shutil, tempfile, threading, warnings
@@ -603,7 +603,7 @@ def probe_scores(model: Model, triples: torch.Tensor) -> list[float]:
     return scores.flatten().tolist()
 
 # %% ../nbs/01_runs.ipynb #d0e67c58
-def check_finite(scores: Iterable[float], where: str) -> None:
+def check_scored(scores: Iterable[float], where: str) -> None:
     "Raises `RunError` unless all `scores` are finite"
     if bad := [s for s in scores if not math.isfinite(s)]:
         raise RunError(f'{where} the model scores its first training triples {bad[0]}')
@@ -766,7 +766,7 @@ def keep(self: KeepCheckpoints, epoch: int) -> None:
     "Writes the checkpoint of `epoch`, and then says so in `run.json`; `RunError` if training diverged"
     check_diverged(self.model, epoch)
     probe = probe_scores(self.model, self.dataset.training.mapped_triples[:8])
-    check_finite(probe, f'training diverged: after epoch {epoch}')
+    check_scored(probe, f'training diverged: after epoch {epoch}')
     path = self.root/f'checkpoint-{epoch:04d}.pt'
     row = dict(epoch=epoch, step=self.step, learning_rate=float(self.optimizer.param_groups[0]['lr']),
                model=write_torch(path, partial(save_model, self.model)),
@@ -873,7 +873,7 @@ def check_rows(rows: Sequence[Any], where: str) -> None:
         number(row['learning_rate'], f'{place}: learning_rate')
         for name in ('epoch', 'step'): number(row[name], f'{place}: {name}', kind=int)
         if any(not isinstance(s, float) for s in row['probe']): raise RunError(f'{place}: probe is no list of numbers')
-        check_finite(row['probe'], f'{place}: training diverged:')
+        check_scored(row['probe'], f'{place}: training diverged:')
         for part in ('model', 'optimizer'): check_keys(row[part], FILE, f'{place}: {part}')
     if (epochs := [r['epoch'] for r in rows]) != sorted(set(epochs)):
         raise RunError(f'{where}: the epochs {epochs} do not increase')
