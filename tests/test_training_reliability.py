@@ -1,5 +1,5 @@
-"""Training under attack: full disks, kills, two at once, divergence, sizes that cannot be. One line, and nothing lost."""
-import errno, gzip, itertools, json, os, random, shutil, signal, subprocess, sys, threading, time, warnings
+"""Training under attack: full disks, kills, two at once, divergence, impossible sizes. One line, nothing lost."""
+import errno, gzip, itertools, json, os, random, re, shutil, signal, subprocess, sys, threading, time, warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pykeen.datasets.nations import Nations, NationsLiteral
 from pykeen.triples import TriplesNumericLiteralsFactory
 from safetensors.torch import load_file, save_file
 
-from tracin_nb import cli, runs, triples
+from tracin_nb import cli, influence, runs, triples
 from tracin_nb.influence import TracIn
 from tracin_nb.runs import KeepCheckpoints, Run, RunError, file_facts, state_fingerprint, train
 from tracin_nb.shortcuts import Projected
@@ -268,7 +268,7 @@ def full_disk(disk: Path, size: int, whole: Path) -> None:
 
 
 def test_full_disks(whole: Run, tmp_path: Path) -> None:
-    "Real file systems of 8 to 128 KiB, in a mount namespace of their own: every write of a training fails in one of them."
+    "Real file systems of 8 to 104 KiB, in a mount namespace of their own."
     if subprocess.run(['unshare', '-rm', 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt'], capture_output=True).returncode:
         pytest.skip('this system does not let us mount a file system')
     (tmp_path/'disk').mkdir()
@@ -325,7 +325,7 @@ def in_child(work: Callable[[], object]) -> int:
     try:
         work()
         status = 0
-    except RunError as e: status = 7 if 'another training is at work' in str(e) or 'holds a run already' in str(e) else 8
+    except RunError as e: status = 7 if re.search('another training is at work|holds a run already', str(e)) else 8
     finally: os._exit(status)
 
 
@@ -455,5 +455,21 @@ def test_files_without_an_end(tmp_path: Path, whole: Run) -> None:
 def test_zipped_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path/'a.tsv.gz').write_bytes(gzip.compress(b'a\tb\tc\n'*10**6))
     monkeypatch.setattr(triples, 'machine_memory', lambda: 2**20)
-    with pytest.raises(triples.TriplesFileError, match='more than 256 KiB when unzipped'):
+    with pytest.raises(triples.TriplesFileError, match='unzipped it has more than 256 KiB'):
         triples.read_triples(tmp_path/'a.tsv.gz')
+
+
+def test_too_many_triples_to_explain(tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A table of all answers that could not be held is refused before the pass; fewer are answered."
+    monkeypatch.setattr(influence, 'machine_memory', lambda: 10**7)
+    asked = torch.tensor([[h, r, t] for h in range(14) for r in range(50) for t in range(2)])
+    rows = [f'{h}\t{r}\t{t}\n' for h, r, t in triples.to_labels(asked, whole.training)]
+    (tmp_path/'ask.tsv').write_text(''.join(rows))
+    tracin = TracIn(whole, weighting='sgd', devices='cpu', progress=False)
+    with pytest.raises(ValueError, match='of 1,400 triples would take about 26.7 MiB of memory'):
+        tracin.explain(asked, k=10)
+    assert tracin.counters.train_passes == 0 and len(tracin.explain(asked[:3], k=10).tests) == 3
+    assert '1,400 triples' in refused('run', whole.folder, '--test', tmp_path/'ask.tsv')
+    batch = ('batch', whole.folder, '--test', tmp_path/'ask.tsv', '--output-dir', tmp_path/'out')
+    assert '1,400 triples' in refused(*batch)
+    assert invoke(*batch, '--max-triples', 2, '--weighting', 'sgd').exit_code == 0

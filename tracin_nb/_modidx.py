@@ -767,6 +767,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tracin_nb.influence._take': ('influence.html#_take', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence._triple_keys': ('influence.html#_triple_keys', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence._versions': ('influence.html#_versions', 'tracin_nb/influence.py'),
+                                     'tracin_nb.influence.check_answers': ('influence.html#check_answers', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence.counter': ('influence.html#counter', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence.in_precision': ('influence.html#in_precision', 'tracin_nb/influence.py'),
                                      'tracin_nb.influence.resume': ('influence.html#resume', 'tracin_nb/influence.py')},

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Progress', 'T', 'Tile', 'Counters', 'Step', 'counter', 'TracIn', 'in_precision', 'Pass', 'Prepared', 'Work', 'Near',
-           'resume']
+           'check_answers', 'resume']
 
 # %% ../nbs/12_influence.ipynb #204350e4
 import copy
@@ -47,7 +47,8 @@ from .results import Result, SelfInfluence, label_columns
 from .runs import Run, as_run, replacing
 from .shortcuts import Sample
 from .sparse import PAIRS, Index, make_indices, rows_only, shared_counts, shared_pairs
-from .triples import TriplesWarning, never_seen, select, to_ids, to_labels, triples_fingerprint
+from .triples import (TriplesWarning, machine_memory, never_seen, select, size_text, to_ids, to_labels,
+                               triples_fingerprint)
 from .weightings import Metric, Weighting, make_weighting
 from .workers import Shard, run_shards
 
@@ -739,6 +740,14 @@ def shown(self: Near, result: Result, sums: Tensor) -> Result:
     return replace(result, frame=frame.assign(in_neighbourhood=found, rank_within=ranks),
                    tests=tests.assign(share_inside=share))
 
+# %% ../nbs/12_influence.ipynb #2d8f1b63
+def check_answers(triples: int, k: int) -> None:
+    "Raises `ValueError` if `k` proponents and `k` opponents of so many triples do not fit into memory as a table."
+    need, most = 1000 * 2 * k * triples, machine_memory()
+    if need > most: raise ValueError(
+        f'the table of {k} proponents and {k} opponents of {triples:,} triples would take about {size_text(need)} of '
+        f'memory, and there are {size_text(most)}: explain fewer at a time (--max), or ask for fewer of each')
+
 # %% ../nbs/12_influence.ipynb #79c77f70
 @patch
 @in_precision
@@ -758,6 +767,7 @@ def explain(self: TracIn,
 
     Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers fail for good."""
     start, test, every = time.perf_counter(), to_ids(test, self.run.training), self._train_rows(train)
+    check_answers(len(test), min(_positive(k, 'k'), len(every)))
     if near is not None: every = near.check(test, every, self.run.training.num_triples)
     rows = every if sample is None else every[sample.rows(self.run.training.mapped_triples[every, 1])]
     objective = self.test_objective if against is None else self._contrast(test, against)

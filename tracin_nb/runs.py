@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STOPPED', 'LOCK', 'HALF', 'TRAINING_KWARGS', 'TURN', 'RunError',
            'Checkpoint', 'Run', 'plain', 'pykeen_name', 'model_settings', 'check_literals', 'loss_settings', 'number',
-           'optimizer_settings', 'loop_settings', 'check_epochs', 'kept_epochs', 'ranking_metric', 'stopping_settings',
-           'precision_settings', 'replacing', 'write_torch', 'file_facts', 'verified', 'read_torch', 'read_state',
-           'state_fingerprint', 'unfit', 'rng_state', 'set_rng_state', 'kept_rng', 'Room', 'build_model', 'too_large',
-           'build_loss', 'differences', 'load_strictly', 'forget_representations', 'probe_scores', 'check_scores',
-           'check_probe', 'write_labels', 'read_labels', 'check_labels', 'write_data', 'read_data', 'read_literals',
-           'KeepCheckpoints', 'save_optimizer', 'check_weights', 'write_json', 'why_stop', 'validation_value',
-           'check_keys', 'read_facts', 'check_rows', 'check_optimizer', 'check_stopping', 'read_checkpoint',
-           'read_saved', 'read_optimizer', 'checkpoint_of', 'check_finite', 'pick_device', 'touch_state', 'build_loop',
-           'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts',
-           'resumed_facts', 'finished', 'locked', 'take_lock', 'alone', 'begun', 'little_garbage', 'run_loop',
-           'training_settings', 'step_bytes', 'check_room', 'load_data', 'train', 'start_training', 'checked_rates',
-           'state_at', 'moments_at', 'check_counts', 'title_of', 'pipeline_rates', 'pipeline_loop', 'second_moments',
-           'as_run']
+           'optimizer_settings', 'loop_settings', 'too_large', 'check_epochs', 'kept_epochs', 'ranking_metric',
+           'stopping_settings', 'precision_settings', 'replacing', 'write_torch', 'file_facts', 'verified',
+           'read_torch', 'read_state', 'state_fingerprint', 'unfit', 'rng_state', 'set_rng_state', 'kept_rng', 'Room',
+           'build_model', 'build_loss', 'differences', 'load_strictly', 'forget_representations', 'probe_scores',
+           'check_scores', 'check_probe', 'write_labels', 'read_labels', 'check_labels', 'write_data', 'read_data',
+           'read_literals', 'KeepCheckpoints', 'save_optimizer', 'check_weights', 'write_json', 'why_stop',
+           'validation_value', 'check_keys', 'read_facts', 'check_rows', 'check_optimizer', 'check_stopping',
+           'read_checkpoint', 'read_saved', 'read_optimizer', 'checkpoint_of', 'check_finite', 'pick_device',
+           'touch_state', 'build_loop', 'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore',
+           'start_facts', 'resumed_facts', 'finished', 'locked', 'take_lock', 'alone', 'begun', 'little_garbage',
+           'run_loop', 'training_settings', 'step_bytes', 'check_room', 'load_data', 'train', 'start_training',
+           'checked_rates', 'state_at', 'moments_at', 'check_counts', 'title_of', 'pipeline_rates', 'pipeline_loop',
+           'second_moments', 'as_run']
 
 # %% ../nbs/01_runs.ipynb #cd8673b4
 import copy, gc, hashlib, importlib.metadata, json, math, os, random, re, shutil, tempfile, threading, warnings
@@ -203,6 +203,11 @@ def loop_settings(loop: str, negative_sampler: str | type | None, num_negs_per_p
     return dict(loop=loop, negative_sampler=name, negative_sampler_kwargs=kwargs)
 
 # %% ../nbs/01_runs.ipynb #a91b3d57
+def too_large(what: str, about: str, need: int) -> str:
+    "That `what` takes more memory than there is"
+    return f'{what} would take {about}{size_text(need)} of memory, and there are {size_text(machine_memory())}'
+
+
 def check_epochs(epochs: int, kept: int) -> None:
     "Raises `RunError` if the list of losses and of `kept` checkpoints alone would take more memory than there is"
     if (need := 32*epochs + 2000*kept) > machine_memory():
@@ -411,11 +416,6 @@ def build_model(settings: Mapping[str, Any], training: TriplesFactory) -> Model:
                            f"loss_kwargs={settings['loss_kwargs']}: {e}") from e
     if room.exceeded: raise RunError(too_large(what, '', sum(t.nbytes for t in model.state_dict().values())))
     return model
-
-
-def too_large(what: str, about: str, need: int) -> str:
-    "That `what` takes more memory than there is"
-    return f'{what} would take {about}{size_text(need)} of memory, and there are {size_text(machine_memory())}'
 
 # %% ../nbs/01_runs.ipynb #918a6620
 def build_loss(loss: str | type[Loss], loss_kwargs: Mapping[str, Any] | None = None) -> Loss:
@@ -652,7 +652,7 @@ def check_keys(content: Any, want: Mapping[str, Any], where: str) -> None:
 
 # %% ../nbs/01_runs.ipynb #25492ae2
 def read_facts(folder: Path, begun: bool = False) -> dict[str, Any]:
-    "`run.json` of a run folder, checked key by key; `begun`: no checkpoint need be there. `RunError` says what is missing"
+    "`run.json` of a run folder, checked key by key, `begun` without checkpoints; `RunError` says what is missing"
     path = folder/'run.json'
     if not folder.is_dir(): raise RunError(f'{folder} is not a folder')
     if not path.is_file():
@@ -688,7 +688,7 @@ def check_rows(rows: Sequence[Any], where: str) -> None:
         check_keys(row, ROW, place)
         number(row['learning_rate'], f'{place}: learning_rate')
         for name in ('epoch', 'step'): number(row[name], f'{place}: {name}', kind=int)
-        if not all(isinstance(s, float) for s in row['probe']): raise RunError(f'{place}: probe is not a list of numbers')
+        if any(not isinstance(s, float) for s in row['probe']): raise RunError(f'{place}: probe is no list of numbers')
         check_scores(row['probe'], f'{place}: training diverged:')
         for part in ('model', 'optimizer'): check_keys(row[part], FILE, f'{place}: {part}')
     if (epochs := [r['epoch'] for r in rows]) != sorted(set(epochs)):
@@ -908,7 +908,7 @@ def start_facts(settings: Mapping[str, Any], training: TriplesFactory) -> dict[s
     dataset = dict(fingerprint=triples_fingerprint(training), entities=training.num_entities,
                    relations=training.num_relations, triples=training.num_triples)
     if isinstance(training, TriplesNumericLiteralsFactory):
-        names = json.dumps(training.literals_to_id)
+        names = json.dumps({str(name): int(i) for name, i in training.literals_to_id.items()})
         dataset['literals'] = state_fingerprint({names: training.get_numeric_literals_tensor()})
     return dict(**FORMAT, packages=packages, settings=dict(settings), optimizer={}, dataset=dataset, files={},
                 losses=[], checkpoints=[], evaluations=[], stopped=None)
@@ -995,7 +995,8 @@ def begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         raise
     except OSError as e:
         if e.errno is None: raise
-        raise OSError(e.errno, f'{e.strerror}; what {folder} holds stays, and resume=True goes on with it', e.filename) from e
+        more = f'what {folder} holds stays, and resume=True goes on with it'
+        raise OSError(e.errno, f'{e.strerror}; {more}', e.filename) from e
 
 # %% ../nbs/01_runs.ipynb #4b5339cf
 @contextmanager
@@ -1057,7 +1058,7 @@ def check_room(settings: Mapping[str, Any], model: Model, training: TriplesFacto
              step_bytes(settings, model, training)}
     for what, need in needs.items():
         if need > most:
-            raise RunError(f'{what} would take at least {size_text(need)} of memory, and {device} has {size_text(most)}')
+            raise RunError(f'{what} would take at least {size_text(need)} of memory, and there are {size_text(most)}')
     need, disk = len(settings['keep'])*state, shutil.disk_usage(out).total
     if need > disk: raise RunError(f"{len(settings['keep'])} checkpoints (keep_every) would take at least "
                                    f'{size_text(need)}, and the whole disk of {out} has {size_text(disk)}')

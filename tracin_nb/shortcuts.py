@@ -96,8 +96,8 @@ class Projected(Weighting):
         "Raises `ValueError` unless `dim` is above 0 and two gradients of that many numbers fit into memory."
         if self.dim < 1: raise ValueError(f'projection: dim is {self.dim}, expected 1 or more')
         if (need := 2 * 4 * self.dim) > (most := machine_memory()):
-            raise ValueError(f'projection: two gradients of dim={self.dim} numbers would take {size_text(need)} of memory, '
-                             f'and there are {size_text(most)}')
+            raise ValueError(f'projection: two gradients of dim={self.dim} numbers would take {size_text(need)} of '
+                             f'memory, and there are {size_text(most)}')
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
         "The metric, with gradients projected."
         metric = self.metric.prepare(run, k, engine, factors)

@@ -53,8 +53,9 @@ def _check_file(path: Path) -> None:
         what = "a pipe" if stat.S_ISFIFO(kind.st_mode) else "a device"
         raise TriplesFileError(f"{path}: {what}, not a file: it may have no end, and can be read only once")
     if kind.st_size > most:
-        raise TriplesFileError(f"{path}: a file of {size_text(kind.st_size)} would take about {size_text(4 * kind.st_size)} "
-                               f"of memory when it is read; there are {size_text(4 * most)}")
+        need, size = size_text(4 * kind.st_size), size_text(kind.st_size)
+        raise TriplesFileError(f"{path}: a file of {size} would take about {need} of memory when it is read, and there "
+                               f"are {size_text(4 * most)}")
 
 def _unzipped(file: gzip.GzipFile, most: int) -> bytes:
     "The content of `file`, or more than `most` bytes of it."
@@ -74,7 +75,7 @@ def _read_bytes(path: Path) -> bytes:
             data = _unzipped(f, most) if path.suffix == '.gz' else f.read()
     except FileNotFoundError: raise TriplesFileError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as e: raise TriplesFileError(f"{path}: cannot be read: {e}") from e
-    if len(data) > most: raise TriplesFileError(f"{path}: more than {size_text(most)} when unzipped, too much to be read")
+    if len(data) > most: raise TriplesFileError(f"{path}: unzipped it has more than {size_text(most)}, too much to read")
     data = data.removeprefix(codecs.BOM_UTF8).rstrip(b'\r\n')
     if not data: raise TriplesFileError(f"{path}: the file is empty")
     return data
