@@ -353,3 +353,9 @@ def test_header_of_a_training_and_of_questions(tmp_path: Path) -> None:
                   '--learning-rate', .1, '--header', '--format', 'json', *ask)
     assert done.exit_code == 0 and len(json.loads(done.stdout)['rows']) == 4, done.stderr
     assert tracin('train', 'nations', '--out', tmp_path/'n', *small, '--header').exit_code == 2
+
+
+def test_a_sampler_setting_that_there_is_not(tmp_path: Path) -> None:
+    done = tracin('train', 'nations', '--out', tmp_path/'run', '--epochs', 1, '--device', 'cpu',
+                  '--negative-sampler-kwargs', '{"num_workers": 1}')
+    assert done.exit_code == 2 and "basic takes no 'num_workers'" in done.stderr and not (tmp_path/'run').exists()

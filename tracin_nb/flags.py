@@ -150,7 +150,8 @@ def weighed(weighting: str, seed: int, use_last_layers_only: bool, num_last_laye
     from tracin_nb.weightings import make_weighting
     made = make_weighting(weighting)
     if use_last_layers_only: made = Only(last_layer_names or num_last_layers or 2, made)
-    with naming('--projection-dim'): return Projected(projection_dim or 4096, seed, made) if use_projection else made
+    try: return Projected(projection_dim or 4096, seed, made) if use_projection else made
+    except ValueError as e: refuse('--projection-dim', str(e))
 
 # %% ../nbs/18c_flags.ipynb #0fbe9a6e
 def engine_of(engine: str, disable_vectorized_gradients: bool) -> str:

@@ -27,6 +27,7 @@ __all__ = ['NESTED', 'LARGE', 'FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STO
 # %% ../nbs/01_runs.ipynb #cd8673b4
 import copy, gc, hashlib, importlib.metadata, json, math, os, random, re, shutil, tempfile, threading, warnings
 from collections import Counter
+import copy, gc, hashlib, importlib.metadata, inspect, json, math, os, random, re, shutil, tempfile, threading, warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -226,6 +227,10 @@ def loop_settings(loop: str, negative_sampler: str | type | None, num_negs_per_p
     if num_negs_per_pos is not None:
         kwargs['num_negs_per_pos'] = number(num_negs_per_pos, 'num_negs_per_pos', 1, kind=int)
     name = pykeen_name(negative_sampler_resolver, negative_sampler or 'basic', 'negative_sampler')
+    makers = [k.__init__ for k in negative_sampler_resolver.lookup(name).__mro__[:-1]]
+    known = {p for make in makers for p in inspect.signature(make).parameters} - {'self', 'args', 'kwargs'}
+    if unknown := sorted(kwargs.keys() - known):
+        raise RunError(f'negative_sampler_kwargs: {name} takes no {unknown[0]!r}')
     return dict(loop=loop, negative_sampler=name, negative_sampler_kwargs=kwargs)
 
 # %% ../nbs/01_runs.ipynb #c7393e4d
