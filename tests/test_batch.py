@@ -70,10 +70,11 @@ def test_labels_of_all_kinds(run: Run, test: Path) -> None:
     done, summary, out = call(run, test)
     assert (done.exit_code, states(summary)) == (1, list('sssssf'))
     names = [name for row in summary['results'] for name in row.get('files', ())]
-    assert sorted(names) == sorted(p.name for p in out.iterdir() if p.suffix in ('.csv', '.json') and 'batch' not in p.name)
+    assert sorted(names) == sorted(p.name for p in out.iterdir() if p.name not in (MANIFEST, SUMMARY))
     assert max(len(name.encode()) for name in names) < 160 and len({name.casefold() for name in names}) == 10
     assert names[0] == f"triple_000_{'北' * 20}_{'ü' * 30}_tracin.csv"
-    assert names[2:5] == ['triple_001_a_b_tracin.csv', 'triple_001_a_b_tracin.json', f"triple_002_{'a' * 60}_B_tracin.csv"]
+    assert names[2:5] == ['triple_001_a_b_tracin.csv', 'triple_001_a_b_tracin.json',
+                          f"triple_002_{'a' * 60}_B_tracin.csv"]
     assert not set('/\\:*?"<>|') & set(''.join(names))
     assert call(run, test, '--skip-existing')[1]['skipped'] == 5
 
@@ -126,9 +127,12 @@ def test_other_results_are_named(run: Run, test: Path) -> None:
         [f"triple_000_{'北' * 20}_{'ü' * 30}_filtered.tsv"]]
 
 
-DAMAGED = {'no files': lambda e: dict(e, files={}), 'one file': lambda e: dict(e, files=dict([*e['files'].items()][:1])),
-           'other files': lambda e: dict(e, files={MANIFEST: {}}), 'files a list': lambda e: dict(e, files=[*e['files']]),
-           'a list': lambda e: [], 'a text': lambda e: 'x', 'null': lambda e: None, 'no question': lambda e: dict(files=e['files'])}
+DAMAGED = {'no files': lambda e: dict(e, files={}),
+           'one file': lambda e: dict(e, files=dict([*e['files'].items()][:1])),
+           'other files': lambda e: dict(e, files={MANIFEST: {}}),
+           'files a list': lambda e: dict(e, files=[*e['files']]),
+           'a list': lambda e: [], 'a text': lambda e: 'x', 'null': lambda e: None,
+           'no question': lambda e: dict(files=e['files'])}
 
 
 @pytest.mark.parametrize('how', DAMAGED)
@@ -157,7 +161,8 @@ def test_killed(run: Run, test: Path, tmp_path: Path, where: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
             replace, write = os.replace, Parts.write
             names = {'first file': '000', 'second file': '001', 'manifest': MANIFEST, 'summary': SUMMARY}
-            patch.setattr(os, 'replace', lambda a, b: die() if names.get(where, '\0') in Path(b).name else replace(a, b))
+            name = names.get(where, '\0')
+            patch.setattr(os, 'replace', lambda a, b: die() if name in Path(b).name else replace(a, b))
             if where == 'pass': patch.setattr(Parts, 'write', lambda s, n, t: die() if n == 2 else write(s, n, t))
             call(run, test, '--batch-size', 8)
     killed(work)
@@ -178,8 +183,8 @@ def test_swept(run: Run, test: Path) -> None:
     "What others left half-way goes with any next call, neighbourhoods only included; links and own files stay."
     out = test.parent/'out'
     for words in ((), ('--skip-existing',), ('--skip-tracin', '--n-hops', 1)):
-        for name in ('.triple_000_a_b_tracin.csv.x8_s1k2a', '.parts-0123456789abcdef', f'.{MANIFEST}.x', f'.{SUMMARY}.x'):
-            (out/name).mkdir(parents=True)
+        for name in ('triple_000_a_b_tracin.csv.x8_s1k2a', 'parts-0123456789abcdef', f'{MANIFEST}.x', f'{SUMMARY}.x'):
+            (out/f'.{name}').mkdir(parents=True)
         (out/'.triple_mine').symlink_to(test.parent)
         (out/'.notes').write_text('mine')
         call(run, test, *words)

@@ -119,14 +119,15 @@ def test_one_port(serve: Callable[..., Serve]) -> None:
 
 
 def test_browser(serve: Callable[..., Serve], tmp_path: Path) -> None:
-    "The browser is given a file that only its owner can read. Who has SIGHUP ignored (nohup) goes on without a terminal."
-    (script := tmp_path/'browser').write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said.part; mv {tmp_path}/said.part {tmp_path}/said\n')
+    "The browser is given a file that only its owner can read. Who has SIGHUP ignored (nohup) goes on."
+    part, whole = tmp_path/'said.part', tmp_path/'said'
+    (script := tmp_path/'browser').write_text(f'#!/bin/sh\necho "$@" > {part}; mv {part} {whole}\n')
     script.chmod(0o755)
     process = serve('--port', '0', before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN), BROWSER=str(script))
     address = process.address()
     token = address.partition('token=')[2]
-    assert until((tmp_path/'said').exists)
-    said = (tmp_path/'said').read_text()
+    assert until(whole.exists)
+    said = whole.read_text()
     assert said.startswith('file://') and token not in said
     page = Path(said.strip().removeprefix('file://'))
     assert page.stat().st_mode & 0o77 == 0 and page.parent.stat().st_mode & 0o77 == 0

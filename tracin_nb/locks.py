@@ -36,7 +36,7 @@ def try_lock(file: IO) -> bool:
 
 # %% ../nbs/00b_locks.ipynb #129677cf
 def locked(path: Path) -> IO | None:
-    "The file `path`, made if need be, open and locked; None if somebody else has it. Raises `OSError` if it cannot be made."
+    "The file `path`, open and locked; None if somebody else has it. Raises `OSError` if it cannot be made."
     file = path.open('a')
     with suppress(FileNotFoundError):
         if try_lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat()): return file
@@ -56,7 +56,8 @@ def _claimed(path: Path, seconds: float) -> IO | None:
             if file := locked(path): return file
         except OSError: return None
         if time.monotonic() > end: raise ValueError(
-            f'{path.parent}: another process (or thread) is at work there: wait until it has ended, or give another place')
+            f'{path.parent}: another process (or thread) is at work there: wait until it has ended, or give another '
+            'place')
         time.sleep(.05)
 
 

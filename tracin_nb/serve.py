@@ -48,8 +48,8 @@ def page(folder: Path,
 
 # %% ../nbs/18d_serve.ipynb #c4946d9b
 def settings(host: str, port: int, token: str, theme: str) -> dict[str, Any]:
-    """Voila's settings. Pages that nobody looks at lose their kernel after some minutes. What "opens a browser" here only
-    tells that Voila listens (see `attended_voila`)."""
+    """Voila's settings. Pages that nobody looks at lose their kernel after some minutes. What should open a browser
+    only tells that Voila listens (see `attended_voila`)."""
     return dict(Voila=dict(ip=host, port=port, port_retries=0, token=token, open_browser=True),
                 VoilaConfiguration=dict(theme=theme, show_tracebacks=True, file_allowlist=[]),
                 MappingKernelManager=dict(cull_idle_timeout=600, cull_interval=60))
