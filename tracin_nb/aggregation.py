@@ -140,7 +140,8 @@ class NotFinite(ValueError):
     "A score that cannot be ranked; `args` are the test triple, the training index and the score."
 
     def __str__(self) -> str:
-        return "the score of test triple {} with training triple {} is {}, expected a finite number".format(*self.args)
+        test, train, score = self.args
+        return f"the score of test triple {test} with training triple {train} is {score}, expected a finite number"
 
 # %% ../nbs/10_aggregation.ipynb #84b53926
 @patch
@@ -254,7 +255,7 @@ class Ranking:
         self.slopes += other.slopes
 
     def tables(self) -> dict[str, Tensor]:
-        "All that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides, `sums` `[2, M]` and `slopes` `[]`."
+        "All that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides, `sums` `[2, M]`, `slopes` `[]`."
         sides = dict(proponents=self.proponents, opponents=self.opponents)
         return {f"{side}.{name}": getattr(top, name).cpu() for side, top in sides.items()
                 for name in ("values", "indices")} | {"sums": self.sums, "slopes": torch.tensor(self.slopes)}
