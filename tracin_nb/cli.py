@@ -217,8 +217,8 @@ def answer(options: dict[str, Any], choice: dict[str, Any], asked: dict[str, Any
         check_table(**table)
         tracin = cached_analysis(**options)
         if mode == 'self': return deliver(own_influence(tracin, k, choice['relation'], False), out, to['form'])
-        names, test = table_names(tracin.run, to['node_name_dict'], to['edge_map']), chosen_triples(
-            tracin.run, **choice, header=options['header'])
+        names = table_names(tracin.run, to['node_name_dict'], to['edge_map'])
+        test = chosen_triples(tracin.run, **choice, header=options['header'])
         if mode == 'single' and len(test) != 1: raise ValueError(f'--mode single explains one triple, not {len(test)}')
         if asked['all_scores']: return whole_scores(tracin, test, asked['all_scores'])
         mechanisms = known and known_paths(known, tracin)
@@ -329,8 +329,8 @@ def told(summary: dict[str, Any], folder: Path) -> int:
     for row in summary['results']:
         if row['status'] == 'failed': say(f"tracin: error: triple {row['index']}: {row['error']}")
     if others := summary['others']: say(
-        f"tracin: note: {folder} also holds {len(others)} files of other predictions or questions, such as {others[0]}; "
-        f'batch_tracin_summary.json names them as "others"')
+        f'tracin: note: {folder} also holds {len(others)} files of other predictions or questions, such as '
+        f'{others[0]}; batch_tracin_summary.json names them as "others"')
     counts = ', '.join(f'{summary[name]} {name}' for name in ('successful', 'failed', 'skipped'))
     click.echo(f"{summary['total']} predictions: {counts}; in {folder}")
     return 1 if summary['failed'] else 0

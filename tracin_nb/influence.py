@@ -1245,7 +1245,8 @@ def self_influence(self: TracIn,
         self._do(work, range(len(work)), take, 'self-influence')
     error = self._errors(self.objective, triples[:16], triples)
     facts = self.facts(self.objective, tile=size, **(dict(workers=work.crew) if work.crew else {}),
-                       training_triples=len(rows), training_triples_with_slope=sum(slopes), seconds=round(time.perf_counter() - start, 3), **error)
+                       training_triples=len(rows), training_triples_with_slope=sum(slopes),
+                       seconds=round(time.perf_counter() - start, 3), **error)
     return SelfInfluence.of(self.run.training, top, facts)
 
 # %% ../nbs/12_influence.ipynb #c3f1e089

@@ -270,17 +270,17 @@ def block(self: SelfInfluence, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
     return "self-influence", {"training triples": self.frame}
 
 # %% ../nbs/11_results.ipynb #7dbec3ed
-def _counted(facts: dict[str, Any]) -> str:
+def _counted(facts: dict[str, Any], what: str = "one") -> str:
     "How many training triples have a slope."
     n, sloped = facts["training_triples"], facts["training_triples_with_slope"]
-    return f"{sloped:,} of the {n:,} training triples looked at {'has' if sloped == 1 else 'have'} one"
+    return f"{sloped:,} of the {n:,} training triples looked at {'has' if sloped == 1 else 'have'} {what}"
 
 
 def _flat(facts: dict[str, Any]) -> str:
     "Why a test triple without a slope has no influences, and what would have one."
     own = facts.get("test_objective", facts["objective"])
     names = [f'"{name}"' for name in facts.get("test_objectives_with_slope", [])]
-    other = f"test_objective {' or '.join(names)} would have one" if names else "no other test_objective has one either"
+    other = f"test_objective {' or '.join(names)} would have one" if names else "no other that was tried has one"
     return (f"the test triple's own loss ({own}) has no slope at any checkpoint, so no training triple moves it; "
             f"{_counted(facts)}; {other}")
 
@@ -311,7 +311,9 @@ def note(self: Result, i: int) -> str:
 def note(self: SelfInfluence, i: int) -> str:
     "How many training triples have a slope, if those are fewer than the rows."
     sloped = self.facts.get("training_triples_with_slope", len(self.frame))
-    return "" if sloped >= len(self.frame) else f"{_counted(self.facts)}; the influence of the others on themselves is 0"
+    if sloped >= len(self.frame):
+        return ""
+    return f"{_counted(self.facts, 'a slope')}; the influence of the others on themselves is 0"
 
 
 @patch

@@ -194,16 +194,13 @@ def _terms(test: Sequence[Factors], indices: dict[str, list[Index]], i: int, n: 
 
 # %% ../nbs/10b_sparse.ipynb #6e12482a
 def _strongest_parts(test: Sequence[Factors], indices: dict[str, list[Index]], rows: Tensor, total: Tensor,
-                     k: int, most: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+                     k: int, clear: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     "For each of the test triples `rows` its number, and columns and values of its outermost pairs, `[c]` each."
-    outermost = lambda values: torch.cat([_extreme(values, k, largest) for largest in (True, False)])
     for i, parts in zip(rows.tolist(), _parts(indices, test, rows)):
         if not parts: continue
         columns, values = _sum(total, [(p, v.to(total)) for p, v in parts])
-        kept = outermost(values)
-        if most is not None and (values[kept].abs() <= most[i]).any():
-            values[values.abs() <= limit(values.dtype) * _terms(test, indices, i, len(total))] = 0
-            kept = outermost(values)
+        if clear: values[values.abs() <= limit(values.dtype) * _terms(test, indices, i, len(total))] = 0
+        kept = torch.cat([_extreme(values, k, largest) for largest in (True, False)])
         columns, values = columns[kept], values[kept]
         yield torch.full_like(columns, i), columns, values
 
@@ -225,11 +222,15 @@ def shared_pairs(test: Sequence[Factors],            # test triples' factors tim
                  most: Tensor | None = None,         # `[M]`, what rounding can be at most; by default not looked at
                  ) -> tuple[Tensor, Tensor, Tensor]:
     """Test rows, columns and influences `[c]` of the pairs that share a row of some table and may be among the `k`
-    highest or lowest of their test triple. All pairs that share nothing are exactly 0, and so is what is left by rounding."""
-    order = _order(test[0])
+    highest or lowest of their test triple. Pairs that share nothing are exactly 0, and what is rounding is 0."""
+    order, sizes = _order(test[0]), shared_counts(indices, test)
     total = torch.zeros(n, dtype=dtype, device=order.device)
+    def pairs(order: Tensor, clear: bool) -> tuple[Tensor, Tensor, Tensor]:
+        found = [part for rows in _chunks(order, sizes)
+                 for part in _strongest_parts(test, indices, rows, total, k, clear)]
+        return tuple(map(torch.cat, zip(*found))) if found else (order[:0], order[:0], total[:0])
     with one_thread():
-        found = [part for rows in _chunks(order, shared_counts(indices, test))
-                 for part in _strongest_parts(test, indices, rows, total, k, most)]
-    if not found: return order[:0], order[:0], total[:0]
-    return tuple(map(torch.cat, zip(*found)))
+        found = pairs(order, False)
+        if most is None or not len(again := found[0][found[2].abs() <= most[found[0]]].unique()): return found
+        sure = ~torch.isin(found[0], again)
+        return tuple(torch.cat([x[sure], y]) for x, y in zip(found, pairs(again, True)))

@@ -75,12 +75,8 @@ def _read_bytes(path: Path) -> bytes:
             data = _unzipped(f, most) if path.suffix == '.gz' else f.read()
     except FileNotFoundError: raise TriplesFileError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as e: raise TriplesFileError(f"{path}: cannot be read: {e}") from e
-<<<<<<< ours
-    if len(data) > most: raise TriplesFileError(f"{path}: unzipped it has more than {size_text(most)}, too much")
-=======
     if len(data) > most: raise TriplesFileError(
         f"{path}: unzipped it has more than {size_text(most)}, too much to read")
->>>>>>> theirs
     data = data.removeprefix(codecs.BOM_UTF8).rstrip(b'\r\n')
     if not data: raise TriplesFileError(f"{path}: the file is empty")
     return data

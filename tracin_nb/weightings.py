@@ -193,12 +193,12 @@ class Rounding:
     sizes: dict[str, float]
     errors: dict[str, float]
     def zero(self, name: str, second: float) -> bool:
-        "Is the second moment of gradients by parameter `name` no more than that of rounding errors?"
-        return second <= _SURE**2 * self.errors.get(name, 0.)
+        "Are gradients by parameter `name` only rounding errors: those looked at, and all, with this second moment?"
+        return 0 < max(second, self.sizes.get(name, 0.)) <= _SURE**2 * self.errors.get(name, 0.)
     def floor(self, name: str, second: float) -> float:
         "What the second moment of a row or direction has to exceed, where cancellation has left few digits; else 0."
-        error = self.errors.get(name, 0.)
-        return _SURE**2 * error if error > (_FEW_DIGITS * self.unit)**2 * second else 0.
+        error, size = self.errors.get(name, 0.), max(second, self.sizes.get(name, 0.))
+        return _SURE**2 * error if error > (_FEW_DIGITS * self.unit)**2 * size else 0.
 
 _SURE = 8           # rounding errors: what is longer is no rounding error
 _FEW_DIGITS = 300   # units: rounding errors relative to a gradient that has lost digits by cancellation
@@ -297,8 +297,8 @@ def _noise(second: float, error: float) -> str:
 
 def _without_moments(moments: dict[str, Tensor], found: Rounding) -> dict[str, str]:
     "The parameters whose gradients and second moments `v_hat` are no more than rounding errors, and why."
-    second = {name: max(size, moments[name].double().sum().item()) for name, size in found.sizes.items() if size}
-    return {name: _noise(x, found.errors[name]) for name, x in second.items() if found.zero(name, x)}
+    zero = [name for name in found.sizes if found.zero(name, moments[name].double().sum().item())]
+    return {name: _noise(found.sizes[name], found.errors[name]) for name in zero}
 
 # %% ../nbs/05_weightings.ipynb #df1a648c
 @dataclass(frozen=True)
@@ -463,8 +463,10 @@ def _damped_inverse(side: Tensor, count: int, damping: float, floor: float, name
     """Inverse of the mean `side / count`, `[n, n]` or a diagonal `[n]`, damped by `damping` times its mean eigenvalue.
 
     Zero where that is not above `floor`."""
-    x = side.to(torch.float64, copy=True).div_(count)
-    if x.dim() == 2: return _inverted(x, damping * x.diagonal().mean(), floor, name).to(side)
+    if side.dim() == 2:
+        x = (side + side.T).to(torch.float64).div_(2 * count)
+        return _inverted(x, damping * x.diagonal().mean(), floor, name).to(side)
+    x = side.double() / count
     return torch.where(x > floor, 1 / (x + damping * x.mean()), 0.).to(side)
 
 # %% ../nbs/05_weightings.ipynb #638f200c
@@ -582,14 +584,14 @@ class Natural(Weighting):
         found = Rounding(0., {}, {}) if run is None else rounding(engine, run.training.mapped_triples)
         facts = dict(weighting='natural', damping=self.damping, training_triples=count,
                      blocks={name: str(f) for name, f in forms.items()})
-        known, left_out, held = {}, {}, sum(f.nbytes for f in forms.values())
+        known, left_out, held = {}, {}, 0
         for name in list(forms):
             form = forms.pop(name)
             second = form.energies(count).sum().item()
             if reason := _left_out(form, count, second, found): left_out[name] = reason
             if not second > 0 or found.zero(name, second): continue
             inverse = form.inverse(count, self.damping, found.floor(name, second))
-            known[name] = partial(_computed_in, _dtype(form), inverse)
+            known[name], held = partial(_computed_in, _dtype(form), inverse), held + form.nbytes
         return Metric(dict(facts, left_out=left_out), partial(_by_parameter, known), nbytes=held)
 
 # %% ../nbs/05_weightings.ipynb #a90c4f1e
