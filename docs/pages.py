@@ -150,7 +150,7 @@ def command_section(command: click.Command, name: str, context: click.Context) -
 
 def commands() -> str:
     "A section for each command."
-    from tracin_nb.cli import main
+    from tracin_nb.app.cli import main
     context = click.Context(main, info_name='tracin')
     return '\n\n'.join(command_section(c, f'tracin {n}', context) for n, c in main.commands.items())
 
@@ -175,16 +175,16 @@ ABOUT = {   # in the order of the page: title, what it shows, column of ratios f
     'workers': ('Workers', 'Two processes on two cores.', 'gain'),
     'removal': ('Removal', 'In percent: explained predictions that become less probable, / predictions whose first '
                 'rank changes, after the K strongest proponents are deleted and the model is trained again. See '
-                '[Removal](15b_removal.ipynb).', None),
+                '[Removal](evaluation/10_removal.ipynb).', None),
     'lds': ('Linear datamodeling score', 'Rank correlation of predicted and actual losses over trainings on random '
-            'halves, with 95 % intervals. See [Datamodels](15c_datamodel.ipynb).', None),
+            'halves, with 95 % intervals. See [Datamodels](evaluation/20_datamodel.ipynb).', None),
     'stability': ('Stability', 'What two rankings have in common of their first ten proponents, with 95 % intervals: '
                   'of two seeds, of fewer checkpoints and all, of a trained run and one with random weights, and of '
-                  'lists of random neighbours. See [the chapter](15e_stability.ipynb).', None),
+                  'lists of random neighbours. See [the chapter](evaluation/40_stability.ipynb).', None),
     'corruption': ('Wrong triples in the training set', 'Are planted wrong triples found by their influence on '
-                   'themselves? See [the chapter](15d_corruption.ipynb).', None),
+                   'themselves? See [the chapter](evaluation/30_corruption.ipynb).', None),
     'mechanisms': ('Known mechanism paths', 'Do proponents lie on the paths that curators drew? Baselines that know '
-                   'the graph only are in the table. See [the chapter](14b_mechanisms.ipynb).', None)}
+                   'the graph only are in the table. See [the chapter](evaluation/50_mechanisms.ipynb).', None)}
 
 
 def about(stem: str) -> tuple[str, str, str | None]:
@@ -202,7 +202,8 @@ def order(path: Path) -> tuple[int, str]:
 
 def table_of(result: dict[str, Any], path: Path) -> str:
     "A benchmark's or experiment's table in Markdown."
-    from tracin_nb import benchmarks, experiments
+    from tracin_nb.bench import engine as benchmarks
+    from tracin_nb.app import experiments
     known = experiments.EXPERIMENTS.get(result.get('experiment'))
     if 'benchmark' in result: return benchmarks.table(result)
     if known is None: return path.with_suffix('.md').read_text(encoding='utf-8')
@@ -214,7 +215,7 @@ def chart(path: Path, column: str) -> str:
     "The ratios of a benchmark as a picture in the page."
     import matplotlib
     matplotlib.use('Agg')
-    from tracin_nb.plots import speedups
+    from tracin_nb.answer.plots import speedups
     ax, held = speedups(path, column), io.BytesIO()
     ax.set_title('')
     ax.figure.savefig(held, format='svg', metadata=dict(Date=None), facecolor='white')

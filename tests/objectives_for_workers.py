@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tracin_nb.objectives import BCE, Queries
+from tracin_nb.engine.objectives import BCE, Queries
 
 
 def in_worker() -> bool: return multiprocessing.parent_process() is not None

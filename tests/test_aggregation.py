@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import LongTensor, Tensor
 
-from tracin_nb.aggregation import Ranking, TopK, group_sum
+from tracin_nb.answer.ranking import Ranking, TopK, group_sum
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SIZES = [1, 3, 127, 128, 129, 400, 1000]

@@ -10,10 +10,10 @@ from pykeen.nn.modules import interaction_resolver
 from pykeen.models import ConvE, Model
 from torch import Tensor, nn
 
-from tracin_nb.amp import PRECISIONS, arithmetic, low_type, precision_error
-from tracin_nb.factors import Dense, Outer, Rows, block_total, inner
-from tracin_nb.gradients import FactoredEngine, LoopEngine, Routes, _half_linear, _halved
-from tracin_nb.objectives import BCE, Objective, score
+from tracin_nb.engine.amp import PRECISIONS, arithmetic, low_type, precision_error
+from tracin_nb.engine.factors import Dense, Outer, Rows, block_total, inner
+from tracin_nb.engine.gradients import FactoredEngine, LoopEngine, Routes, _half_linear, _halved
+from tracin_nb.engine.objectives import BCE, Objective, score
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 HALVES = ('bf16', 'fp16')

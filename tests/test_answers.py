@@ -12,13 +12,14 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from tests.models import fit, graph
-from tracin_nb import Run, TracIn, cli, train
-from tracin_nb.factors import inner
-from tracin_nb.influence import Near, resume
-from tracin_nb.objectives import BCE
-from tracin_nb.parts import Parts
-from tracin_nb.results import Result, text_table
-from tracin_nb.rounding import lengths, limit, sizes
+from tracin_nb.app import cli
+from tracin_nb import Run, TracIn, train
+from tracin_nb.engine.factors import inner
+from tracin_nb.influence.tracin import Near, resume
+from tracin_nb.engine.objectives import BCE
+from tracin_nb.influence.parts import Parts
+from tracin_nb.answer.results import Result, text_table
+from tracin_nb.engine.rounding import lengths, limit, sizes
 
 QUESTIONS = graph().mapped_triples[5::130]   # 13
 TWO = ['cpu', 'cpu']
@@ -278,7 +279,7 @@ def test_every_row_that_holds_a_triple(doubled, batch_size):
 
 def test_a_sample_is_resumed_as_it_was_drawn(margin, tmp_path):
     "A part of chosen training triples is the same part when the question goes on."
-    from tracin_nb.shortcuts import Sample
+    from tracin_nb.engine.shortcuts import Sample
     ask = dict(k=5, train=margin.training.mapped_triples[:200], sample=Sample(.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parts, 'close', lambda *_: None)

@@ -16,9 +16,9 @@ from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tracin_nb.foreign import open_files
-from tracin_nb.influence import TracIn
-from tracin_nb.runs import Run, RunError, as_run, state_fingerprint
+from tracin_nb.runs.foreign import open_files
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import Run, RunError, as_run, state_fingerprint
 
 from models import build, forget, graph
 

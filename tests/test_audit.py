@@ -10,13 +10,13 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from tracin_nb.audit import (Ask, CompareRuns, ProfilePanel, Setting, TrainingAudit, compare,
+from tracin_nb.app.audit import (Ask, CompareRuns, ProfilePanel, Setting, TrainingAudit, compare,
                              compare_settings, without)
-from tracin_nb.influence import TracIn
-from tracin_nb.panels import Panel, Stopped
-from tracin_nb.runs import Run, train
-from tracin_nb.stability import overlap
-from tracin_nb.triples import select, to_labels
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.app.panels import Panel, Stopped
+from tracin_nb.runs.run import Run, train
+from tracin_nb.evaluation.stability import overlap
+from tracin_nb.graph.triples import select, to_labels
 
 TRIPLE = ('brazil', 'embassy', 'uk')
 SMALL = dict(model='DistMult', model_kwargs=dict(embedding_dim=8), epochs=4, keep_every=2, lr=.02, progress=False)
@@ -36,7 +36,7 @@ def tracins(runs: list[Run]) -> list[TracIn]:
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     "Pictures take half a second each: only the tests of files make them."
-    if 'files' not in request.node.name: monkeypatch.setattr('tracin_nb.audit.png', lambda figure: b'')
+    if 'files' not in request.node.name: monkeypatch.setattr('tracin_nb.app.audit.png', lambda figure: b'')
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result as Outcome
 
-from tracin_nb import batch as batches, cli
-from tracin_nb.batch import MANIFEST, SUMMARY, Batch, read_items, write_neighbourhoods
-from tracin_nb.influence import TracIn
+from tracin_nb.influence import batch as batches
+from tracin_nb.app import cli
+from tracin_nb.influence.batch import MANIFEST, SUMMARY, Batch, read_items, write_neighbourhoods
+from tracin_nb.influence.tracin import TracIn
 from tracin_nb.locks import alone
-from tracin_nb.parts import Parts
-from tracin_nb.runs import Run, train
+from tracin_nb.influence.parts import Parts
+from tracin_nb.runs.run import Run, train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 LONG = ('北' * 70, 'r0', 'ü' * 90)        # 210 and 180 bytes in UTF-8

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tracin_nb.influence import TracIn
-from tracin_nb.runs import Run, train
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import Run, train
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking',

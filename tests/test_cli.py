@@ -9,10 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result as Outcome
 
-from tracin_nb import cli, flags
-from tracin_nb.influence import TracIn
-from tracin_nb.results import Result, SelfInfluence
-from tracin_nb.runs import Run, file_facts, train
+from tracin_nb.app import cli
+from tracin_nb.app import options as flags
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.answer.results import Result, SelfInfluence
+from tracin_nb.runs.run import Run, file_facts, train
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINED = dict(model='DistMult', model_kwargs=dict(embedding_dim=8), epochs=4, keep_every=2, lr=.05)
@@ -274,8 +275,8 @@ def test_help_lists_the_commands() -> None:
 def test_help_lists_what_can_be_measured(command: str) -> None:
     "Each benchmark and each experiment, whose file in benchmarks/ has its name, with a line on what it is."
     from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
-    from tracin_nb.benchmarks import BENCHMARKS
-    from tracin_nb.experiments import EXPERIMENTS
+    from tracin_nb.bench.engine import BENCHMARKS
+    from tracin_nb.app.experiments import EXPERIMENTS
     text = succeeded(command, '--help').stdout
     listed = re.findall(r'^  ([a-z0-9]+)  +(?=\w)', text.partition('Options:')[0], re.MULTILINE)
     assert sorted(listed) == sorted({'bench': BENCHMARKS, 'evaluate': EXPERIMENTS}[command])
@@ -577,7 +578,7 @@ def test_out_is_not_lost(original: Path, tmp_path: Path, command: tuple) -> None
 
 def test_disk_errors_are_told(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None: raise OSError(28, 'No space left on device', 'x.csv')
-    monkeypatch.setitem(__import__('tracin_nb.results').results.WRITERS, '.csv', full)
+    monkeypatch.setitem(__import__('tracin_nb.answer.results').results.WRITERS, '.csv', full)
     refused(tmp_path, ('run', original, *ASK, '--out', tmp_path/'x.csv'), 'x.csv: No space left on device')
 
 

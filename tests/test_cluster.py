@@ -8,9 +8,9 @@ import pytest
 from objectives_for_workers import Slow
 from pykeen.datasets.nations import Nations
 
-from tracin_nb.influence import TracIn
-from tracin_nb.objectives import BCE
-from tracin_nb.runs import train
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.engine.objectives import BCE
+from tracin_nb.runs.run import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=3, kernel_height=2, kernel_width=2)

@@ -16,11 +16,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config
 
-from tracin_nb import compile as compilation
-from tracin_nb.compile import CompiledEngine, _fusing, _ShiftConv, compiled, make_program
-from tracin_nb.factors import Factors, concat, inner
-from tracin_nb.gradients import FactoredEngine
-from tracin_nb.objectives import BCE
+from tracin_nb.engine import compile as compilation
+from tracin_nb.engine.compile import CompiledEngine, _fusing, _ShiftConv, compiled, make_program
+from tracin_nb.engine.factors import Factors, concat, inner
+from tracin_nb.engine.gradients import FactoredEngine
+from tracin_nb.engine.objectives import BCE
 
 TILE = 8
 MODELS = ('conve', 'distmult', 'transe', 'complex', 'rotate', 'tucker')
@@ -143,7 +143,7 @@ def test_convolution(options: dict) -> None:
 @pytest.mark.usefixtures('recorded')
 def test_nothing_left_behind() -> None:
     "Recording leaves model and engine as they were, also when it fails."
-    from tracin_nb import gradients
+    from tracin_nb.engine import gradients
     before, model = gradients._slim, wide_conve()
     engine = FactoredEngine(model, BCE())
     make_program(engine, TRIPLES[:TILE])

@@ -9,10 +9,10 @@ from pykeen.datasets import Nations
 from pykeen.triples import TriplesFactory
 from sklearn.metrics import roc_auc_score
 
-from tracin_nb.corruption import (MODELS, corrupt, corrupted_run, corruption, detection, last_losses, self_influences,
+from tracin_nb.evaluation.corruption import (MODELS, corrupt, corrupted_run, corruption, detection, last_losses, self_influences,
                                   summary, tied)
-from tracin_nb.influence import TracIn
-from tracin_nb.objectives import losses, make_objective
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.engine.objectives import losses, make_objective
 
 
 def as_set(triples: torch.Tensor) -> set[tuple[int, ...]]:

@@ -10,11 +10,11 @@ from pykeen.datasets import Nations
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
-from tracin_nb.datamodel import (ESTIMATORS, LOSSES, Design, baselines, datamodel, datamodel_table, distmult, estimate,
+from tracin_nb.evaluation.datamodel import (ESTIMATORS, LOSSES, Design, baselines, datamodel, datamodel_table, distmult, estimate,
                                  halves, interval, lds, own_and_other, seed_agreement, train_seed)
-from tracin_nb.objectives import Softmax, losses
-from tracin_nb.retraining import Recipe, retrain
-from tracin_nb.triples import load_dataset
+from tracin_nb.engine.objectives import Softmax, losses
+from tracin_nb.evaluation.retraining import Recipe, retrain
+from tracin_nb.graph.triples import load_dataset
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(dim=8, epochs=3, checkpoints=2, subsets=20, tests=10, group=8)

@@ -21,7 +21,7 @@ matplotlib.use('Agg')
 def command(line):
     args = shlex.split(line, comments=True)
     if args[0] != 'tracin': return subprocess.run(line, shell=True, check=True)
-    from tracin_nb.cli import main
+    from tracin_nb.app.cli import main
     try: main(args[1:])
     except SystemExit as e: assert not e.code, f'{line}: status {e.code}'
 
@@ -142,7 +142,7 @@ def test_plain_words() -> None:
 
 def test_table_of_the_default() -> None:
     "The table in 'Weightings' that says why `natural` is the default has the files' numbers."
-    cells = json.loads((ROOT/'nbs/05_weightings.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = json.loads((ROOT/'nbs/engine/40_weightings.ipynb').read_text(encoding='utf-8'))['cells']
     text = next(t for t in (''.join(c['source']) for c in cells) if '## The default' in t).split('## The default')[1]
     names = {'entity overlap': 'entity overlap', '`natural`, weights never trained': 'natural, random weights',
              '`sgd`, TracIn as published': 'tracin', '`adam-cosine`': 'adam-cosine', '**`natural`**': 'natural'}

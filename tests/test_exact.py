@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from tracin_nb.factors import Factors, concat, inner
-from tracin_nb.gradients import ENGINES, FactoredEngine, LoopEngine, _trial_triples, make_engine
-from tracin_nb.objectives import BCE, Objective, Softmax
+from tracin_nb.engine.factors import Factors, concat, inner
+from tracin_nb.engine.gradients import ENGINES, FactoredEngine, LoopEngine, _trial_triples, make_engine
+from tracin_nb.engine.objectives import BCE, Objective, Softmax
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 LIMIT = {torch.float64: 1e-6, torch.float32: 1e-5}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result as Outcome
 
-from tracin_nb.cli import main
-from tracin_nb.influence import TracIn
-from tracin_nb.neighbourhoods import Graph, neighbourhood
-from tracin_nb.results import Result
-from tracin_nb.runs import Run, train
-from tracin_nb.shortcuts import Only, Projected, Sample
-from tracin_nb.triples import to_ids
+from tracin_nb.app.cli import main
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.graph.neighbourhoods import Graph, neighbourhood
+from tracin_nb.answer.results import Result
+from tracin_nb.runs.run import Run, train
+from tracin_nb.engine.shortcuts import Only, Projected, Sample
+from tracin_nb.graph.triples import to_ids
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=3, kernel_height=2, kernel_width=2)

@@ -9,10 +9,10 @@ from models import CONVE, error, graph
 from pykeen.models import ConvE
 from torch import Tensor, nn
 
-from tracin_nb import gradients
-from tracin_nb.factors import inner
-from tracin_nb.gradients import FactoredEngine, LoopEngine, _folding, _steps, capturing, describe, frozen
-from tracin_nb.objectives import BCE, Objective, Softmax
+from tracin_nb.engine import gradients
+from tracin_nb.engine.factors import inner
+from tracin_nb.engine.gradients import FactoredEngine, LoopEngine, _folding, _steps, capturing, describe, frozen
+from tracin_nb.engine.objectives import BCE, Objective, Softmax
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TRIPLES = graph().mapped_triples[::25][:23]

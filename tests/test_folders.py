@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result as Outcome
 
-from tracin_nb import cli, locks, results
-from tracin_nb.influence import TracIn
+from tracin_nb.app import cli
+from tracin_nb.answer import results
+from tracin_nb import locks
+from tracin_nb.influence.tracin import TracIn
 from tracin_nb.locks import LOCK, SAVING, alone
-from tracin_nb.parts import Parts
-from tracin_nb.results import Result, SelfInfluence
-from tracin_nb.runs import Run, train
+from tracin_nb.influence.parts import Parts
+from tracin_nb.answer.results import Result, SelfInfluence
+from tracin_nb.runs.run import Run, train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 FILES = ['manifest.json', 'result.csv', 'result.json', 'result.parquet']

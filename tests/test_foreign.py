@@ -20,9 +20,9 @@ from pykeen.pipeline import pipeline
 from pykeen.training import SLCWATrainingLoop
 from pykeen.training.callbacks import CheckpointTrainingCallback, TrainingCallback
 
-from tracin_nb.foreign import KNOWN, Opened, images, open_file, open_files, read_checkpoint_file, recognise
-from tracin_nb.influence import TracIn
-from tracin_nb.runs import RunError
+from tracin_nb.runs.foreign import KNOWN, Opened, images, open_file, open_files, read_checkpoint_file, recognise
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import RunError
 
 from models import CONVE, KWARGS, build, graph
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from tracin_nb.cli import main
-from tracin_nb.influence import TracIn
-from tracin_nb.runs import train
+from tracin_nb.app.cli import main
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import train
 
 COLUMNS = ('TestHead TestHead_label TestRel TestRel_label TestTail TestTail_label TrainHead TrainHead_label TrainRel '
            'TrainRel_label TrainTail TrainTail_label TracInScore SelfInfluence').split()

@@ -21,11 +21,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result as Outcome
 
-from tracin_nb.cli import main
-from tracin_nb.influence import TracIn
-from tracin_nb.parts import Parts
-from tracin_nb.results import Result
-from tracin_nb.runs import Run, file_facts, train
+from tracin_nb.app.cli import main
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.influence.parts import Parts
+from tracin_nb.answer.results import Result
+from tracin_nb.runs.run import Run, file_facts, train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 logging.getLogger('pykeen').setLevel(logging.ERROR)

@@ -10,13 +10,13 @@ import torch
 from pykeen.datasets import Nations
 from pykeen.triples import TriplesFactory
 
-from tracin_nb.influence import TracIn
-from tracin_nb.mechanisms import (BASELINES, COLUMNS, Mechanisms, baselines, evaluate, expected, groups, mark,
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.evaluation.mechanisms import (BASELINES, COLUMNS, Mechanisms, baselines, evaluate, expected, groups, mark,
                                   mechanism_experiment, p_above, p_paired, random_places, read_paths)
-from tracin_nb.neighbourhoods import Graph
-from tracin_nb.results import Result
-from tracin_nb.runs import train
-from tracin_nb.triples import TriplesFileError, load_files
+from tracin_nb.graph.neighbourhoods import Graph
+from tracin_nb.answer.results import Result
+from tracin_nb.runs.run import train
+from tracin_nb.graph.triples import TriplesFileError, load_files
 
 HEADER = '\t'.join(COLUMNS)
 

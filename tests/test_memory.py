@@ -20,12 +20,12 @@ from torch.autograd.profiler import profile
 
 from models import trained
 from tracin_nb import TracIn, train
-from tracin_nb.aggregation import Ranking
-from tracin_nb.factors import Factors, added, inner
-from tracin_nb.gradients import ENGINES, FactoredEngine
-from tracin_nb.memory import (Plan, Tiles, Usage, _resident, consume, metered, out_of_memory, parse_bytes, plan_tiles,
+from tracin_nb.answer.ranking import Ranking
+from tracin_nb.engine.factors import Factors, added, inner
+from tracin_nb.engine.gradients import ENGINES, FactoredEngine
+from tracin_nb.influence.memory import (Plan, Tiles, Usage, _resident, consume, metered, out_of_memory, parse_bytes, plan_tiles,
                               release)
-from tracin_nb.objectives import BCE, SLCWA, Negatives
+from tracin_nb.engine.objectives import BCE, SLCWA, Negatives
 
 CPU = torch.device('cpu')
 @pytest.fixture(scope='module', autouse=True)
@@ -343,7 +343,7 @@ def test_ranking_runs_out() -> None:
 
 REAL = '''
     import resource, torch
-    from tracin_nb.memory import Tiles, _resident
+    from tracin_nb.influence.memory import Tiles, _resident
     torch.ones(100, 100) @ torch.ones(100, 100)
     size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))

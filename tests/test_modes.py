@@ -6,9 +6,9 @@ import torch
 from pykeen.datasets import Nations
 
 from tracin_nb import TracIn, train
-from tracin_nb.cache import FactorCache
-from tracin_nb.factors import Shared, inner, shared
-from tracin_nb.gradients import FactoredEngine
+from tracin_nb.influence.cache import FactorCache
+from tracin_nb.engine.factors import Shared, inner, shared
+from tracin_nb.engine.gradients import FactoredEngine
 
 K = 25
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=8, kernel_height=2, kernel_width=2)

@@ -14,11 +14,11 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor, nn
 
 from tracin_nb import Run, TracIn, train
-from tracin_nb.factors import Rows, inner
-from tracin_nb.gradients import ENGINES, Engine, FactoredEngine, Routes, choose_routes
-from tracin_nb.memory import metered
-from tracin_nb.objectives import BCE, Objective, Score, Softmax
-from tracin_nb.weightings import WEIGHTINGS, Adam, Metric, Natural, RowBlocks, rounding
+from tracin_nb.engine.factors import Rows, inner
+from tracin_nb.engine.gradients import ENGINES, Engine, FactoredEngine, Routes, choose_routes
+from tracin_nb.influence.memory import metered
+from tracin_nb.engine.objectives import BCE, Objective, Score, Softmax
+from tracin_nb.engine.weightings import WEIGHTINGS, Adam, Metric, Natural, RowBlocks, rounding
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 LOSSES = {'crossentropy': {}, 'infonce': {}, 'marginranking': dict(margin=1.), 'nssa': dict(margin=3.),
@@ -183,7 +183,7 @@ def test_rows_and_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     (a, left), (b, _) = (scores(m, factory, objective, test) for m in (model, double(model)))
     assert error(a, b) < 1e-4
     assert 'rows and directions: rounding' in left[relations]
-    monkeypatch.setattr('tracin_nb.weightings.Rounding.floor', lambda *_: 0.)
+    monkeypatch.setattr('tracin_nb.engine.weightings.Rounding.floor', lambda *_: 0.)
     assert error(scores(model, factory, objective, test)[0], b) > 3e-4
 
 

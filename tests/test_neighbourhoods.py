@@ -12,13 +12,13 @@ from pykeen.datasets import Nations
 from pykeen.models import ConvE
 from pykeen.triples import TriplesFactory
 
-from tracin_nb.aggregation import Ranking
-from tracin_nb.influence import Near, TracIn
-from tracin_nb.neighbourhoods import (Graph, metapaths, n_hop, near, neighbourhood, on_paths, path_table, paths,
+from tracin_nb.answer.ranking import Ranking
+from tracin_nb.influence.tracin import Near, TracIn
+from tracin_nb.graph.neighbourhoods import (Graph, metapaths, n_hop, near, neighbourhood, on_paths, path_table, paths,
                                       read_types,
                                       score_paths)
-from tracin_nb.results import Result
-from tracin_nb.triples import UnknownLabelError
+from tracin_nb.answer.results import Result
+from tracin_nb.graph.triples import UnknownLabelError
 
 CHAIN = torch.tensor([[0, 0, 1], [1, 0, 2], [2, 0, 3]])
 

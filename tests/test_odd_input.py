@@ -12,13 +12,13 @@ from click.testing import CliRunner, Result as Outcome
 from pykeen.models import DistMult
 from pykeen.triples import TriplesFactory
 
-from tracin_nb.cli import main
-from tracin_nb.formats import influence_table, write_influence_csv
-from tracin_nb.influence import TracIn
-from tracin_nb.neighbourhoods import Graph, near
-from tracin_nb.results import Result, read_csv
-from tracin_nb.runs import Run
-from tracin_nb.triples import (TriplesFileError, TriplesWarning, load_dataset, load_files, read_label_map, select,
+from tracin_nb.app.cli import main
+from tracin_nb.answer.formats import influence_table, write_influence_csv
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.graph.neighbourhoods import Graph, near
+from tracin_nb.answer.results import Result, read_csv
+from tracin_nb.runs.run import Run
+from tracin_nb.graph.triples import (TriplesFileError, TriplesWarning, load_dataset, load_files, read_label_map, select,
                                to_ids, to_labels)
 
 GRAPH = [('zinc', 'treats', 'cold'), ('cold', 'causes', 'cough'), ('honey', 'treats', 'cough'),

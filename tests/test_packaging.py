@@ -61,7 +61,7 @@ def test_metadata(installed: Path) -> None:
     assert len(needed) == len(PROJECT['dependencies'])
     assert not [r for r in needed if r.startswith(('nbdev', 'pytest', 'sphinx', 'ray', 'playwright', 'captum'))]
     points = next(installed.glob('*.dist-info/entry_points.txt')).read_text(encoding='utf-8')
-    assert 'tracin = tracin_nb.cli:main' in points and 'tracin_nb = tracin_nb._modidx:d' in points
+    assert 'tracin = tracin_nb.app.cli:main' in points and 'tracin_nb = tracin_nb._modidx:d' in points
 
 
 def test_module_runs(installed: Path) -> None:
@@ -81,7 +81,7 @@ import tracin_nb
 at_import = [m for m in {HEAVY} if m in sys.modules]
 names = dir(tracin_nb)
 from click.testing import CliRunner
-from tracin_nb.cli import main
+from tracin_nb.app.cli import main
 status = [CliRunner().invoke(main, [name, '--help']).exit_code for name in main.commands]
 print(json.dumps([tracin_nb.__file__, at_import, names, status, [m for m in {HEAVY} if m in sys.modules]]))
 '''

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from tracin_nb import peers
-from tracin_nb.benchmarks import table
-from tracin_nb.factors import inner
-from tracin_nb.gradients import LoopEngine
-from tracin_nb.objectives import BCE
+from tracin_nb.bench import peers
+from tracin_nb.bench.engine import table
+from tracin_nb.engine.factors import inner
+from tracin_nb.engine.gradients import LoopEngine
+from tracin_nb.engine.objectives import BCE
 
 SMALL = dict(entities=14, relations=5, dim=20)
 

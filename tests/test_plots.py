@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from pykeen.datasets import Nations
 from pykeen.models import DistMult
 
-from tracin_nb import plots
-from tracin_nb.aggregation import Ranking
-from tracin_nb.influence import TracIn
-from tracin_nb.neighbourhoods import Graph, entities_along, path_table, paths, score_paths
-from tracin_nb.results import Result, SelfInfluence, signed
-from tracin_nb.runs import Run
+from tracin_nb.answer import plots
+from tracin_nb.answer.ranking import Ranking
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.graph.neighbourhoods import Graph, entities_along, path_table, paths, score_paths
+from tracin_nb.answer.results import Result, SelfInfluence, signed
+from tracin_nb.runs.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = Nations().training

@@ -12,15 +12,18 @@ import torch
 from pykeen.datasets import Nations
 from pykeen.models import ConvE, DistMult
 
-from tracin_nb import gradients, influence, plots, profiling
-from tracin_nb.aggregation import Ranking
-from tracin_nb.cache import FactorCache
-from tracin_nb.influence import TracIn
-from tracin_nb.parts import Parts
-from tracin_nb.profiling import (BORDERS, OPTIONS, OTHER, STAGES, WHOLE, Profile, Stopwatch, bytes_of, compare_options,
+from tracin_nb.engine import gradients
+from tracin_nb.influence import tracin as influence
+from tracin_nb.answer import plots
+from tracin_nb.bench import profiling
+from tracin_nb.answer.ranking import Ranking
+from tracin_nb.influence.cache import FactorCache
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.influence.parts import Parts
+from tracin_nb.bench.profiling import (BORDERS, OPTIONS, OTHER, STAGES, WHOLE, Profile, Stopwatch, bytes_of, compare_options,
                                  count_flops, flops, relative_error, trace, watching)
-from tracin_nb.results import Result
-from tracin_nb.runs import Run
+from tracin_nb.answer.results import Result
+from tracin_nb.runs.run import Run
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=16, embedding_height=4, embedding_width=4, output_channels=2)

@@ -10,10 +10,10 @@ import torch
 from pykeen.datasets import Nations
 from torch.testing import assert_close
 
-from tracin_nb.objectives import Softmax, losses
-from tracin_nb.removal import (METHODS, NOTHING, OneByOne, RANDOM, Setting, Trial, best, candidates, deletions, measure,
+from tracin_nb.engine.objectives import Softmax, losses
+from tracin_nb.evaluation.removal import (METHODS, NOTHING, OneByOne, RANDOM, Setting, Trial, best, candidates, deletions, measure,
                                first_model, in_file_order, make_recipe, removal, removal_table, some)
-from tracin_nb.retraining import retrain
+from tracin_nb.evaluation.retraining import retrain
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from pykeen.triples import TriplesFactory
 
-from tracin_nb import results
-from tracin_nb.aggregation import Ranking, TopK, by_entity, by_group, by_relation
-import tracin_nb.plots  # adds `plot`
-from tracin_nb.results import CAVEAT, Result, SelfInfluence, text_table
+from tracin_nb.answer import results
+from tracin_nb.answer.ranking import Ranking, TopK, by_entity, by_group, by_relation
+import tracin_nb.answer.plots  # adds `plot`
+from tracin_nb.answer.results import CAVEAT, Result, SelfInfluence, text_table
 
 LABELS = ["a,b", 'say "x"', "line\nbreak", "cr\rhere", "tab\tinside", "Zoë 日本", "<script>alert(1)</script>", "NA", "",
           " spaced ", "$x_1$", "a & b", "'; --", "\x1b[31mred", "crlf\r\nend", "=1+1"]

@@ -15,10 +15,10 @@ import pytest
 import torch
 from pykeen.datasets.nations import Nations
 
-from tracin_nb.influence import TracIn, resume
-from tracin_nb.parts import Parts, read_question
-from tracin_nb.results import Result
-from tracin_nb.runs import train
+from tracin_nb.influence.tracin import TracIn, resume
+from tracin_nb.influence.parts import Parts, read_question
+from tracin_nb.answer.results import Result
+from tracin_nb.runs.run import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=3, kernel_height=2, kernel_width=2)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tracin_nb import TracIn
-from tracin_nb.objectives import BCE, Objective, Softmax, make_objective, score
-from tracin_nb.retraining import AnyScores, Recipe, Stack, retrain, run_of
-from tracin_nb.runs import Run
+from tracin_nb.engine.objectives import BCE, Objective, Softmax, make_objective, score
+from tracin_nb.evaluation.retraining import AnyScores, Recipe, Stack, retrain, run_of
+from tracin_nb.runs.run import Run
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 N = 96

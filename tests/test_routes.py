@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tracin_nb import Run, TracIn
-from tracin_nb.gradients import FactoredEngine, RouteError, Routes, settled_routes
-from tracin_nb.objectives import BCE, Softmax
+from tracin_nb.engine.gradients import FactoredEngine, RouteError, Routes, settled_routes
+from tracin_nb.engine.objectives import BCE, Softmax
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 NATIONS = Nations().training

@@ -18,8 +18,8 @@ from pykeen.models.inductive import InductiveERModel
 from pykeen.pipeline import pipeline
 from pykeen.triples import TriplesFactory
 
-from tracin_nb import runs
-from tracin_nb.runs import (Checkpoint, KeepCheckpoints, Run, RunError, as_run, file_facts, read_state,
+from tracin_nb.runs import run as runs
+from tracin_nb.runs.run import (Checkpoint, KeepCheckpoints, Run, RunError, as_run, file_facts, read_state,
                             state_fingerprint, train)
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)

@@ -5,9 +5,9 @@ import pytest
 from click.testing import CliRunner
 
 from tracin_nb import cli, peers, scale, scaling   # they add their benchmarks to the list
-from tracin_nb.benchmarks import BENCHMARKS
-from tracin_nb.experiments import EXPERIMENTS
-from tracin_nb.flags import fits
+from tracin_nb.bench.engine import BENCHMARKS
+from tracin_nb.app.experiments import EXPERIMENTS
+from tracin_nb.app.options import fits
 
 FUNCTIONS = {('bench', name): f for name, f in BENCHMARKS.items()} | {
     ('evaluate', name): e.run for name, e in EXPERIMENTS.items()}

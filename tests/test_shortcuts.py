@@ -6,10 +6,10 @@ import pytest
 import torch
 from pykeen.datasets.nations import Nations
 
-from tracin_nb.influence import TracIn, resume
-from tracin_nb.runs import Run, train
-from tracin_nb.shortcuts import Only, Projected, Sample, layers
-from tracin_nb.weightings import Natural
+from tracin_nb.influence.tracin import TracIn, resume
+from tracin_nb.runs.run import Run, train
+from tracin_nb.engine.shortcuts import Only, Projected, Sample, layers
+from tracin_nb.engine.weightings import Natural
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=3, kernel_height=2, kernel_width=2)
@@ -92,7 +92,7 @@ def test_a_sampled_question_goes_on(run: Run, test: torch.Tensor, tmp_path) -> N
 @pytest.mark.parametrize('devices', ['cpu', ['cpu', 'cpu']])
 def test_all_scores_in_a_file(run: Run, test: torch.Tensor, tmp_path, devices, monkeypatch) -> None:
     "In the order of the training triples, in row groups, the same from workers."
-    monkeypatch.setattr('tracin_nb.influence._ROW_GROUP', 20 * 4 * 400)
+    monkeypatch.setattr('tracin_nb.influence.tracin._ROW_GROUP', 20 * 4 * 400)
     tracin = TracIn(run, 'bce', weighting='sgd', devices=devices, batch_size=100, progress=False)
     path = tracin.write_scores(test, tmp_path/'new'/'all.parquet')
     table, file = pd.read_parquet(path), pyarrow.parquet.ParquetFile(path)

@@ -8,10 +8,10 @@ from pykeen.datasets import Nations
 from pykeen.models import ConvE, DistMult
 from scipy.stats import spearmanr
 
-from tracin_nb.influence import TracIn
-from tracin_nb.runs import Run
-from tracin_nb.shortcuts import layers
-from tracin_nb.stability import (alike, by_checkpoint, cascade, chance, neighbours, overlap, randomised, spearman,
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import Run
+from tracin_nb.engine.shortcuts import layers
+from tracin_nb.evaluation.stability import (alike, by_checkpoint, cascade, chance, neighbours, overlap, randomised, spearman,
                                  stability, stability_table, subsets, top)
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from tracin_nb import Run, TracIn, train
-from tracin_nb.cache import objective_key
-from tracin_nb.cli import main
-from tracin_nb.objectives import make_objective
-from tracin_nb.runs import RunError, build_model, little_garbage
-from tracin_nb.stability import ensemble
+from tracin_nb.influence.cache import objective_key
+from tracin_nb.app.cli import main
+from tracin_nb.engine.objectives import make_objective
+from tracin_nb.runs.run import RunError, build_model, little_garbage
+from tracin_nb.evaluation.stability import ensemble
 
 R, E, LR = 55, 14, 0.05
 WEIGHTS = torch.linspace(0, 3, R)

@@ -11,10 +11,13 @@ from pykeen.datasets.nations import Nations, NationsLiteral
 from pykeen.triples import TriplesNumericLiteralsFactory
 from safetensors.torch import load_file, save_file
 
-from tracin_nb import cli, influence, runs, triples
-from tracin_nb.influence import TracIn
-from tracin_nb.runs import KeepCheckpoints, Run, RunError, file_facts, state_fingerprint, train
-from tracin_nb.shortcuts import Projected
+from tracin_nb.app import cli
+from tracin_nb.influence import tracin as influence
+from tracin_nb.runs import run as runs
+from tracin_nb.graph import triples
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import KeepCheckpoints, Run, RunError, file_facts, state_fingerprint, train
+from tracin_nb.engine.shortcuts import Projected
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TINY = dict(model='DistMult', model_kwargs=dict(embedding_dim=4), epochs=4, keep_every=1, progress=False, device='cpu')
@@ -238,7 +241,7 @@ FULL = """
 import subprocess, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import tracin_nb.influence
+import tracin_nb.influence.tracin
 from test_training_reliability import full_disk
 for size in (8, 32, 64, 104): full_disk(Path({disk!r}), size, Path({whole!r}))
 """

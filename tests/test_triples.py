@@ -10,7 +10,7 @@ import torch
 from pykeen.datasets import Dataset, EagerDataset
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
-from tracin_nb.triples import (TriplesFileError, UnknownLabelError, load_dataset, load_files, nearest_labels,
+from tracin_nb.graph.triples import (TriplesFileError, UnknownLabelError, load_dataset, load_files, nearest_labels,
                                read_label_map, read_triples, select, to_ids, to_labels, triples_fingerprint)
 
 GOOD = b'zinc\ttreats\tcold\n'
@@ -281,7 +281,7 @@ def test_download_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         @property
         def training(self) -> None: raise OSError('no network')
         def __init__(self, create_inverse_triples: bool = False) -> None: pass
-    monkeypatch.setattr('tracin_nb.triples.dataset_resolver.make', lambda name, **kwargs: Offline(**kwargs))
+    monkeypatch.setattr('tracin_nb.graph.triples.dataset_resolver.make', lambda name, **kwargs: Offline(**kwargs))
     with pytest.raises(TriplesFileError, match="could not fetch the data set 'nations': no network"):
         load_dataset('nations')
 

@@ -13,10 +13,10 @@ from pykeen.models import Model, model_resolver
 from torch import Tensor, nn
 
 from tracin_nb import Run, train
-from tracin_nb.factors import Dense, Factors, inner
-from tracin_nb.gradients import FactoredEngine, LoopEngine
-from tracin_nb.objectives import Objective, Softmax, losses
-from tracin_nb.weightings import WEIGHTINGS, Adam, Cosine, Natural, Sgd, Weighting, make_weighting
+from tracin_nb.engine.factors import Dense, Factors, inner
+from tracin_nb.engine.gradients import FactoredEngine, LoopEngine
+from tracin_nb.engine.objectives import Objective, Softmax, losses
+from tracin_nb.engine.weightings import WEIGHTINGS, Adam, Cosine, Natural, Sgd, Weighting, make_weighting
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 CASES = [('distmult', 'softmax'), ('distmult', 'slcwa-nssa'), ('distmult', 'lcwa-bce-row'), ('conve', 'bce'),

@@ -12,12 +12,12 @@ from pykeen.evaluation import RankBasedEvaluator
 from pykeen.models import DistMult
 from pykeen.triples import TriplesFactory
 
-from tracin_nb.influence import TracIn
-from tracin_nb.neighbourhoods import Graph, near
-from tracin_nb.panels import Stopped
-from tracin_nb.runs import Run, train
-from tracin_nb.serve import page, settings
-from tracin_nb.widgets import PICTURES, InfluenceExplorer, Question, lines_of, parts_of, ranked_tests
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.graph.neighbourhoods import Graph, near
+from tracin_nb.app.panels import Stopped
+from tracin_nb.runs.run import Run, train
+from tracin_nb.app.serve import page, settings
+from tracin_nb.app.explorer import PICTURES, InfluenceExplorer, Question, lines_of, parts_of, ranked_tests
 
 TRIPLE = ('brazil', 'embassy', 'uk')
 SMALL = dict(model='DistMult', model_kwargs=dict(embedding_dim=8), epochs=4, keep_every=2, lr=.02, progress=False)
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     "Pictures take half a second each: only the tests of pictures and files make them."
     if request.node.name not in ('test_pictures', 'test_files'):
-        monkeypatch.setattr('tracin_nb.widgets.png', lambda figure: b'')
+        monkeypatch.setattr('tracin_nb.app.explorer.png', lambda figure: b'')
 
 
 @pytest.fixture(scope='module')

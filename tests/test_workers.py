@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from objectives_for_workers import Misbehaving, Slow
 from pykeen.datasets.nations import Nations
 
-from tracin_nb.cli import main
-from tracin_nb.influence import TracIn, resume
-from tracin_nb.objectives import BCE
-from tracin_nb.parts import Parts, read_question
-from tracin_nb.results import Result
-from tracin_nb.runs import Run, train
-from tracin_nb.workers import WorkerError
+from tracin_nb.app.cli import main
+from tracin_nb.influence.tracin import TracIn, resume
+from tracin_nb.engine.objectives import BCE
+from tracin_nb.influence.parts import Parts, read_question
+from tracin_nb.answer.results import Result
+from tracin_nb.runs.run import Run, train
+from tracin_nb.influence.workers import WorkerError
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=3, kernel_height=2, kernel_width=2)
@@ -158,7 +158,7 @@ def test_a_worker_is_killed_at_any_moment(runs, tests, moment, monkeypatch):
 
 def started(run, out, devices='cpu,cpu'):
     "A command that takes a minute, with parts in a folder, in a process group of its own; returns when there are some."
-    code = ('from objectives_for_workers import Slow; from tracin_nb.influence import TracIn\n'
+    code = ('from objectives_for_workers import Slow; from tracin_nb.influence.tracin import TracIn\n'
             'import signal, sys, torch; torch.set_num_threads(1)\n'
             'if __name__ == "__main__":\n'
             '    signal.signal(signal.SIGINT, signal.default_int_handler)\n'   # a shell may ignore it

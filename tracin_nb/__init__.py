@@ -2,8 +2,8 @@
 
 __version__ = "0.1.0"
 
-_HOME = {"TracIn": "influence", "Run": "runs", "train": "runs", "describe": "gradients", "load_dataset": "triples",
-         "InfluenceExplorer": "widgets", "TrainingAudit": "audit", "CompareRuns": "audit", "ProfilePanel": "audit"}
+_HOME = {"TracIn": "influence.tracin", "Run": "runs.run", "train": "runs.run", "describe": "engine.gradients", "load_dataset": "graph.triples",
+         "InfluenceExplorer": "app.explorer", "TrainingAudit": "app.audit", "CompareRuns": "app.audit", "ProfilePanel": "app.audit"}
 __all__ = [*_HOME]
 
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> object:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook.tqdm`")  # said in notebooks when PyKEEN is imported
         if name == "TracIn":
-            import_module(f"{__name__}.plots")  # so that results can draw themselves
+            import_module(f"{__name__}.answer.plots")  # so that results can draw themselves
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

@@ -1,3 +1,3 @@
 "`python -m tracin_nb` is the command `tracin`."
-from tracin_nb.cli import main
+from tracin_nb.app.cli import main
 main()
