@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
-NB ?= $(sort $(wildcard nbs/*.ipynb nbs/tutorials/*.ipynb))
+NB ?= $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 PORT ?= 8000
 
 BIN := $(VENV)/bin

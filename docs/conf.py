@@ -41,13 +41,14 @@ nb_ipywidgets_js = {'embed.js': {}} if (HERE/'_static/embed.js').exists() else {
 PARTS = [   # caption, pages: names or patterns; what an earlier line has is not repeated
     ('Tutorials', ['tutorials/[0-9]*', 'tutorials/*']),
     ('Reference', ['method', 'glossary', 'api/index', 'commands', 'benchmarks', 'comparison']),
-    ('Guide: from triples to gradients', ['0[0-4]*']),
-    ('Guide: weightings, shortcuts, cost', ['0[5-9]*']),
-    ('Guide: the pass over the graph', ['1[0-2]*']),
-    ('Guide: files, paths, mechanisms', ['1[3-4]*']),
-    ('Guide: is it true?', ['15*']),
-    ('Guide: measured', ['16*']),
-    ('Guide: pictures, widgets, commands', ['1[7-9]*']),
+    ('The graph', ['graph/*']),
+    ('Runs', ['runs/*']),
+    ('The engine', ['engine/*']),
+    ('The answer', ['answer/*']),
+    ('Influence', ['influence/*']),
+    ('Is it true?', ['evaluation/*']),
+    ('What it costs', ['bench/*']),
+    ('What a person touches', ['app/*']),
     ('Project', ['contributing', 'changelog', '*'])]
 OTHER = {'index', 'README'}   # pages that no part lists
 

@@ -12,6 +12,7 @@ from reader import directive, find, linked
 from tracin_nb import _HOME
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ('graph', 'runs', 'engine', 'answer', 'influence', 'evaluation', 'bench', 'app')
 NBS, API, BENCHMARKS = ROOT/'nbs', ROOT/'nbs/api', ROOT/'benchmarks'
 
 
@@ -20,7 +21,7 @@ NBS, API, BENCHMARKS = ROOT/'nbs', ROOT/'nbs/api', ROOT/'benchmarks'
 def chapters() -> dict[str, Path]:
     "The notebook of each module, in order."
     found = {}
-    for path in sorted(NBS.glob('[0-9]*.ipynb')):
+    for path in (p for room in ROOMS for p in sorted(NBS.glob(f'{room}/[0-9]*.ipynb'))):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             source = ''.join(cell['source'])
             if source.startswith('#| default_exp '): found[source.split()[2]] = path
@@ -42,8 +43,8 @@ def patched(node: ast.FunctionDef) -> str | None:
 
 def definitions(module: str) -> Iterator[str]:
     "Public names of a module in the order of its source; methods right after their class."
-    nodes = [n for n in ast.parse((ROOT/f'tracin_nb/{module}.py').read_text(encoding='utf-8')).body
-             if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    source = (ROOT/'tracin_nb'/module.replace('.', '/')).with_suffix('.py').read_text(encoding='utf-8')
+    nodes = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
     own = {n.name: [m.name for m in n.body if isinstance(m, ast.FunctionDef)] for n in nodes
            if isinstance(n, ast.ClassDef)}
     for n in nodes:
@@ -67,12 +68,14 @@ def documented(module: str) -> list[str]:
 def api_page(module: str, path: Path) -> str:
     "The page of a module: its definitions without the explanations of the notebook."
     title, line = heading(path)
-    parts = [f'# tracin_nb.{module}', linked(line), f'Explained, with examples, in [{title}](../{path.name}).']
+    chapter = path.relative_to(NBS)
+    parts = [f'# tracin_nb.{module}', linked(line), f'Explained, with examples, in [{title}](../{chapter}).']
     return '\n\n'.join(parts + [directive(f'tracin_nb.{module}', n) for n in documented(module)]) + '\n'
 
 
-FACE = _HOME | {'TracIn.explain': 'influence', 'TracIn.scores': 'influence', 'TracIn.self_influence': 'influence',
-                'Run.open': 'runs', 'Result': 'results', 'FactorCache': 'cache', 'Graph': 'neighbourhoods'}
+FACE = _HOME | {'TracIn.explain': 'influence.tracin', 'TracIn.scores': 'influence.tracin',
+                'TracIn.self_influence': 'influence.tracin', 'Run.open': 'runs.run', 'Result': 'answer.results',
+                'FactorCache': 'influence.cache', 'Graph': 'graph.neighbourhoods'}
 
 
 def reference(module: str, name: str) -> str:

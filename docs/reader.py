@@ -25,9 +25,9 @@ TAGS = {'echo': 'remove-input', 'output': 'remove-output', 'include': 'remove-ce
 def symbols() -> dict[str, str]:
     "Every exported name, with and without its module, to its full name; a name of two modules needs its module."
     full = [name for syms in modidx['syms'].values() for name in syms]
-    short = [(name.split('.', 2)[2], name) for name in full]
+    short = [(name.split('.', 3)[3], name) for name in full]
     names = [s for s, _ in short]
-    return {**{s: name for s, name in short if names.count(s) == 1}, **{n.split('.', 1)[1]: n for n in full},
+    return {**{s: name for s, name in short if names.count(s) == 1}, **{n.split('.', part)[part]: n for n in full for part in (2, 1)},
             **{n: n for n in full}}
 
 

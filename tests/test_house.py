@@ -9,9 +9,11 @@ from nbdev.config import nbdev_defaults
 from tools.notebooks import problems, readme
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted(ROOT.glob('nbs/[0-9]*.ipynb'))
-NOTEBOOKS = sorted([*ROOT.glob('nbs/*.ipynb'), *ROOT.glob('nbs/tutorials/*.ipynb')])
-MODULES = sorted(p for p in ROOT.glob('tracin_nb/*.py') if not p.name.startswith('_'))
+ROOMS = ('graph', 'runs', 'engine', 'answer', 'influence', 'evaluation', 'bench', 'app')   # from the ground up
+CHAPTERS = [p for room in ROOMS for p in sorted(ROOT.glob(f'nbs/{room}/[0-9]*.ipynb'))]
+NOTEBOOKS = sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+PACKAGE = ROOT/'tracin_nb'
+MODULES = sorted(p for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
 SCRATCH = shutil.ignore_patterns('__pycache__', '.*', '*.tmp', '_build')
 IS_TEST = re.compile(r'\btest_\w+\(|\bassert\b|assert_close\(|expect_fail\(')
 
@@ -47,6 +49,25 @@ def module_of(path: Path) -> str | None:
     return found[0] if found else None
 
 
+def dotted(path: Path) -> str:
+    "The name of a module below the package: `engine.factors`."
+    return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    "The modules of the package that a module imports, wherever it does so, with the line."
+    package = ['tracin_nb', *dotted(path).split('.')[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[:len(package) - node.level + 1] if node.level else []
+            base = '.'.join([*above, *filter(None, [node.module])])
+            names = [base, *(f'{base}.{a.name}' for a in node.names)]
+        else: continue
+        found = {m for m in map(dotted, MODULES) for n in names if n == f'tracin_nb.{m}'}
+        yield from ((m, node.lineno) for m in found)
+
+
 def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
     "Every function and method of a module, with its place."
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
@@ -75,7 +96,7 @@ def test_exported(tmp_path: Path) -> None:
 
 
 def test_every_module_has_its_notebook() -> None:
-    assert sorted(f'{m}.py' for m in map(module_of, NOTEBOOKS) if m) == [p.name for p in MODULES]
+    assert sorted(m for m in map(module_of, NOTEBOOKS) if m) == sorted(map(dotted, MODULES))
 
 
 def test_readme() -> None:
@@ -134,12 +155,10 @@ def test_functions_short() -> None:
 
 
 def test_import_order() -> None:
-    "A module imports only from the notebooks before it."
+    "A room imports only from the rooms before it, a chapter only from earlier chapters of its own room."
     order = [m for m in map(module_of, CHAPTERS) if m]
-    late = []
-    for path in MODULES:
-        used = re.findall(r'^\s*(?:from|import) tracin_nb\.(\w+)', path.read_text(), re.MULTILINE)
-        late += [f'{path.stem} imports {u}' for u in used if order.index(u) >= order.index(path.stem)]
+    late = [f'{dotted(path)}:{line} imports {used}' for path in MODULES if dotted(path) in order
+            for used, line in imported(path) if order.index(used) >= order.index(dotted(path))]
     assert not late
 
 
