@@ -11,8 +11,9 @@ from scipy.stats import spearmanr
 from torch.testing import assert_close
 
 from tracin_nb.evaluation.datamodel import (ESTIMATORS, LOSSES, Design, baselines, datamodel, datamodel_table, distmult, estimate,
-                                 halves, interval, lds, own_and_other, seed_agreement, train_seed)
+                                 halves, lds, own_and_other, seed_agreement, train_seed)
 from tracin_nb.engine.objectives import Softmax, losses
+from tracin_nb.evaluation.statistics import bootstrap
 from tracin_nb.evaluation.retraining import Recipe, retrain
 from tracin_nb.graph.triples import load_dataset
 
@@ -30,9 +31,9 @@ def test_lds_is_spearmans() -> None:
 
 def test_interval() -> None:
     values = np.random.default_rng(0).normal(0.3, 0.2, size=400)
-    found = interval(values)
-    assert found == interval(values) and found['low'] < values.mean() < found['high']
-    assert abs((found['high'] - found['low']) / (2 * 1.96 * 0.2 / 20) - 1) < 0.15
+    found = bootstrap(values)
+    assert found == bootstrap(values) and found.low < values.mean() < found.high
+    assert abs((found.high - found.low) / (2 * 1.96 * 0.2 / 20) - 1) < 0.15
 
 
 @pytest.mark.parametrize('loss', LOSSES)

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner, Result as Outcome
 
 from tracin_nb.app.cli import main
+from tracin_nb.influence.shards import RankJob
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.graph.neighbourhoods import Graph, neighbourhood
 from tracin_nb.answer.results import Result
@@ -373,15 +374,15 @@ def test_batch_goes_on_after_a_kill(run: Run, tests: Path, tmp_path: Path, monke
     ask = ('batch', run.folder, '--test', tests, '--output-dir', tmp_path/'out', '--start-index', 2, '--batch-size', 16)
     done(*ask)
     first = (tmp_path/'out'/'triple_002_usa_cuba_tracin.csv').read_text()
-    write, wrote = TracIn._ranked, []
+    write, wrote = RankJob.do, []
     def stop(self, *args):
         if len(wrote) == 5: raise KeyboardInterrupt
         wrote.append(1)
         return write(self, *args)
-    monkeypatch.setattr(TracIn, '_ranked', stop)
+    monkeypatch.setattr(RankJob, 'do', stop)
     assert invoke(*ask).exit_code == 130
     assert len(list((tmp_path/'out').glob('.parts-*/parts/*'))) == 5
-    monkeypatch.setattr(TracIn, '_ranked', write)
+    monkeypatch.setattr(RankJob, 'do', write)
     done(*ask)
     assert (tmp_path/'out'/'triple_002_usa_cuba_tracin.csv').read_text() == first
     content = json.loads((tmp_path/'out'/'triple_002_usa_cuba_tracin.json').read_text())

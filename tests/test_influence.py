@@ -7,7 +7,7 @@ from pykeen.datasets import Nations
 from pykeen.pipeline import pipeline
 
 from tracin_nb import TracIn, train
-from tracin_nb.influence.tracin import Counters
+from tracin_nb.influence.steps import Counters
 from tracin_nb.engine.objectives import Score
 
 SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=2, kernel_height=2, kernel_width=2)

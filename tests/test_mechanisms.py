@@ -12,7 +12,8 @@ from pykeen.triples import TriplesFactory
 
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.evaluation.mechanisms import (BASELINES, COLUMNS, Mechanisms, baselines, evaluate, expected, groups, mark,
-                                  mechanism_experiment, p_above, p_paired, random_places, read_paths)
+                                  mechanism_experiment, random_places, read_paths)
+from tracin_nb.evaluation.statistics import p_above, p_paired
 from tracin_nb.graph.neighbourhoods import Graph
 from tracin_nb.answer.results import Result
 from tracin_nb.runs.run import train
@@ -205,7 +206,7 @@ def test_perfect_and_missing(nations: TracIn) -> None:
     found = evaluate(dict(perfect=perfect, tracin=nations.scores), test, mechanisms, ks=(20,), resamples=99, chunk=5)
     row = found.table.set_index(['scope', 'method', 'relation_last']).loc['all']
     best = row.loc[('perfect', False)]
-    assert best[['mrr', 'map', 'recall@20', 'mrr_lo', 'map_hi']].tolist() == pytest.approx([1] * 5)
+    assert best[['mrr', 'map', 'recall@20', 'mrr_low', 'map_high']].tolist() == pytest.approx([1] * 5)
     assert best['mrr_p_random'] == .01 and best['mrr_p_best'] == .02
     rules = row[row.index.get_level_values('method').isin(BASELINES)]
     assert best['mrr_minus_best'] > 0 and best['map_minus_best'] == pytest.approx(1 - rules['map'].max())

@@ -73,9 +73,9 @@ def test_tiles_of_any_size(runs, tests, truth, kind, size):
 def test_the_index_is_used_and_right(runs, tests, truth, kind):
     "Models of embedding rows go by the index; without it, by the matrix, the answer is the same."
     by_index, by_matrix = make(runs[kind]), make(runs[kind])
-    by_matrix._is_rows = False
-    held, _ = by_index._test_factors(tests, [s.test for s in by_index.steps])
-    assert by_index._plan(held, torch.arange(50), K).sparse
+    by_matrix.planner._is_rows = False
+    side, *_ = by_index.tests.side(tests, by_index.tests.engines())
+    assert by_index.planner.plan(side, torch.arange(50), K).sparse
     for tracin in (by_index, by_matrix): assert_same(tracin.explain(tests, K), truth[kind])
 
 
@@ -155,8 +155,7 @@ def test_memory_runs_out_at_random_tiles(runs, tests, truth, kind, seed, monkeyp
     "Tiles are halved and done again; finished ones stay; the answer does not change."
     draw, plain, failures = random.Random(seed), FactoredEngine.__call__, 0
     tracin = make(runs[kind], batch_size=400)
-    tracin.steps
-    factors = tracin._test_factors(tests, [s.test for s in tracin.steps])
+    side = tracin.tests.side(tests, tracin.tests.engines())
 
     def failing(self, triples):
         nonlocal failures
@@ -165,7 +164,7 @@ def test_memory_runs_out_at_random_tiles(runs, tests, truth, kind, seed, monkeyp
             raise torch.OutOfMemoryError('injected')
         return plain(self, triples)
 
-    monkeypatch.setattr(TracIn, '_test_factors', lambda *args: factors)
+    monkeypatch.setattr(tracin.tests, 'side', lambda *args: side)
     monkeypatch.setattr(FactoredEngine, '__call__', failing)
     result = tracin.explain(tests, K)
     assert failures and tracin.counters.halvings == failures
@@ -175,18 +174,18 @@ def test_memory_runs_out_at_random_tiles(runs, tests, truth, kind, seed, monkeyp
 
 def test_memory_that_never_suffices_is_one_clear_error(runs, tests, monkeypatch):
     tracin = make(runs['conve'], batch_size=64)
-    factors = tracin._test_factors(tests, [s.test for s in tracin.steps])
+    side = tracin.tests.side(tests, tracin.tests.engines())
 
     def failing(self, triples): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 5 bytes")
 
-    monkeypatch.setattr(TracIn, '_test_factors', lambda *args: factors)
+    monkeypatch.setattr(tracin.tests, 'side', lambda *args: side)
     monkeypatch.setattr(FactoredEngine, '__call__', failing)
     with pytest.raises(MemoryError, match='one training triple, after 6 halvings'): tracin.explain(tests, K)
 
 
 def test_other_errors_pass_through(runs, tests, monkeypatch):
     tracin = make(runs['conve'], batch_size=64)
-    tracin.steps
+    tracin.steps.every
 
     def failing(self, triples): raise RuntimeError('shape mismatch')
 

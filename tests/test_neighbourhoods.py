@@ -13,7 +13,8 @@ from pykeen.models import ConvE
 from pykeen.triples import TriplesFactory
 
 from tracin_nb.answer.ranking import Ranking
-from tracin_nb.influence.tracin import Near, TracIn
+from tracin_nb.graph.neighbourhoods import Near
+from tracin_nb.influence.tracin import TracIn
 from tracin_nb.graph.neighbourhoods import (Graph, metapaths, n_hop, near, neighbourhood, on_paths, path_table, paths,
                                       read_types,
                                       score_paths)

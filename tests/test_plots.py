@@ -138,7 +138,7 @@ def test_shares(result: Result) -> None:
 
 
 def test_by_checkpoint(tracin: TracIn, result: Result) -> None:
-    timed = plots.by_checkpoint(tracin, result)
+    timed = tracin.by_checkpoint(result)
     columns = [name for name in timed.frame if name.startswith('at_')]
     assert columns == ['at_checkpoint_0', 'at_checkpoint_1']
     np.testing.assert_allclose(timed.frame[columns].sum(axis=1), timed.frame['influence'], rtol=1e-4)
@@ -152,7 +152,7 @@ def test_by_checkpoint(tracin: TracIn, result: Result) -> None:
     np.testing.assert_array_equal(lines[2].get_ydata(), timed.opponents.loc[0, columns].tolist())
     assert ax.get_xlabel() == 'checkpoint'
     with pytest.raises(ValueError, match='its objective is'):
-        plots.by_checkpoint(TracIn(tracin.run, 'score', progress=False), result)
+        TracIn(tracin.run, 'score', progress=False).by_checkpoint(result)
 
 
 def test_distribution() -> None:
@@ -256,7 +256,7 @@ NAN = TABLE.assign(lo=np.nan)
     (lambda: plots.shares(made({1: 1.}), 'size'), "by='size', expected one of relation, head, tail, parameters"),
     (lambda: plots.shares(made({1: 1.}), 'parameters'), r'no columns via_\.\.\., expected one made by explain'),
     (lambda: plots.shares(made({})), 'nothing to plot'),
-    (lambda: plots.over_checkpoints(made({1: 1.})), 'expected one made by by_checkpoint'),
+    (lambda: plots.over_checkpoints(made({1: 1.})), 'expected one made by tracin.by_checkpoint'),
     (lambda: plots.distribution(torch.zeros(3)), 'nothing to plot'),
     (lambda: plots.distribution(torch.zeros(2, 3)), r'got float32 of shape \[2, 3\]'),
     (lambda: plots.distribution(np.array([1., np.inf])), 'number 1 is not finite'),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pykeen.datasets.nations import Nations
 
+from tracin_nb.influence.shards import Work
 from tracin_nb.influence.tracin import TracIn, resume
 from tracin_nb.runs.run import Run, train
 from tracin_nb.engine.shortcuts import Only, Projected, Sample, layers
@@ -107,7 +108,7 @@ def test_all_scores_in_a_file(run: Run, test: torch.Tensor, tmp_path, devices, m
 def test_a_file_is_replaced_when_all_is_there(run: Run, test: torch.Tensor, tmp_path, monkeypatch) -> None:
     (tmp_path/'all.parquet').write_text('older')
     tracin = make(run)
-    monkeypatch.setattr(tracin, '_do', lambda *_: (_ for _ in ()).throw(RuntimeError('stopped')))
+    monkeypatch.setattr(Work, 'do', lambda *_: (_ for _ in ()).throw(RuntimeError('stopped')))
     with pytest.raises(RuntimeError, match='stopped'): tracin.write_scores(test, tmp_path/'all.parquet')
     assert [p.name for p in tmp_path.iterdir()] == ['all.parquet'] and (tmp_path/'all.parquet').read_text() == 'older'
 

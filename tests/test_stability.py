@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.engine.shortcuts import layers
-from tracin_nb.evaluation.stability import (alike, by_checkpoint, cascade, chance, neighbours, overlap, randomised, spearman,
+from tracin_nb.evaluation.statistics import rank_correlation
+from tracin_nb.evaluation.stability import (alike, by_checkpoint, cascade, chance, neighbours, overlap, randomised,
                                  stability, stability_table, subsets, top)
 
 
@@ -40,8 +41,8 @@ def test_overlap() -> None:
 
 def test_spearman() -> None:
     x, y = np.random.default_rng(0).integers(6, size=(2, 4, 40)).astype(float)
-    assert spearman(x, y) == pytest.approx([spearmanr(p, q).statistic for p, q in zip(x, y)])
-    assert spearman(x, -x) == pytest.approx([-1] * 4) and spearman(x, np.zeros_like(x)).tolist() == [0] * 4
+    assert rank_correlation(x, y) == pytest.approx([spearmanr(p, q).statistic for p, q in zip(x, y)])
+    assert rank_correlation(x, -x) == pytest.approx([-1] * 4) and rank_correlation(x, np.zeros_like(x)).tolist() == [0] * 4
 
 
 def test_near_and_chance() -> None:

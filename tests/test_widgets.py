@@ -1,5 +1,6 @@
 """The explorer without a browser: its answers are those of `explain`, its errors are seen, its cost is known."""
 import base64, gc, io, re, time, weakref
+from dataclasses import replace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,12 +46,18 @@ def tracin(run: Run) -> TracIn:
 def explorer(run: Run, tracin: TracIn) -> Iterator[InfluenceExplorer]:
     "An explorer with a triple in its fields."
     explorer = InfluenceExplorer(run)
-    tracin.progress, tracin.batch_size = explorer.job.progress, None
+    tracin.steps.telling.progress = explorer.job.progress
+    tiles_of(tracin, None)
     explorer.kept.setting, explorer.kept.tracin = Question(TRIPLE).setting, tracin
     explorer.head.label, explorer.relation.label, explorer.tail.label = TRIPLE
     explorer.k.value = 5
     yield explorer
     explorer.job.stop()
+
+
+def tiles_of(tracin: TracIn, size: int | None) -> None:
+    "Give tiles another size."
+    tracin.steps.settings = replace(tracin.steps.settings, batch_size=size)
 
 
 def asked(explorer: InfluenceExplorer) -> pd.DataFrame:
@@ -232,7 +239,7 @@ def test_many_entities() -> None:
 # ---- stop, errors
 
 def test_stop_and_again(explorer: InfluenceExplorer) -> None:
-    explorer.kept.tracin.batch_size = 1
+    tiles_of(explorer.kept.tracin, 1)
     explorer.job.button.click()
     while not re.search('influence: [1-9]', explorer.job.news.value): time.sleep(.01)
     start = time.monotonic()
@@ -240,7 +247,7 @@ def test_stop_and_again(explorer: InfluenceExplorer) -> None:
     with pytest.raises(Stopped): explorer.job.wait()
     assert time.monotonic() - start < 2 and 'stopped after' in explorer.job.news.value
     assert isinstance(explorer.error, Stopped) and explorer.result is None
-    explorer.kept.tracin.batch_size = None
+    tiles_of(explorer.kept.tracin, None)
     assert len(asked(explorer)) == 10
 
 
@@ -266,7 +273,7 @@ def test_mistakes(explorer: InfluenceExplorer, capsys: pytest.CaptureFixture) ->
 
 
 def test_one_thing_at_a_time(explorer: InfluenceExplorer) -> None:
-    explorer.kept.tracin.batch_size = 1
+    tiles_of(explorer.kept.tracin, 1)
     explorer.job.button.click()
     explorer.rank_button.click()
     assert isinstance(explorer.error, RuntimeError) and 'stop what is running first' in explorer.alert.value

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES', 'SERIES', 'PARTS', 'GROUPS', 'ink',
            'canvas', 'legend_below', 'shortened', 'triple_text', 'folded', 'side_of', 'signed_bars', 'nothing',
-           'ranking', 'objective_of', 'checkpoint_scores', 'check_same', 'checkpoint_columns', 'by_checkpoint',
-           'part_columns', 'share_table', 'few_groups', 'shares', 'share_bars', 'over_checkpoints', 'score_row',
-           'mark_own', 'distribution', 'strongest_at', 'columns', 'spread', 'node_places', 'Edge', 'draw_entities',
-           'bends', 'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths', 'ego_graph', 'explain_ego',
-           'checked_frame', 'panels', 'byte_unit', 'profile', 'stage_bars', 'benchmark_rows', 'speedups',
-           'ratio_points', 'checked_metrics', 'curves', 'comparison']
+           'ranking', 'part_columns', 'share_table', 'few_groups', 'shares', 'share_bars', 'over_checkpoints',
+           'score_row', 'mark_own', 'distribution', 'strongest_at', 'columns', 'spread', 'node_places', 'Edge',
+           'draw_entities', 'bends', 'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths',
+           'ego_graph', 'explain_ego', 'checked_frame', 'panels', 'byte_unit', 'profile', 'stage_bars',
+           'benchmark_rows', 'speedups', 'ratio_points', 'checked_metrics', 'curves', 'comparison']
 
 # %% ../../nbs/answer/30_plots.ipynb #399e239c
 import json
@@ -34,11 +33,8 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from torch import Tensor
 
-from ..engine.factors import inner
-from ..influence.tracin import TracIn, in_precision
 from ..graph.neighbourhoods import (Graph, at_least_one, edge_influence, entities_along, path_table, paths,
                                       score_paths)
-from ..engine.objectives import Objective
 from .results import SHOWN_ROWS, TRIPLE, Report, Result, signed, visible
 from ..graph.triples import to_ids
 
@@ -171,57 +167,6 @@ def plot(self: Report,
     "The `ranking` of test triple `i`. Raises `ValueError` if nothing influenced it."
     return ranking(self, i, ax=ax)
 
-# %% ../../nbs/answer/30_plots.ipynb #dc68ba61
-def objective_of(tracin: TracIn, test: Tensor, against: str | int | None) -> Objective:
-    "The objective of the test triples `[M, 3]`."
-    return tracin.test_objective if against is None else tracin._contrast(test, against)
-
-
-@in_precision
-def checkpoint_scores(tracin: TracIn,
-                      test: Any,  # triples to explain: labels or ids `[M, 3]`
-                      train: Any,  # training triples: labels or ids `[n, 3]`
-                      against: str | int | None = None,  # as in `TracIn.explain`
-                      ) -> Tensor:
-    "Influence `[K, M, n]` at each of the K checkpoints, whose sum `tracin.scores` gives. It is held whole."
-    test, parts = to_ids(test, tracin.run.training), to_ids(train, tracin.run.training).split(256)
-    found = []
-    for step, engine in zip(tracin.steps, tracin._test_engines(objective_of(tracin, test, against))):
-        mine = step.metric.test(engine(test))
-        tiles = [step.rate * inner(mine, step.metric.train(step.train(part))).cpu() for part in parts]
-        found.append(torch.cat(tiles, dim=1))
-    return torch.stack(found)
-
-# %% ../../nbs/answer/30_plots.ipynb #c7177120
-def check_same(tracin: TracIn, result: Result, objective: Objective) -> None:
-    "Raise `ValueError` unless the result could be this `TracIn`'s: same losses, weighting, checkpoints and triples."
-    mine = tracin.facts(objective)
-    for name in ("objective", "test_objective", "weighting", "checkpoints", "fingerprint"):
-        if result.facts.get(name) != mine.get(name):
-            raise ValueError(f"the result was not made by this TracIn: its {name} is {result.facts.get(name)}, "
-                             f"expected {mine.get(name)}")
-
-
-def checkpoint_columns(tracin: TracIn) -> list[str]:
-    "`at_epoch_20` for each checkpoint, or `at_checkpoint_0` where epochs are unknown."
-    epochs = [tracin.run.checkpoints[k].epoch for k in tracin.checkpoints]
-    known = None not in epochs and len(set(epochs)) == len(epochs)
-    return [f"at_epoch_{e}" if known else f"at_checkpoint_{k}" for k, e in zip(tracin.checkpoints, epochs)]
-
-
-def by_checkpoint(tracin: TracIn,
-                  result: Result,
-                  against: str | int | None = None,  # as it was given to `explain`
-                  ) -> Result:
-    """The result with a column of influence for each checkpoint, which sum up to its influence.
-    Raises `ValueError` if the result was made otherwise."""
-    frame, test = result.to_frame(), torch.tensor(result.tests[["head_id", "relation_id", "tail_id"]].to_numpy())
-    check_same(tracin, result, objective_of(tracin, test, against))
-    rows, place = np.unique(frame["training_index"], return_inverse=True)
-    scores = checkpoint_scores(tracin, test, tracin.run.training.mapped_triples[rows], against)
-    parts = scores.numpy()[:, frame["test_index"].to_numpy(), place]
-    return Result(frame.assign(**dict(zip(checkpoint_columns(tracin), parts))), result.facts, result.tests)
-
 # %% ../../nbs/answer/30_plots.ipynb #15474bc9
 PARTS = dict(parameters="via_", checkpoint="at_")  # what a result may be split by, and how the columns begin
 GROUPS = ("relation", "head", "tail")
@@ -229,7 +174,7 @@ GROUPS = ("relation", "head", "tail")
 
 def part_columns(rows: pd.DataFrame, by: str) -> list[str]:
     "The columns of a split. Raises `ValueError` if the result has none."
-    need = dict(parameters="explain(..., breakdown=True)", checkpoint="by_checkpoint(tracin, result)")
+    need = dict(parameters="explain(..., breakdown=True)", checkpoint="tracin.by_checkpoint(result)")
     columns = [name for name in rows.columns if str(name).startswith(PARTS[by])]
     if not columns:
         raise ValueError(f"by={by!r}: the result has no columns {PARTS[by]}..., expected one made by {need[by]}")
@@ -300,7 +245,7 @@ def share_bars(ax: Axes, table: pd.DataFrame) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../../nbs/answer/30_plots.ipynb #698b26e6
-def over_checkpoints(result: Result,  # made by `by_checkpoint`
+def over_checkpoints(result: Result,  # made by `TracIn.by_checkpoint`
                      i: int = 0,  # which test triple
                      *,
                      k: int = 3,  # training triples of each side at most

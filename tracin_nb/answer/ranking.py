@@ -232,6 +232,11 @@ class Ranking:
         self.sums = torch.zeros(2, num_tests, dtype=torch.float64)
         self.slopes = 0  # training triples with a slope, as counted by who makes the scores
 
+    @property
+    def nbytes(self) -> int:
+        "Bytes of both tables."
+        return sum(t.nbytes for top in (self.proponents, self.opponents) for t in (top.held, top.places))
+
     def count(self, scores: Tensor, inside: Tensor) -> None:
         "Add the absolute scores of a tile `[M, n]` to `sums`: all of them, and those `inside` (booleans `[M, n]`)."
         strength = scores.detach().double().abs()

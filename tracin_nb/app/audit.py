@@ -29,7 +29,8 @@ from ..engine.amp import PRECISIONS
 from ..bench.engine import in_turns, machine
 from ..influence.cache import FactorCache
 from ..engine.gradients import ENGINES
-from ..influence.tracin import Progress, TracIn
+from ..influence.steps import Progress
+from ..influence.tracin import TracIn
 from ..engine.objectives import Softmax
 from .panels import (Kept, Panel, RunPanel, Search, amount, arguments, beside, checkpoint_list, choice, chosen,
                               code_area, entity_index, links, message, new_axes, objectives, panel, picture, png,

@@ -103,8 +103,8 @@ def around(tracin: 'TracIn', test: 'Tensor', wanted: dict[str, Any] | None, lens
 
 def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
     "`TracIn.explain`, and a table of where the time went."
-    import tracin_nb.bench.profiling  # adds `profile`
-    found = tracin.profile(*args, **options)
+    from tracin_nb.bench.profiling import profile
+    found = profile(tracin, *args, **options)
     say(str(found))
     return found.result
 

@@ -28,12 +28,12 @@ from ..evaluation.stability import stability, stability_table
 
 # %% ../../nbs/app/00_experiments.ipynb #04bafd1d
 def with_intervals(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    "A table in which `x`, `x_low` and `x_high` (or `x_lo`, `x_hi`) are one column of texts."
+    "Return a table in which `x`, `x_low` and `x_high` are one column of texts."
     table = pd.DataFrame(rows)
-    for low, high in (('_low', '_high'), ('_lo', '_hi')):
-        for name in [c.removesuffix(low) for c in table.columns if c.endswith(low)]:
-            texts = [_interval(*values) for values in table[[name, name + low, name + high]].to_numpy()]
-            table = table.assign(**{name: texts}).drop(columns=[name + low, name + high])
+    for name in [c.removesuffix('_low') for c in table.columns if c.endswith('_low')]:
+        ends = [f'{name}_low', f'{name}_high']
+        texts = [_interval(*values) for values in table[[name, *ends]].to_numpy()]
+        table = table.assign(**{name: texts}).drop(columns=ends)
     return table
 
 

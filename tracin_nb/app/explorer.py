@@ -23,13 +23,13 @@ from pykeen.evaluation.ranks import Ranks
 from pykeen.models import Model
 from torch import Tensor
 
-from ..influence.tracin import Progress, counter
+from ..influence.steps import Progress, counter
 from ..graph.neighbourhoods import Graph, near
 from ..engine.objectives import Softmax, score
 from .panels import (RunPanel, Search, amount, arguments, beside, checkpoint_list, choice, chosen,
                               code_area, entity_index, links, message, new_axes, objectives, panel, picture, png,
                               relation_index, rows_list, source_of, table, up_to)
-from ..answer.plots import GROUPS, PARTS, by_checkpoint, distribution, ego_graph, over_checkpoints, ranking, shares
+from ..answer.plots import GROUPS, PARTS, distribution, ego_graph, over_checkpoints, ranking, shares
 from ..answer.results import CAVEAT, SIDES, TRIPLE, Result, aligned, facts_line, label_columns, signed, visible
 from ..runs.run import Run
 from ..engine.weightings import WEIGHTINGS
@@ -71,10 +71,10 @@ def code(self: Question,
     around = f'around = near(Graph(tracin.run.training), triple, {self.restrict}, {arguments(self.conditions)})'
     lines = ['from tracin_nb import TracIn',
              *(['from tracin_nb.graph.neighbourhoods import Graph, near'] if self.conditions else []),
-             'from tracin_nb.answer.plots import by_checkpoint', '',
+             '',
              f'tracin = TracIn({source}, {arguments({**self.setting, **options})})', f'triple = {self.triple!r}',
              *([around] if self.conditions else []), f"result = tracin.explain(triple, {', '.join(ask)})",
-             f"result = by_checkpoint(tracin, result{f', {self.against!r}' if self.against else ''})", 'result']
+             f"result = tracin.by_checkpoint(result{f', {self.against!r}' if self.against else ''})", 'result']
     return '\n'.join(lines)
 
 # %% ../../nbs/app/20_explorer.ipynb #10ee4c0d
@@ -232,7 +232,7 @@ def explain(self: InfluenceExplorer, question: Question) -> Result:
     tracin, around = self.kept(question.setting), None
     if question.conditions: around = near(self.graph, question.triple, question.restrict, **question.conditions)
     found = tracin.explain(question.triple, question.k, near=around, against=question.against, breakdown=True)
-    return by_checkpoint(tracin, found, question.against) if len(found.frame) else found
+    return tracin.by_checkpoint(found, question.against) if len(found.frame) else found
 
 # %% ../../nbs/app/20_explorer.ipynb #d5f4de36
 @patch

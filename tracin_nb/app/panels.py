@@ -31,7 +31,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pykeen.triples import TriplesFactory
 
-from ..influence.tracin import Progress, TracIn
+from ..influence.steps import Progress
+from ..influence.tracin import TracIn
 from ..answer.results import Report
 from ..runs.run import Run, as_run
 from ..graph.triples import nearest_labels

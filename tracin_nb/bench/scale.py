@@ -81,7 +81,7 @@ def question(name: str, tracin: TracIn, tests: Tensor, k: int, part: int | None 
         for again in (given, less, less): ask(again)   # the second time, nothing is to be planned any more
         each = (found[1][1] - found[3][1]) / (len(some) - len(less))
         total = taken + each * (len(every) - len(some))
-    return dict(name=name, precision=tracin.precision, passed_over=len(some), measured_seconds=taken,
+    return dict(name=name, precision=tracin.settings.precision, passed_over=len(some), measured_seconds=taken,
                 seconds_for_all=total, million_pairs_per_second=len(tests) * len(every) / total / 1e6,
                 peak_mib=peak / 2**20, relative_error=checked(tracin, result, tests))
 

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from ..clock import stage
 from . import gradients
 from .factors import Factors, concat, inner
 from .gradients import FactoredEngine, frozen
@@ -152,7 +153,8 @@ class CompiledEngine(FactoredEngine):
     def _tile(self, q: Queries) -> Factors:
         own, n = _model_tensors(self), self.program.tile
         given = [_fill(x, n) for x in (q.ids, *q.extra)] + [own[name].detach() for name in self.program.tensors]
-        with torch.no_grad(): factors = _filled(self.program.form, self.program.run(*given))
+        with stage('compiled pass', whole=True, below='training forward'), torch.no_grad():
+            factors = _filled(self.program.form, self.program.run(*given))
         return factors if len(q) == n else factors[:len(q)]
 
 # %% ../../nbs/engine/60_compile.ipynb #f975c0c8

@@ -21,6 +21,7 @@ from pykeen.triples.weights import LossWeighter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..clock import stage
 from ..runs.run import Run
 
 # %% ../../nbs/engine/00_objectives.ipynb #c628f48a
@@ -38,7 +39,13 @@ class Queries:
     def __getitem__(self, rows: slice) -> 'Queries':
         return Queries(self.kind, self.ids[rows], tuple(x[rows] for x in self.extra))
     def to(self, device: str | torch.device) -> 'Queries':
-        return Queries(self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra))
+        with stage('transfer', adds=True) as gave:
+            gave(made := Queries(self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra)))
+        return made
+    @property
+    def nbytes(self) -> int:
+        "Bytes of the ids and of what the loss needs besides."
+        return self.ids.nbytes + sum(x.nbytes for x in self.extra)
 
 # %% ../../nbs/engine/00_objectives.ipynb #26ce62fb
 class Objective:

@@ -7,9 +7,8 @@ __all__ = ['COLUMNS', 'ALIASES', 'RANDOM', 'AT_ENDS', 'SHORTEST', 'OTHERWISE', '
            'METRICS', 'Scores', 'TRAINING', 'MODELS', 'in_order', 'one_pair_each', 'read_paths', 'Mechanisms', 'source',
            'in_columns', 'known_labels', 'unseen_error', 'with_rows', 'marked_frame', 'mark', 'groups',
            'expected_reciprocal', 'expected_precision', 'expected', 'nearness', 'at_ends', 'baselines', 'candidates',
-           'one_test', 'random_places', 'random_means', 'three_numbers', 'p_above', 'p_paired', 'Truth',
-           'plain_records', 'block', 'check_names', 'measured', 'means', 'best_rule', 'with_p', 'evaluate',
-           'tail_prediction', 'timed', 'mechanism_experiment']
+           'one_test', 'random_places', 'random_means', 'Truth', 'plain_records', 'block', 'check_names', 'measured',
+           'means', 'best_rule', 'with_p', 'evaluate', 'tail_prediction', 'timed', 'mechanism_experiment']
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #4910c339
 import json
@@ -26,10 +25,10 @@ from fastcore.basics import patch
 from pykeen.evaluation import RankBasedEvaluator
 from pykeen.triples import TriplesFactory
 from scipy.special import digamma
-from scipy.stats import permutation_test
 from torch import Tensor
 from tqdm import tqdm
 
+from .statistics import Estimate, bootstrap, p_above, p_paired
 from ..influence.tracin import TracIn
 from ..graph.neighbourhoods import Graph, at_least_one, neighbourhood
 from ..answer.results import Result, label_columns, records, write_json
@@ -357,37 +356,6 @@ def random_means(per_triple: pd.DataFrame,  # the rows of one method, with truth
         ap += (np.arange(1, m + 1) / places).mean(axis=1)
     return dict(mrr=rr / len(per_triple), map=ap / len(per_triple))
 
-
-def three_numbers(values: np.ndarray,  # `[M, C]`, a row for each test triple
-                  rng: np.random.Generator,
-                  draws: int,
-                  ) -> np.ndarray:
-    "Means, and lower and upper bounds of their 95 % bootstrap intervals, `[3, C]`; NaN if M is 0."
-    if not len(values):
-        return np.full((3, values.shape[1]), np.nan)
-    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=draws) / len(values)
-    return np.concatenate([values.mean(axis=0)[None], np.quantile(weights @ values, [.025, .975], axis=0)])
-
-
-def p_above(value: float,
-            null: np.ndarray,  # `[n]`
-            ) -> float:
-    "(b + 1) / (n + 1), where b values of `null` are at least `value`."
-    return float((1 + (null >= value - 1e-12).sum()) / (1 + len(null)))
-
-
-def p_paired(x: np.ndarray,  # `[M]`
-             y: np.ndarray,  # `[M]`
-             rng: np.random.Generator,
-             draws: int,
-             ) -> float:
-    "Two-sided p of a mean difference, by swapping within pairs. A single pair says nothing: 1."
-    if len(x) < 2 or (x == y).all():
-        return 1.
-    test = permutation_test((x, y), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples",
-                            n_resamples=draws, batch=256, vectorized=True, rng=rng)
-    return float(test.pvalue)
-
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #78374173
 KEYS = ["scope", "method", "relation_last"]
 METRICS = {"mrr": "rr", "map": "ap"}  # mean -> column of the numbers that it is the mean of
@@ -426,11 +394,11 @@ def brief(self: Truth,
     some = self.table if scope is None else self.table[self.table["scope"] == scope]
     if not len(some):
         raise ValueError(f"there is no scope {scope!r}, only {', '.join(self.table['scope'].unique())}")
-    names = [name.removesuffix("_lo") for name in some.columns if name.endswith("_lo")]
+    names = [name.removesuffix("_low") for name in some.columns if name.endswith("_low")]
     suffix = some["relation_last"].map({True: ", relation last", False: ""})
     texts = dict(scope=some["scope"], method=some["method"] + suffix, tests=some["n_with_truth"])
     for name in names:
-        numbers = some[[name, f"{name}_lo", f"{name}_hi"]].to_numpy()
+        numbers = some[[name, f"{name}_low", f"{name}_high"]].to_numpy()
         texts[name] = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in numbers]
     for metric in METRICS:
         for name, form in dict(p_random="{:.2g}", minus_best="{:+.3f}", p_best="{:.2g}").items():
@@ -520,9 +488,9 @@ def means(per_triple: pd.DataFrame,
         row = dict(zip(KEYS, keys), n_total=len(part), n_with_truth=len(some), n_without=len(part) - len(some),
                    inside=part["inside"].sum() / part["path_triples"].sum())
         values = some[["rr", "ap", *recalls]].to_numpy()
-        spread = three_numbers(values, np.random.default_rng(seed), draws)
-        for name, numbers in zip(["mrr", "map", *recalls], spread.T):
-            row |= dict(zip([name, f"{name}_lo", f"{name}_hi"], numbers))
+        for name, numbers in zip(["mrr", "map", *recalls], values.T):
+            found = bootstrap(numbers, draws, seed) if len(numbers) else Estimate(*[np.nan] * 3)
+            row |= found.columns(name)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SCORES', 'checked', 'grouped', 'Graph', 'without', 'at_least_one', 'n_hop', 'on_walks', 'two_ways', 'lengths',
            'fitting', 'ways_to', 'path_through', 'neighbours', 'searched', 'settled', 'on_paths', 'well_connected',
-           'check_conditions', 'neighbourhood', 'near', 'grown', 'longer', 'paths', 'edge_influence', 'positive',
-           'score_paths', 'entities_along', 'chain_text', 'path_table', 'curie_prefix', 'read_types', 'type_function',
-           'metapaths']
+           'check_conditions', 'neighbourhood', 'Near', 'near', 'grown', 'longer', 'paths', 'edge_influence',
+           'positive', 'score_paths', 'entities_along', 'chain_text', 'path_table', 'curie_prefix', 'read_types',
+           'type_function', 'metapaths']
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #df4b05cb
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,7 @@ from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from ..influence.tracin import Near
-from ..answer.results import label_columns
-from .triples import to_ids
+from .triples import label_columns, to_ids
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #3956724c
 def checked(triples: Any,  # `[N, 3]`, tensor or array of ids
@@ -448,6 +447,22 @@ def part(self: Graph,
          ) -> Graph:
     "The graph of some triples, with the same entities; row i there is `rows[i]` here."
     return Graph(np.stack([self.head[rows], self.relation[rows], self.tail[rows]], axis=1), self.num_entities)
+
+# %% ../../nbs/graph/10_neighbourhoods.ipynb #b0c6d4c7
+@dataclass(frozen=True)
+class Near:
+    "Training triples in the neighbourhood of each test triple."
+    rows: Sequence[Tensor]        # for each test triple, row numbers `[K]` of training triples, each once
+    restrict: bool = True         # leave out all others; if not, only tell which are near
+    facts: dict[str, Any] = field(default_factory=dict)   # what the neighbourhood is
+    def check(self, test: Tensor, rows: Tensor, n: int) -> Tensor:
+        "Return those of `rows` that are looked at. Raises `ValueError` for what does not fit `test` or `n` triples."
+        if len(self.rows) != len(test):
+            raise ValueError(f'near: {len(self.rows)} neighbourhoods for {len(test)} test triples')
+        highest = max((int(torch.as_tensor(r).max()) for r in self.rows if len(r)), default=-1)
+        if highest >= n: raise ValueError(f'near: row {highest} of {n} training triples; is it the graph of others?')
+        if not self.restrict: return rows
+        return rows[torch.isin(rows, torch.cat([torch.as_tensor(r) for r in self.rows]))]
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #515a312c
 def near(graph: Graph,  # of the training triples

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADERS', 'TriplesFileError', 'TriplesWarning', 'machine_memory', 'size_text', 'read_table', 'read_numbered',
            'read_triples', 'read_label_map', 'load_files', 'nearest_labels', 'load_dataset', 'UnknownLabelError',
-           'to_ids', 'to_labels', 'select', 'never_seen', 'triples_fingerprint']
+           'to_ids', 'to_labels', 'named', 'label_columns', 'select', 'never_seen', 'triples_fingerprint']
 
 # %% ../../nbs/graph/00_triples.ipynb #d9746be9
 import codecs, difflib, gzip, hashlib, json, os, re, stat, sys, unicodedata, warnings, zlib
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import torch
 from pykeen.datasets import Dataset, EagerDataset, dataset_resolver
+from pykeen.triples.triples_factory import Labeling
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -765,6 +766,27 @@ def to_labels(
     table = _as_table(ids)
     entity, relation = factory.entity_id_to_label, factory.relation_id_to_label
     return [(entity[h], relation[r], entity[t]) for h, r, t in _mapped(table, _is_labels(table), factory).tolist()]
+
+# %% ../../nbs/graph/00_triples.ipynb #3f8060a1
+def named(ids: np.ndarray,  # `[N]`
+          labeling: Labeling,  # of the entities or of the relations
+          ) -> np.ndarray:
+    "Labels `[N]` of ids. Raises `ValueError` for an id that has none."
+    unique, inverse = np.unique(ids, return_inverse=True)
+    unknown = [i for i in unique.tolist() if i not in labeling.id_to_label]
+    if unknown:
+        raise ValueError(f"id {unknown[0]} has no label, expected one of 0..{labeling.max_id - 1}")
+    return np.array([labeling.id_to_label[i] for i in unique.tolist()], dtype=object)[inverse]
+
+
+def label_columns(ids: torch.LongTensor, training: TriplesFactory, prefix: str = "") -> dict[str, np.ndarray]:
+    "Columns head, relation and tail of triples `[N, 3]`, their names preceded by `prefix`."
+    if not isinstance(training, TriplesFactory):
+        raise ValueError(f"training: expected a TriplesFactory with labels, got {type(training).__name__}")
+    head, relation, tail = ids.cpu().numpy().T
+    return {prefix + "head": named(head, training.entity_labeling),
+            prefix + "relation": named(relation, training.relation_labeling),
+            prefix + "tail": named(tail, training.entity_labeling)}
 
 # %% ../../nbs/graph/00_triples.ipynb #542e7252
 def _wanted(labels: str | int | Iterable[str | int], column: int, factory: CoreTriplesFactory) -> torch.LongTensor:
