@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from tracin_nb.app.audit import (Ask, CompareRuns, ProfilePanel, Setting, TrainingAudit, compare,
+from tracin_nb.app.audit import (Ask, CompareRuns, ProfilePanel, EngineSetting, TrainingAudit, compare,
                              compare_settings, without)
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.app.panels import Panel, Stopped
@@ -258,8 +258,8 @@ def conve(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_settings(conve: Run) -> None:
     "Errors are those against float64: small for all that is in float32, larger in 16 bits."
-    some = [Setting(), Setting(precision='bf16'), Setting('vmap', batch_size=100), Setting(keep='test gradients'),
-            Setting(keep='training gradients')]
+    some = [EngineSetting(), EngineSetting(precision='bf16'), EngineSetting('vmap', batch_size=100), EngineSetting(keep='test gradients'),
+            EngineSetting(keep='training gradients')]
     frame = compare_settings(conve, some, conve.testing.mapped_triples[:3], k=4, rounds=1, weighting='sgd')
     errors = frame.set_index('setting')['relative_error']
     assert 1e-4 < errors.pop('factored, bf16') < .1 and (errors < 1e-5).all() and (errors > 0).all()
@@ -279,7 +279,7 @@ def test_settings_files(runs: list[Run]) -> None:
     panel.add_button.click()
     panel.list.value = (1,)
     panel.remove_button.click()
-    assert panel.settings == [Setting(), Setting('vmap', batch_size=1024)] and panel.error is None
+    assert panel.settings == [EngineSetting(), EngineSetting('vmap', batch_size=1024)] and panel.error is None
     panel.count.value, panel.k.value, panel.rounds.value, panel.weighting.value = 2, 3, 1, 'sgd'
     frame = pressed(panel).frame
     assert frame['setting'].tolist() == ['factored, fp32', 'vmap, fp32, tiles of 1024']
@@ -296,11 +296,11 @@ def test_settings_mistakes(runs: list[Run]) -> None:
     panel.settings = []
     panel.job.button.click()
     assert 'add one' in panel.alert.value
-    panel.settings = [Setting('vmap', 'bf16')]
+    panel.settings = [EngineSetting('vmap', 'bf16')]
     panel.job.button.click()
     with pytest.raises(ValueError, match='has no precision'): panel.job.wait()
     assert 'has no precision' in panel.job.news.value and not panel.answer_box.children
-    with pytest.raises(ValueError, match='keep is'): Setting(keep='all').options
+    with pytest.raises(ValueError, match='keep is'): EngineSetting(keep='all').options
 
 
 # ---- stop
@@ -312,7 +312,7 @@ def test_settings_mistakes(runs: list[Run]) -> None:
 def test_stop_and_one_thing_at_a_time(runs: list[Run], make: Callable[[list[Run]], Panel], pattern: str) -> None:
     panel = make(runs)
     if isinstance(panel, CompareRuns): panel.head.label, panel.relation.label, panel.tail.label = TRIPLE
-    if isinstance(panel, ProfilePanel): panel.settings = [Setting('loop', batch_size=16)]
+    if isinstance(panel, ProfilePanel): panel.settings = [EngineSetting('loop', batch_size=16)]
     assert stopped(panel, pattern) < 2
     panel.job.button.click()
     panel.handler(panel.start)(None)

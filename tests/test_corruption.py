@@ -10,7 +10,7 @@ from pykeen.triples import TriplesFactory
 from sklearn.metrics import roc_auc_score
 
 from tracin_nb.evaluation.corruption import (MODELS, corrupt, corrupted_run, corruption, detection, last_losses, self_influences,
-                                  summary, tied)
+                                  detection_row, tied)
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.engine.objectives import losses, make_objective
 
@@ -85,7 +85,7 @@ def test_intervals_cover() -> None:
     rng, true, hits = np.random.default_rng(0), .7602, 0
     for _ in range(40):
         mask = rng.random(400) < .2
-        row = summary([(rng.normal(size=400) + mask, mask)], replicates=200)
+        row = detection_row([(rng.normal(size=400) + mask, mask)], replicates=200)
         hits += row['auc_low'] <= true <= row['auc_high']
     assert hits >= 34
 

@@ -10,7 +10,7 @@ from pykeen.datasets import Nations
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
-from tracin_nb.evaluation.datamodel import (ESTIMATORS, LOSSES, Design, baselines, datamodel, datamodel_table, distmult, estimate,
+from tracin_nb.evaluation.datamodel import (ESTIMATORS, LOSSES, Design, simple_baselines, datamodel, datamodel_table, distmult, estimate,
                                  halves, lds, own_and_other, seed_agreement, train_seed)
 from tracin_nb.engine.objectives import Softmax, losses
 from tracin_nb.evaluation.statistics import bootstrap
@@ -84,7 +84,7 @@ def test_baselines_and_errors() -> None:
     train, test = data.training.mapped_triples, data.testing.mapped_triples[:5]
     kept = halves(len(train), 2, 0.5)
     trained = train_seed(Design(**SMALL), data.training, test, kept, 0)
-    found = baselines(trained, test, 0)
+    found = simple_baselines(trained, test, 0)
     fresh, weights = (run.model(-1, 'cpu').entity_representations[0]._embeddings.weight
                       for run in (trained.untrained, trained.run))
     assert abs(torch.corrcoef(torch.stack([fresh.flatten(), weights.flatten()]))[0, 1]) < .2, 'other first weights'

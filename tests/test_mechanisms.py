@@ -11,7 +11,7 @@ from pykeen.datasets import Nations
 from pykeen.triples import TriplesFactory
 
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.evaluation.mechanisms import (BASELINES, COLUMNS, Mechanisms, baselines, evaluate, expected, groups, mark,
+from tracin_nb.evaluation.mechanisms import (BASELINES, COLUMNS, Mechanisms, graph_baselines, evaluate, expected, groups, mark,
                                   mechanism_experiment, random_places, read_paths)
 from tracin_nb.evaluation.statistics import p_above, p_paired
 from tracin_nb.graph.neighbourhoods import Graph
@@ -231,7 +231,7 @@ def test_shortest_paths_against_networkx(seed: int) -> None:
     rng = np.random.default_rng(seed)
     triples = np.unique(rng.integers(0, [9, 3, 9], (int(rng.integers(4, 30)), 3)), axis=0)
     triple = tuple(rng.choice(triples).tolist()) if seed % 2 else (0, 1, 5)
-    found = baselines(Graph(triples, 12), triple, {})
+    found = graph_baselines(Graph(triples, 12), triple, {})
     for name, drop in (('shortest path', (triples == triple).all(1)),
                        ('shortest path, other relations', triples[:, 1] == triple[1])):
         want = np.array(shortest_through(triples, np.flatnonzero(~drop).tolist(), triple[0], triple[2]))

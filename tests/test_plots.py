@@ -203,7 +203,7 @@ STAGES = pd.DataFrame(dict(stage=['load', 'inner products'], seconds=[1., 3.], b
 
 
 def test_profile() -> None:
-    time, memory = map(drawn, plots.profile(STAGES))
+    time, memory = map(drawn, plots.stage_plot(STAGES))
     assert ticks(time) == ['load', 'inner products'] and memory.get_xlabel() == 'MiB'
     assert [bar.get_width() for bar in (*time.patches, *memory.patches)] == [1, 3, 1, 4]
     assert [t.get_text() for t in time.texts] == ['1   25%', '3   75%']
@@ -265,11 +265,11 @@ NAN = TABLE.assign(lo=np.nan)
     (lambda: plots.ego_graph(Graph(TRAINING), ('uk', 'embassy', 'uk'), torch.ones(1592)), 'expected two entities'),
     (lambda: plots.ego_graph(Graph(TRAINING), TEST, torch.ones(3)), 'one number for each'),
     (lambda: plots.ego_graph(Graph(TRAINING.mapped_triples), IDS[0], torch.ones(1592)), 'no labels'),
-    (lambda: plots.profile(STAGES.drop(columns='bytes')), "no column 'bytes', only stage, seconds"),
-    (lambda: plots.profile(STAGES[:0]), 'without rows'),
-    (lambda: plots.profile(STAGES.assign(seconds=-1.)), "seconds of 'load' is below 0"),
-    (lambda: plots.profile(STAGES.assign(seconds='1')), 'expected numbers'),
-    (lambda: plots.profile([1]), 'got list'),
+    (lambda: plots.stage_plot(STAGES.drop(columns='bytes')), "no column 'bytes', only stage, seconds"),
+    (lambda: plots.stage_plot(STAGES[:0]), 'without rows'),
+    (lambda: plots.stage_plot(STAGES.assign(seconds=-1.)), "seconds of 'load' is below 0"),
+    (lambda: plots.stage_plot(STAGES.assign(seconds='1')), 'expected numbers'),
+    (lambda: plots.stage_plot([1]), 'got list'),
     (lambda: plots.speedups(ROOT/'benchmarks/workers.json', 'speed'), "workers.json: there is no column 'speed'"),
     (lambda: plots.speedups({'rows': [dict(name='a', gain=0.)]}, 'gain'), 'not above 0'),
     (lambda: plots.speedups(ROOT/'README.md', 'gain'), "README.md: expected a benchmark's result"),

@@ -209,7 +209,7 @@ def test_shown_and_kept(runs, tests, tmp_path: Path) -> None:
     assert f'{len(tests)} test triples and 1592 training triples' in repr(p) and 'matrix product' in repr(p)
     html = p._repr_html_()
     assert html.count('<tr>') == len(p.stages) + 1 and all(f'<td>{s}</td>' in html for s in p.stages['stage'])
-    assert len(plots.profile(p.stages)) == 2
+    assert len(plots.stage_plot(p.stages)) == 2
     content = json.loads(p.save(tmp_path/'new'/'profile.json').read_text())
     assert content['kind'] == 'Profile' and content['stages'] == p.stages.to_dict('records')
     assert content['result']['counters'] == content['facts']['counters']

@@ -11,7 +11,7 @@ from pykeen.datasets import Nations
 from torch.testing import assert_close
 
 from tracin_nb.engine.objectives import Softmax, losses
-from tracin_nb.evaluation.removal import (METHODS, NOTHING, OneByOne, RANDOM, Setting, Trial, best, candidates, deletions, measure,
+from tracin_nb.evaluation.removal import (METHODS, NOTHING, OneByOne, RANDOM, Protocol, Trial, best_allowed, sharing, deletions, measure,
                                first_model, in_file_order, make_recipe, removal, removal_table, some)
 from tracin_nb.evaluation.retraining import retrain
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 
 
 @pytest.fixture(scope='module')
-def trial() -> Trial: return Trial(Setting(epochs=1), seed=1, limit=12)
+def trial() -> Trial: return Trial(Protocol(epochs=1), seed=1, limit=12)
 
 
 def test_constants() -> None:
     "Everything the protocol fixes."
-    data, setting = Nations(), Setting()
+    data, setting = Nations(), Protocol()
     triples, model = in_file_order(data.training, data.training_path), first_model(data.training, setting, 0)
     recipe = make_recipe(model, data.training, setting, 0)
     first = [line.split() for line in open(data.training_path).read().splitlines()]
@@ -42,7 +42,7 @@ def test_constants() -> None:
 
 def test_one_by_one_against_a_plain_loop() -> None:
     "Deleted triples' steps are skipped altogether: torch's Adam on the others is the same."
-    data, setting = Nations().training, Setting(dim=5, epochs=2)
+    data, setting = Nations().training, Protocol(dim=5, epochs=2)
     triples = in_file_order(data, Nations().training_path)[:60]
     first = first_model(data, setting, 0)
     recipe = make_recipe(first, data, setting, 0)
@@ -72,25 +72,25 @@ def test_outcomes_are_the_models_own(trial: Trial) -> None:
 
 def test_deletions(trial: Trial) -> None:
     made = deletions(trial, {'tracin': METHODS['tracin']}, (1, 10, None))
-    allowed = candidates(trial.triples, trial.predictions)
+    allowed = sharing(trial.triples, trial.predictions)
     assert all((~mask | allowed).all() for mask in made.values())
     assert (made['tracin', 1].sum(1) == 1).all() and not (made['tracin', 1] & ~made['tracin', 10]).any()
     assert (made[RANDOM, None].sum(1) == made['tracin', None].sum(1)).all()
-    few = best(torch.tensor([[1., -1., 2.]]), torch.tensor([[True, True, False]]), 10)
+    few = best_allowed(torch.tensor([[1., -1., 2.]]), torch.tensor([[True, True, False]]), 10)
     assert few.tolist() == [[True, False, False]], 'neither scores below zero nor what is no candidate'
     assert (some(allowed, torch.full((12,), 10), 0) != some(allowed, torch.full((12,), 10), 1)).any()
 
 
 def test_processes_share_out_the_seeds() -> None:
     "Two give what one gives."
-    ask = partial(removal, 2, {}, (1,), limit=3, setting=Setting(epochs=1))
+    ask = partial(removal, 2, {}, (1,), limit=3, setting=Protocol(epochs=1))
     one, two = ask(), ask(processes=2)
     assert one['rows'] == two['rows'] and [t['seed'] for t in two['trials']] == [0, 1]
 
 
 def test_removal() -> None:
     "Nothing deleted changes nothing; TracIn beats random neighbours even in one epoch; the result is JSON."
-    result = removal(1, {'tracin': METHODS['tracin']}, (10,), limit=30, setting=Setting(epochs=1))
+    result = removal(1, {'tracin': METHODS['tracin']}, (10,), limit=30, setting=Protocol(epochs=1))
     rows = {(r['method'], r['k']): r for r in json.loads(json.dumps(result))['rows']}
     assert rows[NOTHING, 'all']['PD']['mean'] == rows[NOTHING, 'all']['TC']['mean'] == 0
     assert rows['tracin', 10]['PD']['mean'] > rows[RANDOM, 10]['PD']['mean'] + 15

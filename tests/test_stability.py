@@ -12,8 +12,8 @@ from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.engine.shortcuts import layers
 from tracin_nb.evaluation.statistics import rank_correlation
-from tracin_nb.evaluation.stability import (alike, by_checkpoint, cascade, chance, neighbours, overlap, randomised,
-                                 stability, stability_table, subsets, top)
+from tracin_nb.evaluation.stability import (ranking_similarity, by_checkpoint, cascade, chance, near_triples, overlap, randomised,
+                                 stability, stability_table, subsets, top_mask)
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +35,7 @@ def test_overlap() -> None:
     assert overlap(a, b, 1) == 1 and overlap(a, b, 2) == .5 and overlap(a, b, 9) == 1
     assert overlap(a, np.array([[1., 0, 0, 0, -1]]), 3) == pytest.approx(1 / 3)
     assert overlap(-a, -b, 2) == 0
-    assert top(np.array([[1., 1, 1, 0]]), 2).tolist() == [[True, True, False, False]]
+    assert top_mask(np.array([[1., 1, 1, 0]]), 2).tolist() == [[True, True, False, False]]
     assert overlap(np.array([[1., 0, 0]]), np.array([[2., 0, 0]]), 3) == 1
 
 
@@ -48,13 +48,13 @@ def test_spearman() -> None:
 def test_near_and_chance() -> None:
     "Neighbours by definition; what chance gives is what drawn rankings have on average."
     training, test = Nations().training, Nations().testing.mapped_triples[:3]
-    near, triples = neighbours(test, training), training.mapped_triples.tolist()
+    near, triples = near_triples(test, training), training.mapped_triples.tolist()
     for row, (h, r, t) in zip(near, test.tolist()):
         assert row.tolist() == [s == r or bool({a, b} & {h, t}) for a, s, b in triples]
     rng = np.random.default_rng(0)
     floor = chance(near, [10, 100])
     for name, where in [('random', np.ones_like(near)), ('random neighbours', near)]:
-        drawn = [alike(*(np.where(where, rng.random(near.shape), 0) for _ in 'ab'), near, [10, 100]) for _ in range(60)]
+        drawn = [ranking_similarity(*(np.where(where, rng.random(near.shape), 0) for _ in 'ab'), near, [10, 100]) for _ in range(60)]
         for k in ('top_10', 'top_100'):
             assert np.mean([d[k] for d in drawn]) == pytest.approx(floor[name][k].mean(), abs=.015)
 

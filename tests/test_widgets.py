@@ -18,7 +18,7 @@ from tracin_nb.graph.neighbourhoods import Graph, near
 from tracin_nb.app.panels import Stopped
 from tracin_nb.runs.run import Run, train
 from tracin_nb.app.serve import page, settings
-from tracin_nb.app.explorer import PICTURES, InfluenceExplorer, Question, lines_of, parts_of, ranked_tests
+from tracin_nb.app.explorer import PICTURES, InfluenceExplorer, ExplorerQuestion, lines_of, parts_of, ranked_tests
 
 TRIPLE = ('brazil', 'embassy', 'uk')
 SMALL = dict(model='DistMult', model_kwargs=dict(embedding_dim=8), epochs=4, keep_every=2, lr=.02, progress=False)
@@ -48,7 +48,7 @@ def explorer(run: Run, tracin: TracIn) -> Iterator[InfluenceExplorer]:
     explorer = InfluenceExplorer(run)
     tracin.steps.telling.progress = explorer.job.progress
     tiles_of(tracin, None)
-    explorer.kept.setting, explorer.kept.tracin = Question(TRIPLE).setting, tracin
+    explorer.kept.setting, explorer.kept.tracin = ExplorerQuestion(TRIPLE).setting, tracin
     explorer.head.label, explorer.relation.label, explorer.tail.label = TRIPLE
     explorer.k.value = 5
     yield explorer
@@ -99,7 +99,7 @@ def test_code(explorer: InfluenceExplorer, change: dict) -> None:
 
 
 def test_code_without_a_folder() -> None:
-    assert 'TracIn(run, ' in Question(TRIPLE).code('run', {})
+    assert 'TracIn(run, ' in ExplorerQuestion(TRIPLE).code('run', {})
 
 
 def test_second_tail(explorer: InfluenceExplorer, tracin: TracIn) -> None:

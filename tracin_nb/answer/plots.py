@@ -6,9 +6,9 @@
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES', 'SERIES', 'PARTS', 'GROUPS', 'ink',
            'canvas', 'legend_below', 'shortened', 'triple_text', 'folded', 'side_of', 'signed_bars', 'nothing',
            'ranking', 'part_columns', 'share_table', 'few_groups', 'shares', 'share_bars', 'over_checkpoints',
-           'score_row', 'mark_own', 'distribution', 'strongest_at', 'columns', 'spread', 'node_places', 'Edge',
+           'score_row', 'mark_own', 'distribution', 'strongest_at', 'columns', 'spread_places', 'node_places', 'Edge',
            'draw_entities', 'bends', 'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths',
-           'ego_graph', 'explain_ego', 'checked_frame', 'panels', 'byte_unit', 'profile', 'stage_bars',
+           'ego_graph', 'explain_ego', 'checked_frame', 'panels', 'byte_unit', 'stage_plot', 'stage_bars',
            'benchmark_rows', 'speedups', 'ratio_points', 'checked_metrics', 'curves', 'comparison']
 
 # %% ../../nbs/answer/30_plots.ipynb #399e239c
@@ -350,7 +350,7 @@ def columns(edges: nx.Graph,
     return place
 
 # %% ../../nbs/answer/30_plots.ipynb #c2607d04
-def spread(n: int, free: bool) -> list[float]:
+def spread_places(n: int, free: bool) -> list[float]:
     "`n` places in a column, those nearest the middle first; 0 is left out if the middle is to be free."
     slots = n + (free and n % 2)
     lines = np.arange(slots) - (slots - 1) / 2
@@ -364,7 +364,7 @@ def node_places(edges: nx.Graph, chains: Sequence[Sequence[int]]) -> dict[int, t
     between = [node for node in edges if 0 < column[node] < 1]
     groups = [between, *([node for node in edges if column[node] == x] for x in (-.45, 1.45)), [h], [t]]
     return {node: (column[node], line) for group in groups
-            for node, line in zip(group, spread(len(group), group is between and edges.has_edge(h, t)))}
+            for node, line in zip(group, spread_places(len(group), group is between and edges.has_edge(h, t)))}
 
 # %% ../../nbs/answer/30_plots.ipynb #7b70e4b5
 class Edge(FancyArrowPatch):
@@ -552,7 +552,7 @@ def byte_unit(largest: float) -> tuple[str, float]:
     return ["bytes", "KiB", "MiB", "GiB", "TiB"][power], 1024. ** power
 
 
-def profile(stages: pd.DataFrame,  # columns stage, seconds, bytes
+def stage_plot(stages: pd.DataFrame,  # columns stage, seconds, bytes
             figure: Figure | None = None,
             ) -> list[Axes]:
     "Seconds (with their share) and memory of each stage, as two axes. Raises `ValueError` for another frame."

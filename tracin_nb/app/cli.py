@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 'main', 'flags_named', 'train_command',
            'check_against', 'around', 'profiled', 'explained', 'resumable', 'check_mode', 'whole_scores', 'run_command',
-           'answer', 'known_paths', 'marked', 'check_all_scores', 'own_influence', 'batch_command', 'told', 'graph_of',
-           'predictions', 'filter_command', 'paths_command', 'told_table', 'resume_command', 'status_command',
-           'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank', 'belief', 'timed',
-           'demo_run', 'demo_result', 'top', 'demo_command', 'bench_command', 'evaluate_command', 'serve_command',
-           'terminated']
+           'answer', 'known_paths', 'marked', 'check_all_scores', 'own_influence', 'batch_command', 'batch_status',
+           'graph_of', 'predictions', 'filter_command', 'paths_command', 'told_table', 'resume_command',
+           'status_command', 'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command', 'tail_rank',
+           'demo_ranks', 'noted_seconds', 'demo_run', 'demo_result', 'first_ranks', 'demo_command', 'bench_command',
+           'evaluate_command', 'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import os, re, signal, tempfile, time
@@ -24,7 +24,7 @@ from .. import __version__
 from .options import (ANALYSIS, CACHE, HEADER, LENS, NAMES, NEAR, OBJECTIVES, OUTPUT, SAMPLE, SHORTCUTS,
                              SOURCE, SOURCE_NAMES, TABLE, TESTS, TRAINING, analysis, cached_analysis, check_choice,
                              check_header, check_out, check_settings, check_source, check_table, check_writable,
-                             chosen_triples, claimed, conditions, deliver, is_folder, naming, sampled,
+                             chosen_triples, claimed, conditions, deliver, is_folder, naming_lines, sampled,
                              settings_named, table_names, write_table)
 from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
 
@@ -87,7 +87,7 @@ def train_command(dataset: str, out: Path, keep_every: list[int], **options: Any
 def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:
     "Refuse an `--against` that is no entity, or the tail of one of the triples `[M, 3]` to explain."
     from tracin_nb.graph.triples import select
-    with naming('--against'):
+    with naming_lines('--against'):
         select(training, tail=against)
         if training.entity_to_id[against] in test[:, 2].tolist():
             raise ValueError(f'{against!r} is itself the tail of a triple to explain')
@@ -264,7 +264,7 @@ def own_influence(tracin: 'TracIn', k: int, relation: Sequence[str], by_relation
     "Training triples by their influence on themselves."
     from tracin_nb.graph.triples import select
     training = tracin.run.training
-    with naming('--relation'): chosen = select(training, relation=list(relation)) if relation else None
+    with naming_lines('--relation'): chosen = select(training, relation=list(relation)) if relation else None
     if chosen is not None and not len(chosen): raise ValueError('no training triple has that relation (--relation)')
     return tracin.self_influence(min(k, training.num_triples), train=chosen, by_relation=by_relation)
 
@@ -321,10 +321,10 @@ def batch_command(test: Path, output_dir: Path, start_index: int, max_triples: i
     batch = Batch(tracin, output_dir, k, wanted, not lens, sample, rank_by == 'absolute',
                   table_names(tracin.run, node_name_dict, edge_map))
     summary = write_neighbourhoods(batch, items) if skip_tracin else batch.run(items, skip_existing)
-    return told(summary, output_dir)
+    return batch_status(summary, output_dir)
 
 
-def told(summary: dict[str, Any], folder: Path) -> int:
+def batch_status(summary: dict[str, Any], folder: Path) -> int:
     "Say how a batch went; returns the exit status."
     for row in summary['results']:
         if row['status'] == 'failed': say(f"tracin: error: triple {row['index']}: {row['error']}")
@@ -365,7 +365,7 @@ def predictions(training: 'TriplesFactory', triple: Sequence[tuple[str, str, str
     from tracin_nb.graph.triples import to_ids
     check_choice(triple, test, (), (), None)
     if test: return file_triples(test, training, header)
-    with naming('--triple'): return to_ids(list(triple), training)
+    with naming_lines('--triple'): return to_ids(list(triple), training)
 
 # %% ../../nbs/app/70_cli.ipynb #826d41f3
 @main.command('filter', short_help='Write the training triples near predictions.')
@@ -431,14 +431,14 @@ def paths_command(triple: tuple[str, str, str], min_edges: int, max_edges: int, 
     for path in filter(None, (csv_output, metapath_output)): check_writable(path, folder=False)
     kinds = None if types is None else curie_prefix if types == 'curie' else read_types(types)
     tracin = analysis(test_objective=None, **options)
-    with naming('--triple'): test = to_ids(triple, tracin.run.training)
+    with naming_lines('--triple'): test = to_ids(triple, tracin.run.training)
     graph, head, tail = Graph(tracin.run.training), triple[0], triple[2]
     found = paths(graph, head, tail, min_edges, max_edges, directed=directed)
     if not found: return click.echo(f'no path of {min_edges} to {max_edges} edges leads from {head} to {tail}')
     scores = score_paths(found, tracin.scores(test)[0], how)
     tables = [(path_table(graph, head, found, scores).drop(columns='rows'), csv_output)]
     if kinds:
-        with naming(f'--types {types}'): tables.append((metapaths(graph, head, found, scores, kinds), metapath_output))
+        with naming_lines(f'--types {types}'): tables.append((metapaths(graph, head, found, scores, kinds), metapath_output))
     for table, path in tables: told_table(table, k, path)
 
 
@@ -542,14 +542,14 @@ def tail_rank(run: 'Run', triple: tuple[str, str, str]) -> tuple[int, int]:
     return int((tails['score'] > score).sum()) + 1, len(tails)
 
 # %% ../../nbs/app/70_cli.ipynb #4adc5476
-def belief(run: 'Run') -> str:
+def demo_ranks(run: 'Run') -> str:
     "The ranks of the demo's predictions, a line for each."
     ranks = [(' '.join(triple), *tail_rank(run, triple)) for triple in PREDICTIONS]
     return '\n'.join(f'  {name}: rank {rank} of {among} possible tails' for name, rank, among in ranks)
 
 # %% ../../nbs/app/70_cli.ipynb #9070f3d3
 @contextmanager
-def timed(times: dict[str, float], stage: str) -> Iterator[None]:
+def noted_seconds(times: dict[str, float], stage: str) -> Iterator[None]:
     "Note the seconds that the block takes under `stage`."
     start = time.perf_counter()
     yield
@@ -567,15 +567,15 @@ def demo_run(out: Path) -> 'Run':
 def demo_result(out: Path) -> tuple['Run', 'Result', dict[str, float]]:
     "The demo's run, the explanation of its predictions, and the seconds that each stage took."
     times: dict[str, float] = {}
-    with timed(times, 'importing PyTorch and PyKEEN'):
+    with noted_seconds(times, 'importing PyTorch and PyKEEN'):
         from tracin_nb.influence.tracin import TracIn
-    with timed(times, 'training'): run = demo_run(out)
-    with timed(times, f'loading {len(run.checkpoints)} checkpoints'): (tracin := TracIn(run)).steps
-    with timed(times, f'explaining {len(PREDICTIONS)} predictions'): result = tracin.explain(list(PREDICTIONS), k=50)
+    with noted_seconds(times, 'training'): run = demo_run(out)
+    with noted_seconds(times, f'loading {len(run.checkpoints)} checkpoints'): (tracin := TracIn(run)).steps
+    with noted_seconds(times, f'explaining {len(PREDICTIONS)} predictions'): result = tracin.explain(list(PREDICTIONS), k=50)
     return run, result, times
 
 # %% ../../nbs/app/70_cli.ipynb #75830aeb
-def top(result: 'Result', k: int) -> 'Result':
+def first_ranks(result: 'Result', k: int) -> 'Result':
     "The first `k` ranks of a result."
     return type(result)(result.frame[result.frame['rank'] <= k], result.facts, result.tests)
 
@@ -589,8 +589,8 @@ def demo_command(out: Path) -> None:
     from tracin_nb.answer.results import text_table
     from tracin_nb.engine.row_index import one_thread
     with one_thread(): run, result, times = demo_result(out)   # small arrays
-    click.echo(f'Three facts of UMLS that were held out of training, and what ConvE makes of them:\n{belief(run)}\n')
-    click.echo(f'Which training triples made it believe so?\n\n{text_table(top(result, 5))}')
+    click.echo(f'Three facts of UMLS that were held out of training, and what ConvE makes of them:\n{demo_ranks(run)}\n')
+    click.echo(f'Which training triples made it believe so?\n\n{text_table(first_ranks(result, 5))}')
     click.echo('\nTime: ' + ', '.join(f'{stage} {seconds:.1f} s' for stage, seconds in times.items()))
     click.echo(f'Full result (50 a side, as CSV, Parquet and JSON): {result.save(out/"explanations")}\n'
                f'Next: tracin run {out} --relation treats --max 3   (explains other test triples of this run)\n'

@@ -6,9 +6,10 @@
 __all__ = ['SOURCE', 'HEADER', 'OBJECTIVES', 'ENGINES', 'PRECISIONS', 'WEIGHTINGS', 'ANALYSIS', 'SHORTCUTS', 'SOURCE_NAMES',
            'CACHE', 'TESTS', 'NEAR', 'LENS', 'SAMPLE', 'SUFFIXES', 'OUTPUT', 'NAMES', 'TABLE', 'TRAINING',
            'check_header', 'check_source', 'opened', 'weighed', 'engine_of', 'precision_of', 'every_gpu', 'analysis',
-           'cached_analysis', 'naming', 'file_triples', 'rows_of', 'own_triples', 'chosen_triples', 'check_choice',
-           'whole_triples', 'conditions', 'sampled', 'check_writable', 'is_folder', 'check_out', 'claimed', 'deliver',
-           'check_table', 'table_names', 'write_table', 'fits', 'check_settings', 'settings_named']
+           'cached_analysis', 'naming_lines', 'file_triples', 'asked_rows', 'own_triples', 'chosen_triples',
+           'check_choice', 'whole_triples', 'conditions', 'sampled', 'check_writable', 'is_folder', 'check_out',
+           'claimed', 'deliver', 'check_table', 'table_names', 'write_table', 'fits', 'check_settings',
+           'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
 import inspect, os, re, tempfile
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import click
 from ..locks import LOCK, SAVING, alone
-from .terminal import Devices, JsonObject, Labels, Numbers, pointless, refuse, say, setting, stacked
+from .terminal import Devices, JsonObject, LabelList, Numbers, pointless, refuse, say, setting, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +130,7 @@ SHORTCUTS = stacked(
     click.option('--use-last-layers-only', is_flag=True,
                  help='Compare gradients by the last layers only. Approximate.'),
     click.option('--num-last-layers', type=click.IntRange(min=1), metavar='N', help='How many.  [default: 2]'),
-    click.option('--last-layer-names', type=Labels(), metavar='NAME,...', help='Or which, by name.'),
+    click.option('--last-layer-names', type=LabelList(), metavar='NAME,...', help='Or which, by name.'),
     click.option('--use-projection', is_flag=True, help='Project gradients at random. Approximate, unbiased.'),
     click.option('--projection-dim', type=click.IntRange(min=1), metavar='N',
                  help='To so many numbers.  [default: 4096]'),
@@ -216,7 +217,7 @@ def cached_analysis(cache: Path | None, keep_training: str | None, **options: An
 
 # %% ../../nbs/app/50_options.ipynb #5cb17fd6
 @contextmanager
-def naming(where: str, first: int | None = None) -> Iterator[None]:
+def naming_lines(where: str, first: int | None = None) -> Iterator[None]:
     "Let an error about triples begin with `where`; a row becomes a line of a file whose row 0 is line `first`."
     try: yield
     except ValueError as e:
@@ -229,10 +230,10 @@ def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = N
     "Ids `[M, 3]` of the triples in a file, numbered as in training."
     from tracin_nb.graph.triples import read_numbered, to_ids
     rows, first = read_numbered(path, header)
-    with naming(str(path), first=first): return to_ids(rows, training)
+    with naming_lines(str(path), first=first): return to_ids(rows, training)
 
 # %% ../../nbs/app/50_options.ipynb #154dd5be
-def rows_of(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
+def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
     "Those rows of the triples `[M, 3]` of a file; all if none are given."
     if not rows: return triples
     for row in rows:
@@ -246,7 +247,7 @@ def own_triples(run: 'Run', relation: Sequence[str], test_index: Sequence[int]) 
     from tracin_nb.graph.triples import select
     if run.testing is None: raise ValueError(f'{run.folder} has no testing triples of its own: use --triple or --test')
     options = ' and '.join(name for name, given in (('--relation', relation), ('--test-index', test_index)) if given)
-    with naming(options):
+    with naming_lines(options):
         found = select(run.testing, relation=list(relation) or None, indices=list(test_index) or None)
         if not len(found): raise ValueError(f'none of the {run.testing.num_triples} testing triples fits')
     return found
@@ -256,9 +257,9 @@ def chosen_triples(run: 'Run', triple: Sequence[tuple[str, str, str]], test: Pat
                    test_index: Sequence[int], maximum: int | None, header: bool | None = None) -> 'Tensor':
     "Ids `[M, 3]` of the triples to explain."
     from tracin_nb.graph.triples import to_ids
-    if test: ids = rows_of(file_triples(test, run.training, header), test_index, test)
+    if test: ids = asked_rows(file_triples(test, run.training, header), test_index, test)
     elif triple:
-        with naming('--triple'): ids = to_ids(list(triple), run.training)
+        with naming_lines('--triple'): ids = to_ids(list(triple), run.training)
     else: ids = own_triples(run, relation, test_index)
     return ids[:maximum]
 
@@ -352,7 +353,7 @@ def sampled(sample_rate: float | None, stratify_by: str | None, seed: int) -> An
     if stratify_by and sample_rate is None: refuse('--stratify-by', 'needs --sample-rate')
     if sample_rate is None: return None
     from tracin_nb.engine.shortcuts import Sample
-    with naming('--sample-rate'): return Sample(sample_rate, stratify_by or 'proportional', seed)
+    with naming_lines('--sample-rate'): return Sample(sample_rate, stratify_by or 'proportional', seed)
 
 # %% ../../nbs/app/50_options.ipynb #cf76aebd
 SUFFIXES = ('.csv', '.parquet', '.json')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['say', 'one_line', 'reason', 'fail', 'lenient', 'warnings_as_lines', 'Cli', 'worker_failure', 'JsonObject', 'Numbers',
-           'Labels', 'Devices', 'stacked', 'refuse', 'setting', 'pointless']
+           'LabelList', 'Devices', 'stacked', 'refuse', 'setting', 'pointless']
 
 # %% ../../nbs/app/40_terminal.ipynb #bccbebcd
 import json, re, sys, warnings
@@ -97,7 +97,7 @@ class Numbers(click.ParamType):
         except ValueError: self.fail(f'{value!r}: expected whole numbers separated by commas, as 0,2,4', param, ctx)
 
 # %% ../../nbs/app/40_terminal.ipynb #9a572c05
-class Labels(click.ParamType):
+class LabelList(click.ParamType):
     "Texts separated by commas."
     name = 'labels'
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Scores', 'OURS', 'CONTENDERS', 'NOTES', 'build', 'skewed_triples', 'factored', 'TripleScores', 'captum_full',
-           'TailScores', 'captum_fast', 'tail_rows', 'dattri_full', 'Contender', 'PeakMemory', 'Worker', 'serve',
-           'Remote', 'start', 'started', 'rounds_of', 'best', 'rows_of', 'errors_of', 'tries', 'require', 'bench_peers']
+           'TailScores', 'captum_fast', 'tail_rows', 'dattri_full', 'Peer', 'PeakMemory', 'Worker', 'serve', 'Remote',
+           'start', 'started_peers', 'rounds_of', 'fastest', 'peer_rows', 'errors_of', 'tries', 'require',
+           'bench_peers']
 
 # %% ../../nbs/bench/10_peers.ipynb #d932507e
 import ctypes
@@ -142,7 +143,7 @@ def dattri_full(model: ERModel, test: Tensor) -> Scores:
 
 # %% ../../nbs/bench/10_peers.ipynb #3d14d8f5
 @dataclass(frozen=True)
-class Contender:
+class Peer:
     "A way to the scores."
     prepare: Callable[[ERModel, Tensor], Scores]
     batches: tuple[int, ...]    # batch sizes to try; the fastest counts
@@ -152,10 +153,10 @@ class Contender:
 
 # %% ../../nbs/bench/10_peers.ipynb #ee3d2078
 OURS = 'tracin_nb'
-CONTENDERS = {OURS: Contender(factored, (256, 1024), 1024),
-              'Captum TracInCP': Contender(captum_full, (1, 4, 16), 16, 'captum'),
-              'Captum TracInCPFast': Contender(captum_fast, (64, 256, 1024), 1024, 'captum', exact=False),
-              'dattri TracInAttributor': Contender(dattri_full, (1, 64), 1, 'dattri')}
+CONTENDERS = {OURS: Peer(factored, (256, 1024), 1024),
+              'Captum TracInCP': Peer(captum_full, (1, 4, 16), 16, 'captum'),
+              'Captum TracInCPFast': Peer(captum_fast, (64, 256, 1024), 1024, 'captum', exact=False),
+              'dattri TracInAttributor': Peer(dattri_full, (1, 64), 1, 'dattri')}
 
 # %% ../../nbs/bench/10_peers.ipynb #a7665e39
 class PeakMemory:
@@ -262,7 +263,7 @@ def start(name: str, *args: Any) -> Remote:
 
 # %% ../../nbs/bench/10_peers.ipynb #440befab
 @contextmanager
-def started(names: tuple[str, ...], device: str, enough: float, **settings: Any) -> Iterator[dict[str, Remote]]:
+def started_peers(names: tuple[str, ...], device: str, enough: float, **settings: Any) -> Iterator[dict[str, Remote]]:
     "A process for each of the contenders `names`, all with the weights of one model; they end with the context."
     remotes = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -297,16 +298,16 @@ def rounds_of(remotes: dict[str, Remote],
     return found
 
 # %% ../../nbs/bench/10_peers.ipynb #c6e72b4c
-def best(measured: dict[int, list[tuple[float, int]]]) -> tuple[int, float, int]:
+def fastest(measured: dict[int, list[tuple[float, int]]]) -> tuple[int, float, int]:
     "The fastest batch size, its median seconds per triple, and its median peak."
     median = {b: [statistics.median(x) for x in zip(*rounds)] for b, rounds in measured.items()}
     batch = min(median, key=lambda b: median[b][0])
     return batch, *median[batch]
 
 # %% ../../nbs/bench/10_peers.ipynb #702a8121
-def rows_of(label: str, found: dict[str, Any], errors: dict[str, float]) -> list[dict[str, Any]]:
+def peer_rows(label: str, found: dict[str, Any], errors: dict[str, float]) -> list[dict[str, Any]]:
     "A row for each contender: time, memory above the model, both as multiples of `tracin_nb`'s, and the error."
-    chosen = {name: best(measured) for name, measured in found.items()}
+    chosen = {name: fastest(measured) for name, measured in found.items()}
     _, ours, held = chosen[OURS]
     return [dict(name=f'{label}: {name}', batch=batch, ms_per_triple=1000 * time, times_slower=time / ours,
                  peak_MiB=peak / 2**20, times_memory=peak / held, relative_error=errors[name])
@@ -326,7 +327,7 @@ def errors_of(remotes: dict[str, Remote], entities: int, relations: int) -> dict
 # %% ../../nbs/bench/10_peers.ipynb #6362fb0e
 def tries(label: str, found: dict[str, dict[int, list[tuple[float, int]]]]) -> list[str]:
     "Contender by contender what each batch size took, as multiples of the best of `tracin_nb`."
-    _, ours, _ = best(found[OURS])
+    _, ours, _ = fastest(found[OURS])
     median = {name: {b: statistics.median(t for t, _ in rounds) for b, rounds in sorted(measured.items())}
               for name, measured in found.items()}
     return [f'{label}: {name} ' + ', '.join(f'{t / ours:,.{1 if t < 10 * ours else 0}f} at {b}' for b, t in at.items())
@@ -371,12 +372,12 @@ def bench_peers(entities: int = 14_541,   # FB15k-237
     train = skewed_triples(max(max(c.triples, *c.batches) for c in CONTENDERS.values()), entities, relations)
     for model in models:
         settings = dict(name=model, entities=entities, relations=relations, dim=dim)
-        with started(names, device, enough, **settings) as remotes:
+        with started_peers(names, device, enough, **settings) as remotes:
             errors = errors_of(remotes, entities, relations)
             worst = max(worst, *(errors[name] for name in names if CONTENDERS[name].exact))
             for m in tests:
                 found = rounds_of(remotes, train, skewed_triples(m, entities, relations, seed=1), rounds, budget)
-                rows += rows_of(f'{model}, {m} test triples', found, errors)
+                rows += peer_rows(f'{model}, {m} test triples', found, errors)
                 tried += tries(f'{model}, {m} test triples', found)
             resets = all(remote('resets') for remote in remotes.values())
     notes = [*NOTES, f'Times slower at each batch size tried: {"; ".join(tried)}.']

@@ -27,7 +27,7 @@ from ..influence.shards import RankJob
 from ..influence.tracin import TracIn
 from ..answer.results import Result
 from ..runs.run import Run, train
-from .scale import checked
+from .scale import error_against_loop
 from ..engine.row_index import one_thread
 from ..graph.triples import load_dataset
 
@@ -139,7 +139,7 @@ def _workers_table(run: Run, tests: Tensor, k: int, tile: int, device: str, ray:
                                 shard_seconds(len(tests), k))
             rows.append(workers_row(name, devices, taken, truth, there, tests, k, costs[name]))
     return dict(benchmark='workers', machine=machine(torch.device(device)), training_triples=len(every),
-                test_triples=len(tests), k=k, threads_of_each=1, rows=rows, relative_error=checked(one, truth, tests),
+                test_triples=len(tests), k=k, threads_of_each=1, rows=rows, relative_error=error_against_loop(one, truth, tests),
                 **{f'{name}_seconds': value for name, value in asdict(costs['two processes']).items()})
 
 # %% ../../nbs/bench/30_workers.ipynb #a9f34b6b

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LOSSES', 'SAMPLED', 'ESTIMATORS', 'lds', 'distmult', 'conve', 'Design', 'training_loss', 'Trained',
-           'softmax_losses', 'train_seed', 'halves', 'estimate', 'shared_entities', 'alike', 'baselines',
-           'own_and_other', 'seed_agreement', 'datamodel', 'datamodel_table']
+           'softmax_losses', 'train_seed', 'halves', 'estimate', 'shared_entities', 'embedding_similarity',
+           'simple_baselines', 'own_and_other', 'seed_agreement', 'datamodel', 'datamodel_table']
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #f5f491fb
 import time
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from .statistics import bootstrap, rank_correlation
 from ..influence.tracin import TracIn
 from ..engine.objectives import Objective, Softmax, make_objective
-from .retraining import Program, Recipe, Stack, retrain, run_of
+from .retraining import StackedProgram, Recipe, Stack, retrain, run_of
 from ..runs.run import Run
 from ..graph.triples import load_dataset
 from ..engine.weightings import Natural
@@ -103,7 +103,7 @@ class Trained:
 
 def softmax_losses(model: ERModel, stack: Stack, test: Tensor, device: torch.device) -> Tensor:
     "Losses `[G, M]` of the test triples `[M, 3]` among all tails, by each of the models."
-    program = Program(model, test, Softmax(), device)
+    program = StackedProgram(model, test, Softmax(), device)
     move = lambda tensors: {n: x.to(device) for n, x in tensors.items()}
     with torch.no_grad(): return program.losses(move(stack.params), move(stack.buffers), program.queries)[0].cpu()
 
@@ -164,7 +164,7 @@ def shared_entities(train: Tensor, test: Tensor) -> Tensor:
     return sum(((train[:, i] == a) | (train[:, i] == c)).double() for i in (0, 2))
 
 
-def alike(model: ERModel, train: Tensor, test: Tensor) -> Tensor:
+def embedding_similarity(model: ERModel, train: Tensor, test: Tensor) -> Tensor:
     "Cosine `[M, N]` of the triples' embeddings: head, relation and tail side by side."
     tables = [model.entity_representations[0], model.relation_representations[0], model.entity_representations[0]]
     with torch.no_grad():
@@ -173,7 +173,7 @@ def alike(model: ERModel, train: Tensor, test: Tensor) -> Tensor:
     return test_rows @ train_rows.T
 
 
-def baselines(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
+def simple_baselines(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
     "Scores `[M, N]` of each training triple for each test triple, by name."
     train = trained.run.training.mapped_triples
     overlap = shared_entities(train, test)
@@ -181,7 +181,7 @@ def baselines(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
     fresh = {f'{name}, random weights': estimate(replace(trained, run=trained.untrained), test, ESTIMATORS[name])
              for name in ('tracin', 'natural')}
     return {'entity overlap': overlap, 'overlap and relation': overlap * (train[:, 1] == test[:, 1:2]),
-            'embedding similarity': alike(trained.run.model(-1, 'cpu'), train, test), 'random': random} | fresh
+            'embedding similarity': embedding_similarity(trained.run.model(-1, 'cpu'), train, test), 'random': random} | fresh
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #ca2e24d0
 def own_and_other(scores: Sequence[Tensor],    # by seed, `[M, N]`
@@ -227,7 +227,7 @@ def datamodel(design: Design = Design(),
     for seed in range(seeds):
         trained.append(train_seed(design, training, test, kept, seed, device))
         alive(f'{design.dataset} {design.model} seed {seed}: trained, {time.perf_counter() - start:.0f} s')
-        for name, found in baselines(trained[-1], test, seed).items(): scores.setdefault(name, []).append(found)
+        for name, found in simple_baselines(trained[-1], test, seed).items(): scores.setdefault(name, []).append(found)
         for name, settings in estimators.items():
             scores.setdefault(name, []).append(estimate(trained[-1], test, settings))
         alive(f'{design.dataset} {design.model} seed {seed}: estimated, {time.perf_counter() - start:.0f} s')

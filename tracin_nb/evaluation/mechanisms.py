@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ALIASES', 'RANDOM', 'AT_ENDS', 'SHORTEST', 'OTHERWISE', 'BASELINES', 'EVERYWHERE', 'WITHIN', 'KEYS',
-           'METRICS', 'Scores', 'TRAINING', 'MODELS', 'in_order', 'one_pair_each', 'read_paths', 'Mechanisms', 'source',
-           'in_columns', 'known_labels', 'unseen_error', 'with_rows', 'marked_frame', 'mark', 'groups',
-           'expected_reciprocal', 'expected_precision', 'expected', 'nearness', 'at_ends', 'baselines', 'candidates',
-           'one_test', 'random_places', 'random_means', 'Truth', 'plain_records', 'block', 'check_names', 'measured',
-           'means', 'best_rule', 'with_p', 'evaluate', 'tail_prediction', 'timed', 'mechanism_experiment']
+           'METRICS', 'Scores', 'TRAINING', 'MODELS', 'column_places', 'one_pair_each', 'read_paths', 'Mechanisms',
+           'source', 'in_columns', 'known_labels', 'unseen_error', 'with_rows', 'marked_frame', 'mark', 'groups',
+           'expected_reciprocal', 'expected_precision', 'expected', 'nearness', 'at_ends', 'graph_baselines',
+           'candidate_rows', 'one_test', 'random_places', 'random_means', 'Truth', 'plain_records', 'block',
+           'check_names', 'measured', 'means', 'best_rule', 'with_p', 'evaluate', 'tail_prediction', 'timing',
+           'mechanism_experiment']
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #4910c339
 import json
@@ -40,7 +41,7 @@ COLUMNS = ("record", "h", "t", "head", "relation", "tail")
 ALIASES = {"drug": "h", "disease": "t"}
 
 
-def in_order(names: Sequence[str],  # of a header line
+def column_places(names: Sequence[str],  # of a header line
              where: str,
              ) -> list[int]:
     "Places of `COLUMNS` among `names`, which may be `ALIASES`. Raises `ValueError` if they are not these six."
@@ -69,7 +70,7 @@ def read_paths(path: str | os.PathLike,  # tab-separated, six columns, with a he
     Raises `TriplesFileError` naming file and line. Labels are taken as they are, as by `read_triples`."""
     rows, _ = read_table(path, len(COLUMNS), set(), header=False)
     try:
-        order = in_order(rows[0].tolist(), f"{path}: line 1")
+        order = column_places(rows[0].tolist(), f"{path}: line 1")
     except ValueError as error:
         raise TriplesFileError(str(error)) from None
     if len(rows) == 1:
@@ -115,7 +116,7 @@ def in_columns(paths: pd.DataFrame | str | os.PathLike) -> pd.DataFrame:
     "Paths as a frame with `COLUMNS`. Raises `ValueError` for other columns, no rows, or records about two pairs."
     if not isinstance(paths, pd.DataFrame):
         return read_paths(paths)
-    kept = paths.iloc[:, in_order(list(map(str, paths.columns)), "paths")].set_axis(list(COLUMNS), axis=1)
+    kept = paths.iloc[:, column_places(list(map(str, paths.columns)), "paths")].set_axis(list(COLUMNS), axis=1)
     if not len(kept):
         raise ValueError("paths: there are no rows")
     one_pair_each(kept.rename_axis(index=paths.index.name or "row"), source(paths))
@@ -283,7 +284,7 @@ def at_ends(graph: Graph, triple: tuple[int, int, int]) -> np.ndarray:
     return np.isin(graph.head, triple[::2]) | np.isin(graph.tail, triple[::2])
 
 
-def baselines(graph: Graph,
+def graph_baselines(graph: Graph,
               triple: tuple[int, int, int],  # ids
               parts: dict[int, Graph],  # the graph without a relation; filled here, kept by the caller
               ) -> dict[str, np.ndarray]:
@@ -300,7 +301,7 @@ EVERYWHERE = "all"
 WITHIN = {"2 hops": dict(hops=2), "paths of 4": dict(path_length=4)}
 
 
-def candidates(graph: Graph,
+def candidate_rows(graph: Graph,
                triple: tuple[int, int, int],
                within: Mapping[str, Mapping[str, Any]],  # name -> conditions of `neighbourhood`
                ) -> dict[str, np.ndarray]:
@@ -469,8 +470,8 @@ def measured(models: Mapping[str, Scores],
             rows = slice(start, min(start + chunk, len(test)))
             some = {name: block(name, scores, test, rows, len(graph)) for name, scores in models.items()}
             for i, triple in enumerate(map(tuple, test[rows].tolist())):
-                scores = baselines(graph, triple, parts) | {name: found[i] for name, found in some.items()}
-                scopes = candidates(graph, triple, within)
+                scores = graph_baselines(graph, triple, parts) | {name: found[i] for name, found in some.items()}
+                scopes = candidate_rows(graph, triple, within)
                 for row in one_test(graph, triple, mechanisms.rows(triple[::2]), scores, scopes, ks):
                     yield start + i, *row
                 bar.update()
@@ -579,7 +580,7 @@ def tail_prediction(run: Run,
     return {name: float(found.get_metric(f"tail.realistic.{metric}")) for name, metric in metrics.items()}
 
 
-def timed(f: Callable[[], Any], seconds: dict[str, float], name: str) -> Any:
+def timing(f: Callable[[], Any], seconds: dict[str, float], name: str) -> Any:
     "What `f` returns; its time is added to `seconds`."
     start = time.perf_counter()
     found = f()
@@ -604,17 +605,17 @@ def mechanism_experiment(data: str | os.PathLike,  # folder with train.txt, vali
     graphs = load_files(data/"train.txt", data/"test.txt", data/"valid.txt")
     if not isinstance(run, Run):
         kwargs = dict(out=run, seed=seed, resume=True, progress=progress, **training)
-        run = timed(lambda: train(graphs, **kwargs), seconds, "train")
+        run = timing(lambda: train(graphs, **kwargs), seconds, "train")
     if triples_fingerprint(run.training) != triples_fingerprint(graphs.training):
         raise ValueError(f"{data/'train.txt'}: the run was trained on other triples")
     mechanisms, test = Mechanisms(data/"paths.tsv", run.training), graphs.testing.mapped_triples
     known = [run.training.mapped_triples, graphs.validation.mapped_triples]
-    predicted = timed(lambda: tail_prediction(run, test, known), seconds, "predict")
+    predicted = timing(lambda: tail_prediction(run, test, known), seconds, "predict")
     for name, settings in models.items():
         asked = TracIn(run, progress=progress, **{**(tracin or {}), **settings})
-        scores[name] = timed(lambda: asked.scores(test), seconds["scores"], name)
+        scores[name] = timing(lambda: asked.scores(test), seconds["scores"], name)
     kwargs = dict(seed=seed, progress=progress, **options)
-    truth = timed(lambda: evaluate(scores, test, mechanisms, **kwargs), seconds, "evaluate")
+    truth = timing(lambda: evaluate(scores, test, mechanisms, **kwargs), seconds, "evaluate")
     if out is not None:
         truth.save(out)
     settings = dict(training={**training, "seed": seed}, models={name: dict(m) for name, m in models.items()})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'Tensors', 'Recipe', 'StackedSGD', 'StackedAdam', 'KeptBatchNorm', 'check_plain', 'AnyScores',
-           'DistMultScores', 'Program', 'Stack', 'check_kept', 'retrain', 'run_of']
+           'DistMultScores', 'StackedProgram', 'Stack', 'check_kept', 'retrain', 'run_of']
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #d17102dc
 import copy
@@ -328,7 +328,7 @@ def _table_names(model: ERModel) -> list[str]:
     return [names[id(t._embeddings.weight)] for t in tables] if bare and whole else []
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #c9e5cf33
-class Program:
+class StackedProgram:
     "Gradients of a stack of models, batch by batch. Raises `ValueError` for what `check_plain` does."
     axis = 0   # where the models lie in a stacked parameter
     lazy: Sequence[str] = ()   # parameters of which a batch needs only the rows that `touched` tells
@@ -346,27 +346,27 @@ class Program:
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #4014d466
 @patch
-def stack(self: Program, G: int) -> tuple[Tensors, Tensors]:
+def stack(self: StackedProgram, G: int) -> tuple[Tensors, Tensors]:
     "Parameters and buffers of `G` models, all as the first one."
     return tuple({n: x.to(self.device).expand(G, *x.shape).clone() for n, x in given.items()}
                  for given in (self.params, self.buffers))
 
 
 @patch
-def touched(self: Program, rows: Tensor) -> dict[str, slice]:
+def touched(self: StackedProgram, rows: Tensor) -> dict[str, slice]:
     "The rows of lazy parameters that the triples at `rows` `[B]` need."
     return {}
 
 
 @patch
-def part(self: Program, rows: Tensor) -> Queries:
+def part(self: StackedProgram, rows: Tensor) -> Queries:
     "The queries of the training triples at `rows` `[B]`."
     q, rows = self.queries, rows.to(self.device)
     return Queries(q.kind, q.ids[rows], tuple(x[rows] for x in q.extra))
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #3751f1c5
 @patch
-def losses(self: Program, params: Tensors, buffers: Tensors, queries: Queries,
+def losses(self: StackedProgram, params: Tensors, buffers: Tensors, queries: Queries,
            kept: Tensor | None = None) -> tuple[Tensor, Tensors]:
     "Losses `[G, B]`, in eval mode unless it is given what is kept `[G, B]`; and buffers."
     scores, buffers = self.scores(params, buffers, queries, kept)
@@ -375,7 +375,7 @@ def losses(self: Program, params: Tensors, buffers: Tensors, queries: Queries,
 
 
 @patch
-def gradients(self: Program, params: Tensors, buffers: Tensors, rows: Tensor,
+def gradients(self: StackedProgram, params: Tensors, buffers: Tensors, rows: Tensor,
               kept: Tensor) -> tuple[Tensors, Tensors]:
     "Gradients of the mean loss of the triples at `rows` `[B]` that are kept (booleans `[G, B]`); and buffers."
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
@@ -416,7 +416,7 @@ def _joined(parts: Sequence[Stack]) -> Stack:
 @dataclass
 class _Group:
     "Models that are trained at one time."
-    program: Program
+    program: StackedProgram
     recipe: Recipe
     kept: Tensor    # booleans `[G, N]`
     def __post_init__(self) -> None:
@@ -474,7 +474,7 @@ def retrain(model: ERModel,                   # what all models start from; it s
             at: Sequence[int] | None = None,  # epochs after which to look; by default the last. 0: the start
             group: int = 100,                 # models trained at a time: memory grows with it
             device: str | torch.device | None = None,  # by default the model's
-            program: Callable[..., Program] = Program,
+            program: Callable[..., StackedProgram] = StackedProgram,
             alive: Callable[[int], Any] = lambda done: None,   # is told how many models are done
             ) -> dict[int, Stack]:
     """The trained models, by epoch: the same as training one after the other on the kept triples, batch by batch.

@@ -34,7 +34,7 @@ from pykeen.nn.quaternion import multiplication_table
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
 from .run import (NESTED, Run, RunError, bare, build_loss, build_model, check_counts, check_weights,
-                            checked_rates, copied, differences, load_strictly, loss_settings, model_settings,
+                            checked_rates, copied, state_differences, load_strictly, loss_settings, model_settings,
                             number, pipeline_rates, plain_names, probe_scores, steps_made, title_of,
                             unwrapped, weights_in, wide_type, widen, widened)
 from ..graph.triples import load_files, read_label_map
@@ -367,7 +367,7 @@ def _matches(opened: Opened, name: str, counts: tuple[int, int, bool],
             try: skeleton = _skeleton(name, settings := {**variant, **sizes, **kwargs}, counts)
             except RunError: continue
             want = _typed(skeleton, opened).state_dict()
-            if not differences(want, _wide(opened.state)): found.append(settings)
+            if not state_differences(want, _wide(opened.state)): found.append(settings)
     return found
 
 # %% ../../nbs/runs/10_foreign.ipynb #858ce0ee
