@@ -15,7 +15,7 @@ import pandas as pd
 from pykeen.triples import TriplesFactory
 
 from .results import Result
-from ..runs.run import replacing
+from ..files import replacing
 from ..graph.triples import TriplesFileError, read_table
 
 # %% ../../nbs/answer/20_formats.ipynb #15448170

@@ -6,8 +6,8 @@
 __all__ = ['CAVEAT', 'SIDES', 'TRIPLE', 'COLUMNS', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'WRITERS', 'READ_CSV', 'ranked_rows',
            'plain_facts', 'facts_line', 'Report', 'Result', 'test_table', 'check_fit', 'SelfInfluence', 'why_nothing',
            'visible', 'columns_of', 'aligned', 'signed', 'block_lines', 'note_lines', 'text_table', 'html_cells',
-           'html_block', 'html_note', 'write_json', 'to_csv', 'to_parquet', 'records', 'to_json', 'read_csv', 'entry',
-           'naming_place', 'read_manifest']
+           'html_block', 'html_note', 'to_csv', 'to_parquet', 'records', 'to_json', 'read_csv', 'naming_place',
+           'read_manifest']
 
 # %% ../../nbs/answer/10_results.ipynb #1c197de5
 import csv
@@ -38,7 +38,7 @@ from torch import LongTensor, Tensor
 from .ranking import Ranking, TopK
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
-from ..runs.run import replacing
+from ..files import replacing
 
 # %% ../../nbs/answer/10_results.ipynb #c6db589b
 def ranked_rows(top: TopK,
@@ -407,11 +407,6 @@ def _repr_html_(self: Report) -> str:
     notes = f'<p class="note">{html.escape(facts_line(self.facts))}<br>{CAVEAT}</p>'
     return f'{STYLE}<div class="tracin">{blocks}{more}{notes}</div>'
 
-# %% ../../nbs/answer/10_results.ipynb #e0219e0f
-def write_json(content: dict[str, Any], path: Path) -> None:
-    "Strict JSON (no NaN) in UTF-8, without indentation, since results are large."
-    path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
 # %% ../../nbs/answer/10_results.ipynb #fad688af
 def to_csv(report: Report, path: Path) -> None:
     "The frame as CSV in UTF-8 with a header line; texts are quoted, numbers are not."
@@ -475,12 +470,6 @@ def read_csv(path: str | os.PathLike,  # a CSV file that this package wrote
     return frame.assign(**numbers) if len(frame) else frame
 
 # %% ../../nbs/answer/10_results.ipynb #e9e677fb
-def entry(path: Path) -> dict[str, Any]:
-    "Size and SHA-256 of a file."
-    content = path.read_bytes()
-    return dict(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-
 @patch
 def save(self: Report,
          out: str | os.PathLike,  # a folder, or a file ending in .csv, .parquet or .json

@@ -489,7 +489,7 @@ def options(self: EngineSetting) -> dict[str, Any]:
 def code(self: EngineSetting) -> str:
     "Python that makes it."
     changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-    return f'Setting({arguments(changed)})'
+    return f'EngineSetting({arguments(changed)})'
 
 # %% ../../nbs/app/30_audit.ipynb #486eeb9f
 def _double(x: Tensor) -> Tensor: return x.double() if x.is_floating_point() else x
@@ -674,7 +674,7 @@ def show(self: ProfilePanel, settings: Sequence[EngineSetting], n: int, how: dic
     self.files.value = links(Report(frame, facts), 'settings', png=drawn)
     of = 'testing' if self.tests() is not self.training.mapped_triples else 'training'
     self.code.value = '\n'.join([
-        'from tracin_nb.app.audit import Setting, compare_settings', 'from tracin_nb.runs.run import as_run', '',
+        'from tracin_nb.app.audit import EngineSetting, compare_settings', 'from tracin_nb.runs.run import as_run', '',
         f'run = as_run({source_of(self.run)})', f'settings = [{", ".join(s.code for s in settings)}]',
         f'compare_settings(run, settings, run.{of}.mapped_triples[:{n}], {arguments(how)})'])
     self.answer_box.children = self._answer

@@ -23,7 +23,8 @@ from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
 from ..evaluation.mechanisms import mechanism_experiment
 from ..evaluation.removal import removal, removal_table
-from ..runs.run import pick_device, replacing
+from ..runs.run import pick_device
+from ..files import replacing
 from ..evaluation.stability import stability, stability_table
 
 # %% ../../nbs/app/00_experiments.ipynb #04bafd1d

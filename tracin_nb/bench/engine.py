@@ -29,7 +29,7 @@ from ..engine.compile import seconds
 from ..engine.factors import Factors, inner
 from ..engine.gradients import FactoredEngine, LoopEngine, VmapEngine
 from ..engine.objectives import BCE
-from ..runs.run import replacing
+from ..files import replacing
 
 # %% ../../nbs/bench/00_engine.ipynb #00e4bc21
 def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..answer.results import STYLE, Result, aligned, plain_facts, write_json
+from ..answer.results import STYLE, Result, aligned, plain_facts
+from ..files import replacing, write_json
 from .engine import in_turns, machine
 from ..clock import OTHER, Stage, Stopwatch, watching
 from ..engine.amp import arithmetic
@@ -31,7 +32,7 @@ from ..graph.triples import to_ids
 from ..influence.cache import FactorCache
 from ..influence.steps import TestSide
 from ..influence.tracin import TracIn
-from ..runs.run import Run, replacing
+from ..runs.run import Run
 
 # %% ../../nbs/bench/40_profiling.ipynb #ddc64d14
 STAGES = ('load', 'routes', 'compile', 'weighting', 'planning', 'test gradients', 'transfer', 'training forward',

@@ -32,8 +32,9 @@ from tqdm import tqdm
 from .statistics import Estimate, bootstrap, p_above, p_paired
 from ..influence.tracin import TracIn
 from ..graph.neighbourhoods import Graph, at_least_one, neighbourhood
-from ..answer.results import Result, label_columns, records, write_json
-from ..runs.run import Run, replacing, train
+from ..answer.results import Result, label_columns, records
+from ..files import replacing, write_json
+from ..runs.run import Run, train
 from ..graph.triples import TriplesFileError, load_files, nearest_labels, read_table, to_ids, triples_fingerprint
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #e7101e8c

@@ -27,8 +27,8 @@ from .question import question_entries
 from .tracin import TracIn
 from ..locks import alone, sweep
 from ..graph.neighbourhoods import Graph, Near, near
-from ..answer.results import Result, entry, to_json, write_json
-from ..runs.run import replacing
+from ..answer.results import Result, to_json
+from ..files import entry, replacing, write_json
 from ..engine.shortcuts import Sample
 from ..graph.triples import UnknownLabelError, read_triples, to_ids, to_labels
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner
 from ..engine.gradients import Engine, LoopEngine
 from ..engine.objectives import Objective, make_objective
-from ..runs.run import Run, replacing
+from ..runs.run import Run
+from ..files import replacing
 
 # %% ../../nbs/influence/00_cache.ipynb #479abcba
 def _bytes(t: Tensor) -> memoryview:

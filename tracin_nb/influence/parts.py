@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ..clock import stage
 from ..locks import SAVING, sweep
-from ..answer.results import entry, write_json
-from ..runs.run import replacing
+from ..files import entry, replacing, write_json
 
 # %% ../../nbs/influence/47_parts.ipynb #2f2a8707
 FORMAT = 1

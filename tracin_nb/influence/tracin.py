@@ -50,7 +50,8 @@ from .steps import (Counters, Loader, Progress, Settings, Steps, Telling, Tests,
                                        TestSide, chosen, naming, positive, single_tile)
 from .tiles import Pass
 from ..locks import alone_in_out
-from ..runs.run import Run, as_run, replacing
+from ..runs.run import Run, as_run
+from ..files import replacing
 
 # %% ../../nbs/influence/90_tracin.ipynb #2bd558f1
 def rank_shards(ranking: Ranking, work: Work, parts: Parts | None) -> None:

@@ -7,22 +7,22 @@ __all__ = ['NESTED', 'LARGE', 'FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STO
            'WRAPPERS', 'COUNTER', 'RunError', 'Checkpoint', 'Run', 'plain', 'pykeen_name', 'model_settings',
            'check_literals', 'loss_settings', 'number', 'check_descends', 'optimizer_settings', 'loop_settings',
            'loop_of', 'build_weighter', 'weighter_settings', 'check_weighted', 'too_large', 'check_epochs',
-           'kept_epochs', 'ranking_metric', 'stopping_settings', 'precision_settings', 'replacing', 'write_torch',
-           'file_facts', 'verified', 'read_torch', 'weights_in', 'read_state', 'state_fingerprint', 'unfit',
-           'rng_state', 'set_rng_state', 'kept_rng', 'Room', 'build_model', 'build_loss', 'is_low', 'wide_type',
-           'widened', 'widen', 'low_weights', 'state_differences', 'load_strictly', 'forget_representations', 'mode_of',
-           'probe_scores', 'check_scored', 'check_probe', 'check_weights', 'largest', 'overflows', 'check_scores',
-           'write_labels', 'read_labels', 'check_labels', 'write_data', 'read_data', 'read_literals', 'KeepCheckpoints',
-           'save_optimizer', 'check_diverged', 'write_json', 'why_stop', 'validation_value', 'check_keys', 'read_facts',
-           'check_rows', 'check_optimizer', 'check_stopping', 'read_checkpoint', 'read_saved', 'read_optimizer',
-           'checkpoint_of', 'check_file_finite', 'pick_device', 'touch_state', 'build_loop', 'autocast_scores',
-           'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts', 'resumed_facts', 'finished',
-           'lock_run', 'training_alone', 'begun', 'little_garbage', 'clipping_callbacks', 'run_loop',
-           'training_settings', 'step_bytes', 'check_room', 'load_data', 'train', 'start_training', 'inside',
-           'unwrapped', 'bare', 'prefix_of', 'plain_names', 'tensors_in', 'uncompile', 'check_unused', 'copied',
-           'checked_rates', 'state_at', 'on_cpu', 'moments_at', 'check_counts', 'labelled', 'title_of', 'check_length',
-           'as_model', 'checkpoint_list', 'checked_states', 'pipeline_rates', 'pipeline_loop', 'pipeline_end',
-           'pipeline_kwargs', 'steps_made', 'second_moments', 'as_run']
+           'kept_epochs', 'ranking_metric', 'stopping_settings', 'precision_settings', 'write_torch', 'file_facts',
+           'verified', 'read_torch', 'weights_in', 'read_state', 'state_fingerprint', 'unfit', 'rng_state',
+           'set_rng_state', 'kept_rng', 'Room', 'build_model', 'build_loss', 'is_low', 'wide_type', 'widened', 'widen',
+           'low_weights', 'state_differences', 'load_strictly', 'forget_representations', 'mode_of', 'probe_scores',
+           'check_scored', 'check_probe', 'check_weights', 'largest', 'overflows', 'check_scores', 'write_labels',
+           'read_labels', 'check_labels', 'write_data', 'read_data', 'read_literals', 'KeepCheckpoints',
+           'save_optimizer', 'check_diverged', 'write_facts', 'why_stop', 'validation_value', 'check_keys',
+           'read_facts', 'check_rows', 'check_optimizer', 'check_stopping', 'read_checkpoint', 'read_saved',
+           'read_optimizer', 'checkpoint_of', 'check_file_finite', 'pick_device', 'touch_state', 'build_loop',
+           'autocast_scores', 'check_autocast', 'use_bf16', 'replay_scheduler', 'restore', 'start_facts',
+           'resumed_facts', 'finished', 'lock_run', 'training_alone', 'begun', 'little_garbage', 'clipping_callbacks',
+           'run_loop', 'training_settings', 'step_bytes', 'check_room', 'load_data', 'train', 'start_training',
+           'inside', 'unwrapped', 'bare', 'prefix_of', 'plain_names', 'tensors_in', 'uncompile', 'check_unused',
+           'copied', 'checked_rates', 'state_at', 'on_cpu', 'moments_at', 'check_counts', 'labelled', 'title_of',
+           'check_length', 'as_model', 'checkpoint_list', 'checked_states', 'pipeline_rates', 'pipeline_loop',
+           'pipeline_end', 'pipeline_kwargs', 'steps_made', 'second_moments', 'as_run']
 
 # %% ../../nbs/runs/00_run.ipynb #cd8673b4
 import copy, gc, hashlib, importlib.metadata, json, math, os, random, re, shutil, tempfile, threading, warnings
@@ -64,6 +64,7 @@ from pykeen.triples.weights import LossWeighter, RelationLossWeighter, loss_weig
 from pykeen.utils import set_random_seed
 from torch.overrides import TorchFunctionMode
 
+from ..files import entry, replacing, write_json
 from ..locks import LOCK, locked
 from ..graph.triples import load_dataset, machine_memory, size_text, triples_fingerprint
 
@@ -350,19 +351,6 @@ def precision_settings(precision: str) -> dict[str, str]:
     if precision not in ('fp32', 'bf16'): raise RunError(f"precision={precision!r} has to be 'fp32' or 'bf16'")
     return dict(precision=precision)
 
-# %% ../../nbs/runs/00_run.ipynb #7bc78bb9
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    "A path to write to, which takes the place of `path` if the block ends without an error and else vanishes"
-    draft = f'.{path.name}.'
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=draft) as folder:
-            yield (file := Path(folder)/path.name)
-            os.replace(file, path)
-    except OSError as e:
-        if e.errno is None or e.filename and draft not in str(e.filename): raise
-        raise OSError(e.errno, e.strerror, str(path)) from e
-
 # %% ../../nbs/runs/00_run.ipynb #b8e24f60
 def write_torch(path: Path, save: Callable[[BinaryIO], None]) -> dict[str, Any]:
     "Has `save` write a PyTorch file; returns its facts. PyTorch hides what the system said; here it is an `OSError`"
@@ -374,8 +362,7 @@ def write_torch(path: Path, save: Callable[[BinaryIO], None]) -> dict[str, Any]:
 # %% ../../nbs/runs/00_run.ipynb #bcd27af8
 def file_facts(path: Path) -> dict[str, Any]:
     "Name, size in bytes and SHA-256 of a file"
-    with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'sha256').hexdigest()
-    return dict(file=path.name, bytes=path.stat().st_size, sha256=digest)
+    return dict(file=path.name, **entry(path))
 
 # %% ../../nbs/runs/00_run.ipynb #f6cac115
 def verified(folder: Path, facts: Mapping[str, Any], content: bool = True) -> Path:
@@ -758,10 +745,10 @@ def check_diverged(model: Model, epoch: int) -> None:
     if found := unfit(model.state_dict()):
         raise RunError(f'training diverged: after epoch {epoch} {found}; a smaller learning rate may help')
 
-# %% ../../nbs/runs/00_run.ipynb #5ce235da
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    "Writes JSON in one piece"
-    with replacing(path) as p: p.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+# %% ../../nbs/runs/00_run.ipynb #47923467
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    "Write `run.json` in one piece"
+    with replacing(folder/'run.json') as draft: write_json(facts, draft, indent=1)
 
 # %% ../../nbs/runs/00_run.ipynb #67c87f19
 @patch
@@ -779,7 +766,7 @@ def keep(self: KeepCheckpoints, epoch: int) -> None:
     if not self.facts['checkpoints']: self.facts['files'] = write_data(self.root, self.dataset)
     self.facts['checkpoints'].append(row)
     self.facts['losses'] = list(map(float, self.training_loop.losses_per_epochs))
-    write_json(self.root/'run.json', self.facts)
+    write_facts(self.root, self.facts)
 
 # %% ../../nbs/runs/00_run.ipynb #819f4ed3
 def why_stop(asked: Mapping[str, Any], evaluations: Sequence[Sequence[float]]) -> dict[str, Any] | None:
@@ -1173,7 +1160,7 @@ def training_alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     "Says in `folder` what the run is; takes that back if it is refused, and says how to go on if the disk refuses"
-    if not facts['checkpoints']: write_json(folder/'run.json', facts)
+    if not facts['checkpoints']: write_facts(folder, facts)
     try: yield
     except RunError as e:
         if facts['checkpoints']:
