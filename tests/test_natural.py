@@ -83,7 +83,8 @@ def is_table(model: Model, name: str) -> bool:
     return last == 'weight' and isinstance(model.get_submodule(owner), nn.Embedding)
 
 
-def inverse(C: Tensor, damping: Tensor | float) -> Tensor: return torch.linalg.inv(C + damping * torch.eye(len(C)).to(C))
+def inverse(C: Tensor, damping: Tensor | float) -> Tensor:
+    return torch.linalg.inv(C + damping * torch.eye(len(C)).to(C))
 
 
 def by_row(G: Tensor) -> Tensor:

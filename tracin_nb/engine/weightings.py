@@ -166,9 +166,9 @@ def _ulp(engine: Engine) -> float:
     return max(kept)
 
 
-def _nudged(engine: Engine) -> Engine:
-    "An engine of the same model with slopes nudged."
-    loss = _Nudged(engine.objective, _ulp(engine))
+def _nudged(engine: Engine, unit: float) -> Engine:
+    "A plain engine of the same model, with slopes larger or smaller by the part `unit`."
+    loss = _Nudged(engine.objective, unit)
     if isinstance(engine, FactoredEngine): return FactoredEngine(engine.model, loss, engine.routes, engine.low)
     return type(engine)(engine.model, loss)
 
@@ -220,15 +220,15 @@ def rounding(engine: Engine,
     "Measure what rounding does to the gradients of `triples`, on some of them."
     full, other, seen, slopes = {}, {}, 0, 0
     wide = lambda f: Factors({name: _plain(blocks, f.weight, torch.float64) for name, blocks in f.blocks.items()})
-    nudged = _nudged(engine)
+    plain, nudged = _nudged(engine, 0.), _nudged(engine, _ulp(engine))
     for few in _looked_at(triples):
-        exact = wide(engine(few))
-        with _last_bits_flipped(engine.params.values()): change = less(wide(nudged(few)), exact)
+        exact, seen = wide(plain(few)), seen + len(few)
         lengths = _lengths(exact, engine)
+        if not (with_slope := int((sum(lengths.values()) > 0).sum())): continue
+        with _last_bits_flipped(engine.params.values()): change = less(wide(nudged(few)), exact)
         for total, part in ((full, lengths), (other, _lengths(change, engine))):
             for name, x in part.items(): total[name] = total.get(name, 0.) + x.sum().item()
-        seen, slopes = seen + len(few), slopes + int((sum(lengths.values()) > 0).sum())
-        if slopes >= _SLOPES: break
+        if (slopes := slopes + with_slope) >= _SLOPES: break
     mean = lambda total: {name: x / seen for name, x in total.items()}
     return Rounding(_ulp(engine), mean(full), mean(other))
 
