@@ -168,8 +168,8 @@ def _settled(self: TracIn, model: Model, objective: Objective, triples: Tensor, 
     with arithmetic('fp32'): found, error = settled_routes(model, objective, triples, routes)
     self._routes[objective], self._route_error = found, max(self._route_error, error)
     if routes in (None, found) or objective is not self.objective: return found
-    raise ValueError(f'engine {self.engine!r} is exact for the training triples that were tried, and not for the triples '
-                     f'to explain (with {routes}); use engine "vmap" or "loop"')
+    raise ValueError(f'engine {self.engine!r} with {routes} is exact for the training triples that were tried, and not '
+                     'for the triples to explain; use engine "vmap" or "loop"')
 
 # %% ../nbs/12_influence.ipynb #4a2e7f39
 @patch
@@ -280,7 +280,7 @@ def _test_factors(self: TracIn, test: Tensor, engines: Sequence[Engine]) -> tupl
     "The test triples' gradients at each checkpoint, in its metric, and their influence on themselves `[M]`."
     held, own = [], 0
     for step, engine in self._told('test triples', list(zip(self.steps, engines, strict=True))):
-        if isinstance(engine, FactoredEngine):
+        if isinstance(engine, FactoredEngine) and engine.due(len(test)):
             engine.routes = self._settled(engine.model, engine.objective, test, engine.routes)
         factors = self._test_gradients(engine, test)
         weighted = step.metric.test(factors)
@@ -601,7 +601,8 @@ def _sent(self: TracIn, work: Work) -> Work:
     bare.test_objective, bare._routes = self.objective, {}
     bare.counters, bare._keys, bare._plans, bare._given, bare.progress = Counters(), {}, {}, {}, False
     metric = lambda s: s.metric if work.what.startswith('_own') else Metric({}, train=s.metric.train)
-    return replace(work, tracin=bare, models=[(s.rate, s.train.model, metric(s), getattr(s.train, 'routes', None)) for s in self.steps])
+    routes = lambda s: getattr(s.train, 'routes', None)
+    return replace(work, tracin=bare, models=[(s.rate, s.train.model, metric(s), routes(s)) for s in self.steps])
 
 # %% ../nbs/12_influence.ipynb #d4660608
 @patch
@@ -911,7 +912,8 @@ def facts(self: TracIn, test_objective: Objective, **more: Any) -> dict[str, Any
     "What a result has to say of how it was made."
     kept = [(k, self.run.checkpoints[k]) for k in self.checkpoints]
     other = {} if test_objective is self.objective else dict(test_objective=str(test_objective))
-    routes = {} if self.engine != FactoredEngine.name else dict(routes=self._routes_taken(), route_error=self._route_error)
+    factored = self.engine == FactoredEngine.name
+    routes = dict(routes=self._routes_taken(), route_error=self._route_error) if factored else {}
     metric = self.steps[-1].metric.facts
     return dict(objective=str(self.objective), **other, weighting=metric['weighting'], metric=metric,
                 engine=self.engine, **routes,
