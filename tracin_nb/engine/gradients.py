@@ -530,9 +530,16 @@ class FactoredEngine:
         self.names = {id(p): name for name, p in self.params.items()}
         self.routes, self.low = routes or choose_routes(model, objective), low
         self.loss_vectorised = True  # was it, in the last call? see `loss_gradient`
+        self.asked = self.tried = 0  # triples to explain, so far and when the routes were last tried on some
     def __call__(self, triples: Tensor) -> Factors:
         "Gradients of the losses of `triples` `[B, 3]`."
         with frozen(self.model): return self._factors(self.objective.queries(triples).to(self.model.device))
+    def due(self, n: int) -> bool:
+        "Should the routes be tried on `n` triples to explain? At first, and with four times as many as by then."
+        self.asked += n
+        if self.asked < 4 * self.tried: return False
+        self.tried = self.asked
+        return True
 
 # %% ../../nbs/engine/30_gradients.ipynb #45837c55
 @patch
@@ -877,6 +884,11 @@ def _gap(got: Tensor, want: Tensor, noise: float) -> tuple[bool, float, float]:
     return right or math.isnan(most), gap.norm().item()**2, want.norm().item()**2
 
 # %% ../../nbs/engine/30_gradients.ipynb #230be47a
+def _spread(x: Tensor, n: int) -> Tensor:
+    "`n` entries of `x`, from the first to the last; or all if they are fewer."
+    return x[torch.linspace(0, len(x) - 1, min(n, len(x))).long()]
+
+
 def _at(blocks: Sequence[Block], i: int, like: Tensor) -> Tensor:
     "The gradient of the `i`-th triple, in the form of the parameter."
     return sum((block_total(b.map(lambda t: t[i:i + 1]), like.shape) for b in blocks), torch.zeros_like(like))
@@ -892,21 +904,21 @@ def _compare(blocks: Mapping[str, tuple[Block, ...]], i: int, truth: dict[str, T
     if size > 0: found.error = max(found.error, math.sqrt(off / size))
 
 
-def _gaps(engine: FactoredEngine, triples: Tensor) -> _Gaps:
-    "The comparison, triple by triple."
+def _gaps(engine: FactoredEngine, triples: Tensor, n: int) -> _Gaps:
+    "The comparison of `n` of the `triples`, which the engine does in one call."
     blocks, loop = engine(triples).blocks, LoopEngine(engine.model, engine.objective)
     queries, found = engine.objective.queries(triples).to(engine.model.device), _Gaps(set(), set(blocks), 0.)
-    for i in range(len(queries)):
+    for i in _spread(torch.arange(len(triples)), n).tolist():
         truth = {name: g for name, g in zip(loop.params, loop.reached(queries[i:i + 1])) if g is not None}
         _compare(blocks, i, truth, found)
     return found
 
 # %% ../../nbs/engine/30_gradients.ipynb #9fa9c212
-def _judged(model: ERModel, trial: Objective, routes: Routes, triples: Tensor) -> _Gaps:
+def _judged(model: ERModel, trial: Objective, routes: Routes, triples: Tensor, n: int) -> _Gaps:
     "The same for a model and its `routes`; where they seem to be wrong in float32, in float64."
-    found = _gaps(FactoredEngine(model, trial, routes), triples)
+    found = _gaps(FactoredEngine(model, trial, routes), triples, n)
     if not found.wrong or next(model.parameters()).dtype == torch.float64: return found
-    try: return _gaps(FactoredEngine(copy.deepcopy(model).double(), trial, routes), triples)
+    try: return _gaps(FactoredEngine(copy.deepcopy(model).double(), trial, routes), triples, n)
     except RuntimeError: return found   # not all of PyKEEN computes in float64
 
 # %% ../../nbs/engine/30_gradients.ipynb #79763c1b
@@ -938,19 +950,21 @@ def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor) -> bool
                for s, size in zip(slopes, sizes))
 
 # %% ../../nbs/engine/30_gradients.ipynb #5e06f51c
-def _spread(triples: Tensor, n: int) -> Tensor:
-    "`n` of `triples`, from the first to the last; or all if they are fewer."
-    return triples[torch.linspace(0, len(triples) - 1, min(n, len(triples))).long()]
+def _some(triples: Tensor) -> Tensor:
+    "About 32 of `triples` from three places, as negatives are drawn for thousands of neighbours at once."
+    last = len(triples) - 1
+    places = [torch.linspace(a, min(a + 1023, last), 11).long() for a in (0, last // 2, max(0, last - 1023))]
+    return triples[torch.cat(places).unique()]
 
 
 def _needed(model: ERModel, trial: Objective, routes: Routes, some: Tensor) -> tuple[set[str], float]:
     "Parameters that need slower routes, by some triples; and the error, see `settled_routes`."
+    lean = not (routes.mixed or routes.vectorised) and (routes.whole_tables or trial.queries(some[:1]).kind == 'hrt')
     try:
-        FactoredEngine(model, trial, routes)(some)
-        found = _judged(model, trial, routes, _spread(some, 3))
+        found = _judged(model, trial, routes, some if lean else _spread(some, 3), 3)
         unfelt = set() if routes.vectorised else {name for name in found.unfelt if name.startswith('interaction.')}
         if found.wrong or not unfelt: return found.wrong, found.error
-        more = _judged(model, trial, routes, _spread(some, 16))
+        more = _judged(model, trial, routes, _spread(some, 16), 16)
         return more.wrong | unfelt & more.unfelt, more.error
     except RouteError as e: return e.names, 0.
 
@@ -963,7 +977,7 @@ def settled_routes(model: ERModel,
     """The fastest routes that are exact, and the greatest relative error of a triple's gradient.
 
     Raises `ValueError` if there are none."""
-    trial, some = _Trial(objective), _spread(triples, 32)
+    trial, some = _Trial(objective), _some(triples)
     FactoredEngine(model, trial, Routes())   # is it a model for it at all?
     if routes is None: routes = Routes(True, mixed=_mixed(model, some))
     if routes.whole_tables: routes = replace(routes, whole_tables=_linear_in_tables(model, trial, some))
