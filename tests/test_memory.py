@@ -224,7 +224,7 @@ def test_prediction(runs: Callable[[str, str], TracIn], model: str, loop: str, M
     "Predicted and counted peak of a whole pass over two checkpoints differ by less than 20 %, within the budget."
     tracin = runs(model, loop)
     triples = tracin.run.training.mapped_triples[:120]
-    held, _ = tracin._test_factors(tracin.run.training.mapped_triples[-M:], [s.test for s in tracin.steps])
+    held = tracin._test_factors(tracin.run.training.mapped_triples[-M:], [s.test for s in tracin.steps]).factors
     for budget in ('60MiB',) if M == 1000 else ('15MiB', '1GiB'):
         budget = parse_bytes(budget) + sum(f.nbytes for f in held)
         plan, ranking = planned(tracin, held, triples, budget), Ranking(M, 20)
@@ -310,7 +310,7 @@ def test_injected_failures_change_nothing(runs: Callable[[str, str], TracIn], mo
     exact = TracIn(tracin.run, weighting='sgd', devices='cpu', progress=False)
     for step in exact.steps: step.train.model.double()
     triples = tracin.run.training.mapped_triples[:800]
-    held, _ = exact._test_factors(triples[::100], [s.test for s in exact.steps])
+    held = exact._test_factors(triples[::100], [s.test for s in exact.steps]).factors
     truth = ranked(exact, held, triples, Tiles(400, 1))
     chance, call, tiles = random.Random(1), FactoredEngine.__call__, Tiles(400, 1)
     def failing(engine: FactoredEngine, tile: Tensor) -> Factors:
@@ -377,7 +377,7 @@ def test_nothing_stays(runs: Callable[[str, str], TracIn]) -> None:
     tracin = runs('ConvE', 'slcwa')
     triples = tracin.run.training.mapped_triples[:100]
     def once() -> None:
-        held, _ = tracin._test_factors(triples[-10:], [s.test for s in tracin.steps])
+        held = tracin._test_factors(triples[-10:], [s.test for s in tracin.steps]).factors
         ranked(tracin, held, triples, Tiles(planned(tracin, held, triples, 2**25).size, 2**25))
     once()
     before = tensors()

@@ -74,7 +74,7 @@ def test_the_index_is_used_and_right(runs, tests, truth, kind):
     "Models of embedding rows go by the index; without it, by the matrix, the answer is the same."
     by_index, by_matrix = make(runs[kind]), make(runs[kind])
     by_matrix._is_rows = False
-    held, _ = by_index._test_factors(tests, [s.test for s in by_index.steps])
+    held = by_index._test_factors(tests, [s.test for s in by_index.steps]).factors
     assert by_index._plan(held, torch.arange(50), K).sparse
     for tracin in (by_index, by_matrix): assert_same(tracin.explain(tests, K), truth[kind])
 

@@ -47,7 +47,7 @@ from .results import Result, SelfInfluence, label_columns
 from .rounding import cleared, lengths, limit, sizes
 from .runs import Run, as_run, replacing
 from .shortcuts import Sample
-from .sparse import PAIRS, Index, make_indices, rows_only, shared_counts, shared_pairs
+from .sparse import PAIRS, Index, indexed_sizes, make_indices, rows_only, shared_counts, shared_pairs
 from .triples import to_ids, to_labels, triples_fingerprint
 from .weightings import Metric, Weighting, make_weighting
 from .workers import Shard, run_shards
@@ -338,10 +338,14 @@ class Tile(NamedTuple):
         return sum(x.nbytes for part in parts for x in part)
 
 # %% ../nbs/12_influence.ipynb #568316b4
-def _extent(found: list[Factors]) -> tuple[int, float]:
-    "How many of the triples have a slope, and the size of the largest gradient."
-    every = torch.stack([sizes(f) for f in found])
+def _extent(every: Tensor) -> tuple[int, float]:
+    "How many triples have a slope, and the size of the largest gradient, from the sizes `[K, n]` at each checkpoint."
     return int((every > 0).any(0).sum()), every.max().item()
+
+
+def _every_size(found: list[Factors]) -> Tensor:
+    "The sizes `[K, n]` of gradients at each checkpoint."
+    return torch.stack([sizes(f) for f in found])
 
 # %% ../nbs/12_influence.ipynb #c9cd15ba
 @patch
@@ -404,12 +408,13 @@ def _ready(self: TracIn, triples: Tensor, sparse: bool, part: int) -> Tile:
 def _dense_tile(found: list[Factors]) -> Tile:
     "Factors as a tile."
     parts = [shared(f) for f in found]
-    return Tile(parts, *_extent(parts))
+    return Tile(parts, *_extent(_every_size(parts)))
 
 
 def _index_tile(found: list[Factors]) -> Tile:
     "The indices of factors as a tile."
-    return Tile(make_indices(found), *_extent(found))
+    indices = make_indices(found)
+    return Tile(indices, *_extent(indexed_sizes(indices, len(found[0]))))
 
 # %% ../nbs/12_influence.ipynb #a1148fa5
 @patch
@@ -1207,7 +1212,7 @@ def _own(self: TracIn, work: Work, plan: Pass, tables: int = 1) -> dict[str, Ten
     def step(places: slice) -> tuple[int, Tensor]:
         found = [s.train(plan.triples[places]) for s in self.steps]
         self.counters.train_passes += len(self.steps)
-        return _extent(found)[0], sum(_self_inner(s, f) for s, f in zip(self.steps, found))
+        return _extent(_every_size(found))[0], sum(_self_inner(s, f) for s, f in zip(self.steps, found))
     for places, (sloped, own) in self._each(len(plan), plan.size, 'self-influence', step):
         some, slopes = plan[places], slopes + sloped
         _check_finite(own[None], some.rows)
