@@ -1380,6 +1380,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tracin_nb/engine/row_index.py'),
                                             'tracin_nb.engine.row_index._terms': ( 'engine/row_index.html#_terms',
                                                                                    'tracin_nb/engine/row_index.py'),
+                                            'tracin_nb.engine.row_index.indexed_sizes': ( 'engine/row_index.html#indexed_sizes',
+                                                                                          'tracin_nb/engine/row_index.py'),
                                             'tracin_nb.engine.row_index.make_index': ( 'engine/row_index.html#make_index',
                                                                                        'tracin_nb/engine/row_index.py'),
                                             'tracin_nb.engine.row_index.make_indices': ( 'engine/row_index.html#make_indices',
