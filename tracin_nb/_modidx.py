@@ -2890,6 +2890,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tracin_nb/influence/tiles.py'),
                                            'tracin_nb.influence.tiles.as_tile': ( 'influence/tiles.html#as_tile',
                                                                                   'tracin_nb/influence/tiles.py'),
+                                           'tracin_nb.influence.tiles.every_size': ( 'influence/tiles.html#every_size',
+                                                                                     'tracin_nb/influence/tiles.py'),
                                            'tracin_nb.influence.tiles.extent': ( 'influence/tiles.html#extent',
                                                                                  'tracin_nb/influence/tiles.py'),
                                            'tracin_nb.influence.tiles.make_tile': ( 'influence/tiles.html#make_tile',

@@ -174,8 +174,8 @@ class Maker:
         with arithmetic('fp32'): found, error = settled_routes(model, objective, triples, routes)
         self.routes[objective], self.route_error = found, max(self.route_error, error)
         if trained or found == routes: return found
-        raise ValueError(f'engine {self.settings.engine!r} is exact for the training triples that were tried, and not for '
-                         f'the triples to explain (with {routes}); use engine "vmap" or "loop"')
+        raise ValueError(f'engine {self.settings.engine!r} with {routes} is exact for the training triples that were '
+                         'tried, and not for the triples to explain; use engine "vmap" or "loop"')
     def compiled(self, engine: Engine, triples: Tensor) -> Engine:
         "Return `engine` compiled, if that is right and faster for tiles of training triples like `triples` `[n, 3]`."
         if self.compile_facts and self.program is None: return engine   # it was not, at the first checkpoint
@@ -408,6 +408,7 @@ class Tests:
         pairs = list(zip(self.steps, engines, strict=True))
         with stage('test gradients', whole=True) as gave:
             for step, engine in self.steps.telling.each('test triples', pairs):
+                self.settle(engine, test)
                 factors = self.gradients(engine, test)
                 weighted = step.metric.test(factors)
                 own = own + step.rate * paired_inner(weighted, step.metric.train(factors))
@@ -421,13 +422,13 @@ class Tests:
         size = single_tile(engine, test, self.steps.settings)
         def compute(triples: Tensor) -> Factors:
             self.steps.counters.test_passes += 1
-            if isinstance(engine, FactoredEngine): self.settle(engine, triples)
             return concat([engine(part) for part in triples.split(size)])
         if self.cache is None: return compute(test)
         if engine not in self.keys: self.keys[engine] = self.key(engine)
         return self.cache.factors(self.keys[engine], test, compute).to(self.steps.device)
-    def settle(self, engine: FactoredEngine, test: Tensor) -> None:
-        "Check an engine's routes on the `test` triples; slower ones are taken if these are not exact."
+    def settle(self, engine: Engine, test: Tensor) -> None:
+        "Check an engine's routes on the `test` triples, if that is due; slower ones are taken where they are needed."
+        if not isinstance(engine, FactoredEngine) or not engine.due(len(test)): return
         ours = engine.objective is self.steps.objective
         with stage('routes', whole=True):
             engine.routes = self.steps.maker.settled(engine.model, engine.objective, test, engine.routes, not ours)
