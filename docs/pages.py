@@ -21,7 +21,10 @@ NBS, API, BENCHMARKS = ROOT/'nbs', ROOT/'nbs/api', ROOT/'benchmarks'
 def chapters() -> dict[str, Path]:
     "The notebook of each module, in order."
     found = {}
-    for path in (p for room in ROOMS for p in sorted(NBS.glob(f'{room}/[0-9]*.ipynb'))):
+    for path in [
+        *sorted(NBS.glob('[0-9]*.ipynb')),
+        *(p for room in ROOMS for p in sorted(NBS.glob(f'{room}/[0-9]*.ipynb'))),
+    ]:
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             source = ''.join(cell['source'])
             if source.startswith('#| default_exp '): found[source.split()[2]] = path

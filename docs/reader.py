@@ -1,5 +1,6 @@
 """Reads a notebook for the site: nbdev's processors, then definitions as Sphinx directives and linked names."""
 import ast, inspect, json, re, sys
+from collections import Counter
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,11 +25,11 @@ TAGS = {'echo': 'remove-input', 'output': 'remove-output', 'include': 'remove-ce
 
 def symbols() -> dict[str, str]:
     "Every exported name, with and without its module, to its full name; a name of two modules needs its module."
-    full = [name for syms in modidx['syms'].values() for name in syms]
-    short = [(name.split('.', 3)[3], name) for name in full]
-    names = [s for s, _ in short]
-    return {**{s: name for s, name in short if names.count(s) == 1}, **{n.split('.', part)[part]: n for n in full for part in (2, 1)},
-            **{n: n for n in full}}
+    short = {name: name.removeprefix(f'{module}.') for module, names in modidx['syms'].items() for name in names}
+    often = Counter(short.values())
+    in_module = {f'{name.removesuffix(f".{s}").rpartition(".")[2]}.{s}': name for name, s in short.items()}
+    return {**{s: name for name, s in short.items() if often[s] == 1}, **in_module,
+            **{name.split('.', 1)[1]: name for name in short}, **{name: name for name in short}}
 
 
 SYMBOLS = symbols()

@@ -25,7 +25,18 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tracin_nb.engine.objectives import BCE, LCWA, SLCWA, Contrast, Labels, Negatives, Objective, Score, Softmax, directions
+from tracin_nb.engine.objectives import (
+    BCE,
+    LCWA,
+    SLCWA,
+    Contrast,
+    Labels,
+    Negatives,
+    Objective,
+    Score,
+    Softmax,
+    directions,
+)
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 

@@ -258,8 +258,13 @@ def conve(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_settings(conve: Run) -> None:
     "Errors are those against float64: small for all that is in float32, larger in 16 bits."
-    some = [EngineSetting(), EngineSetting(precision='bf16'), EngineSetting('vmap', batch_size=100), EngineSetting(keep='test gradients'),
-            EngineSetting(keep='training gradients')]
+    some = [
+        EngineSetting(),
+        EngineSetting(precision='bf16'),
+        EngineSetting('vmap', batch_size=100),
+        EngineSetting(keep='test gradients'),
+        EngineSetting(keep='training gradients'),
+    ]
     frame = compare_settings(conve, some, conve.testing.mapped_triples[:3], k=4, rounds=1, weighting='sgd')
     errors = frame.set_index('setting')['relative_error']
     assert 1e-4 < errors.pop('factored, bf16') < .1 and (errors < 1e-5).all() and (errors > 0).all()

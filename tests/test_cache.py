@@ -26,9 +26,23 @@ from pykeen.sampling import negative_sampler_resolver
 from torch import Tensor
 
 from tracin_nb.influence import cache as module
-from tracin_nb.influence.cache import (CacheFileError, FactorCache, FactorFile, Key, TrainingStore, cache_info, clear_cache,
-                             default_folder, digest, flatten, gradient_key, objective_key, rounding_error, unflatten,
-                             writing)
+from tracin_nb.influence.cache import (
+    CacheFileError,
+    FactorCache,
+    FactorFile,
+    Key,
+    TrainingStore,
+    cache_info,
+    clear_cache,
+    default_folder,
+    digest,
+    flatten,
+    gradient_key,
+    objective_key,
+    rounding_error,
+    unflatten,
+    writing,
+)
 from tracin_nb.engine.factors import Dense, Factors, Outer, Rows, inner
 from tracin_nb.engine.gradients import FactoredEngine, make_engine
 from tracin_nb.engine.objectives import BCE, LCWA, SLCWA, Contrast, Labels, Negatives, Objective, Score, Softmax

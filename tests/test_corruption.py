@@ -9,8 +9,17 @@ from pykeen.datasets import Nations
 from pykeen.triples import TriplesFactory
 from sklearn.metrics import roc_auc_score
 
-from tracin_nb.evaluation.corruption import (MODELS, corrupt, corrupted_run, corruption, detection, last_losses, self_influences,
-                                  detection_row, tied)
+from tracin_nb.evaluation.corruption import (
+    MODELS,
+    corrupt,
+    corrupted_run,
+    corruption,
+    detection,
+    last_losses,
+    self_influences,
+    detection_row,
+    tied,
+)
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.engine.objectives import losses, make_objective
 

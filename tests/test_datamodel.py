@@ -10,8 +10,21 @@ from pykeen.datasets import Nations
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
-from tracin_nb.evaluation.datamodel import (ESTIMATORS, LOSSES, Design, simple_baselines, datamodel, datamodel_table, distmult, estimate,
-                                 halves, lds, own_and_other, seed_agreement, train_seed)
+from tracin_nb.evaluation.datamodel import (
+    ESTIMATORS,
+    LOSSES,
+    Design,
+    simple_baselines,
+    datamodel,
+    datamodel_table,
+    distmult,
+    estimate,
+    halves,
+    lds,
+    own_and_other,
+    seed_agreement,
+    train_seed,
+)
 from tracin_nb.engine.objectives import Softmax, losses
 from tracin_nb.evaluation.statistics import bootstrap
 from tracin_nb.evaluation.retraining import Recipe, retrain

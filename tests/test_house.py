@@ -10,7 +10,8 @@ from tools.notebooks import problems, readme
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ('graph', 'runs', 'engine', 'answer', 'influence', 'evaluation', 'bench', 'app')   # from the ground up
-CHAPTERS = [p for room in ROOMS for p in sorted(ROOT.glob(f'nbs/{room}/[0-9]*.ipynb'))]
+CHAPTERS = [*sorted(ROOT.glob('nbs/[0-9]*.ipynb')),   # what every room uses
+            *(p for room in ROOMS for p in sorted(ROOT.glob(f'nbs/{room}/[0-9]*.ipynb')))]
 NOTEBOOKS = sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 PACKAGE = ROOT/'tracin_nb'
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
@@ -114,7 +115,8 @@ def test_settings(tmp_path: Path) -> None:
     assert old['project']['authors'][0]['name'] == new['project']['authors'][0]['name']
     assert old['project']['optional-dependencies']['dev'] == new['project']['optional-dependencies']['dev']
     assert old['build-system'] == new['build-system']
-    for key in ('dynamic', 'packages'): assert old['tool']['setuptools'][key] == new['tool']['setuptools'][key], key
+    assert old['tool']['setuptools']['dynamic'] == new['tool']['setuptools']['dynamic']
+    assert new['tool']['setuptools']['packages']['find']['include'] == ['tracin_nb', 'tracin_nb.*']
     nb = [{**nbdev_defaults, 'lib_path': 'tracin_nb', **t['tool']['nbdev']} for t in (old, new)]
     assert nb[0] == nb[1]
     assert (tmp_path/'tracin_nb/__init__.py').read_text().strip() in (ROOT/'tracin_nb/__init__.py').read_text()

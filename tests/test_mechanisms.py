@@ -11,8 +11,19 @@ from pykeen.datasets import Nations
 from pykeen.triples import TriplesFactory
 
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.evaluation.mechanisms import (BASELINES, COLUMNS, Mechanisms, graph_baselines, evaluate, expected, groups, mark,
-                                  mechanism_experiment, random_places, read_paths)
+from tracin_nb.evaluation.mechanisms import (
+    BASELINES,
+    COLUMNS,
+    Mechanisms,
+    graph_baselines,
+    evaluate,
+    expected,
+    groups,
+    mark,
+    mechanism_experiment,
+    random_places,
+    read_paths,
+)
 from tracin_nb.evaluation.statistics import p_above, p_paired
 from tracin_nb.graph.neighbourhoods import Graph
 from tracin_nb.answer.results import Result

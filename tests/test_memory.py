@@ -23,8 +23,18 @@ from tracin_nb import TracIn, train
 from tracin_nb.answer.ranking import Ranking
 from tracin_nb.engine.factors import Factors, added, inner
 from tracin_nb.engine.gradients import ENGINES, FactoredEngine
-from tracin_nb.influence.memory import (Plan, Tiles, Usage, _resident, consume, metered, out_of_memory, parse_bytes, plan_tiles,
-                              release)
+from tracin_nb.influence.memory import (
+    Plan,
+    Tiles,
+    Usage,
+    _resident,
+    consume,
+    metered,
+    out_of_memory,
+    parse_bytes,
+    plan_tiles,
+    release,
+)
 from tracin_nb.engine.objectives import BCE, SLCWA, Negatives
 
 CPU = torch.device('cpu')

@@ -11,8 +11,24 @@ from pykeen.datasets import Nations
 from torch.testing import assert_close
 
 from tracin_nb.engine.objectives import Softmax, losses
-from tracin_nb.evaluation.removal import (METHODS, NOTHING, OneByOne, RANDOM, Protocol, Trial, best_allowed, sharing, deletions, measure,
-                               first_model, in_file_order, make_recipe, removal, removal_table, some)
+from tracin_nb.evaluation.removal import (
+    METHODS,
+    NOTHING,
+    OneByOne,
+    RANDOM,
+    Protocol,
+    Trial,
+    best_allowed,
+    sharing,
+    deletions,
+    measure,
+    first_model,
+    in_file_order,
+    make_recipe,
+    removal,
+    removal_table,
+    some,
+)
 from tracin_nb.evaluation.retraining import retrain
 
 pytestmark = pytest.mark.filterwarnings('ignore')

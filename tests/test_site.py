@@ -107,8 +107,8 @@ def test_api(seen: dict[str, Seen]) -> None:
     "Every public function and class of every module has a page with its signature to link to."
     from tracin_nb._modidx import d
     ids = set().union(*(page.ids for name, page in seen.items() if name.startswith('api/')))
-    missing = [name for names in d['syms'].values() for name in names
-               if name.count('.') == 3 and not name.split('.')[3].startswith('_') and name not in ids]
+    missing = [name for module, names in d['syms'].items() for name in names
+               if '.' not in (own := name.removeprefix(f'{module}.')) and not own.startswith('_') and name not in ids]
     documented = [name for name in missing if has_docstring(name)]
     assert not documented and {'tracin_nb.influence.tracin.TracIn.explain', 'tracin_nb.runs.run.Run.open'} <= ids
 

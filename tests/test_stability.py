@@ -12,8 +12,19 @@ from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.engine.shortcuts import layers
 from tracin_nb.evaluation.statistics import rank_correlation
-from tracin_nb.evaluation.stability import (ranking_similarity, by_checkpoint, cascade, chance, near_triples, overlap, randomised,
-                                 stability, stability_table, subsets, top_mask)
+from tracin_nb.evaluation.stability import (
+    ranking_similarity,
+    by_checkpoint,
+    cascade,
+    chance,
+    near_triples,
+    overlap,
+    randomised,
+    stability,
+    stability_table,
+    subsets,
+    top_mask,
+)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +53,10 @@ def test_overlap() -> None:
 def test_spearman() -> None:
     x, y = np.random.default_rng(0).integers(6, size=(2, 4, 40)).astype(float)
     assert rank_correlation(x, y) == pytest.approx([spearmanr(p, q).statistic for p, q in zip(x, y)])
-    assert rank_correlation(x, -x) == pytest.approx([-1] * 4) and rank_correlation(x, np.zeros_like(x)).tolist() == [0] * 4
+    assert (
+        rank_correlation(x, -x) == pytest.approx([-1] * 4)
+        and rank_correlation(x, np.zeros_like(x)).tolist() == [0] * 4
+    )
 
 
 def test_near_and_chance() -> None:
@@ -54,7 +68,10 @@ def test_near_and_chance() -> None:
     rng = np.random.default_rng(0)
     floor = chance(near, [10, 100])
     for name, where in [('random', np.ones_like(near)), ('random neighbours', near)]:
-        drawn = [ranking_similarity(*(np.where(where, rng.random(near.shape), 0) for _ in 'ab'), near, [10, 100]) for _ in range(60)]
+        drawn = [
+            ranking_similarity(*(np.where(where, rng.random(near.shape), 0) for _ in 'ab'), near, [10, 100])
+            for _ in range(60)
+        ]
         for k in ('top_10', 'top_100'):
             assert np.mean([d[k] for d in drawn]) == pytest.approx(floor[name][k].mean(), abs=.015)
 

@@ -72,6 +72,7 @@ def influence_table(result: Result,
 def write_influence_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Write a table as CSV in UTF-8, replacing an older file at once; every text is quoted.
 
-    `read_csv` of `tracin_nb.answer.results` gives it back; pandas needs `dtype=str, keep_default_na=False` to keep labels."""
+    `read_csv` of `tracin_nb.answer.results` gives it back; pandas needs `dtype=str, keep_default_na=False` to keep
+    labels."""
     with replacing(Path(path)) as draft:
         table.to_csv(draft, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n', encoding='utf-8')

@@ -38,7 +38,7 @@ from torch import LongTensor, Tensor
 from .ranking import Ranking, TopK
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
-from ..files import replacing
+from ..files import entry, replacing, write_json
 
 # %% ../../nbs/answer/10_results.ipynb #c6db589b
 def ranked_rows(top: TopK,

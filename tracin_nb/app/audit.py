@@ -33,12 +33,45 @@ from ..engine.gradients import ENGINES
 from ..influence.steps import Progress
 from ..influence.tracin import TracIn
 from ..engine.objectives import Softmax
-from .panels import (Kept, Panel, RunPanel, Search, amount, arguments, beside, checkpoint_field, choice, chosen_checkpoints,
-                              code_area, entity_index, links, message, new_axes, objectives, panel, picture, png,
-                              relation_index, rows_list, source_of, html_table)
+from tracin_nb.app.panels import (
+    Kept,
+    Panel,
+    RunPanel,
+    Search,
+    amount,
+    arguments,
+    beside,
+    checkpoint_field,
+    choice,
+    chosen_checkpoints,
+    code_area,
+    entity_index,
+    links,
+    message,
+    new_axes,
+    objectives,
+    panel,
+    picture,
+    png,
+    relation_index,
+    rows_list,
+    source_of,
+    html_table,
+)
 from ..answer.plots import BLUE, byte_unit, panels, shortened, stage_bars
 from ..bench.profiling import Contender, relative_error
-from ..answer.results import CAVEAT, SIDES, TRIPLE, Report, Result, SelfInfluence, aligned, facts_line, signed, visible
+from tracin_nb.answer.results import (
+    CAVEAT,
+    SIDES,
+    TRIPLE,
+    Report,
+    Result,
+    SelfInfluence,
+    aligned,
+    facts_line,
+    signed,
+    visible,
+)
 from ..runs.run import Run, as_run, pick_device
 from ..evaluation.stability import ranking_similarity, chance, near_triples
 from ..graph.triples import select, to_ids, to_labels
@@ -628,8 +661,14 @@ def suit(self: ProfilePanel) -> None:
 @patch
 def add(self: ProfilePanel) -> None:
     "Put the chosen setting into the list. Raises `ValueError` if it is there already."
-    setting = EngineSetting(self.engine.value, self.precision.value, self.compile.value, self.keep.value, self.tile.value,
-                      self.devices.value)
+    setting = EngineSetting(
+        self.engine.value,
+        self.precision.value,
+        self.compile.value,
+        self.keep.value,
+        self.tile.value,
+        self.devices.value,
+    )
     if setting in self.settings: raise ValueError(f'{setting}: this is in the list already')
     self.settings.append(setting)
     self._listed()
@@ -663,7 +702,9 @@ def start(self: ProfilePanel) -> None:
 
 
 @patch
-def show(self: ProfilePanel, settings: Sequence[EngineSetting], n: int, how: dict[str, Any], frame: pd.DataFrame) -> None:
+def show(
+    self: ProfilePanel, settings: Sequence[EngineSetting], n: int, how: dict[str, Any], frame: pd.DataFrame
+) -> None:
     "Show what the settings cost."
     self.frame = frame
     self.table.value = html_table(frame, f'{n:,} test triples, {self.training.num_triples:,} training triples')

@@ -424,7 +424,15 @@ def paths_command(triple: tuple[str, str, str], min_edges: int, max_edges: int, 
     \b
     tracin paths runs/umls --triple vitamin affects neoplastic_process
     tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --types curie --score min"""
-    from tracin_nb.graph.neighbourhoods import Graph, curie_prefix, metapaths, path_table, paths, read_types, score_paths
+    from tracin_nb.graph.neighbourhoods import (
+        Graph,
+        curie_prefix,
+        metapaths,
+        path_table,
+        paths,
+        read_types,
+        score_paths,
+    )
     from tracin_nb.graph.triples import to_ids
     check_header(options['header'], options['train'])
     if metapath_output and not types: refuse('--metapath-output', 'needs --types')
@@ -438,7 +446,8 @@ def paths_command(triple: tuple[str, str, str], min_edges: int, max_edges: int, 
     scores = score_paths(found, tracin.scores(test)[0], how)
     tables = [(path_table(graph, head, found, scores).drop(columns='rows'), csv_output)]
     if kinds:
-        with naming_lines(f'--types {types}'): tables.append((metapaths(graph, head, found, scores, kinds), metapath_output))
+        with naming_lines(f'--types {types}'):
+            tables.append((metapaths(graph, head, found, scores, kinds), metapath_output))
     for table, path in tables: told_table(table, k, path)
 
 
@@ -571,7 +580,8 @@ def demo_result(out: Path) -> tuple['Run', 'Result', dict[str, float]]:
         from tracin_nb.influence.tracin import TracIn
     with noted_seconds(times, 'training'): run = demo_run(out)
     with noted_seconds(times, f'loading {len(run.checkpoints)} checkpoints'): (tracin := TracIn(run)).steps
-    with noted_seconds(times, f'explaining {len(PREDICTIONS)} predictions'): result = tracin.explain(list(PREDICTIONS), k=50)
+    with noted_seconds(times, f'explaining {len(PREDICTIONS)} predictions'):
+        result = tracin.explain(list(PREDICTIONS), k=50)
     return run, result, times
 
 # %% ../../nbs/app/70_cli.ipynb #75830aeb
@@ -588,8 +598,10 @@ def demo_command(out: Path) -> None:
     believe three predictions. Takes about a minute."""
     from tracin_nb.answer.results import text_table
     from tracin_nb.engine.row_index import one_thread
-    with one_thread(): run, result, times = demo_result(out)   # small arrays
-    click.echo(f'Three facts of UMLS that were held out of training, and what ConvE makes of them:\n{demo_ranks(run)}\n')
+    with one_thread(): run, result, times = demo_result(out)  # small arrays
+    click.echo(
+        f'Three facts of UMLS that were held out of training, and what ConvE makes of them:\n{demo_ranks(run)}\n'
+    )
     click.echo(f'Which training triples made it believe so?\n\n{text_table(first_ranks(result, 5))}')
     click.echo('\nTime: ' + ', '.join(f'{stage} {seconds:.1f} s' for stage, seconds in times.items()))
     click.echo(f'Full result (50 a side, as CSV, Parquet and JSON): {result.save(out/"explanations")}\n'

@@ -26,9 +26,30 @@ from torch import Tensor
 from ..influence.steps import Progress, counter
 from ..graph.neighbourhoods import Graph, near
 from ..engine.objectives import Softmax, score
-from .panels import (RunPanel, Search, amount, arguments, beside, checkpoint_field, choice, chosen_checkpoints,
-                              code_area, entity_index, links, message, new_axes, objectives, panel, picture, png,
-                              relation_index, rows_list, source_of, html_table, up_to)
+from tracin_nb.app.panels import (
+    RunPanel,
+    Search,
+    amount,
+    arguments,
+    beside,
+    checkpoint_field,
+    choice,
+    chosen_checkpoints,
+    code_area,
+    entity_index,
+    links,
+    message,
+    new_axes,
+    objectives,
+    panel,
+    picture,
+    png,
+    relation_index,
+    rows_list,
+    source_of,
+    html_table,
+    up_to,
+)
 from ..answer.plots import GROUPS, PARTS, distribution, ego_graph, over_checkpoints, ranking, shares
 from ..answer.results import CAVEAT, SIDES, TRIPLE, Result, aligned, facts_line, label_columns, signed, visible
 from ..runs.run import Run
@@ -258,7 +279,9 @@ def choose(self: InfluenceExplorer, side: str) -> None:
     if (place := self.lists[side].value) is None: return
     row = self.result.frame.loc[place]
     name = f'{side} {row["rank"]}: {"  ".join(self.named(row[part]) for part in TRIPLE)}'
-    self.breakdown.value = ''.join(html_table(frame, f'Influence of {name}, by {by}') for by, frame in parts_of(row).items())
+    self.breakdown.value = ''.join(
+        html_table(frame, f'Influence of {name}, by {by}') for by, frame in parts_of(row).items()
+    )
 
 # %% ../../nbs/app/20_explorer.ipynb #842927e9
 @patch

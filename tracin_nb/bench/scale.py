@@ -234,10 +234,15 @@ def bench_growth(entities: int = 14_541, relations: int = 237, dim: int = 200, t
         run = Run.from_model(model, factory, states=states, learning_rates=[1e-3] * checkpoints)
         return TracIn(run, BCE(), weighting='sgd', devices=at, progress=False, memory='2GiB')
     one = tracin(1)
-    rows = [growth_row('training triples N', [unit * s for s in sizes], lambda n: (one, every[-tests:], every[:n]),
-                  rounds, at),
-            growth_row('checkpoints', sizes, lambda c: (tracin(c), every[-tests:], every[:unit]), rounds, at),
-            growth_row('test triples M', [tests * s for s in sizes], lambda m: (one, every[-m:], every[:unit]), rounds, at)]
+    rows = [
+        growth_row(
+            'training triples N', [unit * s for s in sizes], lambda n: (one, every[-tests:], every[:n]), rounds, at
+        ),
+        growth_row('checkpoints', sizes, lambda c: (tracin(c), every[-tests:], every[:unit]), rounds, at),
+        growth_row(
+            'test triples M', [tests * s for s in sizes], lambda m: (one, every[-m:], every[:unit]), rounds, at
+        ),
+    ]
     error = error_against_loop(one, one.explain(every[-tests:], 20, train=every[:unit]), every[-tests:])
     return dict(benchmark='growth', machine=machine(at), model='ConvE', entities=entities, dim=dim, rows=rows,
                 relative_error=error)

@@ -138,9 +138,17 @@ def _workers_table(run: Run, tests: Tensor, k: int, tile: int, device: str, ray:
             costs[name] = Costs(taken - len(every) * triple, start_seconds(there, tests, k, devices), triple,
                                 shard_seconds(len(tests), k))
             rows.append(workers_row(name, devices, taken, truth, there, tests, k, costs[name]))
-    return dict(benchmark='workers', machine=machine(torch.device(device)), training_triples=len(every),
-                test_triples=len(tests), k=k, threads_of_each=1, rows=rows, relative_error=error_against_loop(one, truth, tests),
-                **{f'{name}_seconds': value for name, value in asdict(costs['two processes']).items()})
+    return dict(
+        benchmark='workers',
+        machine=machine(torch.device(device)),
+        training_triples=len(every),
+        test_triples=len(tests),
+        k=k,
+        threads_of_each=1,
+        rows=rows,
+        relative_error=error_against_loop(one, truth, tests),
+        **{f'{name}_seconds': value for name, value in asdict(costs['two processes']).items()},
+    )
 
 # %% ../../nbs/bench/30_workers.ipynb #a9f34b6b
 @contextmanager

@@ -756,7 +756,8 @@ def _pull(self: FactoredEngine, live: list, captures: list[Capture], B: int) -> 
     if not live: return []
     outputs, grads = zip(*live)
     by = [c.output for c in captures]
-    with backward(): pulled = torch.autograd.grad(outputs, by, grads, allow_unused=True, retain_graph=True) if by else ()
+    with backward():
+        pulled = torch.autograd.grad(outputs, by, grads, allow_unused=True, retain_graph=True) if by else ()
     found = _blocks(captures, pulled, B)
     self._check(outputs, found)
     return [(p, b) for p, b in found if self.names.get(id(p)) not in self.routes.mixed]

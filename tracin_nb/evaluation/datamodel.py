@@ -180,8 +180,12 @@ def simple_baselines(trained: Trained, test: Tensor, seed: int) -> dict[str, Ten
     random = torch.rand(overlap.shape, generator=torch.Generator().manual_seed(seed))
     fresh = {f'{name}, random weights': estimate(replace(trained, run=trained.untrained), test, ESTIMATORS[name])
              for name in ('tracin', 'natural')}
-    return {'entity overlap': overlap, 'overlap and relation': overlap * (train[:, 1] == test[:, 1:2]),
-            'embedding similarity': embedding_similarity(trained.run.model(-1, 'cpu'), train, test), 'random': random} | fresh
+    return {
+        'entity overlap': overlap,
+        'overlap and relation': overlap * (train[:, 1] == test[:, 1:2]),
+        'embedding similarity': embedding_similarity(trained.run.model(-1, 'cpu'), train, test),
+        'random': random,
+    } | fresh
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #ca2e24d0
 def own_and_other(scores: Sequence[Tensor],    # by seed, `[M, N]`

@@ -35,7 +35,14 @@ from ..graph.neighbourhoods import Graph, at_least_one, neighbourhood
 from ..answer.results import Result, label_columns, records
 from ..files import replacing, write_json
 from ..runs.run import Run, train
-from ..graph.triples import TriplesFileError, load_files, nearest_labels, read_table, to_ids, triples_fingerprint
+from tracin_nb.graph.triples import (
+    TriplesFileError,
+    load_files,
+    nearest_labels,
+    read_table,
+    to_ids,
+    triples_fingerprint,
+)
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #e7101e8c
 COLUMNS = ("record", "h", "t", "head", "relation", "tail")

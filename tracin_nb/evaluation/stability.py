@@ -59,11 +59,13 @@ def ranking_similarity(a: np.ndarray, b: np.ndarray,
           ks: Sequence[int]) -> dict[str, np.ndarray]:
     "How alike two matrices of scores `[M, N]` are, `[M]`: `spearman`, `spearman_near` and `top_k` for each of `ks`."
     inside = [rank_correlation(x[None, n], y[None, n])[0] for x, y, n in zip(a, b, near)]
-    return dict(spearman=rank_correlation(a, b), spearman_near=np.array(inside)) | {f'top_{k}': overlap(a, b, k) for k in ks}
+    return dict(spearman=rank_correlation(a, b), spearman_near=np.array(inside)) | {
+        f'top_{k}': overlap(a, b, k) for k in ks
+    }
 
 
 def chance(near: np.ndarray, ks: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
-    "What `ranking_similarity` is expected to give for random orders of all training triples, and of those that are `near`."
+    "What `ranking_similarity` is expected to give for random orders of all training triples, and of those `near`."
     M, N = near.shape
     none = dict(spearman=np.zeros(M), spearman_near=np.zeros(M))
     return {'random': none | {f'top_{k}': np.full(M, min(1., k / N)) for k in ks},
@@ -176,7 +178,10 @@ def of_seeds(found: Sequence[np.ndarray],  # for each seed, `[K, M, N]`
 
 def of_subsets(found: np.ndarray, near: np.ndarray, ks: Sequence[int]) -> dict[str, list[dict[str, np.ndarray]]]:
     "Subsets of the checkpoints `[K, M, N]` against all of them."
-    return {name: [ranking_similarity(found[some].sum(0), found.sum(0), near, ks)] for name, some in subsets(len(found)).items()}
+    return {
+        name: [ranking_similarity(found[some].sum(0), found.sum(0), near, ks)]
+        for name, some in subsets(len(found)).items()
+    }
 
 
 def of_weights(run: Run, test: Tensor, weighting: str, objective: str, found: np.ndarray, near: np.ndarray,
@@ -223,7 +228,7 @@ def stability(datasets: Sequence[str | Path] = ('nations', 'kinships', 'umls'),
               device: str | torch.device | None = None,
               tell: Callable[[str], Any] | None = None,   # called with a line for each training
               ) -> dict[str, Any]:
-    """What rankings depend on. Fit for JSON: `settings`, and `rows` with `dataset`, `model`, `weighting`, `comparisons`,
+    """What rankings depend on. Fit for JSON: `settings`, and `rows` with `dataset`, `model`, `weighting`, `compared`,
     `case`, and `spearman` (not for random neighbours), `spearman_near`, `top_10`, ..., each with `_low` and `_high`
     (95 %, over test triples)."""
     for name, n in dict(seeds=seeds, tests=tests).items():

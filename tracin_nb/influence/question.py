@@ -107,8 +107,17 @@ class Question:
     def asked(self) -> dict[str, Any]:
         "Return all that the result depends on. Raises `ValueError` for what hides its content."
         with stage('facts', whole=True):
-            return question_entries(self.run, self.settings, self.places, self.device, self.ask(), triples=self.run.training,
-                         train=self.rows, test=self.test, objectives=(self.objective, self.test_objective))
+            return question_entries(
+                self.run,
+                self.settings,
+                self.places,
+                self.device,
+                self.ask(),
+                triples=self.run.training,
+                train=self.rows,
+                test=self.test,
+                objectives=(self.objective, self.test_objective),
+            )
     def again(self, workers: Sequence[str] | str, auto: bool) -> dict[str, Any] | None:
         "Return what `resume` needs to ask the same; None if that is more than a run's folder and names."
         if self.run.folder is None or not self.settings.named or self.near: return None

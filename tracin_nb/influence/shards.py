@@ -23,7 +23,18 @@ from .memory import consume, resident_peak
 from .parts import cost
 from .plan import few_tests
 from .steps import Counters, Sent, Step, Steps, TestSide, check_finite
-from .tiles import DenseTile, Matrix, Pairs, Pass, Tile, every_size, extent, make_tile, multiply, take
+from tracin_nb.influence.tiles import (
+    DenseTile,
+    Matrix,
+    Pairs,
+    Pass,
+    Tile,
+    every_size,
+    extent,
+    make_tile,
+    multiply,
+    take,
+)
 from .workers import Shard, run_shards
 
 # %% ../../nbs/influence/50_shards.ipynb #fa92831b
@@ -149,7 +160,8 @@ class SelfJob:
         "Return how many of `triples` `[n, 3]` have a slope, and their influence `[n]` on themselves."
         with stage('training forward', triples=len(triples)): found = [s.train(triples) for s in steps]
         steps.counters.train_passes += len(steps)
-        with stage('inner products'): return extent(every_size(found))[0], sum(self_inner(s, f) for s, f in zip(steps, found))
+        with stage('inner products'):
+            return extent(every_size(found))[0], sum(self_inner(s, f) for s, f in zip(steps, found))
 
 # %% ../../nbs/influence/50_shards.ipynb #645e406e
 @dataclass

@@ -223,7 +223,7 @@ class TracIn:
                      path: Path | str,    # a Parquet file; an older one is replaced when this one is finished
                      train: Any = None,   # training triples; by default all
                      ) -> Path:
-        "Write the influence of each training triple on each test triple, in the order of `run.training.mapped_triples`."
+        "Write the influence of each training triple on each test triple, in the training set's order."
         training, path = self.run.training, Path(path)
         test, rows = to_ids(test, training), training_rows(train, training)
         untaught(test, training)
