@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result as Outcome
 
 from tracin_nb.app import cli
 from tracin_nb.app import options as flags
+from tracin_nb.answer import results
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.answer.results import Result, SelfInfluence
 from tracin_nb.runs.run import Run, file_facts, train
@@ -95,6 +96,7 @@ def test_train_hands_on_every_option(tmp_path: Path) -> None:
     settings = Run.open(tmp_path/'run').settings
     assert settings == dict(
         model='conve', model_kwargs=settings['model_kwargs'], loss='nssa', loss_kwargs=dict(margin=2.), loop='slcwa',
+        loss_weighter=None, loss_weighter_kwargs={},
         negative_sampler='bernoulli', negative_sampler_kwargs=dict(filtered=True, num_negs_per_pos=3),
         optimizer='adagrad', optimizer_kwargs=dict(eps=1e-9, lr=.1), lr_scheduler='exponential',
         lr_scheduler_kwargs=dict(gamma=.5), label_smoothing=0., batch_size=300, seed=7, inverse=True, epochs=4,
@@ -274,7 +276,7 @@ def test_help_lists_the_commands() -> None:
 @pytest.mark.parametrize('command', ['bench', 'evaluate'])
 def test_help_lists_what_can_be_measured(command: str) -> None:
     "Each benchmark and each experiment, whose file in benchmarks/ has its name, with a line on what it is."
-    from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
+    from tracin_nb.bench import peers, scale, workers   # they add their benchmarks to the list
     from tracin_nb.bench.engine import BENCHMARKS
     from tracin_nb.app.experiments import EXPERIMENTS
     text = succeeded(command, '--help').stdout
@@ -578,7 +580,7 @@ def test_out_is_not_lost(original: Path, tmp_path: Path, command: tuple) -> None
 
 def test_disk_errors_are_told(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None: raise OSError(28, 'No space left on device', 'x.csv')
-    monkeypatch.setitem(__import__('tracin_nb.answer.results').results.WRITERS, '.csv', full)
+    monkeypatch.setitem(results.WRITERS, '.csv', full)
     refused(tmp_path, ('run', original, *ASK, '--out', tmp_path/'x.csv'), 'x.csv: No space left on device')
 
 

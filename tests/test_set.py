@@ -4,7 +4,8 @@ import inspect, json
 import pytest
 from click.testing import CliRunner
 
-from tracin_nb import cli, peers, scale, scaling   # they add their benchmarks to the list
+from tracin_nb.app import cli
+from tracin_nb.bench import peers, scale, workers   # they add their benchmarks to the list
 from tracin_nb.bench.engine import BENCHMARKS
 from tracin_nb.app.experiments import EXPERIMENTS
 from tracin_nb.app.options import fits

@@ -607,7 +607,7 @@ def demo_command(out: Path) -> None:
     click.echo(f'Full result (50 a side, as CSV, Parquet and JSON): {result.save(out/"explanations")}\n'
                f'Next: tracin run {out} --relation treats --max 3   (explains other test triples of this run)\n'
                f'      tracin run --help   (what else can be asked)\n'
-               f'      nbs/influence/50_tracin.ipynb   (how it works, and the same from Python)')
+               f'      nbs/influence/90_tracin.ipynb   (how it works, and the same from Python)')
 
 # %% ../../nbs/app/70_cli.ipynb #0e56e9ff
 @main.command('bench', short_help='Measure time and memory on this machine.')
@@ -633,7 +633,7 @@ def bench_command(name: str, out: Path | None, device: str, threads: int | None,
     \b
     Each takes a while; --set asks for less."""
     import torch
-    from tracin_nb import peers, scale, scaling   # they add their benchmarks to the list
+    from tracin_nb.bench import peers, scale, workers   # they add their benchmarks to the list
     from tracin_nb.bench.engine import BENCHMARKS, run_benchmark, table
     from tracin_nb.runs.run import pick_device
     check_settings('benchmark', BENCHMARKS, name, settings)

@@ -88,4 +88,4 @@ def precision_error(low: Sequence[FactoredEngine],   # in reduced precision: for
     with arithmetic('fp32'): truth = inner(full[0](test), full[1](train)).cpu()
     kept = truth.abs().flatten().topk(min(strongest, truth.numel())).indices
     ranks = spearmanr(ours.flatten()[kept], truth.flatten()[kept]).statistic if len(kept) > 2 else 1.
-    return dict(relative_error=((ours - truth).norm() / truth.norm()).item(), rank_correlation=float(ranks))
+    return dict(relative_error=((ours - truth).norm() / truth.norm()).item(), rank_correlation=round(float(ranks), 12))
