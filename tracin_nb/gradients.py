@@ -849,6 +849,13 @@ def _scattered(self: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]:
         lost = self._lost(vectors, found)
     return lost, {self.names[id(p)] for p, _ in found if id(p) in self.names} - lost
 
+# %% ../nbs/04_gradients.ipynb #242f6fde
+def _is_table(e: Representation) -> bool:
+    "Is `e` PyKEEN's table, with nobody to see or change what it gives?"
+    if type(e) is not Embedding or type(e._embeddings) is not nn.Embedding: return False
+    changed = {'forward', '_plain_forward'}
+    return not any(m._forward_hooks or m._forward_pre_hooks or changed & vars(m).keys() for m in (e, e._embeddings))
+
 # %% ../nbs/04_gradients.ipynb #da5e2ef1
 def _mixed(model: ERModel, triples: Tensor) -> frozenset[str]:
     "Parameters of representations that need one backward pass per triple."
@@ -924,13 +931,6 @@ def _random_like(table: Tensor, K: int = 64) -> Tensor:
     return (vectors * sizes).to(table.device, table.dtype)
 
 # %% ../nbs/04_gradients.ipynb #8ac83d14
-def _is_table(e: Representation) -> bool:
-    "Is `e` PyKEEN's table, with nobody to see or change what it gives?"
-    if type(e) is not Embedding or type(e._embeddings) is not nn.Embedding: return False
-    changed = {'forward', '_plain_forward'}
-    return not any(m._forward_hooks or m._forward_pre_hooks or changed & vars(m).keys() for m in (e, e._embeddings))
-
-
 def _is_plain_table(e: Representation) -> bool:
     "Does `e` give the rows of a trainable table as they are?"
     return _is_table(e) and e.normalizer is None and e._embeddings.weight.requires_grad
