@@ -247,6 +247,36 @@ def test_seen_only_in_a_call(kind: type[Own]) -> None:
         tracin(made, batch_size=200).scores(TEST, TRAIN)
 
 
+@pytest.mark.parametrize('objective', LOSSES)
+def test_hooked_table(objective: str) -> None:
+    "Somebody's hook changes the vectors of some entities: the table is then no plain one."
+    made = model(table())
+    keep = torch.where(torch.arange(E) == 6, 0., 1.).double()
+    def some(e: Embedding, args: tuple, kwargs: dict, x: Tensor) -> Tensor:
+        ids = kwargs.get('indices')
+        return x * (keep if ids is None else keep[ids])[..., None]
+    made.entity_representations[0].register_forward_hook(some, with_kwargs=True)
+    ours = tracin(made, objective).scores(TEST, TRAIN)
+    assert error(ours, truth([made], LOSSES[objective], TEST, TRAIN)) <= 1e-9
+
+
+class Biased(ERModel):
+    "Scores one entity's triples in its own way."
+    def score_hrt(self, hrt_batch: Tensor, **kwargs: object) -> Tensor:
+        s = super().score_hrt(hrt_batch, **kwargs)
+        return s + self.bias if (hrt_batch[:, 0] == 13).any() else s
+
+
+def test_scoring_of_its_own() -> None:
+    made = Biased(triples_factory=NATIONS, interaction='distmult', entity_representations=table(),
+                  relation_representations=table(R)).double()
+    made.bias = nn.Parameter(torch.ones((), dtype=torch.double))
+    with pytest.raises(ValueError, match='Biased has a score_hrt of its own; use engine "vmap" or "loop"'):
+        tracin(made).scores(TEST, TRAIN)
+    ours = tracin(made, engine='loop').scores(TEST, TRAIN)
+    assert error(ours, truth([made], bce, TEST, TRAIN)) <= 1e-9
+
+
 # ------------------------------------------------------------------------- interactions, and zero slopes
 class Net(Interaction):
     "The product of three vectors, and a network of head and tail whose last layer may be zero."

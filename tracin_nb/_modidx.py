@@ -1112,6 +1112,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'tracin_nb/engine/gradients.py'),
                                             'tracin_nb.engine.gradients._is_plain_table': ( 'engine/gradients.html#_is_plain_table',
                                                                                             'tracin_nb/engine/gradients.py'),
+                                            'tracin_nb.engine.gradients._is_table': ( 'engine/gradients.html#_is_table',
+                                                                                      'tracin_nb/engine/gradients.py'),
                                             'tracin_nb.engine.gradients._join': ( 'engine/gradients.html#_join',
                                                                                   'tracin_nb/engine/gradients.py'),
                                             'tracin_nb.engine.gradients._judged': ( 'engine/gradients.html#_judged',

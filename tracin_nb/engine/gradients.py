@@ -169,7 +169,7 @@ class VmapEngine:
 def _loss(self: VmapEngine, q: Queries, scores: Callable[[Tensor], Tensor]) -> tuple[Callable, tuple[Tensor, ...]]:
     "A loss of one triple's scores that can be vectorised, with the gradient of the objective's; and its extra tensors."
     def slopes(q: Queries) -> Tensor:
-        with torch.no_grad(): given = scores(q.ids)
+        with frozen(self.model), torch.no_grad(): given = scores(q.ids)
         p, self.loss_vectorised = loss_gradient(self.objective, given, q.extra)
         return p
     if self.loss_vectorised is None: slopes(q[:1])
@@ -528,6 +528,9 @@ class FactoredEngine:
         self.model, self.objective, self.params = model, objective, trainable(model)
         if not isinstance(model, ERModel): raise ValueError(
             f'{type(model).__name__} is not made of representations and an interaction; use engine "vmap" or "loop"')
+        for name in ('score_hrt', 'score_t', 'score_h'):
+            if getattr(getattr(model, name), '__func__', None) is not getattr(ERModel, name): raise ValueError(
+                f'{type(model).__name__} has a {name} of its own; use engine "vmap" or "loop"')
         self.names = {id(p): name for name, p in self.params.items()}
         self.routes, self.low = routes or choose_routes(model, objective), low
         self.loss_vectorised = True  # was it, in the last call? see `loss_gradient`
@@ -857,10 +860,17 @@ def _scattered(self: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]:
         lost = self._lost(vectors, found)
     return lost, {self.names[id(p)] for p, _ in found if id(p) in self.names} - lost
 
+# %% ../../nbs/engine/30_gradients.ipynb #242f6fde
+def _is_table(e: Representation) -> bool:
+    "Is `e` PyKEEN's table, with nobody to see or change what it gives?"
+    if type(e) is not Embedding or type(e._embeddings) is not nn.Embedding: return False
+    changed = {'forward', '_plain_forward'}
+    return not any(m._forward_hooks or m._forward_pre_hooks or changed & vars(m).keys() for m in (e, e._embeddings))
+
 # %% ../../nbs/engine/30_gradients.ipynb #da5e2ef1
 def _mixed(model: ERModel, triples: Tensor) -> frozenset[str]:
     "Parameters of representations that need one backward pass per triple."
-    tables = [e for e in _representations(model) if type(e) is Embedding]
+    tables = [e for e in _representations(model) if _is_table(e)]
     if len(tables) == len(_representations(model)): return frozenset()
     engine, mixed = FactoredEngine(model, Score(), Routes()), set()
     plain = {engine.names.get(id(e._embeddings.weight)) for e in tables}
@@ -934,7 +944,7 @@ def _random_like(table: Tensor, K: int = 64) -> Tensor:
 # %% ../../nbs/engine/30_gradients.ipynb #8ac83d14
 def _is_plain_table(e: Representation) -> bool:
     "Does `e` give the rows of a trainable table as they are?"
-    return type(e) is Embedding and e.normalizer is None and e._embeddings.weight.requires_grad
+    return _is_table(e) and e.normalizer is None and e._embeddings.weight.requires_grad
 
 # %% ../../nbs/engine/30_gradients.ipynb #4211fe4c
 def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor) -> bool:
