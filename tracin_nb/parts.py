@@ -23,7 +23,7 @@ from .results import entry, write_json
 from .runs import replacing
 
 # %% ../nbs/11d_parts.ipynb #2f2a8707
-FORMAT = 1
+FORMAT = 2
 QUESTION = 'question.json'
 
 # %% ../nbs/11d_parts.ipynb #6784ff38
