@@ -156,9 +156,8 @@ class VmapEngine:
         params = {f'model.{name}': p.detach() for name, p in self.params.items()}
         def scores(params: dict[str, Tensor], ids: Tensor) -> Tensor:
             return call_with(self.scorer, params, Queries(q.kind, ids[None]))[0]
-        with frozen(self.model), _dense_adjacency():   # whose end forgets representations that the model kept
-            loss, extra = self._loss(q, lambda ids: torch.vmap(scores, (None, 0), chunk_size=self.chunk)(params, ids))
         with frozen(self.model), _dense_adjacency():
+            loss, extra = self._loss(q, lambda ids: torch.vmap(scores, (None, 0), chunk_size=self.chunk)(params, ids))
             one = torch.func.grad(lambda params, ids, *extra: loss(scores(params, ids), *extra))
             axes = (None, 0, *(0 for _ in extra))
             with backward(): grads = torch.vmap(one, axes, chunk_size=self.chunk)(params, q.ids, *extra)

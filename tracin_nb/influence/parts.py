@@ -25,7 +25,7 @@ from ..locks import SAVING, sweep
 from ..files import entry, replacing, write_json
 
 # %% ../../nbs/influence/47_parts.ipynb #2f2a8707
-FORMAT = 1
+FORMAT = 2
 QUESTION = 'question.json'
 
 # %% ../../nbs/influence/47_parts.ipynb #6784ff38
