@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result as Outcome
 from tracin_nb.influence import batch as batches
 from tracin_nb.app import cli
 from tracin_nb.influence.batch import MANIFEST, SUMMARY, Batch, read_items, write_neighbourhoods
+from tracin_nb.influence.shards import RankJob
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.locks import alone
 from tracin_nb.influence.parts import Parts
@@ -106,7 +107,7 @@ def test_a_full_disk_keeps_the_pass(run: Run, test: Path, monkeypatch: pytest.Mo
         for name in ('write_influence_csv', '_write_object'): patch.setattr(batches, name, full)
         done, summary, out = call(run, test)
     assert (done.exit_code, summary, 'No space left' in done.stderr) == (2, {}, True)
-    monkeypatch.setattr(TracIn, '_rank', lambda *_: pytest.fail('a second pass'))
+    monkeypatch.setattr(RankJob, 'rank', lambda *_: pytest.fail('a second pass'))
     done, summary, out = call(run, test)
     assert (states(summary), hidden(out)) == (list('sssssf'), [])
 

@@ -21,7 +21,7 @@ from pykeen.triples import CoreTriplesFactory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tracin_nb.influence import tracin as influence
+from tracin_nb.influence import steps as influence
 from tracin_nb import Run, TracIn
 from tracin_nb.engine.gradients import FactoredEngine, RouteError, Routes, settled_routes
 from tracin_nb.engine.objectives import BCE, Softmax
@@ -436,7 +436,7 @@ def test_the_error_of_the_triples_to_explain_is_told(monkeypatch: pytest.MonkeyP
 def test_routes_that_fail_for_a_test_triple(monkeypatch: pytest.MonkeyPatch) -> None:
     "What was computed for the training triples can then not be trusted: an error."
     asked = tracin(model(table()))
-    asked.steps
+    asked.steps.every
     monkeypatch.setattr(influence, 'settled_routes', lambda *_: (Routes(vectorised=True), 0.))
     with pytest.raises(ValueError, match='not for the triples to explain.*use engine "vmap" or "loop"'):
         asked.scores(TEST, TRAIN)

@@ -12,7 +12,7 @@ from pykeen.triples import TriplesNumericLiteralsFactory
 from safetensors.torch import load_file, save_file
 
 from tracin_nb.app import cli
-from tracin_nb.influence import tracin as influence
+from tracin_nb.influence import question
 from tracin_nb.runs import run as runs
 from tracin_nb.graph import triples
 from tracin_nb.influence.tracin import TracIn
@@ -464,7 +464,7 @@ def test_zipped_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_too_many_triples_to_explain(tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     "A table of all answers that could not be held is refused before the pass; fewer are answered."
-    monkeypatch.setattr(influence, 'machine_memory', lambda: 10**7)
+    monkeypatch.setattr(question, 'machine_memory', lambda: 10**7)
     asked = torch.tensor([[h, r, t] for h in range(14) for r in range(50) for t in range(2)])
     rows = [f'{h}\t{r}\t{t}\n' for h, r, t in triples.to_labels(asked, whole.training)]
     (tmp_path/'ask.tsv').write_text(''.join(rows))

@@ -579,7 +579,7 @@ def demo_result(out: Path) -> tuple['Run', 'Result', dict[str, float]]:
     with noted_seconds(times, 'importing PyTorch and PyKEEN'):
         from tracin_nb.influence.tracin import TracIn
     with noted_seconds(times, 'training'): run = demo_run(out)
-    with noted_seconds(times, f'loading {len(run.checkpoints)} checkpoints'): (tracin := TracIn(run)).steps
+    with noted_seconds(times, f'loading {len(run.checkpoints)} checkpoints'): (tracin := TracIn(run)).steps.every
     with noted_seconds(times, f'explaining {len(PREDICTIONS)} predictions'):
         result = tracin.explain(list(PREDICTIONS), k=50)
     return run, result, times

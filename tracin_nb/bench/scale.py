@@ -71,7 +71,7 @@ def question(name: str, tracin: TracIn, tests: Tensor, k: int, part: int | None 
     def ask(given: Tensor | None) -> None:
         start = time.perf_counter()
         found.append((tracin.explain(tests, k, train=given), time.perf_counter() - start))
-    tracin.steps
+    tracin.steps.every
     given = None if len(some) == len(every) else some
     peak = peak_bytes(lambda: ask(given), tracin.device)
     result, taken = found[0]
@@ -163,7 +163,7 @@ def repeated(name: str, run: Run, objective: str, budget: str, precision: str | 
     "A row of the table: a question without preparation, the preparation, and the median of the questions after it."
     test = run.testing.mapped_triples[torch.linspace(0, run.testing.num_triples - 1, questions + 2).long()]
     plain, kept = (TracIn(run, objective, weighting='sgd', devices=device, progress=False) for _ in range(2))
-    plain.steps
+    plain.steps.every
     first = seconds(lambda: plain.explain(test[:1], 100), device)
     prepare = seconds(lambda: kept.prepare(budget, precision), device)
     kept.explain(test[-1:], 100)
@@ -212,7 +212,7 @@ def growth_row(name: str, sizes: Sequence[int], make: Callable[[int], tuple[Trac
     asks = {}
     for n in sizes:
         tracin, tests, some = make(n)
-        tracin.steps
+        tracin.steps.every
         asks[n] = lambda tracin=tracin, tests=tests, some=some: tracin.explain(tests, 20, train=some)
     times = in_turns(asks, rounds, device)
     peaks = {n: peak_bytes(ask, device) for n, ask in asks.items()}
