@@ -619,6 +619,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tracin_nb.gradients._half_linear': ('gradients.html#_half_linear', 'tracin_nb/gradients.py'),
                                      'tracin_nb.gradients._halved': ('gradients.html#_halved', 'tracin_nb/gradients.py'),
                                      'tracin_nb.gradients._is_linear': ('gradients.html#_is_linear', 'tracin_nb/gradients.py'),
+                                     'tracin_nb.gradients._is_own': ('gradients.html#_is_own', 'tracin_nb/gradients.py'),
                                      'tracin_nb.gradients._is_plain_table': ('gradients.html#_is_plain_table', 'tracin_nb/gradients.py'),
                                      'tracin_nb.gradients._is_table': ('gradients.html#_is_table', 'tracin_nb/gradients.py'),
                                      'tracin_nb.gradients._join': ('gradients.html#_join', 'tracin_nb/gradients.py'),
