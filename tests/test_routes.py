@@ -380,7 +380,7 @@ def test_a_layer_for_some_triples(objective: str) -> None:
 
 class Saturated(Net):
     "The network is felt only where the product is large: by none of the triples that are tried."
-    limit = float('inf')
+    limit = 1e9
     def forward(self, h, r, t):
         s = (h * r * t).sum(-1)
         return s + (s > self.limit) * (s - self.limit) * super().forward(h, r, t)
@@ -394,6 +394,19 @@ def test_unfelt_parameters_take_the_slower_route() -> None:
     assert routes.vectorised and wrong <= 1e-9
     made.interaction.limit = -10.
     assert not settled_routes(made, BCE(), TRAIN)[0].vectorised
+
+
+@pytest.mark.parametrize('objective', ['bce', 'softmax'])
+def test_a_triple_to_explain_that_feels_nothing(objective: str) -> None:
+    "What was confirmed by training triples is not taken back for want of a slope."
+    made = model(table(), Saturated())
+    scores = made.score_hrt(NATIONS.mapped_triples)[:, 0].detach()
+    made.interaction.limit = scores.quantile(.8).item()
+    made.entity_representations[0]._embeddings.weight.data[13] = 0
+    low = torch.tensor([[13, 0, 1]])
+    assert made.interaction.limit > 0 and not made.score_hrt(low).any()
+    ours = tracin(made, objective).scores(low, TRAIN)
+    assert error(ours, truth([made], LOSSES[objective], low, TRAIN)) <= 1e-9
 
 
 def test_satisfied_margins_do_not_hide_errors() -> None:
