@@ -1110,6 +1110,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tracin_nb/engine/gradients.py'),
                                             'tracin_nb.engine.gradients._is_linear': ( 'engine/gradients.html#_is_linear',
                                                                                        'tracin_nb/engine/gradients.py'),
+                                            'tracin_nb.engine.gradients._is_own': ( 'engine/gradients.html#_is_own',
+                                                                                    'tracin_nb/engine/gradients.py'),
                                             'tracin_nb.engine.gradients._is_plain_table': ( 'engine/gradients.html#_is_plain_table',
                                                                                             'tracin_nb/engine/gradients.py'),
                                             'tracin_nb.engine.gradients._is_table': ( 'engine/gradients.html#_is_table',

@@ -946,8 +946,8 @@ def _is_plain_table(e: Representation) -> bool:
     return _is_table(e) and e.normalizer is None and e._embeddings.weight.requires_grad
 
 # %% ../../nbs/engine/30_gradients.ipynb #4211fe4c
-def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor) -> bool:
-    "Is a row's score linear in the vectors of its candidates, and are these plain rows of a table?"
+def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor, known: bool = False) -> bool:
+    "Is a row's score linear in the vectors of its candidates (not just zero, if that is not `known`), rows of a table?"
     q = trial.queries(triples).to(model.device)
     if q.kind == 'hrt': return False
     if not all(map(_is_plain_table, _open_representations(model, q))): return False
@@ -957,7 +957,7 @@ def _linear_in_tables(model: ERModel, trial: Objective, triples: Tensor) -> bool
         leaves = [v.detach() for x in hrt for v in _tensors(x)]
         slopes = engine._slopes(q, hrt, leaves, [_random_like(v) for v in engine._table_leaves(q, hrt, leaves)])
     sizes = [s.abs().max().item() for s in slopes]
-    return all(size > 0 and torch.allclose(s, s[:, :1].expand_as(s), rtol=1e-4, atol=1e-5 * size)
+    return all((known or size > 0) and torch.allclose(s, s[:, :1].expand_as(s), rtol=1e-4, atol=1e-5 * size)
                for s, size in zip(slopes, sizes))
 
 # %% ../../nbs/engine/30_gradients.ipynb #5e06f51c
@@ -968,12 +968,17 @@ def _some(triples: Tensor) -> Tensor:
     return triples[torch.cat(places).unique()]
 
 
-def _needed(model: ERModel, trial: Objective, routes: Routes, some: Tensor) -> tuple[set[str], float]:
+def _is_own(name: str) -> bool:
+    "Is it a parameter of the interaction?"
+    return name.startswith('interaction.')
+
+
+def _needed(model: ERModel, trial: Objective, routes: Routes, some: Tensor, known: bool) -> tuple[set[str], float]:
     "Parameters that need slower routes, by some triples; and the error, see `settled_routes`."
     lean = not (routes.mixed or routes.vectorised) and (routes.whole_tables or trial.queries(some[:1]).kind == 'hrt')
     try:
         found = _judged(model, trial, routes, some if lean else _spread(some, 3), 3)
-        unfelt = set() if routes.vectorised else {name for name in found.unfelt if name.startswith('interaction.')}
+        unfelt = set() if known or routes.vectorised else set(filter(_is_own, found.unfelt))
         if found.wrong or not unfelt: return found.wrong, found.error
         more = _judged(model, trial, routes, _spread(some, 16), 16)
         return more.wrong | unfelt & more.unfelt, more.error
@@ -983,20 +988,20 @@ def _needed(model: ERModel, trial: Objective, routes: Routes, some: Tensor) -> t
 def settled_routes(model: ERModel,
                    objective: Objective,          # the loss that is differentiated
                    triples: Tensor,               # of which some are tried, `[N, 3]`
-                   routes: Routes | None = None,  # those of now; slower ones are looked for only if these fail
+                   routes: Routes | None = None,  # those that were exact for others; zero slopes say nothing then
                    ) -> tuple[Routes, float]:
     """The fastest routes that are exact, and the greatest relative error of a triple's gradient.
 
     Raises `ValueError` if there are none."""
-    trial, some = _Trial(objective), _some(triples)
+    trial, some, known = _Trial(objective), _some(triples), routes is not None
     FactoredEngine(model, trial, Routes())   # is it a model for it at all?
     if routes is None: routes = Routes(True, mixed=_mixed(model, some))
-    if routes.whole_tables: routes = replace(routes, whole_tables=_linear_in_tables(model, trial, some))
-    wrong, error = _needed(model, trial, routes, some)
+    if routes.whole_tables: routes = replace(routes, whole_tables=_linear_in_tables(model, trial, some, known))
+    wrong, error = _needed(model, trial, routes, some, known)
     while wrong:
         if (slower := routes.slower(wrong)) == routes: raise RouteError(wrong, model)
         routes = slower
-        wrong, error = _needed(model, trial, routes, some)
+        wrong, error = _needed(model, trial, routes, some, known)
     return routes, error
 
 
