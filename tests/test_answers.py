@@ -213,11 +213,11 @@ def test_the_command_says_it(margin, tmp_path):
 
 @pytest.fixture(scope='module')
 def huge() -> Run:
-    "Weights whose gradients overflow float32 when they are multiplied."
+    "Weights and a learning rate whose products overflow float32."
     model = fit(model_resolver.make('DistMult', triples_factory=graph(), embedding_dim=4), graph())
     with torch.no_grad():
-        for p in model.parameters(): p.mul_(1e12)
-    return Run.from_model(model, training=graph(), learning_rates=[1.])
+        for p in model.parameters(): p.mul_(1e4)
+    return Run.from_model(model, training=graph(), learning_rates=[1e32])
 
 
 def test_overflow_is_refused(huge, tmp_path):
@@ -235,8 +235,8 @@ def test_overflow_is_refused(huge, tmp_path):
 def test_overflow_on_the_training_side(tmp_path):
     "The test triple is sound, one entity of some training triples is not; workers say the same, and only that."
     model = fit(model_resolver.make('DistMult', triples_factory=graph(), embedding_dim=4), graph())
-    with torch.no_grad(): next(model.parameters())[3] = 1e36
-    run = Run.from_model(model, training=graph(), learning_rates=[1e6])
+    with torch.no_grad(): next(model.parameters())[3] = 1e8
+    run = Run.from_model(model, training=graph(), learning_rates=[1e33])
     h, _, t = graph().mapped_triples.T
     name, sound = run.training.entity_id_to_label[3], graph().mapped_triples[(h != 3) & (t != 3)][:2]
     tracin = make(run, 'score', batch_size=400)

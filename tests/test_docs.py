@@ -118,7 +118,7 @@ def test_links(name: str) -> None:
     assert local and [link for link in local if not (ROOT/link).exists()] == []
 
 
-PRAISE = re.compile(r'\b(blazing\w*|lightning|seamless\w*|effortless\w*|powerful|cutting.edge|state.of.the.art|'
+PRAISE = re.compile(r'\b(blazing\w*|lightning.fast|seamless\w*|effortless\w*|powerful|cutting.edge|state.of.the.art|'
                     r'revolution\w*|amazing\w*|incredibl\w*|world.class|game.chang\w*|best.in.class|unparalleled|'
                     r'robust\w*|leverag\w+|utili[sz]e\w*)\b', re.IGNORECASE)
 TERMS = re.compile(r'\b(backprop\w*|fact triples?|supporting triples?|influencer\w*|helpful triples?|'

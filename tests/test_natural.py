@@ -289,7 +289,7 @@ def test_memory_is_kept() -> None:
     test = graph().mapped_triples[:2]
     small, large = rescal(30, '80MB'), rescal(30, '4GiB')
     with metered(torch.device('cpu')) as used: found = small.explain(test, k=2)
-    assert used.peak <= small.memory
+    assert used.peak <= small.settings.memory
     assert found.facts['metric'] == large.explain(test, k=2).facts['metric']
     torch.testing.assert_close(small.scores(test), large.scores(test), rtol=1e-5, atol=0)
 

@@ -46,8 +46,8 @@ def test_contents(wheel: Path) -> None:
     "Modules and the mark of typed packages: no notebooks, no data, no tests."
     names = zipfile.ZipFile(wheel).namelist()
     package = sorted(n for n in names if '.dist-info/' not in n)
-    modules = {p.name for p in (ROOT/'tracin_nb').glob('*.py')} | {'py.typed'}
-    assert package == sorted(f'tracin_nb/{name}' for name in modules)
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/'tracin_nb').rglob('*.py')} | {'tracin_nb/py.typed'}
+    assert package == sorted(modules)
     assert any(n.endswith('licenses/LICENSE') for n in names)
 
 

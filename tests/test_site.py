@@ -64,8 +64,8 @@ def is_local(link: str) -> bool:
 
 def test_parts() -> None:
     "All that the site promises is there."
-    wanted = {'index', 'method', 'glossary', 'api/index', 'api/influence', 'commands', 'benchmarks', 'comparison',
-              'contributing', 'changelog', '00_triples', '12_influence', '19_cli', 'search', 'genindex'}
+    wanted = {'index', 'method', 'glossary', 'api/index', 'api/influence.tracin', 'commands', 'benchmarks', 'comparison',
+              'contributing', 'changelog', 'graph/00_triples', 'influence/90_tracin', 'app/70_cli', 'search', 'genindex'}
     assert not {f'{name}.html' for name in wanted} - set(PAGES)
 
 
@@ -202,8 +202,8 @@ def widget_page() -> str | None:
 WIDGET = widget_page()
 SHOWN = {   # page: what it has to show
     'index.html': ('figures', 'tables'), 'method.html': ('formulas', 'tables'),
-    'benchmarks.html': ('figures', 'tables'), '12_influence.html': ('formulas', 'tables'),
-    '17_plots.html': ('figures',), 'api/influence.html': ('tables',)} | ({WIDGET: ('widgets',)} if WIDGET else {})
+    'benchmarks.html': ('figures', 'tables'), 'influence/90_tracin.html': ('formulas', 'tables'),
+    'answer/30_plots.html': ('figures',), 'api/influence.tracin.html': ('tables',)} | ({WIDGET: ('widgets',)} if WIDGET else {})
 
 
 def look(browser, server: str, name: str, width: int, theme: str) -> dict:
@@ -263,4 +263,4 @@ def test_search(server: str, browser) -> None:
     page.wait_for_selector('ul.search li a', timeout=20_000)
     targets = page.eval_on_selector_all('ul.search li a', 'all => all.map(a => a.getAttribute("href"))')
     page.close()
-    assert any('api/influence.html' in t for t in targets) and any('12_influence' in t for t in targets)
+    assert any('api/influence.tracin.html' in t for t in targets) and any('90_tracin' in t for t in targets)

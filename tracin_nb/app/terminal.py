@@ -32,7 +32,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, click.UsageError) and error.ctx:
         return one_line(f"{error.format_message().rstrip('.')} (see '{error.ctx.command_path} --help')")
     if isinstance(error, click.ClickException): return one_line(error.format_message())
-    if isinstance(error, OSError) and error.filename: return one_line(f'{error.filename}: {error.strerror}')
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(': '.join(filter(None, [error.filename, error.strerror])))
     return one_line(error) or type(error).__name__
 
 # %% ../../nbs/app/40_terminal.ipynb #a5c24ff3

@@ -399,7 +399,9 @@ def _of_steps(run: Run, model: Model) -> list[str]:
     given, (_, optimizer) = run.settings.get('training_kwargs'), run.optimizer or (None, {})
     kwargs, said = given or {}, []
     for name in ('weight_decay', 'momentum'):
-        if value := optimizer.get(name): said.append(f'{name.replace("_", " ")} {value:g} of the optimiser')
+        if not isinstance(value := optimizer.get(name) or 0, (int, float)): raise ValueError(
+            f'{run.folder or "the run"}: optimizer_kwargs: {name} is {value!r}, expected a number')
+        if value: said.append(f'{name.replace("_", " ")} {value:g} of the optimiser')
     clips = [f'{n.removeprefix("gradient_clipping_")} {v}' for n, v in kwargs.items() if n.startswith('gradient_')]
     if clips: said.append(f'gradient clipping ({", ".join(clips)})')
     if others := [c for c in kwargs.get('callbacks', ()) if _plain_name(c) not in _WATCHERS]:
