@@ -581,7 +581,11 @@ def test_out_is_not_lost(original: Path, tmp_path: Path, command: tuple) -> None
 def test_disk_errors_are_told(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None: raise OSError(28, 'No space left on device', 'x.csv')
     monkeypatch.setitem(results.WRITERS, '.csv', full)
-    refused(tmp_path, ('run', original, *ASK, '--out', tmp_path/'x.csv'), 'x.csv cannot be saved (No space left on device)')
+    refused(
+        tmp_path,
+        ('run', original, *ASK, '--out', tmp_path / 'x.csv'),
+        'x.csv cannot be saved (No space left on device)',
+    )
 
 
 SELF = {'-k': (('-k', '-1'), '-k'), '--relation': (('--relation', 'embasy'), '--relation', "nearest: 'embassy'"),

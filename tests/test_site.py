@@ -64,8 +64,23 @@ def is_local(link: str) -> bool:
 
 def test_parts() -> None:
     "All that the site promises is there."
-    wanted = {'index', 'method', 'glossary', 'api/index', 'api/influence.tracin', 'commands', 'benchmarks', 'comparison',
-              'contributing', 'changelog', 'graph/00_triples', 'influence/90_tracin', 'app/70_cli', 'search', 'genindex'}
+    wanted = {
+        'index',
+        'method',
+        'glossary',
+        'api/index',
+        'api/influence.tracin',
+        'commands',
+        'benchmarks',
+        'comparison',
+        'contributing',
+        'changelog',
+        'graph/00_triples',
+        'influence/90_tracin',
+        'app/70_cli',
+        'search',
+        'genindex',
+    }
     assert not {f'{name}.html' for name in wanted} - set(PAGES)
 
 
@@ -200,10 +215,14 @@ def widget_page() -> str | None:
 
 
 WIDGET = widget_page()
-SHOWN = {   # page: what it has to show
-    'index.html': ('figures', 'tables'), 'method.html': ('formulas', 'tables'),
-    'benchmarks.html': ('figures', 'tables'), 'influence/90_tracin.html': ('formulas', 'tables'),
-    'answer/30_plots.html': ('figures',), 'api/influence.tracin.html': ('tables',)} | ({WIDGET: ('widgets',)} if WIDGET else {})
+SHOWN = {  # page: what it has to show
+    'index.html': ('figures', 'tables'),
+    'method.html': ('formulas', 'tables'),
+    'benchmarks.html': ('figures', 'tables'),
+    'influence/90_tracin.html': ('formulas', 'tables'),
+    'answer/30_plots.html': ('figures',),
+    'api/influence.tracin.html': ('tables',),
+} | ({WIDGET: ('widgets',)} if WIDGET else {})
 
 
 def look(browser, server: str, name: str, width: int, theme: str) -> dict:
