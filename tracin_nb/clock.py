@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 # %% ../nbs/00_clock.ipynb #38ad7c2a
 @dataclass(slots=True)

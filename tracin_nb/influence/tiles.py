@@ -7,8 +7,7 @@ __all__ = ['Tile', 'Pass', 'Matrix', 'Pairs', 'take', 'DenseTile', 'IndexTile', 
            'multiply', 'near_matrix']
 
 # %% ../../nbs/influence/25_tiles.ipynb #4db8e31a
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np

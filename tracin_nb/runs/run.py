@@ -25,9 +25,8 @@ __all__ = ['NESTED', 'LARGE', 'FORMAT', 'FACTS', 'SETTINGS', 'ROW', 'FILE', 'STO
            'pipeline_end', 'pipeline_kwargs', 'steps_made', 'second_moments', 'as_run']
 
 # %% ../../nbs/runs/00_run.ipynb #cd8673b4
-import copy, gc, hashlib, importlib.metadata, json, math, os, random, re, shutil, tempfile, threading, warnings
-from collections import Counter
 import copy, gc, hashlib, importlib.metadata, inspect, json, math, os, random, re, shutil, tempfile, threading, warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
