@@ -94,8 +94,9 @@ def attended_voila() -> None:
     "Voila for the notebook in this folder, until it ends, or whoever holds the other end of stdin does."
     folder, orphaned = Path.cwd(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())   # until Voila has a handler of its own
-    threading.Thread(target=_end_when_left, args=(folder, orphaned), daemon=True).start()
-    try: _voila(folder)
+    try:   # the signal can come as soon as the thread runs
+        threading.Thread(target=_end_when_left, args=(folder, orphaned), daemon=True).start()
+        _voila(folder)
     finally:
         if orphaned.is_set(): _leave(folder)
 
