@@ -16,7 +16,7 @@ DEV := $(VENV)/.dev-$(ASKED)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test house notebooks-test pytest notebooks export readme docs docs-assets docs-serve clean
+.PHONY: help demo test house notebooks-test pytest notebooks export format readme docs docs-assets docs-serve clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
@@ -59,6 +59,11 @@ notebooks: $(DEV) export  ## run the notebooks (NB=... for some) and store their
 export: $(DEV)  ## write tracin_nb/ from the notebooks, and clean them
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+
+format: $(DEV)  ## format and lint notebooks, tests and tools, then export
+	$(BIN)/ruff format -q .
+	$(BIN)/ruff check -q --fix .
+	@$(MAKE) -s export
 
 readme: $(DEV)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/notebooks.py readme

@@ -1,5 +1,12 @@
-"""Pages that are made when the site is built: the API from the modules, the commands from click, the benchmarks."""
-import ast, base64, inspect, io, json, textwrap
+"""Pages that are made when the site is built: the API from the modules, the commands from click,
+the benchmarks."""
+
+import ast
+import base64
+import inspect
+import io
+import json
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -7,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from reader import directive, find, linked
+
 from tracin_nb import _HOME
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ('graph', 'runs', 'engine', 'answer', 'influence', 'evaluation', 'bench', 'app')
-NBS, API, BENCHMARKS = ROOT/'nbs', ROOT/'nbs/api', ROOT/'benchmarks'
+NBS, API, BENCHMARKS = ROOT / 'nbs', ROOT / 'nbs/api', ROOT / 'benchmarks'
 
 
 # ---- API
+
 
 def chapters() -> dict[str, Path]:
     "The notebook of each module, in order."
@@ -27,7 +35,8 @@ def chapters() -> dict[str, Path]:
     ]:
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             source = ''.join(cell['source'])
-            if source.startswith('#| default_exp '): found[source.split()[2]] = path
+            if source.startswith('#| default_exp '):
+                found[source.split()[2]] = path
     return found
 
 
@@ -46,24 +55,37 @@ def patched(node: ast.FunctionDef) -> str | None:
 
 def definitions(module: str) -> Iterator[str]:
     "Public names of a module in the order of its source; methods right after their class."
-    source = (ROOT/'tracin_nb'/module.replace('.', '/')).with_suffix('.py').read_text(encoding='utf-8')
+    source = (
+        (ROOT / 'tracin_nb' / module.replace('.', '/'))
+        .with_suffix('.py')
+        .read_text(encoding='utf-8')
+    )
     nodes = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-    own = {n.name: [m.name for m in n.body if isinstance(m, ast.FunctionDef)] for n in nodes
-           if isinstance(n, ast.ClassDef)}
+    own = {
+        n.name: [m.name for m in n.body if isinstance(m, ast.FunctionDef)]
+        for n in nodes
+        if isinstance(n, ast.ClassDef)
+    }
     for n in nodes:
-        if isinstance(n, ast.FunctionDef) and (cls := patched(n)): own.setdefault(cls, []).append(n.name)
+        if isinstance(n, ast.FunctionDef) and (cls := patched(n)):
+            own.setdefault(cls, []).append(n.name)
     here = {n.name for n in nodes}
     for n in nodes:
         cls = patched(n) if isinstance(n, ast.FunctionDef) else None
-        if not cls: yield n.name
-        if isinstance(n, ast.ClassDef): yield from (f'{n.name}.{m}' for m in own[n.name])
-        elif cls and cls not in here: yield f'{cls}.{n.name}'
+        if not cls:
+            yield n.name
+        if isinstance(n, ast.ClassDef):
+            yield from (f'{n.name}.{m}' for m in own[n.name])
+        elif cls and cls not in here:
+            yield f'{cls}.{n.name}'
 
 
 @cache
 def documented(module: str) -> list[str]:
     "Those public names of a module that have a docstring; commands have a page of their own."
-    public = [n for n in definitions(module) if not any(part.startswith('_') for part in n.split('.'))]
+    public = [
+        n for n in definitions(module) if not any(part.startswith('_') for part in n.split('.'))
+    ]
     objects = {n: find(import_module(f'tracin_nb.{module}'), n) for n in dict.fromkeys(public)}
     return [n for n, o in objects.items() if inspect.getdoc(o) and not isinstance(o, click.Command)]
 
@@ -72,13 +94,26 @@ def api_page(module: str, path: Path) -> str:
     "The page of a module: its definitions without the explanations of the notebook."
     title, line = heading(path)
     chapter = path.relative_to(NBS)
-    parts = [f'# tracin_nb.{module}', linked(line), f'Explained, with examples, in [{title}](../{chapter}).']
-    return '\n\n'.join(parts + [directive(f'tracin_nb.{module}', n) for n in documented(module)]) + '\n'
+    parts = [
+        f'# tracin_nb.{module}',
+        linked(line),
+        f'Explained, with examples, in [{title}](../{chapter}).',
+    ]
+    return (
+        '\n\n'.join(parts + [directive(f'tracin_nb.{module}', n) for n in documented(module)])
+        + '\n'
+    )
 
 
-FACE = _HOME | {'TracIn.explain': 'influence.tracin', 'TracIn.scores': 'influence.tracin',
-                'TracIn.self_influence': 'influence.tracin', 'Run.open': 'runs.run', 'Result': 'answer.results',
-                'FactorCache': 'influence.cache', 'Graph': 'graph.neighbourhoods'}
+FACE = _HOME | {
+    'TracIn.explain': 'influence.tracin',
+    'TracIn.scores': 'influence.tracin',
+    'TracIn.self_influence': 'influence.tracin',
+    'Run.open': 'runs.run',
+    'Result': 'answer.results',
+    'FactorCache': 'influence.cache',
+    'Graph': 'graph.neighbourhoods',
+}
 
 
 def reference(module: str, name: str) -> str:
@@ -88,27 +123,46 @@ def reference(module: str, name: str) -> str:
 
 def summary(module: str, name: str) -> str:
     "The first line of a definition's docstring."
-    first = (inspect.getdoc(find(import_module(f'tracin_nb.{module}'), name)) or '').split('\n\n')[0]
+    first = (inspect.getdoc(find(import_module(f'tracin_nb.{module}'), name)) or '').split('\n\n')[
+        0
+    ]
     return linked(' '.join(first.split()))
 
 
 def api_index(modules: dict[str, Path]) -> str:
     "The page that lists what most people need, and the modules with their public names."
     face = [cells(reference(m, n), summary(m, n)) for n, m in FACE.items()]
-    rows = [cells(f'[{m}]({m}.md)', linked(heading(path)[1]),
-                  ', '.join(reference(m, n) for n in documented(m) if '.' not in n)) for m, path in modules.items()]
-    intro = (f'`from tracin_nb import {", ".join(_HOME)}` gives the names that most people '
-             'need; everything else is imported from its module. `import tracin_nb` loads neither PyTorch nor PyKEEN: '
-             'they come with the first name that is used.')
-    tables = ['\n'.join(['| name | |', '|---|---|', *face]),
-              '\n'.join(['| module | what it is about | names |', '|---|---|---|', *rows])]
+    rows = [
+        cells(
+            f'[{m}]({m}.md)',
+            linked(heading(path)[1]),
+            ', '.join(reference(m, n) for n in documented(m) if '.' not in n),
+        )
+        for m, path in modules.items()
+    ]
+    intro = (
+        f'`from tracin_nb import {", ".join(_HOME)}` gives the names that most people '
+        'need; everything else is imported from its module. `import tracin_nb` loads neither '
+        'PyTorch nor PyKEEN: '
+        'they come with the first name that is used.'
+    )
+    tables = [
+        '\n'.join(['| name | |', '|---|---|', *face]),
+        '\n'.join(['| module | what it is about | names |', '|---|---|---|', *rows]),
+    ]
     tree = '\n'.join(['```{toctree}', ':hidden:', *modules, '```'])
-    return '\n\n'.join(['# API', intro, '## What most people need', tables[0], '## Modules', tables[1], tree]) + '\n'
+    return (
+        '\n\n'.join(
+            ['# API', intro, '## What most people need', tables[0], '## Modules', tables[1], tree]
+        )
+        + '\n'
+    )
 
 
 def write(path: Path, text: str) -> None:
     "Write a file unless it holds just this, so that Sphinx reads again only what has changed."
-    if not path.exists() or path.read_text(encoding='utf-8') != text: path.write_text(text, encoding='utf-8')
+    if not path.exists() or path.read_text(encoding='utf-8') != text:
+        path.write_text(text, encoding='utf-8')
 
 
 def write_api() -> None:
@@ -117,11 +171,14 @@ def write_api() -> None:
     API.mkdir(exist_ok=True)
     pages = {'index': api_index(modules), **{m: api_page(m, path) for m, path in modules.items()}}
     for path in API.glob('*.md'):
-        if path.stem not in pages: path.unlink()
-    for name, text in pages.items(): write(API/f'{name}.md', text)
+        if path.stem not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        write(API / f'{name}.md', text)
 
 
 # ---- commands
+
 
 def cells(*texts: str) -> str:
     "A row of a Markdown table."
@@ -131,12 +188,18 @@ def cells(*texts: str) -> str:
 def prose(text: str) -> str:
     "A command's help as Markdown; what follows a `\\b` is lines for a terminal."
     blocks = textwrap.dedent(inspect.cleandoc(text)).split('\n\n')
-    return '\n\n'.join('```sh\n' + b.removeprefix('\b\n') + '\n```' if b.startswith('\b') else b for b in blocks)
+    return '\n\n'.join(
+        '```sh\n' + b.removeprefix('\b\n') + '\n```' if b.startswith('\b') else b for b in blocks
+    )
 
 
 def option_table(command: click.Command, context: click.Context) -> str:
     "The options of a command, as its own help says them."
-    records = [p.get_help_record(context) for p in command.get_params(context) if isinstance(p, click.Option)]
+    records = [
+        p.get_help_record(context)
+        for p in command.get_params(context)
+        if isinstance(p, click.Option)
+    ]
     rows = [cells(f'`{names}`', says) for names, says in filter(None, records)]
     return '\n'.join(['| option | |', '|---|---|', *rows])
 
@@ -157,44 +220,99 @@ def command_section(command: click.Command, name: str, context: click.Context) -
 def commands() -> str:
     "A section for each command."
     from tracin_nb.app.cli import main
+
     context = click.Context(main, info_name='tracin')
     return '\n\n'.join(command_section(c, f'tracin {n}', context) for n, c in main.commands.items())
 
 
 # ---- benchmarks
 
-ABOUT = {   # in the order of the page: title, what it shows, column of ratios for the chart
-    'engine': ('Engines beside a training step', 'One ConvE model at the size of FB15k-237, one batch of training '
-               'triples. *Training steps* is the time in units of one step of Adam on the same batch, *pair speedup* '
-               'the time per pair of a training and a test triple, the dense loop being 1.', 'pair_speedup'),
-    'peers': ('Beside Captum and dattri', 'The same weights, triples and loss through three libraries, each in a '
-              'process of its own. What is and is not like for like is said below the table, and on the page '
-              '[Comparison](comparison.md).', 'times_slower'),
-    'fb15k237': ('All of FB15k-237', 'Every test triple explained by every training triple; *seconds for all* is '
-                 'measured, or projected from the number passed over where that is less than all.', None),
-    'robokop': ('A graph of 1.45 million entities', 'Projected from the part that was passed over.', None),
-    'growth': ('Growth', 'Time and memory are taken to grow like a power of the size: an exponent of 1 is '
-               'proportional growth.', None),
-    'floor': ('How far from the floor', 'What the parts of a pass reach of the arithmetic, or of the memory '
-              'bandwidth, that a plain operation of PyTorch reaches.', None),
-    'repeat': ('A second question', 'What `TracIn.prepare` costs once, and what a question costs after that.', None),
+ABOUT = {  # in the order of the page: title, what it shows, column of ratios for the chart
+    'engine': (
+        'Engines beside a training step',
+        'One ConvE model at the size of FB15k-237, one batch of training '
+        'triples. *Training steps* is the time in units of one step of Adam on the same batch, '
+        '*pair speedup* '
+        'the time per pair of a training and a test triple, the dense loop being 1.',
+        'pair_speedup',
+    ),
+    'peers': (
+        'Beside Captum and dattri',
+        'The same weights, triples and loss through three libraries, each in a '
+        'process of its own. What is and is not like for like is said below the table, and on the '
+        'page '
+        '[Comparison](comparison.md).',
+        'times_slower',
+    ),
+    'fb15k237': (
+        'All of FB15k-237',
+        'Every test triple explained by every training triple; *seconds for all* is '
+        'measured, or projected from the number passed over where that is less than all.',
+        None,
+    ),
+    'robokop': (
+        'A graph of 1.45 million entities',
+        'Projected from the part that was passed over.',
+        None,
+    ),
+    'growth': (
+        'Growth',
+        'Time and memory are taken to grow like a power of the size: an exponent of 1 is '
+        'proportional growth.',
+        None,
+    ),
+    'floor': (
+        'How far from the floor',
+        'What the parts of a pass reach of the arithmetic, or of the memory '
+        'bandwidth, that a plain operation of PyTorch reaches.',
+        None,
+    ),
+    'repeat': (
+        'A second question',
+        'What `TracIn.prepare` costs once, and what a question costs after that.',
+        None,
+    ),
     'workers': ('Workers', 'Two processes on two cores.', 'gain'),
-    'removal': ('Removal', 'In percent: explained predictions that become less probable, / predictions whose first '
-                'rank changes, after the K strongest proponents are deleted and the model is trained again. See '
-                '[Removal](evaluation/10_removal.ipynb).', None),
-    'lds': ('Linear datamodeling score', 'Rank correlation of predicted and actual losses over trainings on random '
-            'halves, with 95 % intervals. See [Datamodels](evaluation/20_datamodel.ipynb).', None),
-    'stability': ('Stability', 'What two rankings have in common of their first ten proponents, with 95 % intervals: '
-                  'of two seeds, of fewer checkpoints and all, of a trained run and one with random weights, and of '
-                  'lists of random neighbours. See [the chapter](evaluation/40_stability.ipynb).', None),
-    'corruption': ('Wrong triples in the training set', 'Are planted wrong triples found by their influence on '
-                   'themselves? See [the chapter](evaluation/30_corruption.ipynb).', None),
-    'mechanisms': ('Known mechanism paths', 'Do proponents lie on the paths that curators drew? Baselines that know '
-                   'the graph only are in the table. See [the chapter](evaluation/50_mechanisms.ipynb).', None)}
+    'removal': (
+        'Removal',
+        'In percent: explained predictions that become less probable, / predictions whose first '
+        'rank changes, after the K strongest proponents are deleted and the model is trained '
+        'again. See '
+        '[Removal](evaluation/10_removal.ipynb).',
+        None,
+    ),
+    'lds': (
+        'Linear datamodeling score',
+        'Rank correlation of predicted and actual losses over trainings on random '
+        'halves, with 95 % intervals. See [Datamodels](evaluation/20_datamodel.ipynb).',
+        None,
+    ),
+    'stability': (
+        'Stability',
+        'What two rankings have in common of their first ten proponents, with 95 % intervals: '
+        'of two seeds, of fewer checkpoints and all, of a trained run and one with random '
+        'weights, and of '
+        'lists of random neighbours. See [the chapter](evaluation/40_stability.ipynb).',
+        None,
+    ),
+    'corruption': (
+        'Wrong triples in the training set',
+        'Are planted wrong triples found by their influence on '
+        'themselves? See [the chapter](evaluation/30_corruption.ipynb).',
+        None,
+    ),
+    'mechanisms': (
+        'Known mechanism paths',
+        'Do proponents lie on the paths that curators drew? Baselines that know '
+        'the graph only are in the table. See [the chapter](evaluation/50_mechanisms.ipynb).',
+        None,
+    ),
+}
 
 
 def about(stem: str) -> tuple[str, str, str | None]:
-    "Title, text and ratio column for a benchmark's file; one on a GPU is named for it, as `engine-h200`."
+    """Title, text and ratio column for a benchmark's file; one on a GPU is named for it, as
+    `engine-h200`."""
     name, _, device = stem.partition('-')
     title, text, ratio = ABOUT.get(name, (name.replace('_', ' ').capitalize(), '', None))
     return title + (f', on {device.upper()}' if device else ''), text, ratio
@@ -208,11 +326,14 @@ def order(path: Path) -> tuple[int, str]:
 
 def table_of(result: dict[str, Any], path: Path) -> str:
     "A benchmark's or experiment's table in Markdown."
-    from tracin_nb.bench import engine as benchmarks
     from tracin_nb.app import experiments
+    from tracin_nb.bench import engine as benchmarks
+
     known = experiments.EXPERIMENTS.get(result.get('experiment'))
-    if 'benchmark' in result: return benchmarks.table(result)
-    if known is None: return path.with_suffix('.md').read_text(encoding='utf-8')
+    if 'benchmark' in result:
+        return benchmarks.table(result)
+    if known is None:
+        return path.with_suffix('.md').read_text(encoding='utf-8')
     machine = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
     return f'{experiments.markdown(known.table(result))}\nOn: {machine}.'
 
@@ -220,15 +341,20 @@ def table_of(result: dict[str, Any], path: Path) -> str:
 def chart(path: Path, column: str) -> str:
     "The ratios of a benchmark as a picture in the page."
     import matplotlib
+
     matplotlib.use('Agg')
     from tracin_nb.answer.plots import speedups
+
     ax, held = speedups(path, column), io.BytesIO()
     ax.set_title('')
     ax.figure.savefig(held, format='svg', metadata=dict(Date=None), facecolor='white')
     matplotlib.pyplot.close(ax.figure)
     name = f'{column.replace("_", " ")} in {path.name}'
     data = base64.b64encode(held.getvalue()).decode()
-    return f'```{{raw}} html\n<img class="chart" alt="{name}" src="data:image/svg+xml;base64,{data}">\n```'
+    return (
+        f'```{{raw}} html\n<img class="chart" alt="{name}" '
+        f'src="data:image/svg+xml;base64,{data}">\n```'
+    )
 
 
 def benchmark_section(path: Path) -> str:
@@ -247,13 +373,20 @@ def benchmarks() -> str:
 
 def peers() -> str:
     "The figures of the comparison with other libraries, with their chart."
-    path = BENCHMARKS/'peers.json'
-    return '\n\n'.join([chart(path, 'times_slower'), table_of(json.loads(path.read_text(encoding='utf-8')), path)])
+    path = BENCHMARKS / 'peers.json'
+    return '\n\n'.join(
+        [chart(path, 'times_slower'), table_of(json.loads(path.read_text(encoding='utf-8')), path)]
+    )
 
 
 def contributing() -> str:
     "CONTRIBUTING.md, its links seen from nbs/."
-    return linked((ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8').replace('](nbs/', ']('))
+    return linked((ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').replace('](nbs/', ']('))
 
 
-MADE = {'commands': commands, 'benchmarks': benchmarks, 'peers': peers, 'contributing': contributing}
+MADE = {
+    'commands': commands,
+    'benchmarks': benchmarks,
+    'peers': peers,
+    'contributing': contributing,
+}

@@ -1,5 +1,11 @@
-"""Reads a notebook for the site: nbdev's processors, then definitions as Sphinx directives and linked names."""
-import ast, inspect, json, re, sys
+"""Reads a notebook for the site: nbdev's processors, then definitions as Sphinx directives and
+linked names."""
+
+import ast
+import inspect
+import json
+import re
+import sys
 from collections import Counter
 from functools import cache
 from importlib import import_module
@@ -10,26 +16,59 @@ import nbformat
 from fastcore.docments import docments
 from fastcore.nbio import dict2nb, nb2dict
 from nbdev.process import NBProcessor
-from nbdev.processors import (add_show_docs, clean_magics, filter_stream_, hide_, hide_line, mv_exports, rm_export,
-                              rm_header_dash, strip_ansi)
+from nbdev.processors import (
+    add_show_docs,
+    clean_magics,
+    filter_stream_,
+    hide_,
+    hide_line,
+    mv_exports,
+    rm_export,
+    rm_header_dash,
+    strip_ansi,
+)
 from sphinx.util.inspect import stringify_signature
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tracin_nb._modidx import d as modidx
 
-PROCS = [add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, mv_exports, rm_export, clean_magics,
-         hide_]
-HERE = '(../CONTRIBUTING.md)', '(contributing.md)'   # the site has a page of it
-TAGS = {'echo': 'remove-input', 'output': 'remove-output', 'include': 'remove-cell'}  # `#| echo: false` and so on
+PROCS = [
+    add_show_docs,
+    strip_ansi,
+    hide_line,
+    filter_stream_,
+    rm_header_dash,
+    mv_exports,
+    rm_export,
+    clean_magics,
+    hide_,
+]
+HERE = '(../CONTRIBUTING.md)', '(contributing.md)'  # the site has a page of it
+TAGS = {
+    'echo': 'remove-input',
+    'output': 'remove-output',
+    'include': 'remove-cell',
+}  # `#| echo: false` and so on
 
 
 def symbols() -> dict[str, str]:
-    "Every exported name, with and without its module, to its full name; a name of two modules needs its module."
-    short = {name: name.removeprefix(f'{module}.') for module, names in modidx['syms'].items() for name in names}
+    """Every exported name, with and without its module, to its full name; a name of two modules
+    needs its module."""
+    short = {
+        name: name.removeprefix(f'{module}.')
+        for module, names in modidx['syms'].items()
+        for name in names
+    }
     often = Counter(short.values())
-    in_module = {f'{name.removesuffix(f".{s}").rpartition(".")[2]}.{s}': name for name, s in short.items()}
-    return {**{s: name for name, s in short.items() if often[s] == 1}, **in_module,
-            **{name.split('.', 1)[1]: name for name in short}, **{name: name for name in short}}
+    in_module = {
+        f'{name.removesuffix(f".{s}").rpartition(".")[2]}.{s}': name for name, s in short.items()
+    }
+    return {
+        **{s: name for name, s in short.items() if often[s] == 1},
+        **in_module,
+        **{name.split('.', 1)[1]: name for name in short},
+        **{name: name for name in short},
+    }
 
 
 SYMBOLS = symbols()
@@ -42,92 +81,133 @@ def link(match: re.Match) -> str:
 
 
 NAME = r'(?<![`\[{}])`([\w.]+(?:\(\))?)`(?![`\]])'
-SPECIAL = NAME.replace('([', '((?=[^`]*[A-Z_.()])[')   # no plain word in lower case
+SPECIAL = NAME.replace('([', '((?=[^`]*[A-Z_.()])[')  # no plain word in lower case
 
 
 def linked(text: str, plain: bool = True) -> str:
-    """Markdown with its backticked names linked; fenced blocks, headings and existing links stay as they are.
+    """Markdown with its backticked names linked; fenced blocks, headings and existing links stay as
+    they are.
 
-    Without `plain` a word in lower case is no name: on pages about the method, `score` is an objective."""
+    Without `plain` a word in lower case is no name: on pages about the method, `score` is an
+    objective."""
     fence, lines = False, []
     for line in text.split('\n'):
-        if line.lstrip().startswith(('```', ':::')): fence = not fence
+        if line.lstrip().startswith(('```', ':::')):
+            fence = not fence
         still = fence or line.startswith(('#', '    '))
         lines.append(line if still else re.sub(NAME if plain else SPECIAL, link, line))
     return '\n'.join(lines)
 
 
 def find(module: Any, name: str) -> Any:
-    "The object `name` (perhaps `Class.method`) of `module`, as it stands in the class: a property stays one."
+    """The object `name` (perhaps `Class.method`) of `module`, as it stands in the class: a
+    property stays one."""
     first, *rest = name.split('.')
     obj = getattr(module, first)
-    for part in rest: obj = inspect.getattr_static(obj, part)
-    return classmethod(obj.f) if type(obj).__name__ == '_clsmethod' else obj   # `@patch(cls_method=True)`
+    for part in rest:
+        obj = inspect.getattr_static(obj, part)
+    return (
+        classmethod(obj.f) if type(obj).__name__ == '_clsmethod' else obj
+    )  # `@patch(cls_method=True)`
 
 
 def described(obj: Any, name: str) -> tuple[str, Any]:
     "The directive that describes `obj`, and the function whose signature it has."
-    if inspect.isclass(obj): return 'py:class', obj
-    if isinstance(obj, property): return 'py:property', obj.fget
-    if isinstance(obj, (classmethod, staticmethod)): return f'py:method:{type(obj).__name__}', obj.__func__
+    if inspect.isclass(obj):
+        return 'py:class', obj
+    if isinstance(obj, property):
+        return 'py:property', obj.fget
+    if isinstance(obj, (classmethod, staticmethod)):
+        return f'py:method:{type(obj).__name__}', obj.__func__
     return ('py:method' if '.' in name else 'py:function'), obj
 
 
 class Written:
     "A default as a reader would write it; shown as it stands."
-    def __init__(self, text: str) -> None: self.text = text
-    def __repr__(self) -> str: return self.text
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def default(value: Any, module: Any) -> Any:
-    "A function or class by its name, what is long by the name of its constant, and `...` for what has no short form."
-    named = getattr(value, '__name__', '') if inspect.isroutine(value) or inspect.isclass(value) else ''
+    """A function or class by its name, what is long by the name of its constant, and `...` for
+    what has no short form."""
+    named = (
+        getattr(value, '__name__', '') if inspect.isroutine(value) or inspect.isclass(value) else ''
+    )
     constant = next((n for n, v in vars(module).items() if v is value and n.isupper()), '')
     made = f'{type(value).__name__}(...)' if hasattr(value, '__dataclass_fields__') else '...'
     text = named or repr(value)
-    if len(text) > 60: text = constant or made
-    try: ast.parse(text, mode='eval')
-    except SyntaxError: text = '...'
+    if len(text) > 60:
+        text = constant or made
+    try:
+        ast.parse(text, mode='eval')
+    except SyntaxError:
+        text = '...'
     return Written(text)
 
 
 def signature(func: Any, kind: str) -> str:
     "The signature as text, without the bound first argument; a property has none."
-    if kind == 'py:property': return ''
-    try: sig = inspect.signature(func)
-    except (TypeError, ValueError): return ''
+    if kind == 'py:property':
+        return ''
+    try:
+        sig = inspect.signature(func)
+    except (TypeError, ValueError):
+        return ''
     bound = kind.startswith('py:method') and not kind.endswith('staticmethod')
-    defaults = [p if p.default is p.empty else p.replace(default=default(p.default, inspect.getmodule(func)))
-                for p in sig.parameters.values()]
+    defaults = [
+        p
+        if p.default is p.empty
+        else p.replace(default=default(p.default, inspect.getmodule(func)))
+        for p in sig.parameters.values()
+    ]
     sig = sig.replace(parameters=defaults)
-    if inspect.isclass(func): sig = sig.replace(return_annotation=inspect.Signature.empty)
-    if bound: sig = sig.replace(parameters=list(sig.parameters.values())[1:])
+    if inspect.isclass(func):
+        sig = sig.replace(return_annotation=inspect.Signature.empty)
+    if bound:
+        sig = sig.replace(parameters=list(sig.parameters.values())[1:])
     return stringify_signature(sig, unqualified_typehints=True)
 
 
 def comments(func: Any) -> str:
     "A table of the parameters that have a comment; types and defaults stand in the signature."
     found = docments(func) if callable(func) else {}
-    named = {('returns' if name == 'return' else name): text for name, text in found.items() if text}
+    named = {
+        ('returns' if name == 'return' else name): text for name, text in found.items() if text
+    }
     rows = [f'| `{name}` | {linked(text)} |'.replace('\n', ' ') for name, text in named.items()]
     return '\n'.join(['| | |', '|---|---|', *rows]) if rows else ''
 
 
 @cache
 def parts(module: str, name: str) -> tuple[str, str, str, str]:
-    "What a definition's directive is made of: its kind, an option of it, the signature, and what stands beneath."
+    """What a definition's directive is made of: its kind, an option of it, the signature, and
+    what stands beneath."""
     obj = find(import_module(module), name)
     kind, func = described(obj, name)
     kind_name, option = re.fullmatch(r'(py:\w+)(?::(\w+))?', kind).groups()
-    return kind_name, option or '', signature(func, kind), f'{linked(inspect.getdoc(func) or "")}\n\n{comments(func)}'
+    return (
+        kind_name,
+        option or '',
+        signature(func, kind),
+        f'{linked(inspect.getdoc(func) or "")}\n\n{comments(func)}',
+    )
 
 
 def directive(module: str, name: str, index: bool = True) -> str:
-    """A `py:function`, `py:class`, ... directive with signature, docstring and the comments on its parameters.
+    """A `py:function`, `py:class`, ... directive with signature, docstring and the comments on its
+    parameters.
 
-    Without `index` it is shown, but links and the search lead elsewhere: to the page of its module."""
+    Without `index` it is shown, but links and the search lead elsewhere: to the page of its
+    module."""
     kind, option, given, text = parts(module, name)
-    options = '\n'.join([f':module: {module}', *[f':{option}:'] * bool(option), *[':no-index:'] * (not index)])
+    options = '\n'.join(
+        [f':module: {module}', *[f':{option}:'] * bool(option), *[':no-index:'] * (not index)]
+    )
     return f'``````{{{kind}}} {name}{given}\n{options}\n\n{text}\n``````'
 
 
@@ -135,7 +215,8 @@ def document(cell: dict, module: str) -> None:
     "Turn a `show_doc(name)` cell into a Markdown cell that describes the name."
     name = re.search(r'show_doc\(([\w.]+)', cell['source'])[1]
     cell.update(cell_type='markdown', source=directive(module, name, index=False))
-    for key in ('outputs', 'execution_count', 'has_sd'): cell.pop(key, None)
+    for key in ('outputs', 'execution_count', 'has_sd'):
+        cell.pop(key, None)
 
 
 def tags(cell: dict) -> list[str]:
@@ -148,7 +229,10 @@ def read(text: str) -> nbformat.NotebookNode:
     module = re.search(r'#\|\s*default_exp\s+([\w.]+)', text)
     nb = NBProcessor(nb=dict2nb(json.loads(text)), procs=PROCS, process=True).nb
     for cell in nb.cells:
-        if cell.cell_type == 'markdown': cell['source'] = linked(cell.source.replace(*HERE))
-        elif cell.source.startswith('show_doc('): document(cell, f'tracin_nb.{module[1]}')
-        else: cell['metadata']['tags'] = tags(cell)
+        if cell.cell_type == 'markdown':
+            cell['source'] = linked(cell.source.replace(*HERE))
+        elif cell.source.startswith('show_doc('):
+            document(cell, f'tracin_nb.{module[1]}')
+        else:
+            cell['metadata']['tags'] = tags(cell)
     return nbformat.reads(json.dumps(nb2dict(nb)), as_version=4)

@@ -1,4 +1,5 @@
 """What the tests share: the graphs that lie beside the checkout, and one thread."""
+
 import os
 from pathlib import Path
 
@@ -12,13 +13,16 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 def threads() -> None:
     "One thread: the arrays are small, and more threads only wait for each other."
     import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')
 def shared_data() -> Path:
-    "The folder of larger graphs (`TRACIN_DATA`, else ../shared/data): skips without it, but fails under CI=true."
-    path = Path(os.environ.get('TRACIN_DATA') or ROOT.parent/'shared/data')
-    if path.is_dir(): return path
+    """The folder of larger graphs (`TRACIN_DATA`, else ../shared/data): skips without it, but
+    fails under CI=true."""
+    path = Path(os.environ.get('TRACIN_DATA') or ROOT.parent / 'shared/data')
+    if path.is_dir():
+        return path
     say = pytest.fail if os.environ.get('CI') == 'true' else pytest.skip
     say(f'{path} is missing: put the graphs there or name their folder in TRACIN_DATA')

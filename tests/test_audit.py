@@ -1,5 +1,10 @@
-"""The panels of audit, comparison and settings, without a browser: what they show is what `TracIn` says."""
-import base64, io, re, time
+"""The panels of audit, comparison and settings, without a browser: what they show is what
+`TracIn` says."""
+
+import base64
+import io
+import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +15,39 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from tracin_nb.app.audit import (Ask, CompareRuns, ProfilePanel, EngineSetting, TrainingAudit, compare,
-                             compare_settings, without)
-from tracin_nb.influence.tracin import TracIn
+from tracin_nb.app.audit import (
+    Ask,
+    CompareRuns,
+    EngineSetting,
+    ProfilePanel,
+    TrainingAudit,
+    compare,
+    compare_settings,
+    without,
+)
 from tracin_nb.app.panels import Panel, Stopped
-from tracin_nb.runs.run import Run, train
 from tracin_nb.evaluation.stability import overlap
 from tracin_nb.graph.triples import select, to_labels
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import Run, train
 
 TRIPLE = ('brazil', 'embassy', 'uk')
-SMALL = dict(model='DistMult', model_kwargs=dict(embedding_dim=8), epochs=4, keep_every=2, lr=.02, progress=False)
+SMALL = dict(
+    model='DistMult',
+    model_kwargs=dict(embedding_dim=8),
+    epochs=4,
+    keep_every=2,
+    lr=0.02,
+    progress=False,
+)
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
-    return [train('nations', out=tmp_path_factory.mktemp('audit')/'run', seed=seed, **SMALL) for seed in (0, 1)]
+    return [
+        train('nations', out=tmp_path_factory.mktemp('audit') / 'run', seed=seed, **SMALL)
+        for seed in (0, 1)
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +59,8 @@ def tracins(runs: list[Run]) -> list[TracIn]:
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     "Pictures take half a second each: only the tests of files make them."
-    if 'files' not in request.node.name: monkeypatch.setattr('tracin_nb.app.audit.png', lambda figure: b'')
+    if 'files' not in request.node.name:
+        monkeypatch.setattr('tracin_nb.app.audit.png', lambda figure: b'')
 
 
 @pytest.fixture
@@ -77,27 +101,33 @@ def link(panel: Panel, name: str) -> io.BytesIO:
 def stopped(panel: Panel, pattern: str) -> float:
     "Press Run, wait until it goes on, press Stop; the seconds until it has stopped."
     panel.job.button.click()
-    while not re.search(pattern, panel.job.news.value): time.sleep(.01)
+    while not re.search(pattern, panel.job.news.value):
+        time.sleep(0.01)
     start = time.monotonic()
     panel.job.stop_button.click()
-    with pytest.raises(Stopped): panel.job.wait()
+    with pytest.raises(Stopped):
+        panel.job.wait()
     assert isinstance(panel.error, Stopped) and 'stopped after' in panel.job.news.value
     return time.monotonic() - start
 
 
 # ---- audit
 
+
 def test_ranking(audit: TrainingAudit, tracins: list[TracIn]) -> None:
     frame, direct = pressed(audit).result.frame, tracins[0].self_influence(12).frame
     pd.testing.assert_frame_equal(frame, direct)
     assert [text.split()[2:] for text, _ in audit.ranking.options] == direct[
-        ['head', 'relation', 'tail']].to_numpy().tolist()
+        ['head', 'relation', 'tail']
+    ].to_numpy().tolist()
 
 
 def test_ranking_of_relations(audit: TrainingAudit, tracins: list[TracIn], runs: list[Run]) -> None:
     audit.relation.label = 'embassy'
     some = select(runs[0].training, relation='embassy')
-    pd.testing.assert_frame_equal(pressed(audit).result.frame, tracins[0].self_influence(12, train=some).frame)
+    pd.testing.assert_frame_equal(
+        pressed(audit).result.frame, tracins[0].self_influence(12, train=some).frame
+    )
     assert f'12 of {len(some)} training triples' in audit.title.value
     audit.relation.field.value, audit.each.value, audit.k.value = '', True, 1
     frame = pressed(audit).result.frame
@@ -125,7 +155,9 @@ def test_audit_files(audit: TrainingAudit, runs: list[Run]) -> None:
     "What was marked is read back, and left out of training; the code does the same without a file."
     pressed(audit).ranking.value = (0, 2)
     click(audit, 'Mark')
-    pd.testing.assert_frame_equal(pd.read_parquet(link(audit, 'self_influence.parquet')), audit.result.frame)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(link(audit, 'self_influence.parquet')), audit.result.frame
+    )
     wanted = audit.result.frame.loc[[0, 2]]
     rest = np.delete(runs[0].training.mapped_triples.numpy(), wanted['training_index'], axis=0)
     for name, read in (('suspicious.csv', pd.read_csv), ('suspicious.parquet', pd.read_parquet)):
@@ -137,10 +169,14 @@ def test_audit_files(audit: TrainingAudit, runs: list[Run]) -> None:
     pd.testing.assert_frame_equal(space['found'].frame, audit.result.frame)
 
 
-@pytest.mark.parametrize('change', [dict(each=True, k=1), dict(objective='score', weighting='sgd', checkpoints=(1,))],
-                         ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [dict(each=True, k=1), dict(objective='score', weighting='sgd', checkpoints=(1,))],
+    ids=str,
+)
 def test_audit_code(audit: TrainingAudit, change: dict) -> None:
-    for name, value in change.items(): getattr(audit, name).value = value
+    for name, value in change.items():
+        getattr(audit, name).value = value
     exec(pressed(audit).code.value, space := {})
     pd.testing.assert_frame_equal(space['found'].frame, audit.result.frame)
 
@@ -151,7 +187,7 @@ def test_doubt(audit: TrainingAudit, tracins: list[TracIn], runs: list[Run]) -> 
     click(audit, 'What speaks against it?')
     place = int(audit.result.frame['training_index'][4])
     every = to_labels(runs[0].training.mapped_triples, runs[0].training)
-    direct = tracins[0].explain(every[place], 5, train=every[:place] + every[place + 1:])
+    direct = tracins[0].explain(every[place], 5, train=every[:place] + every[place + 1 :])
     pd.testing.assert_frame_equal(audit.doubt.frame, direct.frame)
     assert place not in direct.frame['training_index'].tolist()
     assert f'Against {"  ".join(every[place])}' in audit.against.value
@@ -175,14 +211,17 @@ def test_audit_mistakes(audit: TrainingAudit, capsys: pytest.CaptureFixture) -> 
 
 def test_without(runs: list[Run]) -> None:
     training = runs[0].training
-    with pytest.raises(ValueError, match='is not a training triple'): without(training, [
-        TRIPLE, ('uk', 'embassy', 'uk')])
+    with pytest.raises(ValueError, match='is not a training triple'):
+        without(training, [TRIPLE, ('uk', 'embassy', 'uk')])
     with pytest.raises(ValueError, match='no training triple would be left'):
         without(training, training.mapped_triples)
-    assert without(training, training.mapped_triples[[5, 5]]).num_triples == training.num_triples - 1
+    assert (
+        without(training, training.mapped_triples[[5, 5]]).num_triples == training.num_triples - 1
+    )
 
 
 # ---- comparison
+
 
 def test_rankings(both: CompareRuns, tracins: list[TracIn], runs: list[Run]) -> None:
     "Rows, ranks, overlaps and predictions are those that each run gives alone."
@@ -191,10 +230,14 @@ def test_rankings(both: CompareRuns, tracins: list[TracIn], runs: list[Run]) -> 
         direct = tracins[i].explain(TRIPLE, 6)
         for kind, rows in (('proponent', direct.proponents), ('opponent', direct.opponents)):
             mine = result.side(name, kind)
-            assert mine[['training_index', 'rank']].to_numpy().tolist() == rows[
-                ['training_index', 'rank']].to_numpy().tolist()
+            assert (
+                mine[['training_index', 'rank']].to_numpy().tolist()
+                == rows[['training_index', 'rank']].to_numpy().tolist()
+            )
             sign = 1 if kind == 'proponent' else -1
-            there = rankdata(-sign * scores[1 - i], method='ordinal')[mine['training_index']].tolist()
+            there = rankdata(-sign * scores[1 - i], method='ordinal')[
+                mine['training_index']
+            ].tolist()
             assert mine['other_rank'].tolist() == there
             texts = [text for text, _ in both.lists[name, kind].options]
             assert [int(text.split()[2].replace(',', '')) for text in texts] == there
@@ -204,8 +247,11 @@ def test_rankings(both: CompareRuns, tracins: list[TracIn], runs: list[Run]) -> 
             a, b = (set(np.argsort(-sign * s, kind='stable')[:k]) for s in scores)
             assert shared[f'shared among the first {k} {side}'] == pytest.approx(len(a & b) / k)
             assert overlap(*(sign * s[None] for s in scores), k)[0] == pytest.approx(len(a & b) / k)
-    ids = runs[0].training.entity_to_id['brazil'], runs[0].training.relation_to_id['embassy'], \
-        runs[0].training.entity_to_id['uk']
+    ids = (
+        runs[0].training.entity_to_id['brazil'],
+        runs[0].training.relation_to_id['embassy'],
+        runs[0].training.entity_to_id['uk'],
+    )
     for name, run in zip('ab', runs):
         row = result.beliefs.set_index('run').loc[name]
         assert row['score'] == pytest.approx(run.model(-1).score_hrt(torch.tensor([ids])).item())
@@ -221,7 +267,10 @@ def test_same_run_agrees(runs: list[Run], tracins: list[TracIn]) -> None:
 def test_comparison_files(both: CompareRuns) -> None:
     frame = pressed(both).result.frame
     pd.testing.assert_frame_equal(pd.read_parquet(link(both, 'comparison.parquet')), frame)
-    assert pd.read_csv(link(both, 'comparison.csv'))['other_rank'].tolist() == frame['other_rank'].tolist()
+    assert (
+        pd.read_csv(link(both, 'comparison.csv'))['other_rank'].tolist()
+        == frame['other_rank'].tolist()
+    )
     assert link(both, 'comparison.png').read(4) == b'\x89PNG'
     exec(both.code.value, space := {})
     pd.testing.assert_frame_equal(space['result'].frame, frame)
@@ -229,30 +278,43 @@ def test_comparison_files(both: CompareRuns) -> None:
 
 
 def test_other_graphs_are_refused(runs: list[Run], tmp_path: Path) -> None:
-    kinships = train('kinships', out=tmp_path/'run', **SMALL | dict(epochs=2))
+    kinships = train('kinships', out=tmp_path / 'run', **SMALL | dict(epochs=2))
     with pytest.raises(ValueError, match='different entities .a: 1,592 triples, 14 entities'):
         CompareRuns(runs[0], kinships)
-    fewer = replace(runs[1], training=without(runs[1].training, runs[1].training.mapped_triples[:1]))
-    with pytest.raises(ValueError, match='different training triples .*b: 1,591 triples'): CompareRuns(runs[0], fewer)
+    fewer = replace(
+        runs[1], training=without(runs[1].training, runs[1].training.mapped_triples[:1])
+    )
+    with pytest.raises(ValueError, match='different training triples .*b: 1,591 triples'):
+        CompareRuns(runs[0], fewer)
 
 
 def test_comparison_mistakes(both: CompareRuns) -> None:
     both.tail.field.value = 'asia'
     both.job.button.click()
     assert "Tail: there is no 'asia'" in str(both.error) and 'role="alert"' in both.alert.value
-    with pytest.raises(ValueError, match='2 triples'): compare(
-        *(kept(dict(objective='bce')) for kept in both.kept), [TRIPLE, TRIPLE])
+    with pytest.raises(ValueError, match='2 triples'):
+        compare(*(kept(dict(objective='bce')) for kept in both.kept), [TRIPLE, TRIPLE])
 
 
 # ---- settings
 
+
 @pytest.fixture(scope='module')
 def conve(tmp_path_factory: pytest.TempPathFactory) -> Run:
     "A run with a linear layer, which 16 bits are for."
-    small = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=2, kernel_height=2,
-                 kernel_width=2)
-    run = train('nations', out=tmp_path_factory.mktemp('conve')/'run', **SMALL | dict(
-        model='ConvE', model_kwargs=small, epochs=1, keep_every=1))
+    small = dict(
+        embedding_dim=8,
+        embedding_height=2,
+        embedding_width=4,
+        output_channels=2,
+        kernel_height=2,
+        kernel_width=2,
+    )
+    run = train(
+        'nations',
+        out=tmp_path_factory.mktemp('conve') / 'run',
+        **SMALL | dict(model='ConvE', model_kwargs=small, epochs=1, keep_every=1),
+    )
     return replace(run, training=without(run.training, run.training.mapped_triples[200:]))
 
 
@@ -265,10 +327,16 @@ def test_settings(conve: Run) -> None:
         EngineSetting(keep='test gradients'),
         EngineSetting(keep='training gradients'),
     ]
-    frame = compare_settings(conve, some, conve.testing.mapped_triples[:3], k=4, rounds=1, weighting='sgd')
+    frame = compare_settings(
+        conve, some, conve.testing.mapped_triples[:3], k=4, rounds=1, weighting='sgd'
+    )
     errors = frame.set_index('setting')['relative_error']
-    assert 1e-4 < errors.pop('factored, bf16') < .1 and (errors < 1e-5).all() and (errors > 0).all()
-    assert (frame[['seconds', 'first_seconds', 'ratio']] > 0).all(axis=None) and frame['ratio'][0] == 1
+    assert (
+        1e-4 < errors.pop('factored, bf16') < 0.1 and (errors < 1e-5).all() and (errors > 0).all()
+    )
+    assert (frame[['seconds', 'first_seconds', 'ratio']] > 0).all(axis=None) and frame['ratio'][
+        0
+    ] == 1
     bytes = frame.set_index('setting')['bytes']
     assert bytes['factored, fp32, keeps training gradients'] > 0 and not frame['note'].any()
 
@@ -284,7 +352,10 @@ def test_settings_files(runs: list[Run]) -> None:
     panel.add_button.click()
     panel.list.value = (1,)
     panel.remove_button.click()
-    assert panel.settings == [EngineSetting(), EngineSetting('vmap', batch_size=1024)] and panel.error is None
+    assert (
+        panel.settings == [EngineSetting(), EngineSetting('vmap', batch_size=1024)]
+        and panel.error is None
+    )
     panel.count.value, panel.k.value, panel.rounds.value, panel.weighting.value = 2, 3, 1, 'sgd'
     frame = pressed(panel).frame
     assert frame['setting'].tolist() == ['factored, fp32', 'vmap, fp32, tiles of 1024']
@@ -303,27 +374,42 @@ def test_settings_mistakes(runs: list[Run]) -> None:
     assert 'add one' in panel.alert.value
     panel.settings = [EngineSetting('vmap', 'bf16')]
     panel.job.button.click()
-    with pytest.raises(ValueError, match='has no precision'): panel.job.wait()
+    with pytest.raises(ValueError, match='has no precision'):
+        panel.job.wait()
     assert 'has no precision' in panel.job.news.value and not panel.answer_box.children
-    with pytest.raises(ValueError, match='keep is'): EngineSetting(keep='all').options
+    with pytest.raises(ValueError, match='keep is'):
+        EngineSetting(keep='all').options
 
 
 # ---- stop
 
-@pytest.mark.parametrize('make, pattern', [
-    (lambda runs: TrainingAudit(runs[0], batch_size=1), 'second moments: [1-9]'),
-    (lambda runs: CompareRuns(*runs, batch_size=1), 'run a, second moments: [1-9]'),
-    (lambda runs: ProfilePanel(runs[0]), 'loop, fp32, tiles of 16: .*: [1-9]')], ids=['audit', 'runs', 'settings'])
-def test_stop_and_one_thing_at_a_time(runs: list[Run], make: Callable[[list[Run]], Panel], pattern: str) -> None:
+
+@pytest.mark.parametrize(
+    'make, pattern',
+    [
+        (lambda runs: TrainingAudit(runs[0], batch_size=1), 'second moments: [1-9]'),
+        (lambda runs: CompareRuns(*runs, batch_size=1), 'run a, second moments: [1-9]'),
+        (lambda runs: ProfilePanel(runs[0]), 'loop, fp32, tiles of 16: .*: [1-9]'),
+    ],
+    ids=['audit', 'runs', 'settings'],
+)
+def test_stop_and_one_thing_at_a_time(
+    runs: list[Run], make: Callable[[list[Run]], Panel], pattern: str
+) -> None:
     panel = make(runs)
-    if isinstance(panel, CompareRuns): panel.head.label, panel.relation.label, panel.tail.label = TRIPLE
-    if isinstance(panel, ProfilePanel): panel.settings = [EngineSetting('loop', batch_size=16)]
+    if isinstance(panel, CompareRuns):
+        panel.head.label, panel.relation.label, panel.tail.label = TRIPLE
+    if isinstance(panel, ProfilePanel):
+        panel.settings = [EngineSetting('loop', batch_size=16)]
     assert stopped(panel, pattern) < 2
     panel.job.button.click()
     panel.handler(panel.start)(None)
-    assert isinstance(panel.error, RuntimeError) and 'stop what is running first' in panel.alert.value
+    assert (
+        isinstance(panel.error, RuntimeError) and 'stop what is running first' in panel.alert.value
+    )
     panel.job.stop()
-    with pytest.raises(Stopped): panel.job.wait()
+    with pytest.raises(Stopped):
+        panel.job.wait()
 
 
 def test_names(runs: list[Run]) -> None:

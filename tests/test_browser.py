@@ -1,5 +1,16 @@
-"""Panels in a browser: the explorer in JupyterLab and as the page of `tracin serve`, the audit in JupyterLab."""
-import io, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+"""Panels in a browser: the explorer in JupyterLab and as the page of `tracin serve`, the audit
+in JupyterLab."""
+
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +20,20 @@ import pytest
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run, train
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking',
-         '--no-first-run', '--disable-sync', '--disable-component-update']
+CHROMIUM = (
+    shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+)
+FLAGS = [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-dev-shm-usage',
+    '--disable-background-networking',
+    '--no-first-run',
+    '--disable-sync',
+    '--disable-component-update',
+]
 TRIPLE = ('brazil', 'embassy', 'uk')
-TILE = 8   # training triples: small, so that there is time to press Stop
+TILE = 8  # training triples: small, so that there is time to press Stop
 
 if os.environ.get('CI') != 'true' and not CHROMIUM:
     pytest.skip('no Chromium here to look at pages with', allow_module_level=True)
@@ -21,14 +41,23 @@ if os.environ.get('CI') != 'true' and not CHROMIUM:
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train('nations', 'DistMult', out=tmp_path_factory.mktemp('browser')/'run', epochs=4, keep_every=2, lr=.02,
-                 model_kwargs=dict(embedding_dim=8), progress=False)
+    return train(
+        'nations',
+        'DistMult',
+        out=tmp_path_factory.mktemp('browser') / 'run',
+        epochs=4,
+        keep_every=2,
+        lr=0.02,
+        model_kwargs=dict(embedding_dim=8),
+        progress=False,
+    )
 
 
 @pytest.fixture(scope='module')
 def browser() -> Iterator:
     "Headless Chromium."
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -41,52 +70,86 @@ def page(browser, tmp_path: Path) -> Iterator:
     page = browser.new_page(viewport=dict(width=1250, height=1800))
     page.set_default_timeout(60_000)
     yield page
-    page.screenshot(path=tmp_path/'last.png')
+    page.screenshot(path=tmp_path / 'last.png')
     page.close()
 
 
 @pytest.fixture
 def clean(tmp_path: Path) -> dict[str, str]:
     "An environment in which Jupyter knows nothing of its user."
-    own = {f'JUPYTER_{name}_DIR': str(tmp_path/name.lower()) for name in ('CONFIG', 'RUNTIME', 'DATA')}
-    return os.environ | own | dict(IPYTHONDIR=str(tmp_path/'ipython'), OMP_NUM_THREADS='1')
+    own = {
+        f'JUPYTER_{name}_DIR': str(tmp_path / name.lower())
+        for name in ('CONFIG', 'RUNTIME', 'DATA')
+    }
+    return os.environ | own | dict(IPYTHONDIR=str(tmp_path / 'ipython'), OMP_NUM_THREADS='1')
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, tmp_path: Path, clean: dict[str, str], run: Run) -> Iterator[str]:
+def lab(
+    request: pytest.FixtureRequest, tmp_path: Path, clean: dict[str, str], run: Run
+) -> Iterator[str]:
     "JupyterLab with a notebook that shows a panel, whose name is the parameter; its address."
-    code = f'from tracin_nb import {request.param}\n{request.param}({str(run.folder)!r}, batch_size={TILE})'
-    cell = dict(cell_type='code', id='a', source=code, metadata={}, outputs=[], execution_count=None)
-    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3 (ipykernel)', language='python'))
-    (tmp_path/'work').mkdir()
-    (tmp_path/'work/a.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    code = (
+        f'from tracin_nb import {request.param}\n{request.param}({str(run.folder)!r}, '
+        f'batch_size={TILE})'
+    )
+    cell = dict(
+        cell_type='code', id='a', source=code, metadata={}, outputs=[], execution_count=None
+    )
+    kernel = dict(
+        kernelspec=dict(name='python3', display_name='Python 3 (ipykernel)', language='python')
+    )
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work/a.ipynb').write_text(
+        json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5))
+    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    options = [f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t', '--no-browser',
-               '--allow-root', '--expose-app-in-browser', f'--ServerApp.root_dir={tmp_path}/work',
-               '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    with (tmp_path/'log').open('wb') as log:
-        process = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], env=clean, cwd=tmp_path, stdout=log,
-                                   stderr=log)
+    options = [
+        f'--ServerApp.port={port}',
+        '--ServerApp.port_retries=0',
+        '--IdentityProvider.token=t',
+        '--no-browser',
+        '--allow-root',
+        '--expose-app-in-browser',
+        f'--ServerApp.root_dir={tmp_path}/work',
+        '--LabApp.news_url=None',
+        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+    ]
+    with (tmp_path / 'log').open('wb') as log:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'jupyterlab', *options],
+            env=clean,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
     try:
-        yield listening(port, process, tmp_path/'log') or f'http://127.0.0.1:{port}/lab/tree/a.ipynb?reset&token=t'
-    finally: end(process)
+        yield (
+            listening(port, process, tmp_path / 'log')
+            or f'http://127.0.0.1:{port}/lab/tree/a.ipynb?reset&token=t'
+        )
+    finally:
+        end(process)
 
 
 def listening(port: int, process: subprocess.Popen, log: Path, seconds: float = 60) -> None:
     "Wait until somebody does."
     stop = time.monotonic() + seconds
     while time.monotonic() < stop and process.poll() is None:
-        try: return socket.create_connection(('127.0.0.1', port), 1).close()
-        except OSError: time.sleep(.1)
+        try:
+            return socket.create_connection(('127.0.0.1', port), 1).close()
+        except OSError:
+            time.sleep(0.1)
     pytest.fail(log.read_text(errors='replace')[-3000:])
 
 
 def end(process: subprocess.Popen) -> int:
     "Terminate a process and wait for it."
     process.terminate()
-    try: return process.wait(20)
+    try:
+        return process.wait(20)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -98,13 +161,16 @@ DULL = """() => {
   const rgb = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
   const part = (x) => (x /= 255) <= .03928 ? x/12.92 : ((x + .055)/1.055) ** 2.4;
   const light = (c) => { const [r, g, b] = rgb(c).map(part); return .2126*r + .7152*g + .0722*b; };
-  const ground = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor, v = rgb(c);
+  const ground = (e) => { for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor, v = rgb(c);
     if (v.length == 3 || v[3] > .5) return c; } return 'rgb(255, 255, 255)'; };
-  const what = '.widget-label, input, textarea, select, option:not(:checked), td, th, caption, h3, a, [role], ' +
-    'button:enabled';
-  return [...document.querySelectorAll('.tracin-panel :is(' + what + ')')].filter((e) => e.offsetWidth).map((e) => {
+  const what = '.widget-label, input, textarea, select, option:not(:checked), td, th, ' +
+    'caption, h3, a, [role], button:enabled';
+  return [...document.querySelectorAll('.tracin-panel :is(' + what + ')')]
+    .filter((e) => e.offsetWidth).map((e) => {
     const a = light(getComputedStyle(e).color), b = light(ground(e));
-    return [(Math.max(a, b) + .05)/(Math.min(a, b) + .05), e.tagName, (e.innerText || '').slice(0, 30)];
+    return [(Math.max(a, b) + .05)/(Math.min(a, b) + .05), e.tagName,
+            (e.innerText || '').slice(0, 30)];
   }).filter(([ratio]) => ratio < 4.5);
 }"""
 NAMELESS = """() => [...document.querySelectorAll('.tracin-panel :is(input, select, textarea)')]
@@ -136,15 +202,21 @@ def choose(page, label: str, part: str, whole: str) -> None:
     field = page.get_by_role('combobox', name=label, exact=True)
     field.fill('')
     field.press_sequentially(part, delay=20)
-    page.wait_for_function("""([field, whole]) => [...document.querySelectorAll('#' + CSS.escape(
-        field.getAttribute('list')) + ' option')].some((o) => o.value == whole)""", arg=[field.element_handle(), whole])
+    page.wait_for_function(
+        """([field, whole]) => [...document.querySelectorAll('#' + CSS.escape(
+        field.getAttribute('list')) + ' option')].some((o) => o.value == whole)""",
+        arg=[field.element_handle(), whole],
+    )
     field.press('Enter')
-    page.wait_for_function('([field, whole]) => field.value == whole', arg=[field.element_handle(), whole])
+    page.wait_for_function(
+        '([field, whole]) => field.value == whole', arg=[field.element_handle(), whole]
+    )
 
 
 def saved(page, name: str) -> io.BytesIO:
     "The file behind a link."
-    with page.expect_download() as download: page.get_by_role('link', name=f'Save {name}').click()
+    with page.expect_download() as download:
+        page.get_by_role('link', name=f'Save {name}').click()
     return io.BytesIO(Path(download.value.path()).read_bytes())
 
 
@@ -163,7 +235,9 @@ def check_explorer(page, run: Run) -> None:
     away.rename(checkpoint)
     press(page, 'Run')
     first = wait_for(page, r'influence: [\d,]+ of 1,592')
-    page.wait_for_function('first => !document.querySelector(".tracin-panel").innerText.includes(first)', arg=first)
+    page.wait_for_function(
+        'first => !document.querySelector(".tracin-panel").innerText.includes(first)', arg=first
+    )
     moved = wait_for(page, r'influence: [\d,]+ of 1,592|done')
     assert moved != first
     stop_and_run_again(page)
@@ -183,20 +257,31 @@ def stop_and_run_again(page) -> None:
 def check_answer(page, frame: pd.DataFrame) -> None:
     "The rows are those of `explain`, a row can be opened by keyboard, the files hold the rows."
     for side, rows in frame.groupby('kind'):
-        shown = page.get_by_role('listbox', name=f'{side}s'.capitalize()).locator('option').all_text_contents()
-        assert [line.split()[2:] for line in shown] == rows[['head', 'relation', 'tail']].to_numpy().tolist()
+        shown = (
+            page.get_by_role('listbox', name=f'{side}s'.capitalize())
+            .locator('option')
+            .all_text_contents()
+        )
+        assert [line.split()[2:] for line in shown] == rows[
+            ['head', 'relation', 'tail']
+        ].to_numpy().tolist()
     rows = page.get_by_role('listbox', name='Proponents')
     rows.focus()
     rows.press('ArrowDown')
-    page.get_by_role('table', name=re.compile('Influence of proponent 1: .* by checkpoint')).wait_for()
+    page.get_by_role(
+        'table', name=re.compile('Influence of proponent 1: .* by checkpoint')
+    ).wait_for()
     page.get_by_role('img', name='ranking of brazil').wait_for()
     for name, read in (('influence.csv', pd.read_csv), ('influence.parquet', pd.read_parquet)):
-        assert read(saved(page, name))['training_index'].tolist() == frame['training_index'].tolist()
+        assert (
+            read(saved(page, name))['training_index'].tolist() == frame['training_index'].tolist()
+        )
     assert saved(page, 'influence.png').read(4) == b'\x89PNG'
     assert 'TracIn(' in page.get_by_role('textbox', name='Code').input_value()
 
 
 # ---- in JupyterLab
+
 
 def shown(lab: str, page) -> None:
     "Run the notebook, and wait for the panel."
@@ -209,13 +294,15 @@ def shown(lab: str, page) -> None:
 def check_both_themes(page, tmp_path: Path) -> None:
     "It can be read in light and dark; a picture of each stays."
     check_readable(page)
-    page.screenshot(path=tmp_path/'light.png')
-    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.screenshot(path=tmp_path / 'light.png')
+    page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    )
     page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
     page.wait_for_timeout(500)
     check_readable(page)
-    page.screenshot(path=tmp_path/'dark.png')
-    assert page.locator('.jp-OutputArea-output').count() == 1   # the panel, and nothing printed
+    page.screenshot(path=tmp_path / 'dark.png')
+    assert page.locator('.jp-OutputArea-output').count() == 1  # the panel, and nothing printed
 
 
 @pytest.mark.parametrize('lab', ['InfluenceExplorer'], indirect=True)
@@ -235,7 +322,9 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     frame = TracIn(run, progress=False).self_influence(100).frame
     rows = page.get_by_role('listbox', name='Training triples by self-influence')
     lines = rows.locator('option').all_text_contents()
-    assert [line.split()[2:] for line in lines] == frame[['head', 'relation', 'tail']].to_numpy().tolist()
+    assert [line.split()[2:] for line in lines] == frame[
+        ['head', 'relation', 'tail']
+    ].to_numpy().tolist()
     press(page, 'Mark')
     assert 'choose' in wait_for(page, 'then Mark')
     rows.focus()
@@ -247,30 +336,55 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     press(page, 'Mark')
     marked = page.get_by_role('listbox', name='Marked as suspicious').locator('option')
     marked.nth(1).wait_for(state='attached')
-    page.wait_for_timeout(300)   # the links come last
-    assert pd.read_csv(saved(page, 'suspicious.csv'))['training_index'].tolist() == frame['training_index'][:2].tolist()
+    page.wait_for_timeout(300)  # the links come last
+    assert (
+        pd.read_csv(saved(page, 'suspicious.csv'))['training_index'].tolist()
+        == frame['training_index'][:2].tolist()
+    )
     check_both_themes(page, tmp_path)
 
 
 # ---- served
 
+
 def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
-    "`tracin serve`, dark; without the token there is no explorer, and nothing of it stays when it is terminated."
-    command = ['-m', 'tracin_nb', 'serve', str(run.folder), '--port', '0', '--no-browser', '--theme', 'dark',
-               '--batch-size', str(TILE)]
-    (private := tmp_path/'private').mkdir()
-    process = subprocess.Popen([sys.executable, *command], env=clean | dict(TMPDIR=str(private)), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """`tracin serve`, dark; without the token there is no explorer, and nothing of it stays when
+    it is terminated."""
+    command = [
+        '-m',
+        'tracin_nb',
+        'serve',
+        str(run.folder),
+        '--port',
+        '0',
+        '--no-browser',
+        '--theme',
+        'dark',
+        '--batch-size',
+        str(TILE),
+    ]
+    (private := tmp_path / 'private').mkdir()
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env=clean | dict(TMPDIR=str(private)),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         address = process.stdout.readline().strip()
-        assert re.fullmatch(r'http://127\.0\.0\.1:\d+/\?token=[\w-]{32}', address), process.stderr.read()
+        assert re.fullmatch(r'http://127\.0\.0\.1:\d+/\?token=[\w-]{32}', address), (
+            process.stderr.read()
+        )
         folder = next(private.glob('tracin_serve_*'))
         assert folder.stat().st_mode & 0o77 == 0
-        with urllib.request.urlopen(address.partition('?')[0]) as answer: assert '/login' in answer.geturl()
+        with urllib.request.urlopen(address.partition('?')[0]) as answer:
+            assert '/login' in answer.geturl()
         page.goto(address)
         page.get_by_role('button', name='Run', exact=True).wait_for()
         check_explorer(page, run)
         check_readable(page)
-        page.screenshot(path=tmp_path/'served.png')
-    finally: status = end(process)
+        page.screenshot(path=tmp_path / 'served.png')
+    finally:
+        status = end(process)
     assert status == 130 and 'interrupted' in process.stderr.read() and not folder.exists()

@@ -1,17 +1,25 @@
-"""What the front pages say is so: their code runs, their figures stand in benchmarks/, their links lead somewhere."""
-import json, os, re, subprocess, sys
+"""What the front pages say is so: their code runs, their figures stand in benchmarks/, their
+links lead somewhere."""
+
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT/'README.md').read_text(encoding='utf-8')
-CONTRIBUTING = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
-INDEX = json.loads((ROOT/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+INDEX = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
 START = '\n\n'.join(''.join(c['source']) for c in INDEX if c['cell_type'] == 'markdown')
-NOT_HERE = re.compile(r'make \w|git clone|cd |pip install')   # test_make, test_packaging and people do these
+NOT_HERE = re.compile(
+    r'make \w|git clone|cd |pip install'
+)  # test_make, test_packaging and people do these
 
-RUNNER = '''
+RUNNER = """
 import contextlib, json, logging, os, shlex, subprocess, sys, tempfile, time, warnings
 warnings.filterwarnings('ignore')
 logging.disable(logging.WARNING)
@@ -37,32 +45,56 @@ for page, blocks in json.load(sys.stdin).items():
         except BaseException as e: raise SystemExit(f'{page}: {type(e).__name__}: {e} in\\n{text}')
     os.chdir('..')
 print('all ran')
-'''
+"""
 
 
-NAMES = '''   # what the package itself offers are the very objects of its modules
+NAMES = """   # what the package itself offers are the very objects of its modules
 import tracin_nb
 from importlib import import_module
 for name, home in tracin_nb._HOME.items():
     assert getattr(tracin_nb, name) is getattr(import_module(f'tracin_nb.{home}'), name), name
-'''
+"""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
     "The code blocks of a page in Python and for a shell, without lines that are tested elsewhere."
     found = re.findall(r'^```(python|sh)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
-    kept = [(kind, '\n'.join(l for l in code.splitlines() if kind == 'python' or l and not NOT_HERE.match(l)))
-            for kind, code in found]
+    kept = [
+        (
+            kind,
+            '\n'.join(
+                line
+                for line in code.splitlines()
+                if kind == 'python' or line and not NOT_HERE.match(line)
+            ),
+        )
+        for kind, code in found
+    ]
     return [(kind, code) for kind, code in kept if code.strip()]
 
 
 def test_code_runs(tmp_path: Path) -> None:
-    "Every code block of README (the start page has the same) and CONTRIBUTING, pasted into one fresh interpreter."
-    pages = {'README.md': blocks(README), 'CONTRIBUTING.md': blocks(CONTRIBUTING), 'names': [('python', NAMES)]}
-    assert [kind for kind, _ in pages['README.md']].count('python') >= 1 and len(pages['CONTRIBUTING.md']) >= 5
-    done = subprocess.run([sys.executable, '-c', RUNNER], input=json.dumps(pages), cwd=tmp_path, text=True,
-                          capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
-    assert done.returncode == 0 and done.stdout.endswith('all ran\n'), done.stdout[-2000:] + done.stderr[-4000:]
+    """Every code block of README (the start page has the same) and CONTRIBUTING, pasted into one
+    fresh interpreter."""
+    pages = {
+        'README.md': blocks(README),
+        'CONTRIBUTING.md': blocks(CONTRIBUTING),
+        'names': [('python', NAMES)],
+    }
+    assert [kind for kind, _ in pages['README.md']].count('python') >= 1 and len(
+        pages['CONTRIBUTING.md']
+    ) >= 5
+    done = subprocess.run(
+        [sys.executable, '-c', RUNNER],
+        input=json.dumps(pages),
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    assert done.returncode == 0 and done.stdout.endswith('all ran\n'), (
+        done.stdout[-2000:] + done.stderr[-4000:]
+    )
 
 
 def test_start_page_has_the_same_code() -> None:
@@ -83,9 +115,15 @@ def test_examples_are_short() -> None:
 
 def test_make() -> None:
     "The targets of make that the front pages name are there."
-    targets = set(re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.MULTILINE))
-    named = set(re.findall(r'`?\bmake ([a-z-]+)\b', '\n'.join(re.findall(r'`[^`]+`|^make .*', README + CONTRIBUTING,
-                                                                          re.MULTILINE))))
+    targets = set(
+        re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(encoding='utf-8'), re.MULTILINE)
+    )
+    named = set(
+        re.findall(
+            r'`?\bmake ([a-z-]+)\b',
+            '\n'.join(re.findall(r'`[^`]+`|^make .*', README + CONTRIBUTING, re.MULTILINE)),
+        )
+    )
     assert {'demo', 'test'} <= named <= targets
 
 
@@ -94,19 +132,31 @@ def test_figures() -> None:
     source = next(''.join(c['source']) for c in INDEX if 'def figures(' in ''.join(c['source']))
     names = dict(json=json, Path=Path)
     exec(source, names)
-    shown = names['figures'](ROOT/'benchmarks')
+    shown = names['figures'](ROOT / 'benchmarks')
     assert shown.replace('](../', '](') in README, 'run `make notebooks NB=nbs/index.ipynb readme`'
 
 
 def test_comparison() -> None:
-    "What the page of the comparison says of the rivals that come close is so in benchmarks/peers.json, and no more."
-    text = ' '.join((ROOT/'nbs/comparison.md').read_text(encoding='utf-8').split())
-    rows = {row['name']: row for row in json.loads((ROOT/'benchmarks/peers.json').read_text(encoding='utf-8'))['rows']}
+    """What the page of the comparison says of the rivals that come close is so in
+    benchmarks/peers.json, and no more."""
+    text = ' '.join((ROOT / 'nbs/comparison.md').read_text(encoding='utf-8').split())
+    rows = {
+        row['name']: row
+        for row in json.loads((ROOT / 'benchmarks/peers.json').read_text(encoding='utf-8'))['rows']
+    }
     fast = [rows[f'ConvE, {n} test triples: Captum TracInCPFast'] for n in (4, 100)]
-    assert 'on ConvE `TracInCPFast` takes less than twice the time of `tracin_nb`, and with 4 test triples' in text
-    assert max(row['times_slower'] for row in fast) < 2 and fast[0]['times_memory'] < .5
-    others = [row for row in rows.values() if row not in fast and not row['name'].endswith('tracin_nb')]
-    assert min(row['times_slower'] for row in others) > 2 and min(row['times_memory'] for row in others) > 1
+    assert (
+        'on ConvE `TracInCPFast` takes less than twice the time of `tracin_nb`, and with 4 test '
+        'triples' in text
+    )
+    assert max(row['times_slower'] for row in fast) < 2 and fast[0]['times_memory'] < 0.5
+    others = [
+        row for row in rows.values() if row not in fast and not row['name'].endswith('tracin_nb')
+    ]
+    assert (
+        min(row['times_slower'] for row in others) > 2
+        and min(row['times_memory'] for row in others) > 1
+    )
 
 
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
@@ -115,23 +165,36 @@ def test_links(name: str) -> None:
     text = {'README.md': README, 'CONTRIBUTING.md': CONTRIBUTING}[name]
     links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|(?:src|href)="([^"#]+)"', text)
     local = [a or b for a, b in links if not re.match(r'\w+:', a or b)]
-    assert local and [link for link in local if not (ROOT/link).exists()] == []
+    assert local and [link for link in local if not (ROOT / link).exists()] == []
 
 
-PRAISE = re.compile(r'\b(blazing\w*|lightning.fast|seamless\w*|effortless\w*|powerful|cutting.edge|state.of.the.art|'
-                    r'revolution\w*|amazing\w*|incredibl\w*|world.class|game.chang\w*|best.in.class|unparalleled|'
-                    r'robust\w*|leverag\w+|utili[sz]e\w*)\b', re.IGNORECASE)
-TERMS = re.compile(r'\b(backprop\w*|fact triples?|supporting triples?|influencer\w*|helpful triples?|'
-                   r'harmful triples?)\b', re.IGNORECASE)
+PRAISE = re.compile(
+    r'\b(blazing\w*|lightning.fast|seamless\w*|effortless\w*|powerful|cutting.edge|state.of.the.art|'
+    r'revolution\w*|amazing\w*|incredibl\w*|world.class|game.chang\w*|best.in.class|unparalleled|'
+    r'robust\w*|leverag\w+|utili[sz]e\w*)\b',
+    re.IGNORECASE,
+)
+TERMS = re.compile(
+    r'\b(backprop\w*|fact triples?|supporting triples?|influencer\w*|helpful triples?|'
+    r'harmful triples?)\b',
+    re.IGNORECASE,
+)
 
 
 def pages() -> dict[str, str]:
     "The prose of all pages."
-    found = {p.name: p.read_text(encoding='utf-8') for p in [*ROOT.glob('*.md'), *ROOT.glob('nbs/*.md')]}
+    found = {
+        p.name: p.read_text(encoding='utf-8') for p in [*ROOT.glob('*.md'), *ROOT.glob('nbs/*.md')]
+    }
     for path in ROOT.glob('nbs/**/*.ipynb'):
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-        found[path.name] = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
-    return {name: re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL) for name, text in found.items()}
+        found[path.name] = '\n'.join(
+            ''.join(c['source']) for c in cells if c['cell_type'] == 'markdown'
+        )
+    return {
+        name: re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+        for name, text in found.items()
+    }
 
 
 def test_plain_words() -> None:
@@ -142,21 +205,42 @@ def test_plain_words() -> None:
 
 def test_table_of_the_default() -> None:
     "The table in 'Weightings' that says why `natural` is the default has the files' numbers."
-    cells = json.loads((ROOT/'nbs/engine/40_weightings.ipynb').read_text(encoding='utf-8'))['cells']
-    text = next(t for t in (''.join(c['source']) for c in cells) if '## The default' in t).split('## The default')[1]
-    names = {'entity overlap': 'entity overlap', '`natural`, weights never trained': 'natural, random weights',
-             '`sgd`, TracIn as published': 'tracin', '`adam-cosine`': 'adam-cosine', '**`natural`**': 'natural'}
-    lds = json.loads((ROOT/'benchmarks/lds.json').read_text())['experiments']
-    removed = {r['method']: r for r in json.loads((ROOT/'benchmarks/removal.json').read_text())['rows'] if r['k'] == 1}
-    lines = {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in
-             (line.strip('|').split('|') for line in text.splitlines() if line.startswith('|'))}
-    said = [f"{e['settings']['dataset']}, {e['settings']['model']}" for e in lds]
+    cells = json.loads((ROOT / 'nbs/engine/40_weightings.ipynb').read_text(encoding='utf-8'))[
+        'cells'
+    ]
+    text = next(t for t in (''.join(c['source']) for c in cells) if '## The default' in t).split(
+        '## The default'
+    )[1]
+    names = {
+        'entity overlap': 'entity overlap',
+        '`natural`, weights never trained': 'natural, random weights',
+        '`sgd`, TracIn as published': 'tracin',
+        '`adam-cosine`': 'adam-cosine',
+        '**`natural`**': 'natural',
+    }
+    lds = json.loads((ROOT / 'benchmarks/lds.json').read_text())['experiments']
+    removed = {
+        r['method']: r
+        for r in json.loads((ROOT / 'benchmarks/removal.json').read_text())['rows']
+        if r['k'] == 1
+    }
+    lines = {
+        cells[0].strip(): [c.strip() for c in cells[1:]]
+        for cells in (
+            line.strip('|').split('|') for line in text.splitlines() if line.startswith('|')
+        )
+    }
+    said = [f'{e["settings"]["dataset"]}, {e["settings"]["model"]}' for e in lds]
     assert [name.lower() for name in lines[''][:-1]] == said
     for name, key in names.items():
         own = [next(r['own']['mean'] for r in e['rows'] if r['estimator'] == key) for e in lds]
         row = [f'{x:.2f}'.removeprefix('0') for x in own]
-        row.append(f"{removed[key]['PD']['mean']:.0f} / {removed[key]['TC']['mean']:.0f}" if key in removed else '')
+        row.append(
+            f'{removed[key]["PD"]["mean"]:.0f} / {removed[key]["TC"]["mean"]:.0f}'
+            if key in removed
+            else ''
+        )
         assert lines[name] == row
-    for e in lds:   # what was learnt is there in every column
+    for e in lds:  # what was learnt is there in every column
         of = {r['estimator']: r['own'] for r in e['rows']}
         assert of['natural']['low'] > of['natural, random weights']['high']

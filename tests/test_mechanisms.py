@@ -1,4 +1,6 @@
-"""Mechanism paths: joins that no label can break, numbers against all orders of ties, and DrugMechDB's baselines."""
+"""Mechanism paths: joins that no label can break, numbers against all orders of ties, and
+DrugMechDB's baselines."""
+
 import itertools
 from pathlib import Path
 
@@ -10,14 +12,14 @@ import torch
 from pykeen.datasets import Nations
 from pykeen.triples import TriplesFactory
 
-from tracin_nb.influence.tracin import TracIn
+from tracin_nb.answer.results import Result
 from tracin_nb.evaluation.mechanisms import (
     BASELINES,
     COLUMNS,
     Mechanisms,
-    graph_baselines,
     evaluate,
     expected,
+    graph_baselines,
     groups,
     mark,
     mechanism_experiment,
@@ -26,9 +28,9 @@ from tracin_nb.evaluation.mechanisms import (
 )
 from tracin_nb.evaluation.statistics import p_above, p_paired
 from tracin_nb.graph.neighbourhoods import Graph
-from tracin_nb.answer.results import Result
-from tracin_nb.runs.run import train
 from tracin_nb.graph.triples import TriplesFileError, load_files
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import train
 
 HEADER = '\t'.join(COLUMNS)
 
@@ -40,17 +42,22 @@ def numbers(score: np.ndarray, truth: np.ndarray, ks: tuple[int, ...] = (1, 3)) 
 
 
 def written(folder: Path, text: str) -> Path:
-    (path := folder/'paths.tsv').write_text(text, encoding='utf-8')
+    (path := folder / 'paths.tsv').write_text(text, encoding='utf-8')
     return path
 
 
 # ---- numbers
 
+
 @pytest.mark.parametrize('seed', range(20))
 def test_ties_are_averaged_over_all_orders(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 7))
-    score, truth, last = rng.integers(0, 3, n).astype(float), rng.random(n) < .5, rng.random(n) < .3
+    score, truth, last = (
+        rng.integers(0, 3, n).astype(float),
+        rng.random(n) < 0.5,
+        rng.random(n) < 0.3,
+    )
     truth[rng.integers(n)] = True
     orders = np.array(list(itertools.permutations(range(n)))) / (2 * n)
     for put, shift in ((None, 0), (last, 10)):
@@ -64,37 +71,55 @@ def test_large_groups_agree_with_a_simulation() -> None:
     truth[rng.choice(3000, 12, replace=False)] = True
     drawn = [numbers(score + rng.random(3000) / 2, truth, (500,)) for _ in range(2000)]
     error = np.std(drawn, axis=0) / np.sqrt(len(drawn))
-    assert (np.abs(np.mean(drawn, axis=0) - expected(*groups(score, truth), (500,))) < 5 * error + 1e-12).all()
+    assert (
+        np.abs(np.mean(drawn, axis=0) - expected(*groups(score, truth), (500,))) < 5 * error + 1e-12
+    ).all()
 
 
 def test_signed_zeros_are_equal() -> None:
     truth = np.array([True, False])
-    assert expected(*groups(np.array([0., -0.]), truth), (1,))[0] == .75
-    assert expected(*groups(np.array([-0., 0.]), truth), (1,))[0] == .75
+    assert expected(*groups(np.array([0.0, -0.0]), truth), (1,))[0] == 0.75
+    assert expected(*groups(np.array([-0.0, 0.0]), truth), (1,))[0] == 0.75
 
 
 def test_random_places_cover_all_choices_equally() -> None:
     drawn = random_places(np.random.default_rng(0), 6, 4, 30_000)
     choices, counts = np.unique(drawn, axis=0, return_counts=True)
     assert choices.tolist() == [list(c) for c in itertools.combinations(range(1, 7), 4)]
-    np.testing.assert_allclose(counts / 30_000, 1 / 15, atol=.008)
+    np.testing.assert_allclose(counts / 30_000, 1 / 15, atol=0.008)
     assert random_places(np.random.default_rng(0), 3, 3, 2).tolist() == [[1, 2, 3]] * 2
     assert random_places(np.random.default_rng(0), 3, 0, 2).shape == (2, 0)
 
 
 def test_p_is_never_zero_and_fair() -> None:
     rng = np.random.default_rng(0)
-    assert p_above(2., np.zeros(9)) == .1 and p_above(0., np.zeros(9)) == 1
-    assert 0 < p_paired(rng.random(50) + 9, rng.random(50), rng, 99) <= .02
-    assert 0 < p_paired(np.array([9., 9.]), np.array([0., 0.]), rng, 99) <= 1
+    assert p_above(2.0, np.zeros(9)) == 0.1 and p_above(0.0, np.zeros(9)) == 1
+    assert 0 < p_paired(rng.random(50) + 9, rng.random(50), rng, 99) <= 0.02
+    assert 0 < p_paired(np.array([9.0, 9.0]), np.array([0.0, 0.0]), rng, 99) <= 1
     assert p_paired(np.ones(1), np.zeros(1), rng, 99) == 1
     fair = [p_paired(*rng.random((2, 30)), rng, 99) for _ in range(200)]
-    assert .01 <= np.mean(np.array(fair) <= .1) <= .18
+    assert 0.01 <= np.mean(np.array(fair) <= 0.1) <= 0.18
 
 
 # ---- joins
 
-ODD = ['a,b', 'c', 'a', 'b,c', 'quo"te', "it's", 'NA', 'nan', 'ünï', ' x', 'x ', '1', '01', '1.0', 'a\u2028b']
+ODD = [
+    'a,b',
+    'c',
+    'a',
+    'b,c',
+    'quo"te',
+    "it's",
+    'NA',
+    'nan',
+    'ünï',
+    ' x',
+    'x ',
+    '1',
+    '01',
+    '1.0',
+    'a\u2028b',
+]
 
 
 def test_labels_are_matched_exactly(tmp_path: Path) -> None:
@@ -112,8 +137,12 @@ def test_labels_are_matched_exactly(tmp_path: Path) -> None:
     marked = mark(frame.assign(test_head='a,b', test_relation='r', test_tail='c'), mechanisms)
     assert marked['IsGroundTruth'].tolist() == [t in set(chosen) for t in triples]
     records = {edge: f'p{i % 3}' for i, edge in enumerate(chosen)}
-    assert marked['On_specific_path'].tolist() == [[records[t]] if t in records else [] for t in triples]
-    assert not mark(frame.assign(test_head='a', test_relation='r', test_tail='b,c'), mechanisms)['In_path'].any()
+    assert marked['On_specific_path'].tolist() == [
+        [records[t]] if t in records else [] for t in triples
+    ]
+    assert not mark(frame.assign(test_head='a', test_relation='r', test_tail='b,c'), mechanisms)[
+        'In_path'
+    ].any()
 
 
 def test_ids_in_place_of_labels() -> None:
@@ -122,21 +151,30 @@ def test_ids_in_place_of_labels() -> None:
     by_id = pd.DataFrame([('x', 0, 1, *edge) for edge in edges.tolist()], columns=list(COLUMNS))
     assert Mechanisms(by_id, data.training).rows((0, 1)).tolist() == [3, 50]
     label = data.training.entity_id_to_label
-    named = pd.DataFrame([('x', label[0], label[1], *edge) for edge in data.training.triples[[3, 50]]],
-                         columns=['record', 'drug', 'disease', 'head', 'relation', 'tail'])
+    named = pd.DataFrame(
+        [('x', label[0], label[1], *edge) for edge in data.training.triples[[3, 50]]],
+        columns=['record', 'drug', 'disease', 'head', 'relation', 'tail'],
+    )
     assert Mechanisms(named, data.training).rows((0, 1)).tolist() == [3, 50]
 
 
-@pytest.mark.parametrize('text, message', [
-    ('', 'paths.tsv: the file is empty'),
-    (HEADER, 'nothing below the header in line 1'),
-    ('a\tb\tc\td\te\tf\nx\th\tt\ta\tr\tb', 'line 1: expected a header with the columns record'),
-    (HEADER + '\nx\th\tt\ta\tr\tb\nx\th\tt\ta\tr', 'line 3: expected 6 columns'),
-    (HEADER + '\nx\th\tt\ta\t\tb', 'line 2: column 5 is empty'),
-    (HEADER + '\nx\th\tt\ta\tr\tb\nx\th\tu\ta\tr\tb', "line 3: record 'x' is about ('h', 'u') here"),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('', 'paths.tsv: the file is empty'),
+        (HEADER, 'nothing below the header in line 1'),
+        ('a\tb\tc\td\te\tf\nx\th\tt\ta\tr\tb', 'line 1: expected a header with the columns record'),
+        (HEADER + '\nx\th\tt\ta\tr\tb\nx\th\tt\ta\tr', 'line 3: expected 6 columns'),
+        (HEADER + '\nx\th\tt\ta\t\tb', 'line 2: column 5 is empty'),
+        (
+            HEADER + '\nx\th\tt\ta\tr\tb\nx\th\tu\ta\tr\tb',
+            "line 3: record 'x' is about ('h', 'u') here",
+        ),
+    ],
+)
 def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(TriplesFileError) as error: read_paths(written(tmp_path, text))
+    with pytest.raises(TriplesFileError) as error:
+        read_paths(written(tmp_path, text))
     assert message in str(error.value) and 'paths.tsv' in str(error.value)
 
 
@@ -147,20 +185,30 @@ def test_unknown_labels_name_file_and_line(tmp_path: Path) -> None:
         Mechanisms(path, graph)
     kept = Mechanisms(path, graph, unseen='drop')
     assert kept.facts['edges_unknown'] == 1 and kept.rows((0, 2)).tolist() == [0]
-    with pytest.raises(ValueError, match='unseen must be'): Mechanisms(path, graph, unseen='ignore')
+    with pytest.raises(ValueError, match='unseen must be'):
+        Mechanisms(path, graph, unseen='ignore')
 
 
 # ---- a whole comparison
 
+
 @pytest.fixture(scope='module')
 def nations(tmp_path_factory: pytest.TempPathFactory) -> TracIn:
-    run = train(Nations(), 'DistMult', epochs=2, keep_every=1, model_kwargs=dict(embedding_dim=4), progress=False,
-                out=tmp_path_factory.mktemp('nations')/'run')
+    run = train(
+        Nations(),
+        'DistMult',
+        epochs=2,
+        keep_every=1,
+        model_kwargs=dict(embedding_dim=4),
+        progress=False,
+        out=tmp_path_factory.mktemp('nations') / 'run',
+    )
     return TracIn(run, progress=False)
 
 
 def two_records(tracin: TracIn, test: torch.Tensor) -> Mechanisms:
-    "For each test triple two records of three and two training triples, one of them on both; the last has none."
+    """For each test triple two records of three and two training triples, one of them on both;
+    the last has none."""
     rng = np.random.default_rng(0)
     rows = []
     for i, (h, _, t) in enumerate(test[:-1].tolist()):
@@ -180,29 +228,44 @@ def test_marks_of_a_result(nations: TracIn, tmp_path: Path) -> None:
         assert mine['On_specific_path'].map(len).between(1, 2).all()
         every, edges = frame[frame['test_index'] == i], mechanisms.about(triple[::2])
         nodes = [set(part[['head', 'tail']].to_numpy().flat) for _, part in edges.groupby('record')]
-        ends = nations.run.training.mapped_triples[every['training_index'].tolist()][:, [0, 2]].tolist()
-        assert every['In_path'].tolist() == [any(set(pair) <= some for some in nodes) for pair in ends]
+        ends = nations.run.training.mapped_triples[every['training_index'].tolist()][
+            :, [0, 2]
+        ].tolist()
+        assert every['In_path'].tolist() == [
+            any(set(pair) <= some for some in nodes) for pair in ends
+        ]
     assert (frame['In_path'] | ~frame['IsGroundTruth']).all() and not frame['In_path'].all()
     assert (frame['On_specific_path'].map(len).gt(0) == frame['IsGroundTruth']).all()
     assert marked.tests['path_records'].tolist()[0] >= 2
-    assert marked.facts['mechanisms']['tests_without'] == (marked.tests['path_triples'] == 0).sum() == 1
-    back = Result.load(marked.save(tmp_path/'out')).frame
+    assert (
+        marked.facts['mechanisms']['tests_without']
+        == (marked.tests['path_triples'] == 0).sum()
+        == 1
+    )
+    back = Result.load(marked.save(tmp_path / 'out')).frame
     assert back['On_specific_path'].map(list).tolist() == frame['On_specific_path'].tolist()
 
 
 def test_order_of_training_triples_does_not_matter() -> None:
-    "A model of which all influences are 0, and the baselines, on a graph and on the same graph shuffled."
+    """A model of which all influences are 0, and the baselines, on a graph and on the same graph
+    shuffled."""
     rng = np.random.default_rng(1)
     triples = np.unique(rng.integers(0, [12, 3, 12], (90, 3)), axis=0)
     test = np.array([[0, 2, 1], [3, 1, 4], [5, 0, 6]])
     triples = triples[~(triples[:, None] == test).all(-1).any(1)]
     edges = triples[rng.choice(len(triples), 9, replace=False)]
-    paths = pd.DataFrame([(i // 3, *test[i // 3, ::2], *edge) for i, edge in enumerate(edges)], columns=list(COLUMNS))
-    names = dict(entity_to_id={f'e{i}': i for i in range(12)}, relation_to_id={f'r{i}': i for i in range(3)})
+    paths = pd.DataFrame(
+        [(i // 3, *test[i // 3, ::2], *edge) for i, edge in enumerate(edges)], columns=list(COLUMNS)
+    )
+    names = dict(
+        entity_to_id={f'e{i}': i for i in range(12)}, relation_to_id={f'r{i}': i for i in range(3)}
+    )
     tables = []
     for order in (np.arange(len(triples)), rng.permutation(len(triples))):
         graph = TriplesFactory(torch.tensor(triples[order]), **names)
-        found = evaluate({'zero': torch.zeros(3, len(triples))}, test, Mechanisms(paths, graph), resamples=19)
+        found = evaluate(
+            {'zero': torch.zeros(3, len(triples))}, test, Mechanisms(paths, graph), resamples=19
+        )
         tables.append(found.table)
     pd.testing.assert_frame_equal(*tables)
     rows = tables[0].set_index(['scope', 'method', 'relation_last'])['mrr']
@@ -213,14 +276,26 @@ def test_perfect_and_missing(nations: TracIn) -> None:
     test = Nations().testing.mapped_triples[:12]
     mechanisms = two_records(nations, test)
     perfect = torch.zeros(12, 1592, dtype=torch.bfloat16)
-    for i, triple in enumerate(test.tolist()): perfect[i, mechanisms.rows(triple[::2])] = 1
-    found = evaluate(dict(perfect=perfect, tracin=nations.scores), test, mechanisms, ks=(20,), resamples=99, chunk=5)
+    for i, triple in enumerate(test.tolist()):
+        perfect[i, mechanisms.rows(triple[::2])] = 1
+    found = evaluate(
+        dict(perfect=perfect, tracin=nations.scores),
+        test,
+        mechanisms,
+        ks=(20,),
+        resamples=99,
+        chunk=5,
+    )
     row = found.table.set_index(['scope', 'method', 'relation_last']).loc['all']
     best = row.loc[('perfect', False)]
-    assert best[['mrr', 'map', 'recall@20', 'mrr_low', 'map_high']].tolist() == pytest.approx([1] * 5)
-    assert best['mrr_p_random'] == .01 and best['mrr_p_best'] == .02
+    assert best[['mrr', 'map', 'recall@20', 'mrr_low', 'map_high']].tolist() == pytest.approx(
+        [1] * 5
+    )
+    assert best['mrr_p_random'] == 0.01 and best['mrr_p_best'] == 0.02
     rules = row[row.index.get_level_values('method').isin(BASELINES)]
-    assert best['mrr_minus_best'] > 0 and best['map_minus_best'] == pytest.approx(1 - rules['map'].max())
+    assert best['mrr_minus_best'] > 0 and best['map_minus_best'] == pytest.approx(
+        1 - rules['map'].max()
+    )
     assert (row['n_total'] == 12).all() and (row['n_with_truth'] + row['n_without'] == 12).all()
     assert found.facts['tests_without'] == row['n_without'].iloc[0] == 1
     nothing = found.per_triple.query('test_index == 11')
@@ -243,52 +318,99 @@ def test_shortest_paths_against_networkx(seed: int) -> None:
     triples = np.unique(rng.integers(0, [9, 3, 9], (int(rng.integers(4, 30)), 3)), axis=0)
     triple = tuple(rng.choice(triples).tolist()) if seed % 2 else (0, 1, 5)
     found = graph_baselines(Graph(triples, 12), triple, {})
-    for name, drop in (('shortest path', (triples == triple).all(1)),
-                       ('shortest path, other relations', triples[:, 1] == triple[1])):
-        want = np.array(shortest_through(triples, np.flatnonzero(~drop).tolist(), triple[0], triple[2]))
+    for name, drop in (
+        ('shortest path', (triples == triple).all(1)),
+        ('shortest path, other relations', triples[:, 1] == triple[1]),
+    ):
+        want = np.array(
+            shortest_through(triples, np.flatnonzero(~drop).tolist(), triple[0], triple[2])
+        )
         near = np.isfinite(want)
         np.testing.assert_array_equal(-found[name][near], want[near])
         assert (-found[name][~near] > 12).all()
-    assert found['at head or tail'].tolist() == [float(bool({u, v} & {triple[0], triple[2]})) for u, _, v in triples]
+    assert found['at head or tail'].tolist() == [
+        float(bool({u, v} & {triple[0], triple[2]})) for u, _, v in triples
+    ]
 
 
 # ---- DrugMechDB
 
 PUBLISHED = {  # one random order of ties: MRR, MAP, recall@10
-    ('random', False): (.003, .001, .000),
-    ('at head or tail', False): (.302, .117, .210), ('at head or tail', True): (.545, .216, .358),
-    ('shortest path', False): (.300, .209, .249), ('shortest path', True): (.427, .279, .335)}
-DRAW = .0065, .0025, .006  # standard deviation of such a mean from one random order to the next, at most
+    ('random', False): (0.003, 0.001, 0.000),
+    ('at head or tail', False): (0.302, 0.117, 0.210),
+    ('at head or tail', True): (0.545, 0.216, 0.358),
+    ('shortest path', False): (0.300, 0.209, 0.249),
+    ('shortest path', True): (0.427, 0.279, 0.335),
+}
+DRAW = (
+    0.0065,
+    0.0025,
+    0.006,
+)  # standard deviation of such a mean from one random order to the next, at most
 
 
 def test_published_baselines(shared_data: Path) -> None:
-    "All 466 test pairs: expected values over the order of ties are within chance of the published single draws."
-    folder = shared_data/'drugmechdb'
-    data = load_files(folder/'train.txt', folder/'test.txt')
-    mechanisms = Mechanisms(folder/'paths.tsv', data.training)
+    """All 466 test pairs: expected values over the order of ties are within chance of the
+    published single draws."""
+    folder = shared_data / 'drugmechdb'
+    data = load_files(folder / 'train.txt', folder / 'test.txt')
+    mechanisms = Mechanisms(folder / 'paths.tsv', data.training)
     assert mechanisms.facts['records'] == 4846 and mechanisms.facts['edges_not_in_training'] == 0
-    truth = evaluate(dict(zero=torch.zeros(466, 14756)), data.testing.mapped_triples, mechanisms, within={},
-                     resamples=99, progress=False)
+    truth = evaluate(
+        dict(zero=torch.zeros(466, 14756)),
+        data.testing.mapped_triples,
+        mechanisms,
+        within={},
+        resamples=99,
+        progress=False,
+    )
     assert truth.facts['tests'] == 466 and truth.facts['tests_without'] == 0
-    sizes = truth.per_triple.query('scope == "all" and method == "zero" and not relation_last')['path_triples']
+    sizes = truth.per_triple.query('scope == "all" and method == "zero" and not relation_last')[
+        'path_triples'
+    ]
     assert (sizes.min(), sizes.max(), round(sizes.mean(), 1)) == (2, 27, 7.1)
     rows = truth.table.set_index(['scope', 'method', 'relation_last']).loc['all']
     for key, published in PUBLISHED.items():
         for name, number, spread in zip(('mrr', 'map', 'recall@10'), published, DRAW):
-            assert abs(rows.loc[key, name] - number) < 2.5 * spread, (key, name, rows.loc[key, name], number)
+            assert abs(rows.loc[key, name] - number) < 2.5 * spread, (
+                key,
+                name,
+                rows.loc[key, name],
+                number,
+            )
 
 
 def test_experiment(shared_data: Path, tmp_path: Path) -> None:
     "A tiny model: the whole way, and JSON at the end."
-    few = dict(model='TransE', model_kwargs=dict(embedding_dim=4), loss='nssa', epochs=1, keep_every=1, batch_size=4096)
-    options = dict(models={'score': dict(objective='score')}, training=few, within={}, resamples=19, progress=False)
-    report = mechanism_experiment(shared_data/'drugmechdb', tmp_path/'run', tmp_path/'out', **options)
+    few = dict(
+        model='TransE',
+        model_kwargs=dict(embedding_dim=4),
+        loss='nssa',
+        epochs=1,
+        keep_every=1,
+        batch_size=4096,
+    )
+    options = dict(
+        models={'score': dict(objective='score')},
+        training=few,
+        within={},
+        resamples=19,
+        progress=False,
+    )
+    report = mechanism_experiment(
+        shared_data / 'drugmechdb', tmp_path / 'run', tmp_path / 'out', **options
+    )
     assert set(report) == {'settings', 'link_prediction', 'seconds', 'facts', 'table'}
-    assert len(report['table']) == 2 * 2 * (len(BASELINES) + 1) and 0 < report['link_prediction']['mrr'] < 1
+    assert (
+        len(report['table']) == 2 * 2 * (len(BASELINES) + 1)
+        and 0 < report['link_prediction']['mrr'] < 1
+    )
     row = next(r for r in report['table'] if r['method'] == 'score')
     assert 0 < row['mrr_p_random'] <= 1 and row['n_total'] == row['n_with_truth'] == 466
-    saved = pd.read_csv(tmp_path/'out'/'table.csv')
+    saved = pd.read_csv(tmp_path / 'out' / 'table.csv')
     np.testing.assert_allclose(saved['map'], [r['map'] for r in report['table']])
     with pytest.raises(ValueError, match='the run was trained on other triples'):
-        other = train(Nations(), 'TransE', epochs=1, keep_every=1, out=tmp_path/'other', progress=False)
-        mechanism_experiment(shared_data/'drugmechdb', other, **options)
+        other = train(
+            Nations(), 'TransE', epochs=1, keep_every=1, out=tmp_path / 'other', progress=False
+        )
+        mechanism_experiment(shared_data / 'drugmechdb', other, **options)

@@ -1,4 +1,6 @@
-"""Every way of doing the same pass gives the same answer: tiles, order, index, store, cache, memory that runs out."""
+"""Every way of doing the same pass gives the same answer: tiles, order, index, store, cache,
+memory that runs out."""
+
 import random
 
 import pytest
@@ -6,18 +8,34 @@ import torch
 from pykeen.datasets import Nations
 
 from tracin_nb import TracIn, train
-from tracin_nb.influence.cache import FactorCache
 from tracin_nb.engine.factors import Shared, inner, shared
 from tracin_nb.engine.gradients import FactoredEngine
+from tracin_nb.influence.cache import FactorCache
 
 K = 25
-SMALL = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_channels=8, kernel_height=2, kernel_width=2)
+SMALL = dict(
+    embedding_dim=8,
+    embedding_height=2,
+    embedding_width=4,
+    output_channels=8,
+    kernel_height=2,
+    kernel_width=2,
+)
 KINDS = {
     'conve': dict(model='ConvE', model_kwargs=SMALL, num_negs_per_pos=1),
-    'conve-lcwa': dict(model='ConvE', model_kwargs=SMALL, loop='lcwa', loss='BCEWithLogits', inverse=True),
-    'distmult': dict(model='DistMult', model_kwargs=dict(embedding_dim=8), loss='BCEWithLogits', num_negs_per_pos=2),
+    'conve-lcwa': dict(
+        model='ConvE', model_kwargs=SMALL, loop='lcwa', loss='BCEWithLogits', inverse=True
+    ),
+    'distmult': dict(
+        model='DistMult',
+        model_kwargs=dict(embedding_dim=8),
+        loss='BCEWithLogits',
+        num_negs_per_pos=2,
+    ),
     'transe': dict(model='TransE', model_kwargs=dict(embedding_dim=8), loss='MarginRanking'),
-    'complex': dict(model='ComplEx', model_kwargs=dict(embedding_dim=4), loss='NSSA', num_negs_per_pos=3),
+    'complex': dict(
+        model='ComplEx', model_kwargs=dict(embedding_dim=4), loss='NSSA', num_negs_per_pos=3
+    ),
     'rotate': dict(model='RotatE', model_kwargs=dict(embedding_dim=4), loss='NSSA'),
 }
 ROWS_ONLY = ('distmult', 'transe', 'complex', 'rotate')
@@ -28,7 +46,9 @@ def runs(tmp_path_factory):
     "A run of two checkpoints of each kind."
     folder = tmp_path_factory.mktemp('runs')
     options = dict(epochs=2, keep_every=1, lr=0.01, batch_size=128, progress=False, device='cpu')
-    return {name: train('nations', out=folder/name, **options, **kind) for name, kind in KINDS.items()}
+    return {
+        name: train('nations', out=folder / name, **options, **kind) for name, kind in KINDS.items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +67,8 @@ def make(run, *args, **kwargs):
 
 
 def assert_same(result, matrix):
-    "The result's top K on both sides are those of the matrix, and each score is the one of the triple that is named."
+    """The result's top K on both sides are those of the matrix, and each score is the one of the
+    triple that is named."""
     frame, scale = result.to_frame(), matrix.abs().max().item()
     for kind, sign in (('proponent', 1), ('opponent', -1)):
         rows = frame[frame['kind'] == kind]
@@ -56,7 +77,9 @@ def assert_same(result, matrix):
             best = (sign * matrix[i]).clamp(min=0).topk(K).values
             best = best[best > 1e-6 * scale]
             values = torch.tensor(mine['influence'].values).float()
-            torch.testing.assert_close(sign * values[:len(best)], best, rtol=1e-5, atol=1e-6 * scale)
+            torch.testing.assert_close(
+                sign * values[: len(best)], best, rtol=1e-5, atol=1e-6 * scale
+            )
             named = matrix[i][torch.tensor(mine['training_index'].values)]
             torch.testing.assert_close(values, named, rtol=1e-5, atol=1e-6 * scale)
 
@@ -76,12 +99,14 @@ def test_the_index_is_used_and_right(runs, tests, truth, kind):
     by_matrix.planner._is_rows = False
     side, *_ = by_index.tests.side(tests, by_index.tests.engines())
     assert by_index.planner.plan(side, torch.arange(50), K).sparse
-    for tracin in (by_index, by_matrix): assert_same(tracin.explain(tests, K), truth[kind])
+    for tracin in (by_index, by_matrix):
+        assert_same(tracin.explain(tests, K), truth[kind])
 
 
 @pytest.mark.parametrize('kind', ['conve', 'conve-lcwa'])
 def test_repeated_inputs_are_multiplied_once(runs, tests, kind):
-    "Triples that share head and relation share factors, and the products are those of the factors held apart."
+    """Triples that share head and relation share factors, and the products are those of the
+    factors held apart."""
     tracin = make(runs[kind])
     every = runs[kind].training.mapped_triples
     triples = every[(every[:, 0] * 99 + every[:, 1]).argsort()][:200]
@@ -90,7 +115,9 @@ def test_repeated_inputs_are_multiplied_once(runs, tests, kind):
     assert any(isinstance(b, Shared) for bs in held.blocks.values() for b in bs)
     exact = inner(test, train)
     for a, b in ((test, held), (shared(test), held), (shared(test), train)):
-        torch.testing.assert_close(inner(a, b), exact, rtol=1e-5, atol=1e-6 * exact.abs().max().item())
+        torch.testing.assert_close(
+            inner(a, b), exact, rtol=1e-5, atol=1e-6 * exact.abs().max().item()
+        )
 
 
 @pytest.mark.parametrize('where', ['memory', 'files'])
@@ -125,7 +152,8 @@ def test_prepared_in_16_bits_tells_its_error(runs, tests, truth):
     named = truth['conve'][mine['test_index'].values, mine['training_index'].values]
     ours = torch.tensor(mine['influence'].values).float()
     assert (ours - named).norm() / named.norm() < 0.02
-    with pytest.raises(ValueError, match='tf32'): tracin.prepare(precision='tf32')
+    with pytest.raises(ValueError, match='tf32'):
+        tracin.prepare(precision='tf32')
 
 
 @pytest.mark.parametrize('kind', ['conve', 'distmult'])
@@ -136,7 +164,8 @@ def test_a_damaged_store_is_made_anew(runs, tests, truth, kind, tmp_path):
         content[-20] ^= 255
         path.write_bytes(content)
     tracin = make(runs[kind])
-    with pytest.warns(UserWarning, match='made anew'): tracin.prepare('200MB', folder=tmp_path)
+    with pytest.warns(UserWarning, match='made anew'):
+        tracin.prepare('200MB', folder=tmp_path)
     assert tracin.counters.train_passes > 0
     assert_same(tracin.explain(tests, K), truth[kind])
 
@@ -176,21 +205,25 @@ def test_memory_that_never_suffices_is_one_clear_error(runs, tests, monkeypatch)
     tracin = make(runs['conve'], batch_size=64)
     side = tracin.tests.side(tests, tracin.tests.engines())
 
-    def failing(self, triples): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 5 bytes")
+    def failing(self, triples):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 5 bytes")
 
     monkeypatch.setattr(tracin.tests, 'side', lambda *args: side)
     monkeypatch.setattr(FactoredEngine, '__call__', failing)
-    with pytest.raises(MemoryError, match='one training triple, after 6 halvings'): tracin.explain(tests, K)
+    with pytest.raises(MemoryError, match='one training triple, after 6 halvings'):
+        tracin.explain(tests, K)
 
 
 def test_other_errors_pass_through(runs, tests, monkeypatch):
     tracin = make(runs['conve'], batch_size=64)
     tracin.steps.every
 
-    def failing(self, triples): raise RuntimeError('shape mismatch')
+    def failing(self, triples):
+        raise RuntimeError('shape mismatch')
 
     monkeypatch.setattr(FactoredEngine, '__call__', failing)
-    with pytest.raises(RuntimeError, match='shape mismatch'): tracin.explain(tests, K)
+    with pytest.raises(RuntimeError, match='shape mismatch'):
+        tracin.explain(tests, K)
 
 
 @pytest.mark.parametrize('kind', ['conve', 'distmult'])
@@ -199,8 +232,15 @@ def test_planned_tiles_count_no_pass_twice(runs, tests, kind):
     tracin = make(runs[kind])
     facts = [tracin.explain(t, K).facts for t in (tests[:3], tests[3:6])]
     tiles = -(-runs[kind].training.num_triples // facts[0]['tile'])
-    parts = tiles if kind == 'conve' else -(-runs[kind].training.num_triples // min(facts[0]['tile'], 4096))
-    assert facts[0]['counters']['train_passes'] == 2 * parts and facts[0]['counters']['trial_passes'] > 0
+    parts = (
+        tiles
+        if kind == 'conve'
+        else -(-runs[kind].training.num_triples // min(facts[0]['tile'], 4096))
+    )
+    assert (
+        facts[0]['counters']['train_passes'] == 2 * parts
+        and facts[0]['counters']['trial_passes'] > 0
+    )
     assert facts[1]['counters']['trial_passes'] == facts[0]['counters']['trial_passes']
 
 
@@ -217,4 +257,6 @@ def test_predicted_memory(runs, tests, kind, m):
 def test_every_engine_agrees(runs, tests, truth, kind):
     part = runs[kind].training.mapped_triples[::50]
     loop = make(runs[kind], engine='loop').scores(tests[:4], part)
-    torch.testing.assert_close(truth[kind][:4, ::50], loop, rtol=1e-4, atol=1e-6 * loop.abs().max().item())
+    torch.testing.assert_close(
+        truth[kind][:4, ::50], loop, rtol=1e-4, atol=1e-6 * loop.abs().max().item()
+    )

@@ -1,5 +1,12 @@
-"""The package as others get it: built as a wheel, installed without the tools for its development, light to import."""
-import json, os, subprocess, sys, tomllib, zipfile
+"""The package as others get it: built as a wheel, installed without the tools for its
+development, light to import."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
 from email.parser import Parser
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
@@ -9,8 +16,18 @@ import pytest
 from tracin_nb import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
-PARTS = ('pyproject.toml', 'settings.ini', 'README.md', 'LICENSE', 'tracin_nb', 'nbs', 'tests', 'tools', 'docs')
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+PARTS = (
+    'pyproject.toml',
+    'settings.ini',
+    'README.md',
+    'LICENSE',
+    'tracin_nb',
+    'nbs',
+    'tests',
+    'tools',
+    'docs',
+)
 HEAVY = ('torch', 'pykeen', 'pandas', 'numpy', 'matplotlib', 'fastcore', 'scipy')
 
 
@@ -18,12 +35,20 @@ HEAVY = ('torch', 'pykeen', 'pandas', 'numpy', 'matplotlib', 'fastcore', 'scipy'
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A wheel of a copy of the project, notebooks and tests included."
     folder = tmp_path_factory.mktemp('wheel')
-    (source := folder/'source').mkdir()
+    (source := folder / 'source').mkdir()
     for name in PARTS:
-        if (ROOT/name).is_file(): copy(ROOT/name, source/name)
-        else: copytree(ROOT/name, source/name, ignore=ignore_patterns('__pycache__', '.*', '*.tmp', '_build', '*.js'))
+        if (ROOT / name).is_file():
+            copy(ROOT / name, source / name)
+        else:
+            copytree(
+                ROOT / name,
+                source / name,
+                ignore=ignore_patterns('__pycache__', '.*', '*.tmp', '_build', '*.js'),
+            )
     pip = 'wheel . --no-deps --no-build-isolation --no-index -q -w ..'.split()
-    done = subprocess.run([sys.executable, '-m', 'pip', *pip], cwd=source, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', *pip], cwd=source, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return next(folder.glob('*.whl'))
 
@@ -31,7 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def installed(wheel: Path) -> Path:
     "A folder that the wheel is unpacked into: what pip puts into site-packages."
-    folder = wheel.parent/'site'
+    folder = wheel.parent / 'site'
     zipfile.ZipFile(wheel).extractall(folder)
     return folder
 
@@ -39,29 +64,41 @@ def installed(wheel: Path) -> Path:
 def python(folder: Path, *args: str) -> subprocess.CompletedProcess:
     "Python with `folder` before everything else, started elsewhere than in the checkout."
     env = {**os.environ, 'PYTHONPATH': str(folder)}
-    return subprocess.run([sys.executable, *args], cwd=folder.parent, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *args], cwd=folder.parent, env=env, capture_output=True, text=True
+    )
 
 
 def test_contents(wheel: Path) -> None:
     "Modules and the mark of typed packages: no notebooks, no data, no tests."
     names = zipfile.ZipFile(wheel).namelist()
     package = sorted(n for n in names if '.dist-info/' not in n)
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/'tracin_nb').rglob('*.py')} | {'tracin_nb/py.typed'}
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'tracin_nb').rglob('*.py')} | {
+        'tracin_nb/py.typed'
+    }
     assert package == sorted(modules)
     assert any(n.endswith('licenses/LICENSE') for n in names)
 
 
 def test_metadata(installed: Path) -> None:
     "Version, extras and entry points; what is needed at run time holds no tool of development."
-    found = Parser().parsestr(next(installed.glob('*.dist-info/METADATA')).read_text(encoding='utf-8'))
+    found = Parser().parsestr(
+        next(installed.glob('*.dist-info/METADATA')).read_text(encoding='utf-8')
+    )
     assert found['Version'] == __version__
     assert found['Requires-Python'] == '>=3.11'
     assert {'app', 'ray', 'docs', 'dev', 'bench'} <= set(found.get_all('Provides-Extra'))
     needed = [r for r in found.get_all('Requires-Dist') if 'extra ==' not in r]
     assert len(needed) == len(PROJECT['dependencies'])
-    assert not [r for r in needed if r.startswith(('nbdev', 'pytest', 'sphinx', 'ray', 'playwright', 'captum'))]
+    assert not [
+        r
+        for r in needed
+        if r.startswith(('nbdev', 'pytest', 'sphinx', 'ray', 'playwright', 'captum'))
+    ]
     points = next(installed.glob('*.dist-info/entry_points.txt')).read_text(encoding='utf-8')
-    assert 'tracin = tracin_nb.app.cli:main' in points and 'tracin_nb = tracin_nb._modidx:d' in points
+    assert (
+        'tracin = tracin_nb.app.cli:main' in points and 'tracin_nb = tracin_nb._modidx:d' in points
+    )
 
 
 def test_module_runs(installed: Path) -> None:
@@ -73,9 +110,9 @@ def test_module_runs(installed: Path) -> None:
 
 
 def test_light(installed: Path) -> None:
-    """Neither the import nor the help of every command loads PyTorch, PyKEEN or another heavy library; the names of
-    the package come with their first use."""
-    code = f'''
+    """Neither the import nor the help of every command loads PyTorch, PyKEEN or another heavy
+    library; the names of the package come with their first use."""
+    code = f"""
 import json, sys
 import tracin_nb
 at_import = [m for m in {HEAVY} if m in sys.modules]
@@ -83,8 +120,9 @@ names = dir(tracin_nb)
 from click.testing import CliRunner
 from tracin_nb.app.cli import main
 status = [CliRunner().invoke(main, [name, '--help']).exit_code for name in main.commands]
-print(json.dumps([tracin_nb.__file__, at_import, names, status, [m for m in {HEAVY} if m in sys.modules]]))
-'''
+heavy = [m for m in {HEAVY} if m in sys.modules]
+print(json.dumps([tracin_nb.__file__, at_import, names, status, heavy]))
+"""
     done = python(installed, '-c', code)
     assert done.returncode == 0, done.stderr
     file, at_import, names, status, at_help = json.loads(done.stdout)
@@ -97,5 +135,7 @@ print(json.dumps([tracin_nb.__file__, at_import, names, status, [m for m in {HEA
 def test_names() -> None:
     "What the package itself offers is listed, and anything else is an error that says so."
     import tracin_nb
+
     assert set(tracin_nb.__all__) <= set(dir(tracin_nb))
-    with pytest.raises(AttributeError, match="module 'tracin_nb' has no attribute 'tracin'"): tracin_nb.tracin
+    with pytest.raises(AttributeError, match="module 'tracin_nb' has no attribute 'tracin'"):
+        tracin_nb.tracin

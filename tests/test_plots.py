@@ -1,4 +1,5 @@
 """Pictures by their content: labels, counts, and the values of what is drawn."""
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +17,23 @@ from pykeen.models import DistMult
 
 from tracin_nb.answer import plots
 from tracin_nb.answer.ranking import Ranking
-from tracin_nb.influence.tracin import TracIn
-from tracin_nb.graph.neighbourhoods import Graph, entities_along, path_table, paths, score_paths
 from tracin_nb.answer.results import Result, SelfInfluence, signed
+from tracin_nb.graph.neighbourhoods import Graph, entities_along, path_table, paths, score_paths
+from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = Nations().training
 TEST = ('brazil', 'embassy', 'uk')
-IDS = torch.tensor([[TRAINING.entity_to_id[TEST[0]], TRAINING.relation_to_id[TEST[1]], TRAINING.entity_to_id[TEST[2]]]])
+IDS = torch.tensor(
+    [
+        [
+            TRAINING.entity_to_id[TEST[0]],
+            TRAINING.relation_to_id[TEST[1]],
+            TRAINING.entity_to_id[TEST[2]],
+        ]
+    ]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +52,12 @@ def tracin() -> TracIn:
         torch.manual_seed(seed)
         model = DistMult(triples_factory=TRAINING, embedding_dim=8)
         states.append(model.state_dict())
-    return TracIn(Run.from_model(model, TRAINING, states=states, learning_rates=[.5, .25]), 'bce', weighting='sgd',
-                  progress=False)
+    return TracIn(
+        Run.from_model(model, TRAINING, states=states, learning_rates=[0.5, 0.25]),
+        'bce',
+        weighting='sgd',
+        progress=False,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +68,8 @@ def result(tracin: TracIn) -> Result:
 def made(values: dict[int, float]) -> Result:
     "A result with these scores by training index."
     scores = torch.zeros(1, TRAINING.num_triples)
-    for row, value in values.items(): scores[0, row] = value
+    for row, value in values.items():
+        scores[0, row] = value
     ranking = Ranking(1, 5)
     ranking.update(scores, 0)
     return Result.of(IDS, TRAINING, ranking, {})
@@ -74,16 +88,19 @@ def drawn(ax: Axes) -> Axes:
 
 
 def test_ranking() -> None:
-    ax = drawn(plots.ranking(made({100: .75, 500: .5, 9: -.25, 0: -1.})))
-    assert [bar.get_width() for bar in ax.patches] == [.75, .5, -.25, -1.]
+    ax = drawn(plots.ranking(made({100: 0.75, 500: 0.5, 9: -0.25, 0: -1.0})))
+    assert [bar.get_width() for bar in ax.patches] == [0.75, 0.5, -0.25, -1.0]
     assert [bool(bar.get_hatch()) for bar in ax.patches] == [False, False, True, True]
-    triples = ['  '.join(x) for x in TRAINING.label_triples(TRAINING.mapped_triples[[100, 500, 9, 0]]).tolist()]
+    triples = [
+        '  '.join(x)
+        for x in TRAINING.label_triples(TRAINING.mapped_triples[[100, 500, 9, 0]]).tolist()
+    ]
     assert ticks(ax) == triples
-    assert [t.get_text() for t in ax.texts] == signed([.75, .5, -.25, -1.])
+    assert [t.get_text() for t in ax.texts] == signed([0.75, 0.5, -0.25, -1.0])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ['proponents', 'opponents']
     assert ax.get_title() == '  '.join(TEST) and ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert plots.ranking(made({1: 1.}), k=1).get_xlabel() == 'influence'
-    assert 'the 1 strongest' in plots.ranking(made({1: 1., 2: 2.}), k=1).get_xlabel()
+    assert plots.ranking(made({1: 1.0}), k=1).get_xlabel() == 'influence'
+    assert 'the 1 strongest' in plots.ranking(made({1: 1.0, 2: 2.0}), k=1).get_xlabel()
 
 
 def test_ranking_draws_where_told_and_self_influence(tracin: TracIn) -> None:
@@ -98,26 +115,36 @@ def test_long_labels_are_cut_and_stay_apart() -> None:
     long = [f'MONDO:{"0" * 60}{i}' for i in range(2)]
     assert plots.shortened(long[0], 20) != plots.shortened(long[1], 20)
     assert len(plots.shortened(long[0], 20)) == 20 == len(plots.shortened(long[0], 20).strip())
-    assert len(plots.triple_text([long[0], 'treats', long[1]])) == 64 and '  treats  ' in plots.triple_text(
-        [long[0], 'treats', long[1]])
+    assert len(
+        plots.triple_text([long[0], 'treats', long[1]])
+    ) == 64 and '  treats  ' in plots.triple_text([long[0], 'treats', long[1]])
     assert plots.folded('$x$_and_y') == '$x$_and_y' and plots.folded(long[0]).count('\n') <= 1
-    frame = made({1: 1., 2: -1.})
+    frame = made({1: 1.0, 2: -1.0})
     frame.frame['head'] = frame.frame['head'].map(lambda x: f'$\\alpha {x * 30}')
-    assert all(t.startswith('$\\\\alpha') or t.startswith('$\\alpha') for t in ticks(drawn(plots.ranking(frame))))
+    assert all(
+        t.startswith('$\\\\alpha') or t.startswith('$\\alpha')
+        for t in ticks(drawn(plots.ranking(frame)))
+    )
 
 
-@pytest.mark.parametrize('scale', [1.2345e-9, 1e-3, .0123, 12_000., 3.3e6])
+@pytest.mark.parametrize('scale', [1.2345e-9, 1e-3, 0.0123, 12_000.0, 3.3e6])
 def test_numbers_of_the_axis_stay_apart(scale: float) -> None:
     "However long the names and the numbers."
-    found = made({row: value * scale for row, value in {100: .75, 500: .5, 9: -.25, 0: -1.}.items()})
+    found = made(
+        {row: value * scale for row, value in {100: 0.75, 500: 0.5, 9: -0.25, 0: -1.0}.items()}
+    )
     found.frame['head'] = found.frame['head'].map(lambda x: x * 30)
     for ax in (None, Figure((6, 2.5), layout='constrained').subplots()):
         ax = plots.ranking(found, ax=ax)
         ax.figure.canvas.draw()
         left, right = ax.get_xlim()
-        shown = [t for t in ax.get_xticklabels() if t.get_text() and left <= t.get_position()[0] <= right]
+        shown = [
+            t for t in ax.get_xticklabels() if t.get_text() and left <= t.get_position()[0] <= right
+        ]
         boxes = [t.get_window_extent() for t in shown]
-        assert len(boxes) > 2 and all(a.x1 + 3 < b.x0 for a, b in zip(boxes, boxes[1:])), [t.get_text() for t in shown]
+        assert len(boxes) > 2 and all(a.x1 + 3 < b.x0 for a, b in zip(boxes, boxes[1:])), [
+            t.get_text() for t in shown
+        ]
 
 
 def test_shares(result: Result) -> None:
@@ -133,21 +160,34 @@ def test_shares(result: Result) -> None:
     assert set(ticks(ax)) == {'entity', 'relation'}
     parts = rows[['via_entity', 'via_relation']]
     at = ticks(ax).index('entity')
-    np.testing.assert_allclose(ax.containers[0][at].get_width(),
-                               parts['via_entity'].clip(0).sum() / parts.abs().to_numpy().sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        ax.containers[0][at].get_width(),
+        parts['via_entity'].clip(0).sum() / parts.abs().to_numpy().sum(),
+        rtol=1e-5,
+    )
 
 
 def test_by_checkpoint(tracin: TracIn, result: Result) -> None:
     timed = tracin.by_checkpoint(result)
     columns = [name for name in timed.frame if name.startswith('at_')]
     assert columns == ['at_checkpoint_0', 'at_checkpoint_1']
-    np.testing.assert_allclose(timed.frame[columns].sum(axis=1), timed.frame['influence'], rtol=1e-4)
+    np.testing.assert_allclose(
+        timed.frame[columns].sum(axis=1), timed.frame['influence'], rtol=1e-4
+    )
     for k, column in enumerate(columns):
-        alone = TracIn(tracin.run, 'bce', weighting='sgd', checkpoints=[k], progress=False).scores(TEST)[0].numpy()
-        np.testing.assert_allclose(timed.frame[column], alone[timed.frame['training_index']], rtol=1e-4, atol=1e-8)
+        alone = (
+            TracIn(tracin.run, 'bce', weighting='sgd', checkpoints=[k], progress=False)
+            .scores(TEST)[0]
+            .numpy()
+        )
+        np.testing.assert_allclose(
+            timed.frame[column], alone[timed.frame['training_index']], rtol=1e-4, atol=1e-8
+        )
     assert ticks(drawn(plots.shares(timed, 'checkpoint'))) == ['checkpoint 0', 'checkpoint 1']
     ax = drawn(plots.over_checkpoints(timed, k=2))
-    lines = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() in 'osD^vP']
+    lines = [
+        line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() in 'osD^vP'
+    ]
     assert len(lines) == 4 and {line.get_linestyle() for line in lines} == {'-', '--'}
     np.testing.assert_array_equal(lines[2].get_ydata(), timed.opponents.loc[0, columns].tolist())
     assert ax.get_xlabel() == 'checkpoint'
@@ -156,33 +196,52 @@ def test_by_checkpoint(tracin: TracIn, result: Result) -> None:
 
 
 def test_distribution() -> None:
-    scores = torch.tensor([[-2., -1., 0., 0., .5, 1., 3.]])
-    ax = drawn(plots.distribution(scores, 4., bins=5))
+    scores = torch.tensor([[-2.0, -1.0, 0.0, 0.0, 0.5, 1.0, 3.0]])
+    ax = drawn(plots.distribution(scores, 4.0, bins=5))
     edges = {round(bar.get_x(), 6) for bar in ax.patches}
-    assert 0. in edges and sum(bar.get_height() for bar in ax.patches) == 5
-    assert all(bar.get_x() >= 0 or bar.get_x() + bar.get_width() <= 1e-9 for bar in ax.patches if bar.get_height())
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['3 proponents', '2 opponents', 'self-influence 4']
+    assert 0.0 in edges and sum(bar.get_height() for bar in ax.patches) == 5
+    assert all(
+        bar.get_x() >= 0 or bar.get_x() + bar.get_width() <= 1e-9
+        for bar in ax.patches
+        if bar.get_height()
+    )
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        '3 proponents',
+        '2 opponents',
+        'self-influence 4',
+    ]
     assert list(ax.lines[0].get_xdata()) == [4, 4] and '2 triples with exactly 0' in ax.get_xlabel()
-    far = drawn(plots.distribution(scores, 300., bins=5))
-    assert not far.lines and far.get_title(loc='right') == 'self-influence 300, 100 times the largest |score| →'
-    only = drawn(plots.distribution(np.array([1., 2.])))
+    far = drawn(plots.distribution(scores, 300.0, bins=5))
+    assert (
+        not far.lines
+        and far.get_title(loc='right') == 'self-influence 300, 100 times the largest |score| →'
+    )
+    only = drawn(plots.distribution(np.array([1.0, 2.0])))
     assert [t.get_text() for t in only.get_legend().get_texts()] == ['2 proponents']
 
 
 def test_ego_graph(tracin: TracIn) -> None:
     graph, scores = Graph(TRAINING), tracin.scores(TEST)[0]
     ax = drawn(plots.ego_graph(graph, TEST, scores, k=4, best=2, max_edges=2))
-    found = [p for p in paths(graph, 'brazil', 'uk', 1, 2) if p[0] not in graph.rows_of(tuple(IDS[0].tolist()))]
+    found = [
+        p
+        for p in paths(graph, 'brazil', 'uk', 1, 2)
+        if p[0] not in graph.rows_of(tuple(IDS[0].tolist()))
+    ]
     table = path_table(graph, 'brazil', found, score_paths(found, scores))
     chain = [tuple(entities_along(graph, path, int(IDS[0, 0]))) for path in table['rows']]
     table = table[~pd.Series(chain).duplicated()][:2]
-    near = plots.strongest_at(graph, IDS[0, [0, 2]].tolist(), scores.numpy(), 4, graph.rows_of(tuple(IDS[0].tolist())))
+    near = plots.strongest_at(
+        graph, IDS[0, [0, 2]].tolist(), scores.numpy(), 4, graph.rows_of(tuple(IDS[0].tolist()))
+    )
     on_path = {row for path in table['rows'] for row in path}
     arrows, halos = ([p for p in ax.patches if p.get_zorder() == z] for z in (2, 1))
     assert len(halos) == len(on_path) and len(arrows) == len(on_path | set(near.tolist()))
     rows = [*dict.fromkeys([*(row for path in table['rows'] for row in path), *near.tolist()])]
     size = np.abs(scores.numpy()[rows])
-    np.testing.assert_allclose([arrow.get_linewidth() for arrow in arrows], .7 + 3.3 * size / size.max(), rtol=1e-5)
+    np.testing.assert_allclose(
+        [arrow.get_linewidth() for arrow in arrows], 0.7 + 3.3 * size / size.max(), rtol=1e-5
+    )
     colours = [matplotlib.colors.to_hex(arrow.get_edgecolor()).upper() for arrow in arrows]
     assert colours == [plots.BLUE if scores[row] > 0 else plots.VERMILION for row in rows]
     assert all(path in ax.get_xlabel() for path in table['path'])
@@ -194,12 +253,16 @@ def test_ego_graph(tracin: TracIn) -> None:
 
 def test_ego_graph_of_a_result_without_whole_paths() -> None:
     graph = Graph(TRAINING)
-    row = next(i for i in graph.at(IDS[0, :1].numpy())[2] if graph.tail[i] != IDS[0, 2] != graph.head[i])
-    ax = drawn(plots.ego_graph(graph, TEST, pd.Series({row: 1.})))
+    row = next(
+        i for i in graph.at(IDS[0, :1].numpy())[2] if graph.tail[i] != IDS[0, 2] != graph.head[i]
+    )
+    ax = drawn(plots.ego_graph(graph, TEST, pd.Series({row: 1.0})))
     assert len(ax.patches) == 1 and ax.get_xlabel() == 'no path from head to tail has a score'
 
 
-STAGES = pd.DataFrame(dict(stage=['load', 'inner products'], seconds=[1., 3.], bytes=[2**20, 2**22]))
+STAGES = pd.DataFrame(
+    dict(stage=['load', 'inner products'], seconds=[1.0, 3.0], bytes=[2**20, 2**22])
+)
 
 
 def test_profile() -> None:
@@ -209,38 +272,60 @@ def test_profile() -> None:
     assert [t.get_text() for t in time.texts] == ['1   25%', '3   75%']
 
 
-@pytest.mark.parametrize('name, column', [('peers', 'times_slower'), ('workers', 'gain'), ('engine', 'pair_speedup')])
+@pytest.mark.parametrize(
+    'name, column', [('peers', 'times_slower'), ('workers', 'gain'), ('engine', 'pair_speedup')]
+)
 def test_speedups(name: str, column: str) -> None:
-    ax = drawn(plots.speedups(ROOT/f'benchmarks/{name}.json', column))
-    rows = json.loads((ROOT/f'benchmarks/{name}.json').read_text())['rows']
-    points = sorted((y, x) for line in ax.lines if line.get_linestyle() == 'None' for x, y in line.get_xydata())
+    ax = drawn(plots.speedups(ROOT / f'benchmarks/{name}.json', column))
+    rows = json.loads((ROOT / f'benchmarks/{name}.json').read_text())['rows']
+    points = sorted(
+        (y, x) for line in ax.lines if line.get_linestyle() == 'None' for x, y in line.get_xydata()
+    )
     assert [x for _, x in points] == [row[column] for row in rows]
-    assert [ticks(ax)[int(y)] for y, _ in points] == [row['name'].rpartition(': ')[2] for row in rows]
+    assert [ticks(ax)[int(y)] for y, _ in points] == [
+        row['name'].rpartition(': ')[2] for row in rows
+    ]
     assert ax.get_xscale() == ('linear' if name == 'workers' else 'log') and ax.get_title() == name
 
 
-TABLE = pd.DataFrame([(m, f, v, v - .1, v + .05) for m, b in (('TracIn', .6), ('random', .2))
-                      for f, v in [('recall@1', b), ('recall@10', b + .1), ('MRR', b), ('MAP', b / 2)]],
-                     columns=['method', 'metric', 'value', 'lo', 'hi'])
+TABLE = pd.DataFrame(
+    [
+        (m, f, v, v - 0.1, v + 0.05)
+        for m, b in (('TracIn', 0.6), ('random', 0.2))
+        for f, v in [('recall@1', b), ('recall@10', b + 0.1), ('MRR', b), ('MAP', b / 2)]
+    ],
+    columns=['method', 'metric', 'value', 'lo', 'hi'],
+)
 
 
 def test_curves_and_comparison() -> None:
     ax = drawn(plots.curves(TABLE))
-    assert [line.get_label() for line in ax.lines] == ['TracIn', 'random'] and len(ax.collections) == 2
-    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[1, .6], [10, .7]])
+    assert [line.get_label() for line in ax.lines] == ['TracIn', 'random'] and len(
+        ax.collections
+    ) == 2
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[1, 0.6], [10, 0.7]])
     assert ax.lines[0].get_marker() != ax.lines[1].get_marker()
     axes = [drawn(ax) for ax in plots.comparison(TABLE)]
-    assert [ax.get_xlabel() for ax in axes] == ['MRR', 'MAP'] and ticks(axes[0]) == ['TracIn', 'random']
-    np.testing.assert_allclose(np.asarray(axes[1].containers[0][0].get_xdata(), dtype=float), [.3, .1])
+    assert [ax.get_xlabel() for ax in axes] == ['MRR', 'MAP'] and ticks(axes[0]) == [
+        'TracIn',
+        'random',
+    ]
+    np.testing.assert_allclose(
+        np.asarray(axes[1].containers[0][0].get_xdata(), dtype=float), [0.3, 0.1]
+    )
     (segments,) = axes[0].containers[0][2]
-    np.testing.assert_allclose([s[:, 0] for s in segments.get_segments()], [[.5, .65], [.1, .25]])
+    np.testing.assert_allclose(
+        [s[:, 0] for s in segments.get_segments()], [[0.5, 0.65], [0.1, 0.25]]
+    )
     assert len(plots.comparison(TABLE, ['recall@1'])) == 1
 
 
 def test_dark_style() -> None:
     "Text, frames and backgrounds follow matplotlib's style."
     with plt.style.context('dark_background'):
-        ax = drawn(plots.ego_graph(Graph(TRAINING), TEST, torch.ones(TRAINING.num_triples), k=2, best=1))
+        ax = drawn(
+            plots.ego_graph(Graph(TRAINING), TEST, torch.ones(TRAINING.num_triples), k=2, best=1)
+        )
         box = ax.texts[0].get_bbox_patch()
         assert matplotlib.colors.to_hex(box.get_facecolor()) == '#000000'
         assert matplotlib.colors.to_hex(box.get_edgecolor()) == '#ffffff'
@@ -250,34 +335,66 @@ def test_dark_style() -> None:
 NAN = TABLE.assign(lo=np.nan)
 
 
-@pytest.mark.parametrize('draw, says', [
-    (lambda: plots.ranking(made({})), 'nothing to plot'),
-    (lambda: plots.ranking(made({1: 1.}), k=0), 'k is 0'),
-    (lambda: plots.shares(made({1: 1.}), 'size'), "by='size', expected one of relation, head, tail, parameters"),
-    (lambda: plots.shares(made({1: 1.}), 'parameters'), r'no columns via_\.\.\., expected one made by explain'),
-    (lambda: plots.shares(made({})), 'nothing to plot'),
-    (lambda: plots.over_checkpoints(made({1: 1.})), 'expected one made by tracin.by_checkpoint'),
-    (lambda: plots.distribution(torch.zeros(3)), 'nothing to plot'),
-    (lambda: plots.distribution(torch.zeros(2, 3)), r'got float32 of shape \[2, 3\]'),
-    (lambda: plots.distribution(np.array([1., np.inf])), 'number 1 is not finite'),
-    (lambda: plots.distribution(np.array([1.]), np.nan), 'own is nan'),
-    (lambda: plots.distribution(np.array([1.]), bins=0), 'bins is 0'),
-    (lambda: plots.ego_graph(Graph(TRAINING), ('uk', 'embassy', 'uk'), torch.ones(1592)), 'expected two entities'),
-    (lambda: plots.ego_graph(Graph(TRAINING), TEST, torch.ones(3)), 'one number for each'),
-    (lambda: plots.ego_graph(Graph(TRAINING.mapped_triples), IDS[0], torch.ones(1592)), 'no labels'),
-    (lambda: plots.stage_plot(STAGES.drop(columns='bytes')), "no column 'bytes', only stage, seconds"),
-    (lambda: plots.stage_plot(STAGES[:0]), 'without rows'),
-    (lambda: plots.stage_plot(STAGES.assign(seconds=-1.)), "seconds of 'load' is below 0"),
-    (lambda: plots.stage_plot(STAGES.assign(seconds='1')), 'expected numbers'),
-    (lambda: plots.stage_plot([1]), 'got list'),
-    (lambda: plots.speedups(ROOT/'benchmarks/workers.json', 'speed'), "workers.json: there is no column 'speed'"),
-    (lambda: plots.speedups({'rows': [dict(name='a', gain=0.)]}, 'gain'), 'not above 0'),
-    (lambda: plots.speedups(ROOT/'README.md', 'gain'), "README.md: expected a benchmark's result"),
-    (lambda: plots.curves(TABLE, 'precision'), 'no metric precision@k, only recall@1'),
-    (lambda: plots.curves(NAN), "column 'lo' is not finite in row 0"),
-    (lambda: plots.comparison(TABLE, ['F1']), 'expected some of recall@1'),
-    (lambda: plots.comparison(TABLE.assign(lo=.9)), "'recall@1' of 'TracIn' has a value that is not between"),
-    (lambda: plots.comparison(pd.concat([TABLE, TABLE])), 'is there twice')])
+@pytest.mark.parametrize(
+    'draw, says',
+    [
+        (lambda: plots.ranking(made({})), 'nothing to plot'),
+        (lambda: plots.ranking(made({1: 1.0}), k=0), 'k is 0'),
+        (
+            lambda: plots.shares(made({1: 1.0}), 'size'),
+            "by='size', expected one of relation, head, tail, parameters",
+        ),
+        (
+            lambda: plots.shares(made({1: 1.0}), 'parameters'),
+            r'no columns via_\.\.\., expected one made by explain',
+        ),
+        (lambda: plots.shares(made({})), 'nothing to plot'),
+        (
+            lambda: plots.over_checkpoints(made({1: 1.0})),
+            'expected one made by tracin.by_checkpoint',
+        ),
+        (lambda: plots.distribution(torch.zeros(3)), 'nothing to plot'),
+        (lambda: plots.distribution(torch.zeros(2, 3)), r'got float32 of shape \[2, 3\]'),
+        (lambda: plots.distribution(np.array([1.0, np.inf])), 'number 1 is not finite'),
+        (lambda: plots.distribution(np.array([1.0]), np.nan), 'own is nan'),
+        (lambda: plots.distribution(np.array([1.0]), bins=0), 'bins is 0'),
+        (
+            lambda: plots.ego_graph(Graph(TRAINING), ('uk', 'embassy', 'uk'), torch.ones(1592)),
+            'expected two entities',
+        ),
+        (lambda: plots.ego_graph(Graph(TRAINING), TEST, torch.ones(3)), 'one number for each'),
+        (
+            lambda: plots.ego_graph(Graph(TRAINING.mapped_triples), IDS[0], torch.ones(1592)),
+            'no labels',
+        ),
+        (
+            lambda: plots.stage_plot(STAGES.drop(columns='bytes')),
+            "no column 'bytes', only stage, seconds",
+        ),
+        (lambda: plots.stage_plot(STAGES[:0]), 'without rows'),
+        (lambda: plots.stage_plot(STAGES.assign(seconds=-1.0)), "seconds of 'load' is below 0"),
+        (lambda: plots.stage_plot(STAGES.assign(seconds='1')), 'expected numbers'),
+        (lambda: plots.stage_plot([1]), 'got list'),
+        (
+            lambda: plots.speedups(ROOT / 'benchmarks/workers.json', 'speed'),
+            "workers.json: there is no column 'speed'",
+        ),
+        (lambda: plots.speedups({'rows': [dict(name='a', gain=0.0)]}, 'gain'), 'not above 0'),
+        (
+            lambda: plots.speedups(ROOT / 'README.md', 'gain'),
+            "README.md: expected a benchmark's result",
+        ),
+        (lambda: plots.curves(TABLE, 'precision'), 'no metric precision@k, only recall@1'),
+        (lambda: plots.curves(NAN), "column 'lo' is not finite in row 0"),
+        (lambda: plots.comparison(TABLE, ['F1']), 'expected some of recall@1'),
+        (
+            lambda: plots.comparison(TABLE.assign(lo=0.9)),
+            "'recall@1' of 'TracIn' has a value that is not between",
+        ),
+        (lambda: plots.comparison(pd.concat([TABLE, TABLE])), 'is there twice'),
+    ],
+)
 def test_bad_input(draw: object, says: str) -> None:
-    with pytest.raises(ValueError, match=says): draw()
+    with pytest.raises(ValueError, match=says):
+        draw()
     assert not plt.get_fignums()

@@ -1,6 +1,8 @@
-"""Models that the factored engine's routes could be wrong for: the right numbers by a slower route, or an error.
+"""Models that the factored engine's routes could be wrong for: the right numbers by a slower route,
+or an error.
 
 The truth is a plain backward pass through PyKEEN's own scoring, one for each triple, dense."""
+
 from __future__ import annotations
 
 import copy
@@ -12,19 +14,29 @@ import torch
 from pykeen.datasets import Nations
 from pykeen.losses import BCEWithLogitsLoss, MarginRankingLoss, NSSALoss
 from pykeen.models import ERModel
-from pykeen.nn import (BackfillRepresentation, CombinedRepresentation, Embedding, LowRankRepresentation,
-                       MultiBackfillRepresentation, PartitionRepresentation, Representation, SubsetRepresentation,
-                       TensorTrainRepresentation, TokenizationRepresentation, TransformedRepresentation)
+from pykeen.nn import (
+    BackfillRepresentation,
+    CombinedRepresentation,
+    Embedding,
+    LowRankRepresentation,
+    MultiBackfillRepresentation,
+    PartitionRepresentation,
+    Representation,
+    SubsetRepresentation,
+    TensorTrainRepresentation,
+    TokenizationRepresentation,
+    TransformedRepresentation,
+)
 from pykeen.nn.modules import Interaction
 from pykeen.nn.representation import Partition
 from pykeen.triples import CoreTriplesFactory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tracin_nb.influence import steps as influence
 from tracin_nb import Run, TracIn
 from tracin_nb.engine.gradients import FactoredEngine, RouteError, Routes, settled_routes
 from tracin_nb.engine.objectives import BCE, Softmax
+from tracin_nb.influence import steps as influence
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 NATIONS = Nations().training
@@ -33,7 +45,8 @@ TRAIN, TEST = NATIONS.mapped_triples[::9], NATIONS.mapped_triples[[3, 500, 900, 
 Loss = Callable[[ERModel, Tensor], Tensor]
 
 
-def bce(model: ERModel, triple: Tensor) -> Tensor: return F.softplus(-model.score_hrt(triple)).sum()
+def bce(model: ERModel, triple: Tensor) -> Tensor:
+    return F.softplus(-model.score_hrt(triple)).sum()
 
 
 def softmax(model: ERModel, triple: Tensor) -> Tensor:
@@ -50,7 +63,9 @@ LOSSES: dict[str, Loss] = {'bce': bce, 'softmax': softmax, 'softmax-head': softm
 def gradient(model: ERModel, loss: Loss, triple: Tensor) -> Tensor:
     params = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss(model, triple[None]), params, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(params, grads)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(params, grads)]
+    )
 
 
 def truth(models: list[ERModel], loss: Loss, test: Tensor, train: Tensor) -> Tensor:
@@ -59,19 +74,33 @@ def truth(models: list[ERModel], loss: Loss, test: Tensor, train: Tensor) -> Ten
     return sum(rows(m, test) @ rows(m, train).T for m in models)
 
 
-def model(entities: Representation | list[Representation], interaction: Interaction | str = 'distmult',
-          factory: CoreTriplesFactory = NATIONS) -> ERModel:
+def model(
+    entities: Representation | list[Representation],
+    interaction: Interaction | str = 'distmult',
+    factory: CoreTriplesFactory = NATIONS,
+) -> ERModel:
     torch.manual_seed(0)
     relations = Embedding(max_id=factory.num_relations, shape=(D,), initializer=nn.init.normal_)
-    made = ERModel(triples_factory=factory, interaction=interaction, entity_representations=entities,
-                   relation_representations=relations).double().eval()
+    made = (
+        ERModel(
+            triples_factory=factory,
+            interaction=interaction,
+            entity_representations=entities,
+            relation_representations=relations,
+        )
+        .double()
+        .eval()
+    )
     for p in made.parameters():
-        if p.requires_grad: nn.init.normal_(p, std=.7)
+        if p.requires_grad:
+            nn.init.normal_(p, std=0.7)
     return made
 
 
-def run(made: ERModel, states: list[dict] | None = None, factory: CoreTriplesFactory = NATIONS) -> Run:
-    return Run.from_model(made, factory, states=states, learning_rates=[1.] * len(states or [0]))
+def run(
+    made: ERModel, states: list[dict] | None = None, factory: CoreTriplesFactory = NATIONS
+) -> Run:
+    return Run.from_model(made, factory, states=states, learning_rates=[1.0] * len(states or [0]))
 
 
 def tracin(made: ERModel | Run, objective: str = 'bce', **options: object) -> TracIn:
@@ -84,20 +113,25 @@ def error(ours: Tensor, expected: Tensor) -> float:
     return ((ours - expected).norm() / expected.norm()).item()
 
 
-def table(n: int = E, d: int = D) -> Embedding: return Embedding(max_id=n, shape=(d,))
+def table(n: int = E, d: int = D) -> Embedding:
+    return Embedding(max_id=n, shape=(d,))
 
 
-# ----------------------------------------------------------------- representations that treat entities apart
+# ---- representations that treat entities apart
 class Own(Representation):
     "A representation of one's own around a table of all entities."
+
     def __init__(self, n: int = E):
         super().__init__(max_id=n, shape=(D,))
         self.table, self.special = table(n), nn.Parameter(torch.zeros(D))
-    def ids(self, indices: Tensor | None) -> Tensor: return torch.arange(self.max_id) if indices is None else indices
+
+    def ids(self, indices: Tensor | None) -> Tensor:
+        return torch.arange(self.max_id) if indices is None else indices
 
 
 class Special(Own):
     "One entity has a vector of its own, which is read only where that entity is asked for."
+
     def _plain_forward(self, indices=None):
         ids = self.ids(indices)
         x = self.table(ids)
@@ -106,6 +140,7 @@ class Special(Own):
 
 class Sorted(Own):
     "Each id is looked up once, in order."
+
     def _plain_forward(self, indices=None):
         ids, back = self.ids(indices).unique(return_inverse=True)
         return self.table(ids)[back]
@@ -113,11 +148,15 @@ class Sorted(Own):
 
 class Whole(Own):
     "All vectors are computed, whichever are asked for."
-    def _plain_forward(self, indices=None): return self.table(torch.arange(self.max_id))[self.ids(indices)]
+
+    def _plain_forward(self, indices=None):
+        return self.table(torch.arange(self.max_id))[self.ids(indices)]
 
 
 class Alias(Own):
-    "Some entities have the vectors of others, and an entity's own vector is added once more without a module."
+    """Some entities have the vectors of others, and an entity's own vector is added once more
+    without a module."""
+
     def _plain_forward(self, indices=None):
         ids = self.ids(indices)
         x = self.table(torch.where(ids > 9, ids - 7, ids))
@@ -126,9 +165,11 @@ class Alias(Own):
 
 class Later(Own):
     "A part of the entities goes through a layer, and only these are given to it."
+
     def __init__(self, n: int = E):
         super().__init__(n)
         self.layer = nn.Linear(D, D)
+
     def _plain_forward(self, indices=None):
         ids = self.ids(indices)
         x = self.table(ids)
@@ -138,34 +179,57 @@ class Later(Own):
 ASSIGNED = torch.tensor([[i % 2, i // 2] for i in range(E)])
 REPRESENTATIONS: dict[str, Callable[[], Representation | list[Representation]]] = {
     'backfill': lambda: BackfillRepresentation(max_id=E, base_ids=[1, 2, 5], base=table(3)),
-    'backfill half': lambda: BackfillRepresentation(max_id=E, base_ids=[3, 6, 8, 9, 10, 11, 12], base=table(7)),
+    'backfill half': lambda: BackfillRepresentation(
+        max_id=E, base_ids=[3, 6, 8, 9, 10, 11, 12], base=table(7)
+    ),
     'multi-backfill': lambda: MultiBackfillRepresentation(
-        max_id=E, partitions=[Partition(ids=[1, 8], base=table(2)), Partition(ids=[2, 5, 11], base=table(3))]),
+        max_id=E,
+        partitions=[Partition(ids=[1, 8], base=table(2)), Partition(ids=[2, 5, 11], base=table(3))],
+    ),
     'partition': lambda: PartitionRepresentation(assignment=ASSIGNED, bases=[table(7), table(7)]),
     'partition inside a layer': lambda: TransformedRepresentation(
-        nn.Linear(D, D), base=PartitionRepresentation(assignment=ASSIGNED, bases=[table(7), table(7)])),
-    'tokens from a partition': lambda: TransformedRepresentation(nn.Flatten(-2), base=TokenizationRepresentation(
-        assignment=torch.stack([torch.arange(E) % 5, torch.arange(E) % 3 + 5], 1),
-        token_representation=BackfillRepresentation(max_id=8, base_ids=[1, 6], base=table(2, 2)))),
+        nn.Linear(D, D),
+        base=PartitionRepresentation(assignment=ASSIGNED, bases=[table(7), table(7)]),
+    ),
+    'tokens from a partition': lambda: TransformedRepresentation(
+        nn.Flatten(-2),
+        base=TokenizationRepresentation(
+            assignment=torch.stack([torch.arange(E) % 5, torch.arange(E) % 3 + 5], 1),
+            token_representation=BackfillRepresentation(
+                max_id=8, base_ids=[1, 6], base=table(2, 2)
+            ),
+        ),
+    ),
     'subset of backfill': lambda: SubsetRepresentation(
-        max_id=E, base=BackfillRepresentation(max_id=20, base_ids=[1, 15], base=table(2))),
+        max_id=E, base=BackfillRepresentation(max_id=20, base_ids=[1, 15], base=table(2))
+    ),
     'combined with backfill': lambda: CombinedRepresentation(
-        max_id=E, base=[table(d=2), BackfillRepresentation(max_id=E, base_ids=[4, 9], base=table(2, 2))],
-        combination='concat'),
-    'layer of zeros': lambda: TransformedRepresentation(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, D)),
-                                                        base=table(d=3)),
+        max_id=E,
+        base=[table(d=2), BackfillRepresentation(max_id=E, base_ids=[4, 9], base=table(2, 2))],
+        combination='concat',
+    ),
+    'layer of zeros': lambda: TransformedRepresentation(
+        nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, D)), base=table(d=3)
+    ),
     'low rank': lambda: LowRankRepresentation(max_id=E, shape=(D,), num_bases=3),
     'tensor train': lambda: TensorTrainRepresentation(max_id=E, shape=(D,), num_cores=2, ranks=2),
     'one table twice': lambda: CombinedRepresentation(
-        max_id=E, base=[shared := table(d=2), shared], combination='concat'),
-    'frozen base': lambda: BackfillRepresentation(max_id=E, base_ids=[1, 2, 5], base=Embedding(
-        max_id=3, shape=(D,), trainable=False)),
-    **{kind.__name__.lower(): kind for kind in (Special, Sorted, Whole, Alias, Later)}}
+        max_id=E, base=[shared := table(d=2), shared], combination='concat'
+    ),
+    'frozen base': lambda: BackfillRepresentation(
+        max_id=E, base_ids=[1, 2, 5], base=Embedding(max_id=3, shape=(D,), trainable=False)
+    ),
+    **{kind.__name__.lower(): kind for kind in (Special, Sorted, Whole, Alias, Later)},
+}
 
 
 ROW_BY_ROW = ('layer of zeros', 'tensor train', 'one table twice')
-SOME = [(name, o) for i, name in enumerate(REPRESENTATIONS) for j, o in enumerate(LOSSES)
-        if i < 2 or (i + j) % 3 == 0]
+SOME = [
+    (name, o)
+    for i, name in enumerate(REPRESENTATIONS)
+    for j, o in enumerate(LOSSES)
+    if i < 2 or (i + j) % 3 == 0
+]
 
 
 @pytest.mark.parametrize('name,objective', SOME)
@@ -178,9 +242,12 @@ def test_representation(name: str, objective: str) -> None:
     assert bool(asked.steps[0].train.routes.mixed) == (name not in ROW_BY_ROW)
 
 
-@pytest.mark.parametrize('options', [dict(devices=['cpu']), dict(precision='bf16'), dict(compile=True)])
+@pytest.mark.parametrize(
+    'options', [dict(devices=['cpu']), dict(precision='bf16'), dict(compile=True)]
+)
 def test_options(options: dict) -> None:
-    "A worker takes the routes along; reduced precision is settled in full; a compiled form is refused and told."
+    """A worker takes the routes along; reduced precision is settled in full; a compiled form is
+    refused and told."""
     made = model(REPRESENTATIONS['backfill']())
     asked, expected = tracin(made, **options), truth([made], bce, TEST, TRAIN)
     with pytest.warns(UserWarning) if 'compile' in options else nullcontext():
@@ -188,7 +255,8 @@ def test_options(options: dict) -> None:
     assert error(result, expected) <= 1e-9
     facts = asked.facts(asked.objective)
     assert facts['route_error'] <= 1e-9 and 'bases.0' in facts['routes'][0]
-    if 'compile' in options: assert facts['reason'].startswith('ValueError: one backward pass per triple')
+    if 'compile' in options:
+        assert facts['reason'].startswith('ValueError: one backward pass per triple')
 
 
 def test_kept() -> None:
@@ -201,7 +269,9 @@ def test_kept() -> None:
     every = truth([made], bce, TEST, few.mapped_triples)
     for i, part in frame[frame['kind'] == 'proponent'].groupby('test_index'):
         best = every[i].topk(3).values
-        torch.testing.assert_close(torch.tensor(part['influence'].to_numpy()), best, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            torch.tensor(part['influence'].to_numpy()), best, rtol=1e-9, atol=0
+        )
 
 
 def large(n: int = 3000, triples: int = 400) -> CoreTriplesFactory:
@@ -224,15 +294,18 @@ def test_one_entity_among_thousands() -> None:
 
 class Moody(Own):
     "Looks up each id once where many are asked for, as a representation may do to save work."
+
     def _plain_forward(self, indices=None):
         ids = self.ids(indices)
-        if ids.numel() <= 150: return self.table(ids)
+        if ids.numel() <= 150:
+            return self.table(ids)
         ids, back = ids.unique(return_inverse=True)
         return self.table(ids)[back]
 
 
 class Hidden(Own):
     "Where many ids are asked for, the same vectors are read without a module."
+
     def _plain_forward(self, indices=None):
         ids = self.ids(indices)
         return self.table(ids) if ids.numel() <= 150 else self.table._embeddings.weight[ids]
@@ -240,10 +313,13 @@ class Hidden(Own):
 
 @pytest.mark.parametrize('kind', [Moody, Hidden])
 def test_seen_only_in_a_call(kind: type[Own]) -> None:
-    "What no trial of a few triples can show is an error in the call that shows it, and never a wrong number."
+    """What no trial of a few triples can show is an error in the call that shows it, and never a
+    wrong number."""
     asked = tracin(made := model(kind()), batch_size=100)
     assert error(asked.scores(TEST, TRAIN), truth([made], bce, TEST, TRAIN)) <= 1e-9
-    with pytest.raises(RouteError, match=r'no exact factored route for entity_.*use engine "vmap" or "loop"'):
+    with pytest.raises(
+        RouteError, match=r'no exact factored route for entity_.*use engine "vmap" or "loop"'
+    ):
         tracin(made, batch_size=200).scores(TEST, TRAIN)
 
 
@@ -251,10 +327,12 @@ def test_seen_only_in_a_call(kind: type[Own]) -> None:
 def test_hooked_table(objective: str) -> None:
     "Somebody's hook changes the vectors of some entities: the table is then no plain one."
     made = model(table())
-    keep = torch.where(torch.arange(E) == 6, 0., 1.).double()
+    keep = torch.where(torch.arange(E) == 6, 0.0, 1.0).double()
+
     def some(e: Embedding, args: tuple, kwargs: dict, x: Tensor) -> Tensor:
         ids = kwargs.get('indices')
         return x * (keep if ids is None else keep[ids])[..., None]
+
     made.entity_representations[0].register_forward_hook(some, with_kwargs=True)
     ours = tracin(made, objective).scores(TEST, TRAIN)
     assert error(ours, truth([made], LOSSES[objective], TEST, TRAIN)) <= 1e-9
@@ -262,34 +340,45 @@ def test_hooked_table(objective: str) -> None:
 
 class Biased(ERModel):
     "Scores one entity's triples in its own way."
+
     def score_hrt(self, hrt_batch: Tensor, **kwargs: object) -> Tensor:
         s = super().score_hrt(hrt_batch, **kwargs)
         return s + self.bias if (hrt_batch[:, 0] == 13).any() else s
 
 
 def test_scoring_of_its_own() -> None:
-    made = Biased(triples_factory=NATIONS, interaction='distmult', entity_representations=table(),
-                  relation_representations=table(R)).double()
+    made = Biased(
+        triples_factory=NATIONS,
+        interaction='distmult',
+        entity_representations=table(),
+        relation_representations=table(R),
+    ).double()
     made.bias = nn.Parameter(torch.ones((), dtype=torch.double))
-    with pytest.raises(ValueError, match='Biased has a score_hrt of its own; use engine "vmap" or "loop"'):
+    with pytest.raises(
+        ValueError, match='Biased has a score_hrt of its own; use engine "vmap" or "loop"'
+    ):
         tracin(made).scores(TEST, TRAIN)
     ours = tracin(made, engine='loop').scores(TEST, TRAIN)
     assert error(ours, truth([made], bce, TEST, TRAIN)) <= 1e-9
 
 
-# ------------------------------------------------------------------------- interactions, and zero slopes
+# ---- interactions, and zero slopes
 class Net(Interaction):
     "The product of three vectors, and a network of head and tail whose last layer may be zero."
+
     entity_shape, relation_shape = ('d',), ('d',)
+
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(D, D), nn.Linear(D, 1)
+
     def forward(self, h, r, t):
         return (h * r * t).sum(-1) + self.last(torch.tanh(self.first(h + t))).squeeze(-1)
 
 
 class Twice(Net):
     "The first layer's weight is read once more, without its module."
+
     def forward(self, h, r, t):
         hidden = self.first(torch.tanh(self.first(h * t))) + torch.tanh(h) @ self.first.weight.T
         return (h * r * t).sum(-1) + self.last(torch.tanh(hidden)).squeeze(-1)
@@ -297,15 +386,20 @@ class Twice(Net):
 
 class Some(Net):
     "The network sees only those triples whose relation asks for it."
+
     def forward(self, h, r, t):
         s = (h * r * t).sum(-1)
-        x, wanted = (h + t) * torch.ones_like(r), (r[..., 0] > .5).expand(s.shape)
-        return s.masked_scatter(wanted, s[wanted] + self.last(torch.tanh(self.first(x[wanted]))).squeeze(-1))
+        x, wanted = (h + t) * torch.ones_like(r), (r[..., 0] > 0.5).expand(s.shape)
+        return s.masked_scatter(
+            wanted, s[wanted] + self.last(torch.tanh(self.first(x[wanted]))).squeeze(-1)
+        )
 
 
 class Kink(Interaction):
     "Linear in the tail for half of the relations."
+
     entity_shape, relation_shape = ('d',), ('d',)
+
     def forward(self, h, r, t):
         return torch.where(r[..., 0] > 0, (h * r * t).sum(-1), -(h + r - t).abs().sum(-1))
 
@@ -321,7 +415,7 @@ def zeroed(made: ERModel) -> dict[str, Tensor]:
 def test_checkpoints_with_a_layer_of_zeros(kind: type[Net], objective: str, first: str) -> None:
     "Each checkpoint has routes of its own; a gradient of zero says nothing of others."
     made = model(table(), kind())
-    states = [zeroed(made), copy.deepcopy(made.state_dict())][::1 if first == 'zero' else -1]
+    states = [zeroed(made), copy.deepcopy(made.state_dict())][:: 1 if first == 'zero' else -1]
     asked = tracin(run(made, states), objective)
     ours, models = asked.scores(TEST, TRAIN), []
     for state in states:
@@ -337,10 +431,16 @@ def test_checkpoints_with_a_layer_of_zeros(kind: type[Net], objective: str, firs
 
 def test_a_layer_of_zeros_in_a_representation() -> None:
     made = model(REPRESENTATIONS['layer of zeros']())
-    states = [{n: torch.zeros_like(v) if 'transformation.2' in n else v for n, v in made.state_dict().items()},
-              copy.deepcopy(made.state_dict())]
+    states = [
+        {
+            n: torch.zeros_like(v) if 'transformation.2' in n else v
+            for n, v in made.state_dict().items()
+        },
+        copy.deepcopy(made.state_dict()),
+    ]
     models = [copy.deepcopy(made) for _ in states]
-    for m, state in zip(models, states): m.load_state_dict(state)
+    for m, state in zip(models, states):
+        m.load_state_dict(state)
     ours = tracin(run(made, states)).scores(TEST, TRAIN)
     assert error(ours, truth(models, bce, TEST, TRAIN)) <= 1e-9
 
@@ -353,7 +453,8 @@ def test_linear_for_some_relations(objective: str) -> None:
 
 
 def test_linear_for_all_but_one_relation() -> None:
-    "Relation 0 has no triple in the sample; a row of it shows in the call what the table's gradient is not."
+    """Relation 0 has no triple in the sample; a row of it shows in the call what the table's
+    gradient is not."""
     made = model(table(), Kink())
     with torch.no_grad():
         weight = made.relation_representations[0]._embeddings.weight
@@ -365,14 +466,17 @@ def test_linear_for_all_but_one_relation() -> None:
     engine = FactoredEngine(made, Softmax(), routes)
     assert routes.whole_tables and wrong <= 1e-9
     engine(others)
-    with pytest.raises(RouteError, match='entity_representations'): engine(odd)
+    with pytest.raises(RouteError, match='entity_representations'):
+        engine(odd)
 
 
 @pytest.mark.parametrize('objective', ['bce', 'softmax'])
 def test_a_layer_for_some_triples(objective: str) -> None:
     "No route is exact for it: an error that says what is."
     made = model(table(), Some())
-    with pytest.raises(ValueError, match=r'no exact factored route for interaction\..*use engine "vmap" or "loop"'):
+    with pytest.raises(
+        ValueError, match=r'no exact factored route for interaction\..*use engine "vmap" or "loop"'
+    ):
         tracin(made, objective).scores(TEST, TRAIN)
     ours = tracin(made, objective, engine='loop').scores(TEST, TRAIN)
     assert error(ours, truth([made], LOSSES[objective], TEST, TRAIN)) <= 1e-9
@@ -380,7 +484,9 @@ def test_a_layer_for_some_triples(objective: str) -> None:
 
 class Saturated(Net):
     "The network is felt only where the product is large: by none of the triples that are tried."
+
     limit = 1e9
+
     def forward(self, h, r, t):
         s = (h * r * t).sum(-1)
         return s + (s > self.limit) * (s - self.limit) * super().forward(h, r, t)
@@ -392,7 +498,7 @@ def test_unfelt_parameters_take_the_slower_route() -> None:
     made.interaction.limit = made.score_hrt(NATIONS.mapped_triples).max().item() - 1e-3
     routes, wrong = settled_routes(made, BCE(), TRAIN)
     assert routes.vectorised and wrong <= 1e-9
-    made.interaction.limit = -10.
+    made.interaction.limit = -10.0
     assert not settled_routes(made, BCE(), TRAIN)[0].vectorised
 
 
@@ -401,7 +507,7 @@ def test_a_triple_to_explain_that_feels_nothing(objective: str) -> None:
     "What was confirmed by training triples is not taken back for want of a slope."
     made = model(table(), Saturated())
     scores = made.score_hrt(NATIONS.mapped_triples)[:, 0].detach()
-    made.interaction.limit = scores.quantile(.8).item()
+    made.interaction.limit = scores.quantile(0.8).item()
     made.entity_representations[0]._embeddings.weight.data[13] = 0
     low = torch.tensor([[13, 0, 1]])
     assert made.interaction.limit > 0 and not made.score_hrt(low).any()
@@ -412,8 +518,12 @@ def test_a_triple_to_explain_that_feels_nothing(objective: str) -> None:
 def test_satisfied_margins_do_not_hide_errors() -> None:
     "The loss of every triple has no slope; the routes are tried all the same."
     made = model(REPRESENTATIONS['backfill']())
-    asked = TracIn(Run.from_model(made, NATIONS, learning_rates=[1.], loss=MarginRankingLoss(margin=-1e9)),
-                   weighting='sgd', progress=False, devices='cpu')
+    asked = TracIn(
+        Run.from_model(made, NATIONS, learning_rates=[1.0], loss=MarginRankingLoss(margin=-1e9)),
+        weighting='sgd',
+        progress=False,
+        devices='cpu',
+    )
     assert not asked.scores(TEST, TRAIN).any()
     assert asked.steps[0].train.routes.mixed and asked.facts(asked.objective)['route_error'] <= 1e-9
 
@@ -435,57 +545,77 @@ def test_a_kink_is_no_error() -> None:
 def test_the_error_of_the_triples_to_explain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     "Training triples first, at each checkpoint, then those to explain."
     seen, settled = [], influence.settled_routes
+
     def watch(*args: object) -> tuple[Routes, float]:
         seen.append(args[2])
         routes, _ = settled(*args)
         return routes, len(seen) / 100
+
     monkeypatch.setattr(influence, 'settled_routes', watch)
     made = model(table())
     asked = tracin(run(made, [made.state_dict()] * 2))
     facts = asked.explain(TEST, k=1).facts
-    assert facts['route_error'] == .04 and [len(x) for x in seen] == [NATIONS.num_triples] * 2 + [4, 4]
+    assert facts['route_error'] == 0.04 and [len(x) for x in seen] == [NATIONS.num_triples] * 2 + [
+        4,
+        4,
+    ]
 
 
 def test_routes_that_fail_for_a_test_triple(monkeypatch: pytest.MonkeyPatch) -> None:
     "What was computed for the training triples can then not be trusted: an error."
     asked = tracin(model(table()))
     asked.steps.every
-    monkeypatch.setattr(influence, 'settled_routes', lambda *_: (Routes(vectorised=True), 0.))
-    with pytest.raises(ValueError, match='not for the triples to explain.*use engine "vmap" or "loop"'):
+    monkeypatch.setattr(influence, 'settled_routes', lambda *_: (Routes(vectorised=True), 0.0))
+    with pytest.raises(
+        ValueError, match='not for the triples to explain.*use engine "vmap" or "loop"'
+    ):
         asked.scores(TEST, TRAIN)
 
 
-# ------------------------------------------------------------------------------- losses that vmap has no rule for
-VMAP = dict(filtered=dict(loss=NSSALoss(), negative_sampler_kwargs=dict(filtered=True, num_negs_per_pos=5)),
-            filtered_margin=dict(loss=MarginRankingLoss(2.), negative_sampler_kwargs=dict(filtered=True)),
-            filtered_bce=dict(loss=BCEWithLogitsLoss(), negative_sampler_kwargs=dict(filtered=True)),
-            margin_rows=dict(loss=MarginRankingLoss(2.), loop='lcwa'), nssa_rows=dict(loss=NSSALoss(), loop='lcwa'))
+# ---- losses that vmap has no rule for
+VMAP = dict(
+    filtered=dict(loss=NSSALoss(), negative_sampler_kwargs=dict(filtered=True, num_negs_per_pos=5)),
+    filtered_margin=dict(loss=MarginRankingLoss(2.0), negative_sampler_kwargs=dict(filtered=True)),
+    filtered_bce=dict(loss=BCEWithLogitsLoss(), negative_sampler_kwargs=dict(filtered=True)),
+    margin_rows=dict(loss=MarginRankingLoss(2.0), loop='lcwa'),
+    nssa_rows=dict(loss=NSSALoss(), loop='lcwa'),
+)
 
 
 @pytest.mark.parametrize('name', VMAP)
 def test_vmap_of_losses_whose_steps_depend_on_the_data(name: str) -> None:
     "The loss of one triple, by PyKEEN's own methods for a batch of this one."
     made = model(table())
-    ran = Run.from_model(made, NATIONS, learning_rates=[1.], **VMAP[name])
-    scores = {e: TracIn(ran, engine=e, weighting='sgd', progress=False, devices='cpu').scores(TEST, TRAIN[:40])
-              for e in ('vmap', 'factored')}
+    ran = Run.from_model(made, NATIONS, learning_rates=[1.0], **VMAP[name])
+    scores = {
+        e: TracIn(ran, engine=e, weighting='sgd', progress=False, devices='cpu').scores(
+            TEST, TRAIN[:40]
+        )
+        for e in ('vmap', 'factored')
+    }
     loss = rows(ran) if VMAP[name].get('loop') == 'lcwa' else sampled(ran)
     expected = truth([made], loss, TEST, TRAIN[:40])
-    for ours in scores.values(): assert error(ours, expected) <= 1e-9
+    for ours in scores.values():
+        assert error(ours, expected) <= 1e-9
 
 
 def sampled(ran: Run) -> Loss:
     "The triple and its negatives, those that were filtered out left away."
     drawn = TracIn(ran, weighting='sgd').objective.negatives
+
     def loss(made: ERModel, triple: Tensor) -> Tensor:
         negatives, mask = drawn.draw(triple)
         positive, negative = made.score_hrt(triple), made.score_hrt(negatives[0]).view(1, -1)
-        return ran.loss.process_slcwa_scores(positive, negative[mask], batch_filter=mask, num_entities=E)
+        return ran.loss.process_slcwa_scores(
+            positive, negative[mask], batch_filter=mask, num_entities=E
+        )
+
     return loss
 
 
 def rows(ran: Run) -> Loss:
     "The row with the triple, less the row without it."
+
     def loss(made: ERModel, triple: Tensor) -> Tensor:
         h, r, t = triple[0]
         ids = NATIONS.mapped_triples
@@ -495,4 +625,5 @@ def rows(ran: Run) -> Loss:
         with_[0, t], without[0, t] = 1, 0
         of = lambda y: ran.loss.process_lcwa_scores(made.score_t(triple[:, :2]), y, num_entities=E)
         return of(with_) - of(without) if without.any() else of(with_)
+
     return loss

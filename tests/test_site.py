@@ -1,5 +1,10 @@
-"""The built site: whole by its files, and in a browser, light and dark, wide and narrow, asking no other host."""
-import os, re, shutil, threading
+"""The built site: whole by its files, and in a browser, light and dark, wide and narrow, asking
+no other host."""
+
+import os
+import re
+import shutil
+import threading
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
@@ -9,31 +14,50 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
-SITE = Path(__file__).resolve().parent.parent/'docs/_build/html'
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run', '--disable-sync',
-         '--disable-component-update']
+SITE = Path(__file__).resolve().parent.parent / 'docs/_build/html'
+CHROMIUM = (
+    shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+)
+FLAGS = [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-background-networking',
+    '--no-first-run',
+    '--disable-sync',
+    '--disable-component-update',
+]
 PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob('*.html'))
 HOST = 'http://site/'
 
 if os.environ.get('CI') != 'true':
-    if not PAGES: pytest.skip('no site here: `make docs` builds it', allow_module_level=True)
-    if not CHROMIUM: pytest.skip('no Chromium here to look at the site with', allow_module_level=True)
+    if not PAGES:
+        pytest.skip('no site here: `make docs` builds it', allow_module_level=True)
+    if not CHROMIUM:
+        pytest.skip('no Chromium here to look at the site with', allow_module_level=True)
 
 
 # ---- by its files
 
+
 class Seen(HTMLParser):
     "The ids of a page, what it links to, and what it loads."
+
     def __init__(self, text: str):
         super().__init__()
         self.ids, self.links, self.loads = set(), [], []
         self.feed(text)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        if 'id' in given: self.ids.add(given['id'])
-        if tag == 'a' and given.get('href'): self.links.append(given['href'])
-        if tag == 'link' and given.get('href') and given.get('rel') in ('stylesheet', 'icon', 'preload', 'search'):
+        if 'id' in given:
+            self.ids.add(given['id'])
+        if tag == 'a' and given.get('href'):
+            self.links.append(given['href'])
+        if (
+            tag == 'link'
+            and given.get('href')
+            and given.get('rel') in ('stylesheet', 'icon', 'preload', 'search')
+        ):
             self.loads.append(given['href'])
         if tag in ('img', 'script', 'iframe', 'source', 'video', 'audio') and given.get('src'):
             self.loads.append(given['src'])
@@ -42,7 +66,7 @@ class Seen(HTMLParser):
 @pytest.fixture(scope='module')
 def seen() -> dict[str, Seen]:
     "Every page, parsed."
-    return {name: Seen((SITE/name).read_text(encoding='utf-8')) for name in PAGES}
+    return {name: Seen((SITE / name).read_text(encoding='utf-8')) for name in PAGES}
 
 
 def place(page: str, link: str) -> tuple[str, str]:
@@ -54,7 +78,8 @@ def place(page: str, link: str) -> tuple[str, str]:
 def dead(page: str, link: str, seen: dict[str, Seen]) -> bool:
     "Does a link of this site lead nowhere?"
     path, fragment = place(page, link)
-    if path not in seen: return not (SITE/path).is_file()
+    if path not in seen:
+        return not (SITE / path).is_file()
     return bool(fragment) and fragment not in seen[path].ids
 
 
@@ -86,25 +111,39 @@ def test_parts() -> None:
 
 def test_links(seen: dict[str, Seen]) -> None:
     "Every internal link, with its anchor."
-    bad = [f'{name}: {link}' for name, page in seen.items() for link in page.links
-           if is_local(link) and dead(name, link, seen)]
+    bad = [
+        f'{name}: {link}'
+        for name, page in seen.items()
+        for link in page.links
+        if is_local(link) and dead(name, link, seen)
+    ]
     assert sum(len(page.links) for page in seen.values()) > 1000
     assert not bad, '\n'.join(bad[:20])
 
 
 def test_loads_from_here(seen: dict[str, Seen]) -> None:
     "Pictures, scripts and styles are files of the site."
-    bad = [f'{name}: {link}' for name, page in seen.items() for link in page.loads
-           if not link.startswith('data:') and (not is_local(link) or dead(name, link.split('?')[0], {}))]
+    bad = [
+        f'{name}: {link}'
+        for name, page in seen.items()
+        for link in page.loads
+        if not link.startswith('data:')
+        and (not is_local(link) or dead(name, link.split('?')[0], {}))
+    ]
     assert not bad, '\n'.join(bad[:20])
-    styles = [p for p in SITE.rglob('*.css') if re.search(r'url\(["\']?(https?:)?//', p.read_text(encoding='utf-8'))]
+    styles = [
+        p
+        for p in SITE.rglob('*.css')
+        if re.search(r'url\(["\']?(https?:)?//', p.read_text(encoding='utf-8'))
+    ]
     assert not styles
 
 
 def test_commands() -> None:
     "Each command and each of its options is on the page of the commands."
     from tracin_nb.app.cli import main
-    text = re.sub(r'<[^>]+>', '', (SITE/'commands.html').read_text(encoding='utf-8'))
+
+    text = re.sub(r'<[^>]+>', '', (SITE / 'commands.html').read_text(encoding='utf-8'))
     for name, command in main.commands.items():
         options = [o for p in command.params for o in p.opts if o.startswith('--')]
         assert f'tracin {name}' in text and not [o for o in options if o not in text], name
@@ -112,8 +151,8 @@ def test_commands() -> None:
 
 def test_benchmarks() -> None:
     "Each file of benchmarks/ has its table, and can be had."
-    text = (SITE/'benchmarks.html').read_text(encoding='utf-8')
-    files = sorted((SITE.parents[2]/'benchmarks').glob('*.json'))
+    text = (SITE / 'benchmarks.html').read_text(encoding='utf-8')
+    files = sorted((SITE.parents[2] / 'benchmarks').glob('*.json'))
     assert files and not [p.name for p in files if p.name not in text]
     assert text.count('<table') >= len(files) and text.count('class="chart"') >= 3
 
@@ -121,27 +160,44 @@ def test_benchmarks() -> None:
 def test_api(seen: dict[str, Seen]) -> None:
     "Every public function and class of every module has a page with its signature to link to."
     from tracin_nb._modidx import d
+
     ids = set().union(*(page.ids for name, page in seen.items() if name.startswith('api/')))
-    missing = [name for module, names in d['syms'].items() for name in names
-               if '.' not in (own := name.removeprefix(f'{module}.')) and not own.startswith('_') and name not in ids]
+    missing = [
+        name
+        for module, names in d['syms'].items()
+        for name in names
+        if '.' not in (own := name.removeprefix(f'{module}.'))
+        and not own.startswith('_')
+        and name not in ids
+    ]
     documented = [name for name in missing if has_docstring(name)]
-    assert not documented and {'tracin_nb.influence.tracin.TracIn.explain', 'tracin_nb.runs.run.Run.open'} <= ids
+    assert (
+        not documented
+        and {'tracin_nb.influence.tracin.TracIn.explain', 'tracin_nb.runs.run.Run.open'} <= ids
+    )
 
 
 def test_signatures() -> None:
-    "A signature is Python: one that is not shows whole module paths after a tilde, or an address in memory."
+    """A signature is Python: one that is not shows whole module paths after a tilde, or an
+    address in memory."""
     bad = {}
     for name in PAGES:
-        shown = re.findall(r'<dt class="sig.*?</dt>', (SITE/name).read_text(encoding='utf-8'), re.DOTALL)
+        shown = re.findall(
+            r'<dt class="sig.*?</dt>', (SITE / name).read_text(encoding='utf-8'), re.DOTALL
+        )
         plain = [re.sub(r'<[^>]+>', '', text) for text in shown]
-        bad |= {name: text[:200] for text in plain if '~' in text or '&lt;' in text or len(text) > 2500}
+        bad |= {
+            name: text[:200] for text in plain if '~' in text or '&lt;' in text or len(text) > 2500
+        }
     assert bad == {}
 
 
 def has_docstring(name: str) -> bool:
     "Does a definition have one? Commands are on a page of their own."
     from importlib import import_module
+
     import click
+
     module, _, attribute = name.rpartition('.')
     found = getattr(import_module(module), attribute)
     return bool(getattr(found, '__doc__', None)) and not isinstance(found, click.Command)
@@ -149,9 +205,12 @@ def has_docstring(name: str) -> bool:
 
 # ---- in a browser
 
+
 class Quiet(SimpleHTTPRequestHandler):
     "Serves files and says nothing."
-    def log_message(self, *args) -> None: pass
+
+    def log_message(self, *args) -> None:
+        pass
 
 
 @pytest.fixture(scope='module')
@@ -167,10 +226,12 @@ def server() -> Iterator[str]:
 def browser():
     "Headless Chromium."
     from playwright.sync_api import sync_playwright
-    with sync_playwright() as p: yield p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+    with sync_playwright() as p:
+        yield p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
-LOOK = '''() => {
+LOOK = """() => {
   const drawn = (e) => { const b = e.getBoundingClientRect(); return b.width > 3 && b.height > 3; };
   const all = (what) => [...document.querySelectorAll('article ' + what)];
   const light = (c) => c.match(/[\\d.]+/g).slice(0, 3).reduce((s, x) => s + Number(x), 0) / 3;
@@ -187,25 +248,32 @@ LOOK = '''() => {
     broken: all('img').filter((e) => !e.complete || !e.naturalWidth).map((e) => e.src.slice(0, 80)),
     tables: all('table').filter((e) => drawn(e) && e.rows.length > 1).length,
     widgets: all('.jupyter-widgets').filter(drawn).length,
-    faint: text.filter((e) => e.innerText.trim() && drawn(e) && contrast(e) < 60).map((e) => e.innerText.slice(0, 40)),
+    faint: text.filter((e) => e.innerText.trim() && drawn(e) && contrast(e) < 60)
+      .map((e) => e.innerText.slice(0, 40)),
     page: document.documentElement.scrollWidth, window: innerWidth,
     theme: light(getComputedStyle(document.body).backgroundColor), text: document.body.innerText};
-}'''
+}"""
 
 
-VIEW = re.compile(r'<script type="application/vnd.jupyter.widget-view\+json">.*?"model_id": "(\w+)"', re.DOTALL)
-STATE = re.compile(r'<script type="application/vnd.jupyter.widget-state\+json">(.*?)</script>', re.DOTALL)
+VIEW = re.compile(
+    r'<script type="application/vnd.jupyter.widget-view\+json">.*?"model_id": "(\w+)"', re.DOTALL
+)
+STATE = re.compile(
+    r'<script type="application/vnd.jupyter.widget-state\+json">(.*?)</script>', re.DOTALL
+)
 
 
 def views(name: str) -> tuple[list[str], str]:
     "The widgets that a page shows, and the stored state of all that it holds."
-    text = (SITE/name).read_text(encoding='utf-8')
+    text = (SITE / name).read_text(encoding='utf-8')
     return VIEW.findall(text), ''.join(STATE.findall(text))
 
 
 def test_widgets_are_stored() -> None:
     "Each widget that a page shows has its state; a notebook that was not run loses it."
-    lost = {name: sum(i not in state for i in shown) for name in PAGES for shown, state in [views(name)]}
+    lost = {
+        name: sum(i not in state for i in shown) for name in PAGES for shown, state in [views(name)]
+    }
     assert {name: n for name, n in lost.items() if n} == {}
 
 
@@ -226,18 +294,23 @@ SHOWN = {  # page: what it has to show
 
 
 def look(browser, server: str, name: str, width: int, theme: str) -> dict:
-    "What a page shows in a window of this width; it must load from here only, and without an error."
+    """What a page shows in a window of this width; it must load from here only, and without an
+    error."""
     wrong = []
     context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=theme)
     page = context.new_page()
     page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
     page.on('pageerror', lambda e: wrong.append(str(e)))
-    page.on('request', lambda r: wrong.append(r.url) if not r.url.startswith((server, 'data:', 'blob:')) else None)
+    page.on(
+        'request',
+        lambda r: wrong.append(r.url) if not r.url.startswith((server, 'data:', 'blob:')) else None,
+    )
     page.goto(server + name, wait_until='load')
     page.wait_for_load_state('networkidle')
-    if page.locator('.math').count() and (SITE/'_static/tex-svg.js').exists():
+    if page.locator('.math').count() and (SITE / '_static/tex-svg.js').exists():
         page.evaluate('() => MathJax.startup.promise')
-    if name == WIDGET: page.wait_for_selector('.jupyter-widgets', timeout=20_000)
+    if name == WIDGET:
+        page.wait_for_selector('.jupyter-widgets', timeout=20_000)
     found = page.evaluate(LOOK)
     context.close()
     assert not wrong
@@ -247,11 +320,14 @@ def look(browser, server: str, name: str, width: int, theme: str) -> dict:
 @pytest.mark.parametrize('width, theme', [(1400, 'light'), (390, 'dark')])
 @pytest.mark.parametrize('name', SHOWN)
 def test_page(name: str, width: int, theme: str, server: str, browser) -> None:
-    "Formulas, figures, tables and widgets show, text can be read, and the page is no wider than the window."
+    """Formulas, figures, tables and widgets show, text can be read, and the page is no wider
+    than the window."""
     found = look(browser, server, name, width, theme)
     missing = [what for what in SHOWN[name] if not found[what]]
-    if not (SITE/'_static/tex-svg.js').exists(): missing = [m for m in missing if m != 'formulas']
-    else: assert not found['raw']
+    if not (SITE / '_static/tex-svg.js').exists():
+        missing = [m for m in missing if m != 'formulas']
+    else:
+        assert not found['raw']
     assert not missing
     assert not found['broken'] and 'Error displaying widget' not in found['text']
     assert not found['faint']
@@ -264,13 +340,17 @@ def test_phone(theme: str, server: str, browser) -> None:
     "No page is wider than a phone, and none asks another host; half of them in either theme."
     context = browser.new_context(viewport=dict(width=390, height=800), color_scheme=theme)
     page, asked, wide = context.new_page(), [], {}
-    page.on('request', lambda r: asked.append(r.url) if not r.url.startswith((server, 'data:', 'blob:')) else None)
-    for name in PAGES[theme == 'dark'::2]:
+    page.on(
+        'request',
+        lambda r: asked.append(r.url) if not r.url.startswith((server, 'data:', 'blob:')) else None,
+    )
+    for name in PAGES[theme == 'dark' :: 2]:
         page.goto(server + name, wait_until='load')
-        if page.locator('.math').count() and (SITE/'_static/tex-svg.js').exists():
+        if page.locator('.math').count() and (SITE / '_static/tex-svg.js').exists():
             page.evaluate('() => MathJax.startup.promise')
         width = page.evaluate('document.scrollingElement.scrollWidth')
-        if width > 390: wide[name] = width
+        if width > 390:
+            wide[name] = width
     context.close()
     assert wide == {} and asked == []
 
@@ -280,6 +360,10 @@ def test_search(server: str, browser) -> None:
     page = browser.new_page()
     page.goto(server + 'search.html?q=TracIn', wait_until='load')
     page.wait_for_selector('ul.search li a', timeout=20_000)
-    targets = page.eval_on_selector_all('ul.search li a', 'all => all.map(a => a.getAttribute("href"))')
+    targets = page.eval_on_selector_all(
+        'ul.search li a', 'all => all.map(a => a.getAttribute("href"))'
+    )
     page.close()
-    assert any('api/influence.tracin.html' in t for t in targets) and any('90_tracin' in t for t in targets)
+    assert any('api/influence.tracin.html' in t for t in targets) and any(
+        '90_tracin' in t for t in targets
+    )

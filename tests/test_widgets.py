@@ -1,7 +1,14 @@
-"""The explorer without a browser: its answers are those of `explain`, its errors are seen, its cost is known."""
-import base64, gc, io, re, time, weakref
-from dataclasses import replace
+"""The explorer without a browser: its answers are those of `explain`, its errors are seen, its
+cost is known."""
+
+import base64
+import gc
+import io
+import re
+import time
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets
@@ -13,20 +20,34 @@ from pykeen.evaluation import RankBasedEvaluator
 from pykeen.models import DistMult
 from pykeen.triples import TriplesFactory
 
-from tracin_nb.influence.tracin import TracIn
-from tracin_nb.graph.neighbourhoods import Graph, near
+from tracin_nb.app.explorer import (
+    PICTURES,
+    ExplorerQuestion,
+    InfluenceExplorer,
+    lines_of,
+    parts_of,
+    ranked_tests,
+)
 from tracin_nb.app.panels import Stopped
-from tracin_nb.runs.run import Run, train
 from tracin_nb.app.serve import page, settings
-from tracin_nb.app.explorer import PICTURES, InfluenceExplorer, ExplorerQuestion, lines_of, parts_of, ranked_tests
+from tracin_nb.graph.neighbourhoods import Graph, near
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import Run, train
 
 TRIPLE = ('brazil', 'embassy', 'uk')
-SMALL = dict(model='DistMult', model_kwargs=dict(embedding_dim=8), epochs=4, keep_every=2, lr=.02, progress=False)
+SMALL = dict(
+    model='DistMult',
+    model_kwargs=dict(embedding_dim=8),
+    epochs=4,
+    keep_every=2,
+    lr=0.02,
+    progress=False,
+)
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train('nations', out=tmp_path_factory.mktemp('widgets')/'run', **SMALL)
+    return train('nations', out=tmp_path_factory.mktemp('widgets') / 'run', **SMALL)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +59,8 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope='module')
 def tracin(run: Run) -> TracIn:
-    "What the tests compare with, and what their explorers begin with, since its first question takes a second."
+    """What the tests compare with, and what their explorers begin with, since its first question
+    takes a second."""
     return TracIn(run, progress=False)
 
 
@@ -70,29 +92,46 @@ def asked(explorer: InfluenceExplorer) -> pd.DataFrame:
 
 def link(explorer: InfluenceExplorer, name: str) -> bytes:
     "The file behind a link."
-    data = re.search(rf'download="{name}" href="data:[^;]*;base64,([^"]*)"', explorer.files.value)[1]
+    data = re.search(rf'download="{name}" href="data:[^;]*;base64,([^"]*)"', explorer.files.value)[
+        1
+    ]
     return base64.b64decode(data)
 
 
 # ---- answers
 
+
 def test_rows(explorer: InfluenceExplorer, run: Run) -> None:
     explorer.kept.tracin = None
-    frame, direct = asked(explorer), TracIn(run, progress=False).explain(TRIPLE, k=5, breakdown=True).frame
+    frame, direct = (
+        asked(explorer),
+        TracIn(run, progress=False).explain(TRIPLE, k=5, breakdown=True).frame,
+    )
     pd.testing.assert_frame_equal(frame[direct.columns], direct)
     for side, rows in explorer.lists.items():
         words = [text.split()[2:] for text, _ in rows.options]
-        assert words == direct[direct['kind'] == side][['head', 'relation', 'tail']].to_numpy().tolist()
+        assert (
+            words
+            == direct[direct['kind'] == side][['head', 'relation', 'tail']].to_numpy().tolist()
+        )
 
 
-@pytest.mark.parametrize('change', [
-    dict(), dict(against='china', hops=1, path_length=2, restrict=False),
-    dict(objective='softmax', weighting='adam-cosine', checkpoints=(1,), against='usa', k=3)], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(),
+        dict(against='china', hops=1, path_length=2, restrict=False),
+        dict(objective='softmax', weighting='adam-cosine', checkpoints=(1,), against='usa', k=3),
+    ],
+    ids=str,
+)
 def test_code(explorer: InfluenceExplorer, change: dict) -> None:
     "The cell gives the same frame, in a process that knows nothing but the cell."
     change = dict(change)
-    if against := change.pop('against', None): explorer.against.label = against
-    for name, value in change.items(): getattr(explorer, name).value = value
+    if against := change.pop('against', None):
+        explorer.against.label = against
+    for name, value in change.items():
+        getattr(explorer, name).value = value
     frame, space = asked(explorer), {}
     exec(explorer.code.value, space)
     pd.testing.assert_frame_equal(space['result'].frame, frame)
@@ -110,7 +149,8 @@ def test_second_tail(explorer: InfluenceExplorer, tracin: TracIn) -> None:
     assert 'and not china' in explorer.title.value
     explorer.picture.value = 'all influences'
     explorer.draw_button.click()
-    with pytest.raises(ValueError, match='is for one tail'): explorer.job.wait()
+    with pytest.raises(ValueError, match='is for one tail'):
+        explorer.job.wait()
 
 
 def test_neighbourhood(explorer: InfluenceExplorer, run: Run) -> None:
@@ -119,7 +159,12 @@ def test_neighbourhood(explorer: InfluenceExplorer, run: Run) -> None:
     assert set(asked(explorer)['training_index']) <= set(inside)
     explorer.restrict.value, explorer.k.value = False, 200
     frame = asked(explorer)
-    marked = [value for rows in explorer.lists.values() for text, value in rows.options if 'neighbourhood' in text]
+    marked = [
+        value
+        for rows in explorer.lists.values()
+        for text, value in rows.options
+        if 'neighbourhood' in text
+    ]
     assert set(frame.loc[marked, 'training_index']) == set(frame['training_index']) & set(inside)
 
 
@@ -129,16 +174,24 @@ def test_breakdown(explorer: InfluenceExplorer) -> None:
         for parts in parts_of(frame.loc[row]).values():
             assert parts['influence'].sum() == pytest.approx(frame.loc[row, 'influence'], rel=1e-3)
     explorer.lists['opponent'].value = frame.index[-1]
-    assert re.findall('<caption>Influence of opponent 5: [^<]*, by (parameters|checkpoint)</caption>',
-                      explorer.breakdown.value) == ['parameters', 'checkpoint']
+    assert re.findall(
+        '<caption>Influence of opponent 5: [^<]*, by (parameters|checkpoint)</caption>',
+        explorer.breakdown.value,
+    ) == ['parameters', 'checkpoint']
     assert lines_of(frame[:0]) == []
 
 
 def test_files(explorer: InfluenceExplorer) -> None:
     frame = asked(explorer)
-    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(link(explorer, 'influence.parquet'))), frame)
-    pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(link(explorer, 'influence.csv'))), frame,
-                                  check_dtype=False, rtol=1e-5)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(io.BytesIO(link(explorer, 'influence.parquet'))), frame
+    )
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.BytesIO(link(explorer, 'influence.csv'))),
+        frame,
+        check_dtype=False,
+        rtol=1e-5,
+    )
     assert link(explorer, 'influence.png').startswith(b'\x89PNG')
 
 
@@ -172,10 +225,15 @@ def test_names(run: Run, tracin: TracIn) -> None:
     explorer.tail.complete()
     assert explorer.asked().triple == TRIPLE
     explorer.show(explorer.asked(), tracin.explain(TRIPLE, k=20, breakdown=True))
-    assert any('uk (United Kingdom)' in text for rows in explorer.lists.values() for text, _ in rows.options)
+    assert any(
+        'uk (United Kingdom)' in text
+        for rows in explorer.lists.values()
+        for text, _ in rows.options
+    )
 
 
 # ---- test predictions
+
 
 def test_ranks(explorer: InfluenceExplorer, run: Run) -> None:
     explorer.count.value = 20
@@ -190,25 +248,37 @@ def test_ranks(explorer: InfluenceExplorer, run: Run) -> None:
 
 
 def test_ranks_of_an_inverse_model(tmp_path: Path) -> None:
-    "Where the model has inverse relations, too, they are PyKEEN's; and the LCWA row objective is offered."
-    run = train('nations', out=tmp_path/'run', loop='lcwa', inverse=True, **SMALL)
+    """Where the model has inverse relations, too, they are PyKEEN's; and the LCWA row objective
+    is offered."""
+    run = train('nations', out=tmp_path / 'run', loop='lcwa', inverse=True, **SMALL)
     ranks = ranked_tests(run, 10**6, lambda *said: None)
-    theirs = RankBasedEvaluator().evaluate(run.model(-1), run.testing.mapped_triples, use_tqdm=False,
-                                           additional_filter_triples=[run.training.mapped_triples,
-                                                                      run.validation.mapped_triples])
-    assert ranks['rank'].mean() == pytest.approx(theirs.get_metric('tail.realistic.arithmetic_mean_rank'))
+    theirs = RankBasedEvaluator().evaluate(
+        run.model(-1),
+        run.testing.mapped_triples,
+        use_tqdm=False,
+        additional_filter_triples=[run.training.mapped_triples, run.validation.mapped_triples],
+    )
+    assert ranks['rank'].mean() == pytest.approx(
+        theirs.get_metric('tail.realistic.arithmetic_mean_rank')
+    )
     assert ranks['rank'].is_monotonic_increasing and len(ranks) == run.testing.num_triples
     assert 'training-row' in InfluenceExplorer(run).objective.options
 
 
 # ---- cost
 
+
 def test_models_stay(explorer: InfluenceExplorer) -> None:
     "The same setting loads nothing again; another lets the models go before it loads its own."
     explorer.kept.tracin = None
     asked(explorer)
     kept = explorer.kept.tracin
-    explorer.tail.label, explorer.k.value, explorer.against.label, explorer.hops.value = 'usa', 3, 'china', 2
+    explorer.tail.label, explorer.k.value, explorer.against.label, explorer.hops.value = (
+        'usa',
+        3,
+        'china',
+        2,
+    )
     asked(explorer)
     assert explorer.kept.tracin is kept and kept.counters.loads == 2
     old = weakref.ref(kept.steps[0].train.model)
@@ -222,29 +292,42 @@ def test_models_stay(explorer: InfluenceExplorer) -> None:
 def test_many_entities() -> None:
     "What goes to the browser does not grow with the graph: twenty offers for each field."
     n = 30_000
-    training = TriplesFactory(torch.tensor([[0, 0, 1], [1, 0, 2]]), {f'entity {i:06}': i for i in range(n)}, {'r': 0})
-    run = Run.from_model(DistMult(triples_factory=training, embedding_dim=2), training, learning_rates=[.1])
+    training = TriplesFactory(
+        torch.tensor([[0, 0, 1], [1, 0, 2]]), {f'entity {i:06}': i for i in range(n)}, {'r': 0}
+    )
+    run = Run.from_model(
+        DistMult(triples_factory=training, embedding_dim=2), training, learning_rates=[0.1]
+    )
     explorer = InfluenceExplorer(run)
     explorer.tail.field.value = '2999'
     assert explorer.tail.field.options[:2] == ('entity 002999', 'entity 012999')
-    assert all(len(field.field.options) <= 20 for field in (explorer.head, explorer.tail, explorer.against))
+    assert all(
+        len(field.field.options) <= 20 for field in (explorer.head, explorer.tail, explorer.against)
+    )
     todo, size = [explorer.box], 0
     while todo:
         widget = todo.pop()
         size += len(repr(widget.get_state()))
-        todo += [child for child in getattr(widget, 'children', ()) if isinstance(child, ipywidgets.Widget)]
+        todo += [
+            child
+            for child in getattr(widget, 'children', ())
+            if isinstance(child, ipywidgets.Widget)
+        ]
     assert size < 50_000
 
 
 # ---- stop, errors
 
+
 def test_stop_and_again(explorer: InfluenceExplorer) -> None:
     tiles_of(explorer.kept.tracin, 1)
     explorer.job.button.click()
-    while not re.search('influence: [1-9]', explorer.job.news.value): time.sleep(.01)
+    while not re.search('influence: [1-9]', explorer.job.news.value):
+        time.sleep(0.01)
     start = time.monotonic()
     explorer.job.stop_button.click()
-    with pytest.raises(Stopped): explorer.job.wait()
+    with pytest.raises(Stopped):
+        explorer.job.wait()
     assert time.monotonic() - start < 2 and 'stopped after' in explorer.job.news.value
     assert isinstance(explorer.error, Stopped) and explorer.result is None
     tiles_of(explorer.kept.tracin, None)
@@ -253,13 +336,21 @@ def test_stop_and_again(explorer: InfluenceExplorer) -> None:
 
 def test_mistakes(explorer: InfluenceExplorer, capsys: pytest.CaptureFixture) -> None:
     "What cannot be asked is said at once, beside the buttons, and nowhere else."
-    for field, typed, said in ((explorer.head, 'brasil', "no 'brasil'; near it: 'brazil'"),
-                               (explorer.tail, '', 'Tail: type'), (explorer.against, 'uk', "itself")):
+    for field, typed, said in (
+        (explorer.head, 'brasil', "no 'brasil'; near it: 'brazil'"),
+        (explorer.tail, '', 'Tail: type'),
+        (explorer.against, 'uk', 'itself'),
+    ):
         before, field.field.value = field.field.value, typed
         explorer.job.button.click()
         if field is explorer.against:
-            with pytest.raises(ValueError, match=said): explorer.job.wait()
-        else: assert said in explorer.alert.value.replace('&#x27;', "'") and 'role="alert"' in explorer.alert.value
+            with pytest.raises(ValueError, match=said):
+                explorer.job.wait()
+        else:
+            assert (
+                said in explorer.alert.value.replace('&#x27;', "'")
+                and 'role="alert"' in explorer.alert.value
+            )
         assert isinstance(explorer.error, ValueError) and said in str(explorer.error)
         field.field.value = before
     explorer.checkpoints.value = ()
@@ -267,7 +358,8 @@ def test_mistakes(explorer: InfluenceExplorer, capsys: pytest.CaptureFixture) ->
     assert 'choose at least one' in explorer.alert.value
     explorer.checkpoints.value = (0, 1)
     explorer.draw_button.click()
-    with pytest.raises(ValueError, match='press Run'): explorer.job.wait()
+    with pytest.raises(ValueError, match='press Run'):
+        explorer.job.wait()
     asked(explorer)
     assert not explorer.alert.value and capsys.readouterr() == ('', '')
 
@@ -276,39 +368,52 @@ def test_one_thing_at_a_time(explorer: InfluenceExplorer) -> None:
     tiles_of(explorer.kept.tracin, 1)
     explorer.job.button.click()
     explorer.rank_button.click()
-    assert isinstance(explorer.error, RuntimeError) and 'stop what is running first' in explorer.alert.value
+    assert (
+        isinstance(explorer.error, RuntimeError)
+        and 'stop what is running first' in explorer.alert.value
+    )
     explorer.job.stop()
-    with pytest.raises(Stopped): explorer.job.wait()
+    with pytest.raises(Stopped):
+        explorer.job.wait()
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
     "It is named, and once it is back the question can be asked."
-    run = train('nations', out=tmp_path/'run', **SMALL)
+    run = train('nations', out=tmp_path / 'run', **SMALL)
     explorer = InfluenceExplorer(run.folder)
     explorer.head.label, explorer.relation.label, explorer.tail.label = TRIPLE
     path = run.checkpoints[1].path
-    path.rename(tmp_path/'away')
+    path.rename(tmp_path / 'away')
     explorer.job.button.click()
-    with pytest.raises(ValueError, match='is missing'): explorer.job.wait()
+    with pytest.raises(ValueError, match='is missing'):
+        explorer.job.wait()
     assert f'{path.name} is missing' in explorer.job.news.value and not explorer.answer_box.children
-    (tmp_path/'away').rename(path)
+    (tmp_path / 'away').rename(path)
     asked(explorer)
 
 
 def test_run_without_tests(run: Run) -> None:
-    plain = Run.from_model(run.model(-1), run.training, learning_rates=[.1])
+    plain = Run.from_model(run.model(-1), run.training, learning_rates=[0.1])
     explorer = InfluenceExplorer(plain)
     explorer.rank_button.click()
-    with pytest.raises(ValueError, match='no test triples'): explorer.job.wait()
+    with pytest.raises(ValueError, match='no test triples'):
+        explorer.job.wait()
     assert 'no test triples' in explorer.job.news.value
 
 
 # ---- the served page
 
+
 def test_page(run: Run, tmp_path: Path) -> None:
     "The notebook that is served opens the explorer, with names where files were given."
-    (tmp_path/'names.txt').write_text(f'Federative Republic\t{run.training.entity_to_id["brazil"]}\n')
-    cell = page(run.folder, dict(node_names=tmp_path/'names.txt'), dict(batch_size=7)).cells[0].source
+    (tmp_path / 'names.txt').write_text(
+        f'Federative Republic\t{run.training.entity_to_id["brazil"]}\n'
+    )
+    cell = (
+        page(run.folder, dict(node_names=tmp_path / 'names.txt'), dict(batch_size=7))
+        .cells[0]
+        .source
+    )
     *lines, last = cell.splitlines()
     exec('\n'.join([*lines, f'explorer = {last}']), space := {})
     assert space['explorer'].options == dict(batch_size=7)

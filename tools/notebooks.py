@@ -1,10 +1,15 @@
 """Run the notebooks and keep their outputs; make README.md from nbs/index.ipynb.
 
-    python tools/notebooks.py run NB...         # execute, store outputs that a second run does not change
-    python tools/notebooks.py check NB...       # are the stored outputs fit to be read by others?
-    python tools/notebooks.py readme [--check]  # write README.md, or fail if it is not up to date
+python tools/notebooks.py run NB...         # execute, store outputs that a second run keeps
+python tools/notebooks.py check NB...       # are the stored outputs fit to be read by others?
+python tools/notebooks.py readme [--check]  # write README.md, or fail if it is not up to date
 """
-import argparse, json, os, re, sys
+
+import argparse
+import json
+import os
+import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -14,7 +19,15 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from nbdev.process import NBProcessor
-from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, rm_export, rm_header_dash, strip_ansi
+from nbdev.processors import (
+    clean_magics,
+    filter_stream_,
+    hide_,
+    hide_line,
+    rm_export,
+    rm_header_dash,
+    strip_ansi,
+)
 from nbdev.test import nb_test_cells
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +35,10 @@ WIDGETS = 'application/vnd.jupyter.widget-state+json'
 MAX_PNG = 50_000  # bytes
 BAR = re.compile(r'\[\d\d:\d\d.*/s\]\s*$')
 MACHINE_PATH = re.compile(r'(?<![\w./])/(?:home|root|Users|tmp|work|usr|opt|var|mnt)/[\w.-]+')
-UNFIT = {'a traceback': re.compile(r'Traceback \(most recent call last\)'), 'a warning': re.compile(r'\w*Warning:')}
+UNFIT = {
+    'a traceback': re.compile(r'Traceback \(most recent call last\)'),
+    'a warning': re.compile(r'\w*Warning:'),
+}
 
 
 def replace(path: Path, text: str) -> None:
@@ -34,74 +50,111 @@ def replace(path: Path, text: str) -> None:
 
 # ---- running
 
+
 class Client(NotebookClient):
     "Executes the cells whose ids are in `chosen`; the others keep their stored outputs."
+
     chosen: set[str] = set()
 
     async def async_execute_cell(self, cell, *args, **kw):
-        return await super().async_execute_cell(cell, *args, **kw) if cell.id in self.chosen else cell
+        return (
+            await super().async_execute_cell(cell, *args, **kw) if cell.id in self.chosen else cell
+        )
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    "Execute the notebook at `path` in its own folder, as `nbdev-test` would, and return it with its outputs."
+    """Execute the notebook at `path` in its own folder, as `nbdev-test` would, and return it
+    with its outputs."""
     nb = nbformat.read(path, as_version=4)
     old = nb.metadata.get('widgets', {}).get(WIDGETS, {}).get('state', {})
     flags = get_config(path.parent).tst_flags.split()
-    client = Client(nb, timeout=1200, kernel_name='python3', record_timing=False, coalesce_streams=True,
-                    extra_arguments=['--log-level=40'], resources={'metadata': {'path': str(path.parent)}})
+    client = Client(
+        nb,
+        timeout=1200,
+        kernel_name='python3',
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=['--log-level=40'],
+        resources={'metadata': {'path': str(path.parent)}},
+    )
     client.chosen = {c.id for c in nb_test_cells(path, flags)}
-    client.execute(env={**os.environ, 'PYTHONHASHSEED': '0'})  # sets print in the same order each time
+    client.execute(
+        env={**os.environ, 'PYTHONHASHSEED': '0'}
+    )  # sets print in the same order each time
     new = nb.metadata.get('widgets', {}).get(WIDGETS, {}).get('state', {})
-    if old or new: nb.metadata.widgets = {WIDGETS: dict(state={**old, **new}, version_major=2, version_minor=0)}
+    if old or new:
+        nb.metadata.widgets = {
+            WIDGETS: dict(state={**old, **new}, version_major=2, version_minor=0)
+        }
     return nb
 
 
 def is_passing(out: dict) -> bool:
     "Is `out` for the author only: stderr, or a tqdm progress bar, which shows times?"
-    return out.get('name') == 'stderr' or bool(BAR.search(out.get('data', {}).get('text/plain', '')))
+    return out.get('name') == 'stderr' or bool(
+        BAR.search(out.get('data', {}).get('text/plain', ''))
+    )
 
 
 def drop_passing(nb: nbformat.NotebookNode, name: str) -> None:
     "Drop stderr and progress bars from the outputs, and print what stderr said."
     for cell in nb.cells:
         for out in cell.get('outputs', []):
-            if out.get('name') == 'stderr': print(f'{name} [{cell.id}] stderr dropped: {out.text.strip()[:300]}')
-        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if not is_passing(o)]
+            if out.get('name') == 'stderr':
+                print(f'{name} [{cell.id}] stderr dropped: {out.text.strip()[:300]}')
+        if 'outputs' in cell:
+            cell.outputs = [o for o in cell.outputs if not is_passing(o)]
 
 
 def keep_shown_widgets(nb: dict) -> dict:
-    "Keep the widgets that an output shows, and what they contain, named 0, 1, 2, ... in order of appearance."
+    """Keep the widgets that an output shows, and what they contain, named 0, 1, 2, ... in order
+    of appearance."""
     state = nb['metadata'].get('widgets', {}).get(WIDGETS, {}).get('state', {})
     known = re.compile('|'.join(map(re.escape, state)) or '(?!)')
     todo, seen = known.findall(json.dumps([c.get('outputs', []) for c in nb['cells']])), []
     while todo:
-        if (i := todo.pop(0)) in seen: continue
+        if (i := todo.pop(0)) in seen:
+            continue
         seen.append(i)
         todo += known.findall(json.dumps(state[i]))
-    if seen: nb['metadata']['widgets'][WIDGETS]['state'] = {i: state[i] for i in seen}
-    else: nb['metadata'].pop('widgets', None)
-    return json.loads(known.sub(lambda m: f'{seen.index(m[0]):032x}', json.dumps(nb))) if seen else nb
+    if seen:
+        nb['metadata']['widgets'][WIDGETS]['state'] = {i: state[i] for i in seen}
+    else:
+        nb['metadata'].pop('widgets', None)
+    return (
+        json.loads(known.sub(lambda m: f'{seen.index(m[0]):032x}', json.dumps(nb))) if seen else nb
+    )
 
 
 def stable(nb: nbformat.NotebookNode) -> str:
-    "The notebook as text without anything that changes from run to run: counts, times, addresses, random ids."
+    """The notebook as text without anything that changes from run to run: counts, times,
+    addresses, random ids."""
     nb = keep_shown_widgets(json.loads(nbformat.writes(nb)))
     clean_nb(nb := loads(json.dumps(nb)))
     for cell in nb['cells']:
-        if 'outputs' not in cell: continue
+        if 'outputs' not in cell:
+            continue
         text = re.sub(r'\b0x[0-9a-f]{8,16}\b', '0x0', json.dumps(cell['outputs']))
-        ids = list(dict.fromkeys(re.findall(r'\bT_([0-9a-f]{5})\b', text)))  # random ids of pandas' styled tables
-        text = re.sub(r'\bT_([0-9a-f]{5})', lambda m: f'T_{ids.index(m[1]):05x}' if m[1] in ids else m[0], text)
+        ids = list(
+            dict.fromkeys(re.findall(r'\bT_([0-9a-f]{5})\b', text))
+        )  # random ids of pandas' styled tables
+        text = re.sub(
+            r'\bT_([0-9a-f]{5})',
+            lambda m: f'T_{ids.index(m[1]):05x}' if m[1] in ids else m[0],
+            text,
+        )
         cell['outputs'] = json.loads(text)
     return nb2str(nb)
 
 
 def run(paths: list[Path]) -> list[str]:
-    "Execute and store each notebook; a notebook that fails is left as it was. Returns what went wrong."
+    """Execute and store each notebook; a notebook that fails is left as it was. Returns what
+    went wrong."""
     bad = []
     for path in map(Path.resolve, paths):
         print(f'running {path.name}', flush=True)
-        try: nb = execute(path)
+        try:
+            nb = execute(path)
         except (CellExecutionError, DeadKernelError) as e:
             bad.append(f'{path.name}: {e}')
             continue
@@ -113,38 +166,51 @@ def run(paths: list[Path]) -> list[str]:
 
 # ---- checking
 
+
 def texts(out: dict) -> str:
     "All text of one output (not its images)."
     data = [v for k, v in out.get('data', {}).items() if k != 'image/png']
-    return '\n'.join(''.join(v) if isinstance(v, list) else str(v) for v in [out.get('text', ''), *data])
+    return '\n'.join(
+        ''.join(v) if isinstance(v, list) else str(v) for v in [out.get('text', ''), *data]
+    )
 
 
 def faults(out: dict) -> list[str]:
     "What is wrong with one stored output."
     found, text = [], texts(out)
-    if out['output_type'] == 'error': found.append(f"an error ({out['ename']})")
+    if out['output_type'] == 'error':
+        found.append(f'an error ({out["ename"]})')
     here = [p for p in {str(ROOT), str(Path.home()), sys.prefix} if len(p) > 1 and p + '/' in text]
-    if path := MACHINE_PATH.search(text): here.append(path[0])
+    if path := MACHINE_PATH.search(text):
+        here.append(path[0])
     found += [f'a path of this machine ({p})' for p in here[:1]]
     found += [f'{what} ({m[0]})' for what, pattern in UNFIT.items() if (m := pattern.search(text))]
     size = len(''.join(out.get('data', {}).get('image/png', ''))) * 3 // 4
-    if size > MAX_PNG: found.append(f'a PNG of {size} bytes (at most {MAX_PNG})')
+    if size > MAX_PNG:
+        found.append(f'a PNG of {size} bytes (at most {MAX_PNG})')
     return found
 
 
 def problems(path: Path) -> list[str]:
-    "What is wrong with the stored outputs of the notebook at `path`, one line each, with the cell's number and id."
+    """What is wrong with the stored outputs of the notebook at `path`, one line each, with the
+    cell's number and id."""
     cells = enumerate(json.loads(Path(path).read_text(encoding='utf-8'))['cells'])
-    return [f"{Path(path).name} cell {i} [{c.get('id')}]: output holds {fault}"
-            for i, c in cells for out in c.get('outputs', []) for fault in faults(out)]
+    return [
+        f'{Path(path).name} cell {i} [{c.get("id")}]: output holds {fault}'
+        for i, c in cells
+        for out in c.get('outputs', [])
+        for fault in faults(out)
+    ]
 
 
 # ---- README
 
+
 def only_output(nb: nbformat.NotebookNode) -> None:
     "Put the Markdown that a cell with `#| echo: false` gives in the place of the cell."
     for i, cell in enumerate(nb.cells):
-        if cell.cell_type != 'code' or not cell.source.startswith('#| echo: false'): continue
+        if cell.cell_type != 'code' or not cell.source.startswith('#| echo: false'):
+            continue
         text = ''.join(cell.outputs[0]['data']['text/markdown'])
         nb.cells[i] = nbformat.v4.new_markdown_cell(text, id=cell.id)
 
@@ -152,14 +218,16 @@ def only_output(nb: nbformat.NotebookNode) -> None:
 def readme() -> str:
     "nbs/index.ipynb as Markdown, as nbdev would show it, with links that hold from the top folder."
     from nbconvert import MarkdownExporter
+
     procs = [strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_]
-    source = nbformat.read(ROOT/'nbs/index.ipynb', as_version=4)
+    source = nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4)
     only_output(source)
     nbp = NBProcessor(nb=dict2nb(json.loads(nbformat.writes(source))), procs=procs, process=True)
     nb = nbformat.reads(json.dumps(nb2dict(nbp.nb)), as_version=4)
     nb.metadata['language_info'] = dict(name='python')
     text, made = MarkdownExporter().from_notebook_node(nb)
-    if made.get('outputs'): raise ValueError('nbs/index.ipynb: an output is an image, which README.md cannot hold')
+    if made.get('outputs'):
+        raise ValueError('nbs/index.ipynb: an output is an image, which README.md cannot hold')
     text = re.sub(r'<style.*?</style>\n*', '', text, flags=re.DOTALL)
     text = re.sub(r'(\]\()(?!\w+:|#|/|\.\./)', r'\1nbs/', text).replace('](../', '](')
     text = re.sub(r'\n{3,}', '\n\n', text).strip()
@@ -168,22 +236,29 @@ def readme() -> str:
 
 def update_readme(check: bool) -> list[str]:
     "Write README.md, or with `check` only compare. Returns what is wrong."
-    path, text = ROOT/'README.md', readme()
-    if not check: replace(path, text)
+    path, text = ROOT / 'README.md', readme()
+    if not check:
+        replace(path, text)
     same = path.exists() and path.read_text(encoding='utf-8') == text
     return [] if same else ['README.md differs from nbs/index.ipynb: run `make readme`']
 
 
 def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ap.add_argument('command', choices=['run', 'check', 'readme'])
     ap.add_argument('notebooks', nargs='*', type=Path)
     ap.add_argument('--check', action='store_true', help='readme: compare instead of writing')
     args = ap.parse_args()
-    if args.command == 'readme': bad = update_readme(args.check)
-    elif args.command == 'run': bad = run(args.notebooks)
-    else: bad = [p for nb in args.notebooks for p in problems(nb)]
+    if args.command == 'readme':
+        bad = update_readme(args.check)
+    elif args.command == 'run':
+        bad = run(args.notebooks)
+    else:
+        bad = [p for nb in args.notebooks for p in problems(nb)]
     sys.exit('\n'.join(bad) if bad else 0)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -1,9 +1,18 @@
-"""Which training triples made a knowledge-graph embedding believe a prediction: exact TracIn for every PyKEEN model"""
+"""Which training triples made a PyKEEN model believe a prediction: exact TracIn influence"""
 
 __version__ = "0.1.0"
 
-_HOME = {"TracIn": "influence.tracin", "Run": "runs.run", "train": "runs.run", "describe": "engine.gradients", "load_dataset": "graph.triples",
-         "InfluenceExplorer": "app.explorer", "TrainingAudit": "app.audit", "CompareRuns": "app.audit", "ProfilePanel": "app.audit"}
+_HOME = {
+    "TracIn": "influence.tracin",
+    "Run": "runs.run",
+    "train": "runs.run",
+    "describe": "engine.gradients",
+    "load_dataset": "graph.triples",
+    "InfluenceExplorer": "app.explorer",
+    "TrainingAudit": "app.audit",
+    "CompareRuns": "app.audit",
+    "ProfilePanel": "app.audit",
+}
 __all__ = [*_HOME]
 
 
@@ -14,7 +23,8 @@ def __getattr__(name: str) -> object:
     import warnings
     from importlib import import_module
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook.tqdm`")  # said in notebooks when PyKEEN is imported
+        # said in notebooks when PyKEEN is imported
+        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook.tqdm`")
         if name == "TracIn":
             import_module(f"{__name__}.answer.plots")  # so that results can draw themselves
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -19,52 +19,76 @@ from ..files import replacing
 from ..graph.triples import TriplesFileError, read_table
 
 # %% ../../nbs/answer/20_formats.ipynb #15448170
-def read_node_names(path: Path | str,            # lines `name<TAB>index of the entity`
-                    num_entities: int,
-                    ) -> dict[int, str]:
-    "Entity index -> name; several nodes may have the same name. Raises `TriplesFileError` naming the line."
+def read_node_names(
+    path: Path | str,  # lines `name<TAB>index of the entity`
+    num_entities: int,
+) -> dict[int, str]:
+    """Entity index -> name; several nodes may have the same name. Raises `TriplesFileError`
+    naming the line."""
     rows, first = read_table(path, 2, {('name', 'index'), ('label', 'index')})
     names: dict[int, str] = {}
     for line, (name, index) in enumerate(rows, first):
-        if not str(index).isdecimal() or int(index) >= num_entities: raise TriplesFileError(
-            f'{path}, line {line}: {index!r} is not the index of an entity, expected 0 to {num_entities - 1}'
-            + " (expected name<TAB>index: are the columns swapped?)" * str(name).isdecimal())
-        if int(index) in names: raise TriplesFileError(f'{path}, line {line}: entity {index} has a name already')
+        if not str(index).isdecimal() or int(index) >= num_entities:
+            raise TriplesFileError(
+                f'{path}, line {line}: {index!r} is not the index of an entity, expected 0 to '
+                f'{num_entities - 1}'
+                + ' (expected name<TAB>index: are the columns swapped?)'
+                * str(name).isdecimal()
+            )
+        if int(index) in names:
+            raise TriplesFileError(f'{path}, line {line}: entity {index} has a name already')
         names[int(index)] = str(name)
     return names
 
 # %% ../../nbs/answer/20_formats.ipynb #adc8b20b
 def read_edge_names(path: Path | str) -> dict[str, str]:
-    """Relation label -> predicate, from an object whose keys are objects written as JSON, with a "predicate", and whose
-    values are relation labels. Raises `ValueError`."""
-    try: content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not a JSON file: {e}') from e
-    if not isinstance(content, dict): raise ValueError(f'{path}: expected an object of predicates and relations')
-    names = {relation: _predicate(key, path) for key, relation in content.items() if isinstance(relation, str)}
-    if len(names) < len(content): raise ValueError(f'{path}: expected a relation of its own for each predicate')
+    """Relation label -> predicate, from an object whose keys are objects written as JSON, with a
+    "predicate", and whose values are relation labels. Raises `ValueError`."""
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is not a JSON file: {e}') from e
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: expected an object of predicates and relations')
+    names = {
+        relation: _predicate(key, path)
+        for key, relation in content.items()
+        if isinstance(relation, str)
+    }
+    if len(names) < len(content):
+        raise ValueError(f'{path}: expected a relation of its own for each predicate')
     return names
 
 
 def _predicate(key: str, path: Path | str) -> str:
     "The predicate in a key, without its prefix."
-    try: return json.loads(key)['predicate'].rpartition(':')[2]
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(
-        f'{path}: {key!r} is not a JSON object with a "predicate"') from e
+    try:
+        return json.loads(key)['predicate'].rpartition(':')[2]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'{path}: {key!r} is not a JSON object with a "predicate"') from e
 
 # %% ../../nbs/answer/20_formats.ipynb #c99b5265
-def influence_table(result: Result,
-                    training: TriplesFactory,
-                    node_names: Mapping[int, str] | None = None,   # by entity index
-                    edge_names: Mapping[str, str] | None = None,   # by relation label
-                    ) -> pd.DataFrame:
+def influence_table(
+    result: Result,
+    training: TriplesFactory,
+    node_names: Mapping[int, str] | None = None,  # by entity index
+    edge_names: Mapping[str, str] | None = None,  # by relation label
+) -> pd.DataFrame:
     "The influences in 14 columns, proponents and opponents of each test triple, strongest first."
     nodes = {training.entity_id_to_label[i]: name for i, name in (node_names or {}).items()}
     columns, frame = {}, result.frame
     for side, prefix in (('Test', 'test_'), ('Train', '')):
-        parts = (('Head', 'head', nodes), ('Rel', 'relation', edge_names or {}), ('Tail', 'tail', nodes))
+        parts = (
+            ('Head', 'head', nodes),
+            ('Rel', 'relation', edge_names or {}),
+            ('Tail', 'tail', nodes),
+        )
         for part, column, names in parts:
             labels = frame[prefix + column]
-            columns |= {side + part: labels, f'{side}{part}_label': labels.map(lambda x: names.get(x, x))}
+            columns |= {
+                side + part: labels,
+                f'{side}{part}_label': labels.map(lambda x: names.get(x, x)),
+            }
     own = frame['test_self_influence'] if 'test_self_influence' in frame else float('nan')
     return pd.DataFrame(dict(columns, TracInScore=frame['influence'], SelfInfluence=own))
 
@@ -72,7 +96,9 @@ def influence_table(result: Result,
 def write_influence_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Write a table as CSV in UTF-8, replacing an older file at once; every text is quoted.
 
-    `read_csv` of `tracin_nb.answer.results` gives it back; pandas needs `dtype=str, keep_default_na=False` to keep
-    labels."""
+    `read_csv` of `tracin_nb.answer.results` gives it back; pandas needs `dtype=str,
+    keep_default_na=False` to keep labels."""
     with replacing(Path(path)) as draft:
-        table.to_csv(draft, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n', encoding='utf-8')
+        table.to_csv(
+            draft, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n', encoding='utf-8'
+        )

@@ -29,44 +29,63 @@ def low_type(precision: str, device: torch.device) -> torch.dtype | None:
         raise ValueError(f'unknown precision {precision!r}; known are {", ".join(PRECISIONS)}')
     low = PRECISIONS[precision]
     try:
-        if low: torch.ones(2, 2, dtype=low, device=device) @ torch.ones(2, 2, dtype=low, device=device)
-    except RuntimeError as e: raise ValueError(f'precision {precision!r} is not to be had on {device}: {e}') from e
-    if precision == 'tf32' and not _has_tf32(device): raise ValueError(
-        f'precision "tf32" is not to be had on {device}: it needs a GPU with TF32 (NVIDIA Ampere and later)')
+        if low:
+            torch.ones(2, 2, dtype=low, device=device) @ torch.ones(2, 2, dtype=low, device=device)
+    except RuntimeError as e:
+        raise ValueError(f'precision {precision!r} is not to be had on {device}: {e}') from e
+    if precision == 'tf32' and not _has_tf32(device):
+        raise ValueError(
+            f'precision "tf32" is not to be had on {device}: it needs a GPU with TF32 (NVIDIA '
+            f'Ampere and later)'
+        )
     return low
 
 # %% ../../nbs/engine/50_amp.ipynb #a89ca55e
 def _has_tf32(device: torch.device) -> bool:
     "Does `device` multiply in TF32?"
-    if device.type != 'cuda': return False
-    with torch.cuda.device(device): return torch.cuda.is_tf32_supported()
+    if device.type != 'cuda':
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_tf32_supported()
 
 # %% ../../nbs/engine/50_amp.ipynb #c90094a2
 def _switches() -> list[Any]:
-    "Where PyTorch keeps the precision of float32 products: GPU and CPU, kind by kind (none before torch 2.9)."
+    """Where PyTorch keeps the precision of float32 products: GPU and CPU, kind by kind (none
+    before torch 2.9)."""
     backends = torch.backends
-    kinds = [getattr(b, kind, None) for b in (backends.cudnn, backends.mkldnn) for kind in ('matmul', 'conv', 'rnn')]
+    kinds = [
+        getattr(b, kind, None)
+        for b in (backends.cudnn, backends.mkldnn)
+        for kind in ('matmul', 'conv', 'rnn')
+    ]
     return [s for s in (backends.cuda.matmul, *kinds) if hasattr(s, 'fp32_precision')]
 
 # %% ../../nbs/engine/50_amp.ipynb #27b04407
 def _older_switches() -> tuple[str, bool]:
-    "The same for products and convolutions in PyTorch's older form; full float32 where that cannot say what is set."
-    try: products = torch.get_float32_matmul_precision()
-    except RuntimeError: products = 'highest'
-    try: return products, torch.backends.cudnn.allow_tf32
-    except RuntimeError: return products, False
+    """The same for products and convolutions in PyTorch's older form; full float32 where that
+    cannot say what is set."""
+    try:
+        products = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        products = 'highest'
+    try:
+        return products, torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return products, False
 
 # %% ../../nbs/engine/50_amp.ipynb #0e133421
 def _set(older: tuple[str, bool], values: Sequence[str]) -> None:
     "Set all switches: the older ones first, as they change the newer ones too."
     torch.set_float32_matmul_precision(older[0])
     torch.backends.cudnn.allow_tf32 = older[1]
-    for switch, value in zip(_switches(), values, strict=True): switch.fp32_precision = value
+    for switch, value in zip(_switches(), values, strict=True):
+        switch.fp32_precision = value
 
 # %% ../../nbs/engine/50_amp.ipynb #ba191d90
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Float32 products as `precision` wants them: in TF32 for "tf32", in full float32 for all others.
+    """Float32 products as `precision` wants them: in TF32 for "tf32", in full float32 for all
+    others.
 
     Concerns the whole process; what was set before is set again at the end, whatever happens."""
     older, newer = _older_switches(), [s.fp32_precision for s in _switches()]
@@ -74,18 +93,28 @@ def arithmetic(precision: str) -> Iterator[None]:
     try:
         _set(('high' if fast else 'highest', fast), ['tf32' if fast else 'ieee'] * len(newer))
         yield
-    finally: _set(older, newer)
+    finally:
+        _set(older, newer)
 
 # %% ../../nbs/engine/50_amp.ipynb #d12ba9a7
-def precision_error(low: Sequence[FactoredEngine],   # in reduced precision: for test and for training triples
-                    full: Sequence[FactoredEngine],  # the same in float32
-                    test: Tensor,                    # test triples `[M, 3]`
-                    train: Tensor,                   # a sample of training triples `[n, 3]`
-                    strongest: int = 100,            # pairs whose ranks are compared
-                    precision: str = 'fp32') -> dict[str, float]:  # arithmetic of `low`, see `arithmetic`
+def precision_error(
+    low: Sequence[FactoredEngine],  # in reduced precision: for test and for training triples
+    full: Sequence[FactoredEngine],  # the same in float32
+    test: Tensor,  # test triples `[M, 3]`
+    train: Tensor,  # a sample of training triples `[n, 3]`
+    strongest: int = 100,  # pairs whose ranks are compared
+    precision: str = 'fp32',
+) -> dict[str, float]:  # arithmetic of `low`, see `arithmetic`
     "Relative error of the influence matrix, and rank correlation of its strongest pairs."
-    with arithmetic(precision): ours = inner(low[0](test), low[1](train)).cpu()
-    with arithmetic('fp32'): truth = inner(full[0](test), full[1](train)).cpu()
+    with arithmetic(precision):
+        ours = inner(low[0](test), low[1](train)).cpu()
+    with arithmetic('fp32'):
+        truth = inner(full[0](test), full[1](train)).cpu()
     kept = truth.abs().flatten().topk(min(strongest, truth.numel())).indices
-    ranks = spearmanr(ours.flatten()[kept], truth.flatten()[kept]).statistic if len(kept) > 2 else 1.
-    return dict(relative_error=((ours - truth).norm() / truth.norm()).item(), rank_correlation=round(float(ranks), 12))
+    ranks = (
+        spearmanr(ours.flatten()[kept], truth.flatten()[kept]).statistic if len(kept) > 2 else 1.0
+    )
+    return dict(
+        relative_error=((ours - truth).norm() / truth.norm()).item(),
+        rank_correlation=round(float(ranks), 12),
+    )

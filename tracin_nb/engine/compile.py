@@ -38,9 +38,11 @@ def _lift(graph: GraphModule, tensors: dict[str, Tensor]) -> list[str]:
     last = [n for n in graph.graph.nodes if n.op == 'placeholder'][-1]
     for node in graph.graph.find_nodes(op='get_attr'):
         name = names.get(id(getattr(graph, node.target)))
-        if name is None: continue
+        if name is None:
+            continue
         if name not in inputs:
-            with graph.graph.inserting_after(last): last = inputs[name] = graph.graph.placeholder(f'm{len(inputs)}')
+            with graph.graph.inserting_after(last):
+                last = inputs[name] = graph.graph.placeholder(f'm{len(inputs)}')
         node.replace_all_uses_with(inputs[name])
         graph.graph.erase_node(node)
     graph.recompile()
@@ -61,78 +63,105 @@ def _filled(form: Factors, tensors: Sequence[Tensor]) -> Factors:
 
 # %% ../../nbs/engine/60_compile.ipynb #fda6ff89
 class _ShiftConv(gradients._SlimConv):
-    "A convolution of stride 1 whose backward pass goes to the input only, as a sum of shifted planes."
+    """A convolution of stride 1 whose backward pass goes to the input only, as a sum of shifted
+    planes."""
+
     @staticmethod
     def backward(ctx: Any, D: Tensor) -> tuple[Tensor, None]:
         (n, C, H, W), m = ctx.shape, ctx.m
         (kh, kw), (dh, dw), (ph, pw), (oh, ow) = m.kernel_size, m.dilation, m.padding, D.shape[2:]
-        planes = (m.weight.detach().flatten(1).T.to(D.dtype) @ D.flatten(2)).view(n, C, kh, kw, oh, ow)
+        planes = (m.weight.detach().flatten(1).T.to(D.dtype) @ D.flatten(2)).view(
+            n, C, kh, kw, oh, ow
+        )
+
         def shifted(i: int, j: int) -> Tensor:
             top, left = i * dh - ph, j * dw - pw
             return F.pad(planes[:, :, i, j], (left, W - ow - left, top, H - oh - top))
+
         return sum(shifted(i, j) for i in range(kh) for j in range(kw)), None
 
 # %% ../../nbs/engine/60_compile.ipynb #835e6cf8
 @contextmanager
 def _fusable(m: nn.Conv2d) -> Iterator[None]:
-    "`m` with a backward pass that a compiler makes one loop of, where it is less work than the library's."
+    """`m` with a backward pass that a compiler makes one loop of, where it is less work than the
+    library's."""
     if m.weight[0].numel() > m.out_channels or m.stride != (1, 1):
         yield
         return
     m.forward = lambda x: _ShiftConv.apply(x, m)
-    try: yield
-    finally: del m.forward
+    try:
+        yield
+    finally:
+        del m.forward
 
 # %% ../../nbs/engine/60_compile.ipynb #c201ebbb
 @contextmanager
 def _fusing() -> Iterator[None]:
     "The engine's convolutions as `_fusable` has them."
     before, gradients._slim = gradients._slim, _fusable
-    try: yield
-    finally: gradients._slim = before
+    try:
+        yield
+    finally:
+        gradients._slim = before
 
 # %% ../../nbs/engine/60_compile.ipynb #1509b294
 def _fill(x: Tensor, n: int) -> Tensor:
     "`x` `[B, ...]` with its last entry repeated up to `n` entries, in memory as if newly made."
-    if len(x) < n: x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])])
+    if len(x) < n:
+        x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])])
     return x.contiguous().view(-1).view(x.shape)
 
 # %% ../../nbs/engine/60_compile.ipynb #60f0635f
 @dataclass(frozen=True)
 class Program:
     "What a factored engine does for `tile` triples, compiled."
-    run: Callable[..., list[Tensor]]  # (ids, *extra, *tensors of the model) -> tensors of the factors
+
+    run: Callable[
+        ..., list[Tensor]
+    ]  # (ids, *extra, *tensors of the model) -> tensors of the factors
     tile: int
-    tensors: list[str]                # the model's tensors that it takes
-    form: Factors                     # what is made of the tensors that it gives
+    tensors: list[str]  # the model's tensors that it takes
+    form: Factors  # what is made of the tensors that it gives
     loss_vectorised: bool
 
 # %% ../../nbs/engine/60_compile.ipynb #29a12305
 def record(engine: FactoredEngine, q: Queries) -> tuple[GraphModule, list[str], Factors]:
-    "All that `engine` does for `q` as a graph, the names of the model's tensors among its inputs, and the form."
+    """All that `engine` does for `q` as a graph, the names of the model's tensors among its
+    inputs, and the form."""
     forms = []
+
     def run(ids: Tensor, *extra: Tensor) -> list[Tensor]:
         factors = engine._factors(Queries(q.kind, ids, extra))
         forms.append(factors)
         return _flat(factors)
-    with frozen(engine.model), _fusing(): graph = make_fx(run)(q.ids, *q.extra)
+
+    with frozen(engine.model), _fusing():
+        graph = make_fx(run)(q.ids, *q.extra)
     form = _filled(forms[0], [torch.empty(0) for _ in _flat(forms[0])])
     return graph, _lift(graph, _model_tensors(engine)), form
 
 # %% ../../nbs/engine/60_compile.ipynb #9a146c8e
-def make_program(engine: FactoredEngine,
-                 triples: Tensor,            # a tile `[tile, 3]`, of the size that all will have
-                 backend: str | Callable = 'inductor') -> Program:  # of `torch.compile`
+def make_program(
+    engine: FactoredEngine,
+    triples: Tensor,  # a tile `[tile, 3]`, of the size that all will have
+    backend: str | Callable = 'inductor',
+) -> Program:  # of `torch.compile`
     """The engine's work as a program, compiled.
 
-    It is recorded on the first of the triples, repeated, so that a check on all of them is a check on other values.
-    Raises `ValueError` if the work is not the same for all triples, and whatever `torch.compile` raises."""
+    It is recorded on the first of the triples, repeated, so that a check on all of them is a
+    check on other values. Raises `ValueError` if the work is not the same for all triples, and
+    whatever `torch.compile` raises."""
     if engine.routes.mixed:
-        raise ValueError(f'one backward pass per triple for {", ".join(sorted(engine.routes.mixed))}')
+        raise ValueError(
+            f'one backward pass per triple for {", ".join(sorted(engine.routes.mixed))}'
+        )
     queries, tile = engine.objective.queries(triples[:1]).to(engine.model.device), len(triples)
-    q = Queries(queries.kind, _fill(queries.ids, tile), tuple(_fill(x, tile) for x in queries.extra))
+    q = Queries(
+        queries.kind, _fill(queries.ids, tile), tuple(_fill(x, tile) for x in queries.extra)
+    )
     graph, names, form = record(engine, q)
-    if not engine.loss_vectorised: raise ValueError(f'the loss ({engine.objective}) is not vectorised')
+    if not engine.loss_vectorised:
+        raise ValueError(f'the loss ({engine.objective}) is not vectorised')
     run = torch.compile(graph, fullgraph=True, dynamic=False, backend=backend)
     program = Program(run, tile, names, form, engine.loss_vectorised)
     CompiledEngine(engine, program)(triples)
@@ -141,21 +170,28 @@ def make_program(engine: FactoredEngine,
 # %% ../../nbs/engine/60_compile.ipynb #d6f74dbd
 class CompiledEngine(FactoredEngine):
     "A factored engine that runs a compiled program, tile by tile."
-    def __init__(self,
-                 engine: FactoredEngine,  # the engine to take the place of
-                 program: Program):       # compiled for it, or for the same model with other weights
+
+    def __init__(
+        self,
+        engine: FactoredEngine,  # the engine to take the place of
+        program: Program,
+    ):  # compiled for it, or for the same model with other weights
         super().__init__(engine.model, engine.objective, engine.routes, engine.low)
         self.program, self.loss_vectorised = program, program.loss_vectorised
+
     def __call__(self, triples: Tensor) -> Factors:
         "Gradients of the losses of `triples` `[B, 3]`."
         q, n = self.objective.queries(triples).to(self.model.device), self.program.tile
-        return concat([self._tile(q[i:i + n]) for i in range(0, len(q), n)])
+        return concat([self._tile(q[i : i + n]) for i in range(0, len(q), n)])
+
     def _tile(self, q: Queries) -> Factors:
         own, n = _model_tensors(self), self.program.tile
-        given = [_fill(x, n) for x in (q.ids, *q.extra)] + [own[name].detach() for name in self.program.tensors]
+        given = [_fill(x, n) for x in (q.ids, *q.extra)] + [
+            own[name].detach() for name in self.program.tensors
+        ]
         with stage('compiled pass', whole=True, below='training forward'), torch.no_grad():
             factors = _filled(self.program.form, self.program.run(*given))
-        return factors if len(q) == n else factors[:len(q)]
+        return factors if len(q) == n else factors[: len(q)]
 
 # %% ../../nbs/engine/60_compile.ipynb #f975c0c8
 def _difference(ours: FactoredEngine, plain: FactoredEngine, triples: Tensor) -> float:
@@ -179,9 +215,14 @@ def seconds(f: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 # %% ../../nbs/engine/60_compile.ipynb #e40a28da
-def _gain(ours: FactoredEngine, plain: FactoredEngine, triples: Tensor, rounds: int) -> tuple[float, list[float]]:
-    "How many times as fast as `plain` is `ours`, and the median milliseconds of both, taken in turns."
-    times = [[seconds(lambda: e(triples), e.model.device) for e in (plain, ours)] for _ in range(rounds)]
+def _gain(
+    ours: FactoredEngine, plain: FactoredEngine, triples: Tensor, rounds: int
+) -> tuple[float, list[float]]:
+    """How many times as fast as `plain` is `ours`, and the median milliseconds of both, taken in
+    turns."""
+    times = [
+        [seconds(lambda: e(triples), e.model.device) for e in (plain, ours)] for _ in range(rounds)
+    ]
     slow, fast = (1000 * statistics.median(ts) for ts in zip(*times))
     return slow / fast, [slow, fast]
 
@@ -199,40 +240,58 @@ _TOLD: set[tuple[str, str]] = set()
 def _tell(engine: FactoredEngine, kind: str, reason: str) -> None:
     "Warn that `engine` runs uncompiled, once for each kind of model and of reason."
     name = type(engine.model).__name__
-    if (name, kind) in _TOLD: return
+    if (name, kind) in _TOLD:
+        return
     _TOLD.add((name, kind))
     warnings.warn(f'torch.compile is not used for {name}: {reason}', stacklevel=3)
 
 # %% ../../nbs/engine/60_compile.ipynb #c7364dd0
-def _judge(ours: FactoredEngine, plain: FactoredEngine, triples: Tensor, rounds: int,
-           facts: dict[str, Any]) -> tuple[str, str] | None:
+def _judge(
+    ours: FactoredEngine, plain: FactoredEngine, triples: Tensor, rounds: int, facts: dict[str, Any]
+) -> tuple[str, str] | None:
     "Measure into `facts`; what speaks against `ours`, as kind and reason, or None."
     facts['compile_error'], limit = _difference(ours, plain, triples), _limit(plain.low)
     if not facts['compile_error'] <= limit:
-        return 'wrong result', f'wrong result: relative error {facts["compile_error"]:.1e}, allowed {limit:.0e}'
+        return (
+            'wrong result',
+            f'wrong result: relative error {facts["compile_error"]:.1e}, allowed {limit:.0e}',
+        )
     facts['gain'], (slow, fast) = _gain(ours, plain, triples, rounds)
-    if facts['gain'] > 1: return None
-    return 'not faster', f'not faster: {fast:.2f} ms for {len(triples)} triples, uncompiled {slow:.2f} ms'
+    if facts['gain'] > 1:
+        return None
+    return (
+        'not faster',
+        f'not faster: {fast:.2f} ms for {len(triples)} triples, uncompiled {slow:.2f} ms',
+    )
 
 # %% ../../nbs/engine/60_compile.ipynb #aa84495c
-def compiled(engine: FactoredEngine,
-             triples: Tensor,                  # a tile `[tile, 3]` of real triples, of the size that all will have
-             program: Program | None = None,   # compiled for another checkpoint of the same model and objective
-             rounds: int = 5,                  # how often both are timed
-             backend: str | Callable = 'inductor') -> tuple[FactoredEngine, dict[str, Any]]:
+def compiled(
+    engine: FactoredEngine,
+    triples: Tensor,  # a tile `[tile, 3]` of real triples, of the size that all will have
+    program: Program
+    | None = None,  # compiled for another checkpoint of the same model and objective
+    rounds: int = 5,  # how often both are timed
+    backend: str | Callable = 'inductor',
+) -> tuple[FactoredEngine, dict[str, Any]]:
     """The compiled engine if it is right and faster, else `engine`; and the facts.
 
-    Facts: `compile` ("used", "not used"), `reason` (if not used), `compile_seconds` (recording included), `gain`
-    (speed in multiples of the uncompiled one), `compile_error` (relative). None is what was not found out."""
-    facts = dict(compile='not used', reason=None, compile_seconds=None, gain=None, compile_error=None)
+    Facts: `compile` ("used", "not used"), `reason` (if not used), `compile_seconds` (recording
+    included), `gain` (speed in multiples of the uncompiled one), `compile_error` (relative).
+    None is what was not found out."""
+    facts = dict(
+        compile='not used', reason=None, compile_seconds=None, gain=None, compile_error=None
+    )
     start = time.perf_counter()
     try:
         with warnings.catch_warnings(action='ignore'):
             made = CompiledEngine(engine, program or make_program(engine, triples, backend))
-            facts['compile_seconds'] = 0. if program else time.perf_counter() - start
+            facts['compile_seconds'] = 0.0 if program else time.perf_counter() - start
             against = _judge(made, engine, triples, rounds, facts)
-    except (MemoryError, torch.OutOfMemoryError): raise
-    except Exception as e: against = _why(e)
-    if against is None: return made, facts | dict(compile='used')
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        against = _why(e)
+    if against is None:
+        return made, facts | dict(compile='used')
     _tell(engine, *against)
     return engine, facts | dict(reason=against[1])

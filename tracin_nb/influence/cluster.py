@@ -15,34 +15,45 @@ from typing import Any
 import torch
 from fastcore.basics import patch
 
-from ..runs.run import pick_device
 from .workers import Job, News, Processes, Team, run_shards
+from ..runs.run import pick_device
 
 # %% ../../nbs/influence/45_cluster.ipynb #0c51c263
 def _ray() -> types.ModuleType:
     "The module `ray`. Raises `ImportError` with advice if it is not installed."
-    try: import ray
-    except ImportError as e: raise ImportError('devices="ray" needs Ray: pip install tracin_nb[ray]') from e
+    try:
+        import ray
+    except ImportError as e:
+        raise ImportError('devices="ray" needs Ray: pip install tracin_nb[ray]') from e
     return ray
 
 # %% ../../nbs/influence/45_cluster.ipynb #6a7c6b73
 class _Member:
     "A worker on the cluster."
+
     def __init__(self, job: Any, device: str):
         torch.set_num_threads(1)
         self.shard = torch.load(io.BytesIO(job), map_location='cpu', weights_only=False)(device)
         self.count = 0
-    def ready(self) -> None: "Answers when the job is loaded."
+
+    def ready(self) -> None:
+        "Answers when the job is loaded."
+
     def told(self) -> int:
         "Work done since the last call; 0 if there was none for a second."
         for _ in range(20):
-            if self.count: break
+            if self.count:
+                break
             time.sleep(0.05)
         count, self.count = self.count, 0
         return count
+
     def do(self, shard: int) -> tuple[int, Any]:
         "Work done that was not told of, and the result."
-        def alive(n: int) -> None: self.count += n
+
+        def alive(n: int) -> None:
+            self.count += n
+
         found = self.shard(shard, alive)
         count, self.count = self.count, 0
         return count, found
@@ -50,16 +61,23 @@ class _Member:
 # %% ../../nbs/influence/45_cluster.ipynb #9878d798
 class Cluster:
     "A team of Ray actors."
-    def __init__(self,
-                 job: Job,
-                 address: str | None = None,   # of the cluster; by default where Ray finds one, else a new one here
-                 ) -> None:
+
+    def __init__(
+        self,
+        job: Job,
+        address: str
+        | None = None,  # of the cluster; by default where Ray finds one, else a new one here
+    ) -> None:
         ray = self.ray = _ray()
         self.ours = not ray.is_initialized()
-        if self.ours: ray.init(address=address, log_to_driver=False, logging_level='error')
-        self.asked: dict[Any, tuple[int, str]] = {}   # reference -> worker, and the kind of news that the answer is
+        if self.ours:
+            ray.init(address=address, log_to_driver=False, logging_level='error')
+        self.asked: dict[
+            Any, tuple[int, str]
+        ] = {}  # reference -> worker, and the kind of news that the answer is
         self.members: list[Any] = []
-        try: self._gather(_packed(job))
+        try:
+            self._gather(_packed(job))
         except BaseException:
             self.close()
             raise
@@ -78,7 +96,9 @@ def _gather(self: Cluster, job: bytes) -> None:
     resources = self.ray.cluster_resources()
     gpus = int(resources.get('GPU', 0))
     device, needs = ('cuda', dict(num_gpus=1, num_cpus=0)) if gpus else ('cpu', dict(num_cpus=1))
-    actor = self.ray.remote(_Member).options(max_restarts=0, max_concurrency=2, scheduling_strategy='SPREAD', **needs)
+    actor = self.ray.remote(_Member).options(
+        max_restarts=0, max_concurrency=2, scheduling_strategy='SPREAD', **needs
+    )
     stored = self.ray.put(job)
     self.members = [actor.remote(stored, device) for _ in range(gpus or int(resources['CPU']))]
     self.names = [f'worker {i} ({device}, Ray)' for i in range(len(self.members))]
@@ -93,34 +113,41 @@ def give(self: Cluster, worker: int, shard: int) -> None:
 
 @patch
 def _ask_progress(self: Cluster, worker: int) -> None:
-    "Ask a worker that does a shard how far it is, if it was not asked already: it has only two threads."
+    """Ask a worker that does a shard how far it is, if it was not asked already: it has only two
+    threads."""
     what = self.asked.values()
     if (worker, 'done') in what and (worker, 'alive') not in what:
         self.asked[self.members[worker].told.remote()] = worker, 'alive'
 
 
-
 @patch
 def wait(self: Cluster, seconds: float) -> Iterator[News]:
-    if not self.asked: return time.sleep(seconds)
+    if not self.asked:
+        return time.sleep(seconds)
     answered, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
     for ref in answered:
-        if ref in self.asked: yield from self._heard(ref, *self.asked.pop(ref))
+        if ref in self.asked:
+            yield from self._heard(ref, *self.asked.pop(ref))
 
 # %% ../../nbs/influence/45_cluster.ipynb #38c564c3
 @patch
 def _heard(self: Cluster, ref: Any, worker: int, kind: str) -> Iterator[News]:
     "What an answer says; where a shard is not finished, its progress is asked for again."
-    try: value = self.ray.get(ref)
+    try:
+        value = self.ray.get(ref)
     except self.ray.exceptions.RayError as e:
         self.drop(worker)
         yield News(worker, 'failed', str(e))
         return
-    if kind == 'ready': return (yield News(worker, kind))
+    if kind == 'ready':
+        return (yield News(worker, kind))
     count, found = value if kind == 'done' else (value, None)
-    if count: yield News(worker, 'alive', count)
-    if kind == 'done': yield News(worker, kind, found)
-    else: self._ask_progress(worker)
+    if count:
+        yield News(worker, 'alive', count)
+    if kind == 'done':
+        yield News(worker, kind, found)
+    else:
+        self._ask_progress(worker)
 
 # %% ../../nbs/influence/45_cluster.ipynb #c5d49eea
 @patch
@@ -131,23 +158,33 @@ def drop(self: Cluster, worker: int) -> None:
 
 @patch
 def close(self: Cluster) -> None:
-    if not self.ray.is_initialized(): return
-    for member in self.members: self.ray.kill(member)
-    if self.ours: self.ray.shutdown()
+    if not self.ray.is_initialized():
+        return
+    for member in self.members:
+        self.ray.kill(member)
+    if self.ours:
+        self.ray.shutdown()
 
 # %% ../../nbs/influence/45_cluster.ipynb #124e2c05
-def pick_workers(devices: str | torch.device | Sequence[str],  # "auto", a device, a list of devices, or "ray"
-                 ) -> tuple[torch.device, list[str] | str]:
-    "The device of this process, and those of its workers (none: it does all itself). Raises `ValueError`."
+def pick_workers(
+    devices: str | torch.device | Sequence[str],  # "auto", a device, a list of devices, or "ray"
+) -> tuple[torch.device, list[str] | str]:
+    """The device of this process, and those of its workers (none: it does all itself). Raises
+    `ValueError`."""
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
-    if isinstance(devices, str) and devices == 'auto': return pick_device(None), gpus if len(gpus) > 1 else []
-    if isinstance(devices, str) and devices.partition(':')[0] == 'ray': return pick_device(None), devices
-    if isinstance(devices, (str, torch.device)): return pick_device(devices), []
-    if not devices: raise ValueError('devices is empty: expected "auto", a device, a list of devices, or "ray"')
+    if isinstance(devices, str) and devices == 'auto':
+        return pick_device(None), gpus if len(gpus) > 1 else []
+    if isinstance(devices, str) and devices.partition(':')[0] == 'ray':
+        return pick_device(None), devices
+    if isinstance(devices, (str, torch.device)):
+        return pick_device(devices), []
+    if not devices:
+        raise ValueError('devices is empty: expected "auto", a device, a list of devices, or "ray"')
     return pick_device(devices[0]), [str(pick_device(d)) for d in devices]
 
 
 def make_team(job: Job, devices: Sequence[str] | str) -> Team:
     "A worker for each device, or a team on a Ray cluster."
-    if not isinstance(devices, str): return Processes(job, devices)
+    if not isinstance(devices, str):
+        return Processes(job, devices)
     return Cluster(job, None if devices == 'ray' else devices)
