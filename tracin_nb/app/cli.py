@@ -63,7 +63,7 @@ from tracin_nb.app.options import (
     table_names,
     write_table,
 )
-from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
+from .terminal import Cli, Devices, JsonObject, refuse, say, say_once, stacked
 
 if TYPE_CHECKING:
     from pykeen.triples import TriplesFactory
