@@ -24,17 +24,12 @@ from pykeen.pipeline import pipeline
 from pykeen.triples import TriplesFactory
 
 from tracin_nb.runs import run as runs
-from tracin_nb.runs.run import (
-    Checkpoint,
-    KeepCheckpoints,
-    Run,
-    RunError,
-    as_run,
-    file_facts,
-    read_state,
-    state_fingerprint,
-    train,
-)
+from tracin_nb.runs.keeping import file_facts, read_state
+from tracin_nb.runs.loop import KeepCheckpoints
+from tracin_nb.runs.models import state_fingerprint
+from tracin_nb.runs.run import Checkpoint, Run, as_run
+from tracin_nb.runs.settings import RunError
+from tracin_nb.runs.training import train
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings('ignore')

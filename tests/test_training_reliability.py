@@ -33,7 +33,11 @@ from tracin_nb.graph import triples
 from tracin_nb.influence import question
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs import run as runs
-from tracin_nb.runs.run import KeepCheckpoints, Run, RunError, file_facts, train
+from tracin_nb.runs.keeping import file_facts
+from tracin_nb.runs.loop import KeepCheckpoints
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.settings import RunError
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TINY = dict(
