@@ -32,7 +32,7 @@ from tracin_nb.engine.shortcuts import Projected
 from tracin_nb.graph import triples
 from tracin_nb.influence import question
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs import models, training
+from tracin_nb.runs import models, settings, training
 from tracin_nb.runs.keeping import file_facts
 from tracin_nb.runs.loop import KeepCheckpoints
 from tracin_nb.runs.run import Run
@@ -618,7 +618,8 @@ def test_what_fits_alone_but_not_in_training(
         monkeypatch.setattr(module, 'machine_memory', lambda: 2300)
     with pytest.raises(RunError, match='the optimiser would take at least 4.31 KiB'):
         train(nations, **TINY, out=tmp_path / 'run')
-    monkeypatch.setattr(models, 'machine_memory', lambda: 1000)
+    for module in (models, settings):
+        monkeypatch.setattr(module, 'machine_memory', lambda: 1000)
     with pytest.raises(RunError, match='would take 1.09 KiB of memory, and there are 1,000 bytes'):
         whole.model(0)
 

@@ -436,7 +436,7 @@ def _completed(
         optimizer_state=partial(_moments, facts, shapes) if alike else None,
     )
 
-# %% ../../nbs/runs/90_foreign.ipynb #02dd8a5d
+# %% ../../nbs/runs/90_foreign.ipynb #ab85de97
 def open_files(
     checkpoints: Path | str | Sequence[Path | str],  # files or pipeline folders of one model
     train: Path | str | None = None,  # training triples, TSV; None: those of a pipeline folder
@@ -471,7 +471,7 @@ def open_files(
     smoothing = _smoothing(first, label_smoothing)
     built, settings = _model(first, training, training.create_inverse_triples, model, model_kwargs)
     shapes = {n: p.shape for n, p in built.named_parameters() if p.requires_grad}
-    facts = []
+    facts: list[_Facts] = []
     for path in paths:
         opened = first if not facts else open_file(path, allow_pickle)
         _check_fits(opened, built, training)
@@ -479,10 +479,18 @@ def open_files(
             _check_same_triples(opened, training)
         facts.append(_facts(opened, shapes, learning_rates is not None))
     facts, rates = _in_order(facts, _rates(facts, learning_rates))
-    loss = _loss(loss, loss_kwargs)
-    lists = dict(states=[f.path for f in facts], epochs=[f.epoch for f in facts])
-    lists |= dict(learning_rates=rates, steps=[f.step for f in facts])
-    drawn = dict(negative_sampler=negative_sampler, negative_sampler_kwargs=negative_sampler_kwargs)
-    options = dict(loop=loop, loss=loss, label_smoothing=smoothing, seed=seed, **drawn)
-    run = Run.from_model(built, training, **lists, **options)
+    run = Run.from_model(
+        built,
+        training,
+        learning_rates=rates,
+        states=[f.path for f in facts],
+        loop=loop,
+        loss=_loss(loss, loss_kwargs),
+        label_smoothing=smoothing,
+        negative_sampler=negative_sampler,
+        negative_sampler_kwargs=negative_sampler_kwargs,
+        seed=seed,
+        epochs=[f.epoch for f in facts],
+        steps=[f.step for f in facts],
+    )
     return _completed(run, facts, settings, shapes)

@@ -266,12 +266,10 @@ def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str
         raise RunError(f'{paths["triples"]} has no training triples')
     more = _read_literals(paths, triples.pop('literals', None), len(maps['entity_to_id']))
     first = TriplesNumericLiteralsFactory if more else TriplesFactory
-    more['create_inverse_triples'] = inverse
+    more |= maps | dict(create_inverse_triples=inverse)
     try:
         return {
-            n: first(mapped_triples=t, **maps, **more)
-            if n == 'training'
-            else TriplesFactory(t, **maps)
+            n: first(mapped_triples=t, **more) if n == 'training' else TriplesFactory(t, **maps)
             for n, t in triples.items()
         }
     except (ValueError, TypeError) as e:
@@ -281,7 +279,7 @@ def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str
 _FORMAT = dict(format='tracin_nb run', version=1)
 
 
-def start_facts(settings: Mapping[str, Any], training: TriplesFactory) -> dict[str, Any]:
+def start_facts(settings: Mapping[str, Any], training: CoreTriplesFactory) -> dict[str, Any]:
     "What `run.json` says before the first checkpoint"
     packages = {n: importlib.metadata.version(n) for n in ('tracin_nb', 'pykeen', 'torch')}
     dataset = dict(
@@ -394,7 +392,7 @@ def _check_stopping(facts: Mapping[str, Any], where: str) -> None:
             f'{last}'
         )
 
-# %% ../../nbs/runs/20_keeping.ipynb #9713661e
+# %% ../../nbs/runs/20_keeping.ipynb #1ff01ef5
 _FACTS = dict(
     format=str,
     version=int,
@@ -430,7 +428,9 @@ _SETTINGS = dict(
     precision=str,
     early_stopping=(dict, type(None)),
 )
-_LATER = dict(precision='fp32', early_stopping=None, loss_weighter=None, loss_weighter_kwargs={})
+_LATER: dict[str, Any] = dict(
+    precision='fp32', early_stopping=None, loss_weighter=None, loss_weighter_kwargs={}
+)
 
 
 def _json_in(folder: Path) -> Any:

@@ -6,7 +6,7 @@
 __all__ = ['why_stop', 'KeepCheckpoints', 'build_loop', 'use_bf16', 'little_garbage', 'run_loop',
            'restore']
 
-# %% ../../nbs/runs/50_loop.ipynb #bf1a95fb
+# %% ../../nbs/runs/50_loop.ipynb #1d94cf0e
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from pykeen.stoppers.early_stopping import EarlyStoppingLogic
 from pykeen.training import LCWATrainingLoop, NonFiniteLossError, SLCWATrainingLoop, TrainingLoop
 from pykeen.training.callbacks import TrainingCallback
 from pykeen.training.training_loop import NoTrainingBatchError
-from pykeen.triples import TriplesFactory
+from pykeen.triples import CoreTriplesFactory
 
 from tracin_nb.runs.keeping import (
     read_saved,
@@ -169,7 +169,9 @@ def _touch_state(loop: TrainingLoop) -> None:
     loop.optimizer.state[next(iter(loop.model.get_grad_params()))]
 
 
-def build_loop(settings: Mapping[str, Any], model: Model, training: TriplesFactory) -> TrainingLoop:
+def build_loop(
+    settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory
+) -> TrainingLoop:
     """PyKEEN's training loop with optimiser, scheduler and sampler of `settings`, ready to run
     from epoch 1"""
     sampler = {n: settings[n] for n in ('negative_sampler', 'negative_sampler_kwargs')}

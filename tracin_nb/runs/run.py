@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Checkpoint', 'Run', 'as_run']
 
-# %% ../../nbs/runs/40_run.ipynb #259bdbf5
+# %% ../../nbs/runs/40_run.ipynb #30a404cd
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.pipeline import PipelineResult
 from pykeen.sampling import NegativeSampler
-from pykeen.triples import TriplesFactory
+from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.instances import BatchedSLCWAInstances
 from pykeen.triples.weights import LossWeighter
 
@@ -158,7 +158,7 @@ def _chosen_loss(loss: Loss | str | None, model: Model) -> Loss:
         loss = build_loss(loss)
     return copy.deepcopy(model.loss if loss is None else loss).cpu()
 
-# %% ../../nbs/runs/40_run.ipynb #2c991612
+# %% ../../nbs/runs/40_run.ipynb #b58cdfd7
 @dataclass(repr=False)
 class Run:
     """Everything that TracIn needs from one training: from `train`, `Run.open`, `Run.from_model`
@@ -198,7 +198,7 @@ class Run:
     def from_model(
         cls,
         model: Model,  # any PyKEEN model, wrapped or not; a copy is taken
-        training: TriplesFactory,  # the triples that it was trained on
+        training: CoreTriplesFactory,  # the triples that it was trained on
         *,
         learning_rates: Sequence[float] | None = None,  # of each checkpoint; has to be given
         states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None = None,  # None: its own
@@ -212,8 +212,8 @@ class Run:
         seed: int = 0,
         optimizer: tuple[str, dict[str, Any]] | None = None,  # name and settings, as betas and eps
         optimizer_moments: Sequence[Mapping[str, torch.Tensor]] | None = None,  # `exp_avg_sq`s
-        epochs: Sequence[int] | None = None,  # of each checkpoint, if known
-        steps: Sequence[int] | None = None,  # optimiser steps made until each, if known
+        epochs: Sequence[int | None] | None = None,  # of each checkpoint, if known
+        steps: Sequence[int | None] | None = None,  # optimiser steps made until each, if known
     ) -> 'Run':
         """A run without a folder, from a model and the states it went through; `RunError` if rates
         or states do not fit"""

@@ -10,7 +10,7 @@ __all__ = ['TRAINING_KWARGS', 'RunError', 'plain', 'number', 'model_settings', '
            'check_weighted_settings', 'too_large', 'kept_epochs', 'step_settings',
            'ranking_metric', 'stopping_settings', 'precision_settings', 'pick_device']
 
-# %% ../../nbs/runs/00_settings.ipynb #44f78249
+# %% ../../nbs/runs/00_settings.ipynb #18a18e36
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ from pykeen.training.callbacks import (
     GradientNormClippingTrainingCallback,
     TrainingCallback,
 )
-from pykeen.triples import CoreTriplesFactory, TriplesFactory, TriplesNumericLiteralsFactory
+from pykeen.triples import CoreTriplesFactory, TriplesNumericLiteralsFactory
 from pykeen.triples.weights import LossWeighter, RelationLossWeighter, loss_weighter_resolver
 
 from ..graph.triples import machine_memory, size_text
@@ -212,7 +212,8 @@ def clipping_callbacks(
     training_kwargs: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[TrainingCallback]]:
     "`training_kwargs` without those that clip gradients, and PyKEEN's callbacks that do it instead"
-    kwargs, callbacks = dict(training_kwargs), []
+    kwargs = dict(training_kwargs)
+    callbacks: list[TrainingCallback] = []
     norm, kind, most = (
         kwargs.pop(f'gradient_clipping_{n}', None)
         for n in ('max_norm', 'norm_type', 'max_abs_value')
@@ -421,7 +422,7 @@ def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: in
     else:
         every = number(keep_every, 'keep_every', 1, kind=int)
         _check_epochs(epochs, epochs // every)
-        kept = range(every, epochs + 1, every)
+        kept = list(range(every, epochs + 1, every))
     return sorted({*kept, epochs})
 
 # %% ../../nbs/runs/00_settings.ipynb #b030a16e
@@ -454,7 +455,7 @@ def ranking_metric(name: str) -> tuple[str, Any]:
 
 # %% ../../nbs/runs/00_settings.ipynb #b15ba934
 def stopping_settings(
-    patience: int | None, epochs: int, validation: TriplesFactory | None, **options: Any
+    patience: int | None, epochs: int, validation: CoreTriplesFactory | None, **options: Any
 ) -> dict[str, Any]:
     "When training stops early: None without `patience`; of `options`, None is PyKEEN's default"
     given = {n: v for n, v in options.items() if v is not None}
@@ -466,7 +467,9 @@ def stopping_settings(
         return dict(early_stopping=None)
     if validation is None or not validation.num_triples:
         raise RunError('patience needs validation triples, and the data set has none')
-    asked = dict(evaluate_every=10, stop_delta=0.01, stop_metric='hits_at_10') | given
+    asked: dict[str, Any] = (
+        dict(evaluate_every=10, stop_delta=0.01, stop_metric='hits_at_10') | given
+    )
     asked = dict(
         patience=number(patience, 'patience', 1, kind=int),
         evaluate_every=number(asked['evaluate_every'], 'evaluate_every', 1, kind=int),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train']
 
-# %% ../../nbs/runs/60_training.ipynb #83c3e148
+# %% ../../nbs/runs/60_training.ipynb #f2c41bf5
 import copy
 import math
 import os
@@ -23,7 +23,7 @@ from pykeen.checkpoints import CheckpointSchedule
 from pykeen.datasets import Dataset
 from pykeen.losses import Loss
 from pykeen.models import Model
-from pykeen.triples import TriplesFactory
+from pykeen.triples import CoreTriplesFactory
 from pykeen.triples.weights import LossWeighter
 from pykeen.utils import set_random_seed
 
@@ -52,7 +52,7 @@ from tracin_nb.runs.settings import (
     weighter_settings,
 )
 
-# %% ../../nbs/runs/60_training.ipynb #79af2e18
+# %% ../../nbs/runs/60_training.ipynb #f5843400
 def _check_folder(folder: Path) -> bool:
     "Return whether a run was begun in `folder`; `RunError` if something else is there"
     if folder.exists() and not folder.is_dir():
@@ -77,9 +77,10 @@ def _asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
     """The facts of the run in `folder` if it is to be resumed, else a copy of `facts`;
     `RunError` if neither is right"""
-    begun = _check_folder(folder)
-    kept = read_facts(folder, begun=True) if begun else None
-    if not begun or not kept['checkpoints']:
+    if not _check_folder(folder):
+        return copy.deepcopy(facts)
+    kept = read_facts(folder, begun=True)
+    if not kept['checkpoints']:
         return copy.deepcopy(facts)
     if not resume:
         state = '' if finished(kept) else ', which is not finished'
@@ -153,7 +154,7 @@ def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         raise OSError(e.errno, f'{e.strerror}; {more}', e.filename) from e
 
 # %% ../../nbs/runs/60_training.ipynb #e7f5e3c0
-def _step_bytes(settings: Mapping[str, Any], model: Model, training: TriplesFactory) -> int:
+def _step_bytes(settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory) -> int:
     """The least bytes of a step: its negatives as ids and as embeddings, or scores and labels of
     all entities"""
     batch = min(
@@ -171,7 +172,7 @@ def _step_bytes(settings: Mapping[str, Any], model: Model, training: TriplesFact
 
 
 def _check_room(
-    settings: Mapping[str, Any], model: Model, training: TriplesFactory, out: Path
+    settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory, out: Path
 ) -> None:
     """Raises `RunError` naming what would take more memory, or for all checkpoints more disk,
     than there is"""
@@ -262,7 +263,7 @@ def _trained(
                 _start_training(settings, data, out, facts, device, progress)
     return Run.open(out)
 
-# %% ../../nbs/runs/60_training.ipynb #82d6e56a
+# %% ../../nbs/runs/60_training.ipynb #4064c4e2
 def train(
     dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files, or a PyKEEN data set
     model: str | type[Model] = 'ConvE',
@@ -286,8 +287,7 @@ def train(
     label_smoothing: float = 0.0,
     batch_size: int = 256,
     precision: str = 'fp32',  # or 'bf16': each step's scores; weights and loss stay in float32
-    patience: int
-    | None = None,  # evaluations in vain after which training stops; None: it does not
+    patience: int | None = None,  # evaluations in vain until training stops; None: it does not
     evaluate_every: int | None = None,  # epochs between evaluations on validation triples; None: 10
     stop_delta: float | None = None,  # by which part a better value exceeds the best; None: 0.01
     stop_metric: str | None = None,  # PyKEEN's name of a ranking metric; None: hits_at_10
