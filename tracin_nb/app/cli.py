@@ -1076,7 +1076,7 @@ def bench_command(
 
     from tracin_nb.bench.engine import table
     from tracin_nb.bench.suite import BENCHMARKS, run_benchmark
-    from tracin_nb.runs.run import pick_device
+    from tracin_nb.runs.settings import pick_device
 
     check_settings('benchmark', BENCHMARKS, name, settings)
     if threads:
