@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 _HOME = {
     "TracIn": "influence.tracin",
     "Run": "runs.run",
-    "train": "runs.run",
+    "train": "runs.training",
     "describe": "engine.gradients",
     "load_dataset": "graph.triples",
     "InfluenceExplorer": "app.explorer",

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from .workers import Job, News, Processes, Team, run_shards
-from ..runs.run import pick_device
+from ..runs.settings import pick_device
 
 # %% ../../nbs/influence/45_cluster.ipynb #0c51c263
 def _ray() -> types.ModuleType:
