@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -76,34 +75,30 @@ class _Live(TorchDispatchMode):
                 self.see(value)
         return made
 
-# %% ../../nbs/influence/10_memory.ipynb #662dec50
-@patch
-def see(self: _Live, value: Any) -> None:
-    """Count `value`, or the tensors in it. A sparse tensor has no storage of its own; its parts
-    were seen before it."""
-    if isinstance(value, (list, tuple)):
-        for v in value:
-            self.see(v)
-    if (
-        not isinstance(value, Tensor)
-        or value.device.type != self.kind
-        or value.layout is not torch.strided
-    ):
-        return
-    storage = value.untyped_storage()
-    key, n = storage._cdata, storage.nbytes()
-    if key in self.alive:
-        return
-    self.alive[key] = weakref.ref(storage, lambda _: self.gone(key, n))
-    self.usage.left += n
-    self.usage.peak = max(self.usage.peak, self.usage.left)
+    def see(self, value: Any) -> None:
+        """Count `value`, or the tensors in it. A sparse tensor has no storage of its own; its parts
+        were seen before it."""
+        if isinstance(value, (list, tuple)):
+            for v in value:
+                self.see(v)
+        if (
+            not isinstance(value, Tensor)
+            or value.device.type != self.kind
+            or value.layout is not torch.strided
+        ):
+            return
+        storage = value.untyped_storage()
+        key, n = storage._cdata, storage.nbytes()
+        if key in self.alive:
+            return
+        self.alive[key] = weakref.ref(storage, lambda _: self.gone(key, n))
+        self.usage.left += n
+        self.usage.peak = max(self.usage.peak, self.usage.left)
 
-# %% ../../nbs/influence/10_memory.ipynb #be62650c
-@patch
-def gone(self: _Live, key: int, n: int) -> None:
-    "A storage of `n` bytes died."
-    del self.alive[key]
-    self.usage.left -= n
+    def gone(self, key: int, n: int) -> None:
+        "A storage of `n` bytes died."
+        del self.alive[key]
+        self.usage.left -= n
 
 # %% ../../nbs/influence/10_memory.ipynb #ad98571e
 @contextmanager
@@ -327,47 +322,43 @@ class Tiles:
     budget: int  # bytes, for the message if all halving does not help
     halvings: int = 0  # how often memory ran out
 
-# %% ../../nbs/influence/10_memory.ipynb #ecadd156
-@patch
-def each(
-    self: Tiles,
-    n: int,  # triples to go through
-    step: Callable[
-        [slice], T
-    ],  # what is done with a tile; without effect until its result is given out
-) -> Iterator[tuple[slice, T]]:
-    """Every slice of `range(n)` with the result of `step`. Raises `MemoryError` if a single
-    triple is too much."""
-    start = 0
-    while start < n:
-        rows, failed = slice(start, min(start + self.size, n)), None
-        try:
-            done = step(rows)
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-            failed = (
-                str(e) or type(e).__name__
-            )  # not the error itself, which holds the tensors of the failed tile
-        if failed:
-            self._halve(rows.stop - rows.start, failed)
-        else:
-            start = rows.stop
-            yield rows, done
-            del done
+    def each(
+        self,
+        n: int,  # triples to go through
+        step: Callable[
+            [slice], T
+        ],  # what is done with a tile; without effect until its result is given out
+    ) -> Iterator[tuple[slice, T]]:
+        """Every slice of `range(n)` with the result of `step`. Raises `MemoryError` if a single
+        triple is too much."""
+        start = 0
+        while start < n:
+            rows, failed = slice(start, min(start + self.size, n)), None
+            try:
+                done = step(rows)
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+                failed = (
+                    str(e) or type(e).__name__
+                )  # not the error itself, which holds the tensors of the failed tile
+            if failed:
+                self._halve(rows.stop - rows.start, failed)
+            else:
+                start = rows.stop
+                yield rows, done
+                del done
 
-# %% ../../nbs/influence/10_memory.ipynb #49e63321
-@patch
-def _halve(self: Tiles, n: int, why: str) -> None:
-    "Go on with half of the `n` triples that were too many."
-    if n == 1:
-        raise MemoryError(
-            f'memory ran out at a tile of one training triple, after {self.halvings} halvings, '
-            f'with memory={self.budget:,} '
-            f'bytes: {why}. Free memory, or explain fewer triples at a time'
-        )
-    self.size, self.halvings = (n + 1) // 2, self.halvings + 1
-    release(cycles=True)
+    def _halve(self, n: int, why: str) -> None:
+        "Go on with half of the `n` triples that were too many."
+        if n == 1:
+            raise MemoryError(
+                f'memory ran out at a tile of one training triple, after {self.halvings} halvings, '
+                f'with memory={self.budget:,} '
+                f'bytes: {why}. Free memory, or explain fewer triples at a time'
+            )
+        self.size, self.halvings = (n + 1) // 2, self.halvings + 1
+        release(cycles=True)
 
 # %% ../../nbs/influence/10_memory.ipynb #3f3e5b28
 def _take_one(tiles: Iterator[tuple[slice, T]], take: Callable[[slice, T], Any]) -> bool:
