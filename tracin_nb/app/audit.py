@@ -26,20 +26,11 @@ from matplotlib.figure import Figure
 from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 from torch import Tensor
+from ..answer.bars import BLUE, shortened
+from ..answer.table import TRIPLE, aligned, signed, visible
 
-from ..answer.plots import BLUE, byte_unit, panels, shortened, stage_bars
-from tracin_nb.answer.results import (
-    CAVEAT,
-    SIDES,
-    TRIPLE,
-    Report,
-    Result,
-    SelfInfluence,
-    aligned,
-    facts_line,
-    signed,
-    visible,
-)
+from ..answer.plots import byte_unit, panels, stage_bars
+from ..answer.results import CAVEAT, SIDES, Report, Result, SelfInfluence, facts_line
 from .explorer import known_triples, lines_of, tail_ranks
 from tracin_nb.app.panels import (
     Kept,

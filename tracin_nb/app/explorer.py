@@ -23,26 +23,9 @@ from pykeen.evaluation.ranks import Ranks
 from pykeen.models import Model
 from torch import Tensor
 
-from tracin_nb.answer.plots import (
-    GROUPS,
-    PARTS,
-    distribution,
-    ego_graph,
-    over_checkpoints,
-    ranking,
-    shares,
-)
-from tracin_nb.answer.results import (
-    CAVEAT,
-    SIDES,
-    TRIPLE,
-    Result,
-    aligned,
-    facts_line,
-    label_columns,
-    signed,
-    visible,
-)
+from ..answer.plots import GROUPS, PARTS, distribution, ego_graph, over_checkpoints, shares
+from ..answer.results import CAVEAT, SIDES, Result, facts_line
+from ..answer.table import TRIPLE, aligned, signed, visible
 from tracin_nb.app.panels import (
     RunPanel,
     Search,
@@ -70,6 +53,7 @@ from tracin_nb.app.panels import (
 from ..engine.objectives import Softmax, score
 from ..engine.weightings import WEIGHTINGS
 from ..graph.neighbourhoods import Graph, near
+from ..graph.triples import label_columns
 from ..influence.steps import Progress, counter
 from ..runs.run import Run
 
@@ -429,9 +413,7 @@ def every(self: InfluenceExplorer) -> Tensor:
 
 def draw_ranking(explorer: InfluenceExplorer) -> Axes:
     "The strongest rows."
-    return ranking(
-        explorer.result, ax=new_axes(9, 1.2 + 0.27 * min(40, len(explorer.result.frame)))
-    )
+    return explorer.result.plot(ax=new_axes(9, 1.2 + 0.27 * min(40, len(explorer.result.frame))))
 
 
 def draw_all(explorer: InfluenceExplorer) -> Axes:

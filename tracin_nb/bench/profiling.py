@@ -20,8 +20,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from ..answer.table import STYLE, aligned
 
-from ..answer.results import STYLE, Result, aligned, plain_facts
+from ..answer.results import Result, plain_facts
 from .engine import in_turns, machine
 from ..clock import OTHER, Stage, Stopwatch, watching
 from ..engine.amp import arithmetic

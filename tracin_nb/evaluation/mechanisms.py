@@ -31,12 +31,13 @@ from scipy.special import digamma
 from torch import Tensor
 from tqdm import tqdm
 
-from ..answer.results import Result, label_columns, records
+from ..answer.results import Result, records
 from .statistics import Estimate, bootstrap, p_above, p_paired
 from ..files import replacing, write_json
 from ..graph.neighbourhoods import Graph, at_least_one, neighbourhood
 from tracin_nb.graph.triples import (
     TriplesFileError,
+    label_columns,
     load_files,
     nearest_labels,
     read_table,
