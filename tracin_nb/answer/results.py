@@ -513,7 +513,7 @@ class Result(Report):
     @classmethod
     def of(
         cls,
-        test: LongTensor,  # `[M, 3]`, ids
+        test: Tensor,  # `[M, 3]`, ids
         training: TriplesFactory,  # whose `mapped_triples` the ranking's indices refer to
         ranking: Ranking,  # of M test triples
         facts: dict[str, Any],  # objective, checkpoints, engine, versions, ...: plain values

@@ -435,11 +435,10 @@ def _weighted(dots: Tensor, a: Factors, b: Factors) -> Tensor:
     return dots if b.weight is None else dots.mul_(b.weight.to(dots.dtype))
 
 # %% ../../nbs/engine/10_factors.ipynb #7a920594
-def added(parts: Iterable[Tensor]) -> Tensor | None:
-    """The sum of newly made tensors of one shape, added up in the first of them; None if there
-    are none."""
+def added(parts: Iterable[Tensor]) -> Tensor:
+    "The sum of newly made tensors of one shape, at least one, added up in the first of them."
     parts = iter(parts)
-    total = next(parts, None)
+    total = next(parts)
     for part in parts:
         total += part
     return total
@@ -472,7 +471,7 @@ def inner(a: Factors, b: Factors) -> Tensor:
         for p, q in pairs
         if not (isinstance(p, Dense) and isinstance(q, Dense) or _is_large(p, q))
     ]
-    total = added(block_inner(p, q) for p, q in rest)
+    total = added(block_inner(p, q) for p, q in rest) if rest else None
     for part in _dense_parts(dense, len(a)):
         x, y = map(_vectors, zip(*part))
         total = x @ y.T if total is None else total.addmm_(x, y.T)

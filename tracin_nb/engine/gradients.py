@@ -703,7 +703,7 @@ class FactoredEngine:
 
     def __init__(
         self,
-        model: ERModel,  # a PyKEEN model of representations and an interaction
+        model: Model,  # a PyKEEN model of representations and an interaction, an `ERModel`
         objective: Objective,  # the loss that is differentiated
         routes: Routes | None = None,  # by default found by trial, see `choose_routes`
         low: torch.dtype | None = None,
@@ -1333,7 +1333,7 @@ def _needed(
 
 
 def settled_routes(
-    model: ERModel,
+    model: Model,
     objective: Objective,  # the loss that is differentiated
     triples: Tensor,  # of which some are tried, `[N, 3]`
     routes: Routes | None = None,  # those that were exact for others; zero slopes say nothing then

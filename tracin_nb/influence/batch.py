@@ -67,7 +67,7 @@ def read_items(
 ) -> list[Item]:
     """The predictions in a file. Raises `TriplesFileError` for a malformed line, `ValueError` if
     none is left."""
-    triples = [tuple(map(str, row)) for row in read_triples(path, header)]
+    triples = [(str(h), str(r), str(t)) for h, r, t in read_triples(path, header)]
     chosen = range(len(triples))[start:][:maximum]
     if not len(chosen):
         raise ValueError(f'{path} has {len(triples)} triples, none from number {start} on')
@@ -76,7 +76,8 @@ def read_items(
 
 def _item(index: int, triple: tuple[str, str, str], training: TriplesFactory) -> Item:
     try:
-        return Item(index, triple, tuple(to_ids(triple, training)[0].tolist()))
+        h, r, t = to_ids(triple, training)[0].tolist()
+        return Item(index, triple, (h, r, t))
     except UnknownLabelError as e:
         return Item(index, triple, error=str(e).removeprefix('row 0: '))
 
@@ -253,11 +254,11 @@ class Batch:
             todo = [i for i in known if i not in there]
             places = [known.index(i) for i in todo]
             some = around and replace(around, rows=[around.rows[p] for p in places])
-            done = self.answered(todo, some, [asked[i.index] for i in todo], manifest)
+            found = self.answered(todo, some, [asked[i.index] for i in todo], manifest)
+            done = {i.index: i for i in found}
             status = {i.index: 'skipped' for i in there} | {
-                i.index: 'successful' for i in done if i.error is None
+                i.index: 'successful' for i in found if i.error is None
             }
-            done = {i.index: i for i in done}
             rows = [
                 _row(done.get(i.index, i), status.get(i.index, 'failed'), i.files) for i in items
             ]
@@ -337,7 +338,7 @@ def write_neighbourhoods(batch: Batch, items: Sequence[Item]) -> dict[str, Any]:
     """Write the neighbourhood of each item, `triple_..._filtered.tsv`; returns the summary,
     which is also written."""
     start, known = time.perf_counter(), [item for item in items if item.error is None]
-    around, rows = batch.neighbourhoods(known) if known else Near([]), {}
+    around, rows = (batch.neighbourhoods(known) if known else None) or Near([]), {}
     with alone(batch.folder):
         batch.clear()
         for item, found in zip(known, around.rows):

@@ -85,7 +85,7 @@ def _names(code: types.CodeType) -> set[str]:
 class _Content:
     "Describes values in JSON, each object once."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen: dict[int, tuple[int, Any]] = {}
 
     def __call__(self, x: Any) -> Any:
@@ -172,7 +172,8 @@ class _Content:
             ) from e
         if isinstance(made, str):
             return made
-        how, args, state, *items = *made, *[None] * (5 - len(made))
+        parts: list[Any] = [*made, *[None] * (5 - len(made))]
+        how, args, state, *items = parts
         if isinstance(state, dict):
             state = {k: v for k, v in state.items() if k not in _PASSING}
         return [*map(self, (how, args, state)), *[self(list(i or ())) for i in items]]
@@ -516,7 +517,9 @@ def _open_kept(path: Path, facts: Mapping[str, str]) -> FactorFile | None:
         except CacheFileError as e:
             error = e
         if _identity(path) == seen:
-            return warnings.warn(f'{error}. It is not used, and made anew.', stacklevel=4)
+            warnings.warn(f'{error}. It is not used, and made anew.', stacklevel=4)
+            return None
+    return None
 
 # %% ../../nbs/influence/00_cache.ipynb #a6b3d5cb
 class FactorCache:
@@ -528,7 +531,8 @@ class FactorCache:
         folder: Path | str | None = None,
     ):  # of the files, one per key
         self.budget, self.folder = budget, None if folder is None else Path(folder)
-        self.counters, self._held = CacheCounters(), []
+        self.counters = CacheCounters()
+        self._held: list[_Batch] = []
 
     @property
     def nbytes(self) -> int:
@@ -625,19 +629,19 @@ class FactorCache:
         self.counters.misses += len(ids)
         self.counters.computes += 1
         if self.folder is not None:
-            self._write(key, ids, made.factors, file)
+            self._write(self.folder, key, ids, made.factors, file)
         self._keep(made)
         return made
 
-    def _write(self, key: Key, triples: Tensor, factors: Factors, file: FactorFile | None) -> None:
+    def _write(
+        self, folder: Path, key: Key, triples: Tensor, factors: Factors, file: FactorFile | None
+    ) -> None:
         "Replaces the file of `key` by one that also has `triples`."
-        path, old = (
-            _path(self.folder, 'factors', asdict(key)),
-            0 if file is None else len(file.triples),
-        )
+        path, old = _path(folder, 'factors', asdict(key)), len(file.triples) if file else 0
         with writing(path, asdict(key), old + len(triples), factors) as w:
-            for rows, part in file.tiles(1024) if file else ():
-                w.append(file.triples[rows], part)
+            if file:
+                for rows, part in file.tiles(1024):
+                    w.append(file.triples[rows], part)
             w.append(triples, factors)
         self.counters.writes += 1
 

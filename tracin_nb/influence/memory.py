@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,14 +140,10 @@ def metered(device: torch.device) -> Iterator[Usage]:
 # %% ../../nbs/influence/10_memory.ipynb #e61057df
 def _resident(field: str) -> int:
     'Bytes of one of the process\'s counters, "VmRSS" (now) or "VmHWM" (the peak).'
-    return (
-        int(
-            re.search(
-                rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE
-            )[1]
-        )
-        * 1024
-    )
+    status = Path('/proc/self/status').read_text()
+    if not (found := re.search(rf'^{field}:\s+(\d+) kB', status, re.MULTILINE)):
+        raise OSError(f'/proc/self/status has no {field}')
+    return int(found[1]) * 1024
 
 # %% ../../nbs/influence/10_memory.ipynb #034bc303
 def resident_peak(work: Callable[[], Any]) -> int:
@@ -192,9 +188,9 @@ def _largest(peaks: dict[int, int], room: int, most: int) -> int:
     """The largest tile, of at most `most` triples, that takes `room` bytes by the measured
     `peaks`, or a guess."""
     fitting = max((n for n, peak in peaks.items() if peak <= room), default=0)
-    beyond = min((n for n in peaks if n > fitting), default=None)
     if not fitting:
-        return int(0.9 * beyond * room / peaks[beyond])
+        return int(0.9 * min(peaks) * room / peaks[min(peaks)])
+    beyond = min((n for n in peaks if n > fitting), default=None)
     fixed, slope = _line(peaks, beyond or fitting + 1)
     n = math.inf if slope <= 0 else (room - fixed) / slope
     return int(max(fitting, min(n, most if beyond is None else beyond - 1)))
@@ -251,6 +247,7 @@ def _used(work: Callable[[slice], Any], rows: slice, device: torch.device) -> Us
         if not out_of_memory(e):
             raise
     release(cycles=True)
+    return None
 
 # %% ../../nbs/influence/10_memory.ipynb #78db4eae
 _SMALL = 128  # triples of a tile that is tried in five places
@@ -262,7 +259,7 @@ def _most_used(
     "The peak of tiles of `n` out of `total` triples in different places; None if memory runs out."
     starts = sorted({(total - n) * i // 4 for i in (range(5) if n <= _SMALL else (2,))})
     used = [_used(work, slice(start, start + n), device) for start in starts]
-    return None if None in used else max(u.peak for u in used)
+    return None if None in used else max(u.peak for u in used if u)
 
 # %% ../../nbs/influence/10_memory.ipynb #bf291268
 def _roomy(
@@ -376,12 +373,11 @@ def consume(
     every: int = 32,  # on other devices than CUDA, one tile in so many is counted
 ) -> int:
     "Take in all tiles; the most bytes that were in use above the level at the start of a tile."
-    tiles, peak = iter(tiles), 0
-    for i in count():
+    tiles, peak, i, more = iter(tiles), 0, 0, True
+    while more:
         with ExitStack() as stack:
             counted = device.type == 'cuda' or i % every == 0
             used = stack.enter_context(metered(device)) if counted else Usage()
             more = _take_one(tiles, take)
-        peak = max(peak, used.peak)
-        if not more:
-            return peak
+        peak, i = max(peak, used.peak), i + 1
+    return peak

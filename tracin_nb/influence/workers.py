@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +69,8 @@ class WorkerError(RuntimeError):
 # %% ../../nbs/influence/40_workers.ipynb #36836e28
 def _end_with_parent(folder: str) -> None:
     "When the parent process is gone, take away its folder and end."
-    connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    connection.wait([parent.sentinel] if parent else [])
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
@@ -136,7 +138,7 @@ class Processes:
         self.names = [f'worker {i} ({d})' for i, d in enumerate(devices)]
         self.folder = tempfile.mkdtemp(prefix=f'tracin-{os.getpid()}-')
         self.threads = max(1, torch.get_num_threads() // len(devices))
-        self.members: list[tuple[multiprocessing.Process, connection.Connection] | None] = []
+        self.members: list[tuple[BaseProcess, connection.Connection] | None] = []
         try:
             _write_job(job, Path(self.folder) / 'job.pt')
             with _interrupts_held():
@@ -146,9 +148,7 @@ class Processes:
             self.close()
             raise
 
-    def _start(
-        self, name: str, device: str
-    ) -> tuple[multiprocessing.Process, connection.Connection]:
+    def _start(self, name: str, device: str) -> tuple[BaseProcess, connection.Connection]:
         "A new worker, and the connection to it."
         spawn = torch.multiprocessing.get_context('spawn')
         mine, its = spawn.Pipe()
@@ -159,16 +159,23 @@ class Processes:
         its.close()  # only the worker's own end is left, so that its death can be heard
         return process, mine
 
+    def _member(self, worker: int) -> tuple[BaseProcess, connection.Connection]:
+        "A worker that is there, and the connection to it."
+        if (member := self.members[worker]) is None:
+            raise LookupError(f'{self.names[worker]} was let go')
+        return member
+
     def give(self, worker: int, shard: int) -> None:
         try:
-            self.members[worker][1].send(shard)
+            self._member(worker)[1].send(shard)
         except OSError:
             pass  # it is dead, as `wait` will hear
 
     def wait(self, seconds: float) -> Iterator[News]:
-        workers = {m[1]: i for i, m in enumerate(self.members) if m}
-        for conn in connection.wait(list(workers), seconds):
-            if self.members[i := workers[conn]]:
+        workers = [(i, m[1]) for i, m in enumerate(self.members) if m]
+        ready = connection.wait([conn for _, conn in workers], seconds)
+        for i, conn in workers:
+            if conn in ready and self.members[i]:
                 yield self._heard(i, conn)
 
     def _heard(self, worker: int, conn: connection.Connection) -> News:
@@ -176,7 +183,7 @@ class Processes:
         try:
             news = News(worker, *pickle.loads(conn.recv_bytes()))
         except (EOFError, OSError):
-            process = self.members[worker][0]
+            process, _ = self._member(worker)
             process.join(5)
             news = News(worker, 'failed', _death(process.exitcode))
         if news.kind == 'failed':
@@ -184,7 +191,7 @@ class Processes:
         return news
 
     def drop(self, worker: int) -> None:
-        process, conn = self.members[worker]
+        process, conn = self._member(worker)
         self.members[worker] = None
         process.kill()
         process.join()
@@ -224,8 +231,9 @@ class _Schedule:
             if not self.todo:
                 return
             self.idle.remove(worker)
-            self.shard[worker], self.silent[worker] = self.todo.popleft(), 0.0
-            self.team.give(worker, self.shard[worker])
+            shard = self.todo.popleft()
+            self.shard[worker], self.silent[worker] = shard, 0.0
+            self.team.give(worker, shard)
         if self.todo and not self.shard:
             raise self.given_up('no worker is left')
 
@@ -256,8 +264,8 @@ class _Schedule:
         if news.kind == 'alive':
             self.counted[worker] += news.value
             return self.alive(news.value)
-        if news.kind == 'done':
-            done(self.shard[worker], news.value)
+        if news.kind == 'done' and (shard := self.shard[worker]) is not None:
+            done(shard, news.value)
             self.counted.pop(worker, None)
         self.shard[worker] = None
         self.idle.add(worker)
