@@ -234,7 +234,7 @@ def test_import_order() -> None:
 
 TALKING = ('workers.py', 'cluster.py')  # to processes that they started
 OPT_IN = (
-    'foreign.py',
+    'reading.py',
     "torch.load(path, map_location='cpu', weights_only=False)",
 )  # where the user allowed it
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__
 _HOME = {
     "TracIn": "influence.tracin",
     "Run": "runs.run",
-    "train": "runs.run",
+    "train": "runs.training",
     "describe": "engine.gradients",
     "load_dataset": "graph.triples",
     "InfluenceExplorer": "app.explorer",

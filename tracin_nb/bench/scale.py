@@ -31,7 +31,8 @@ from ..engine.objectives import BCE
 from ..graph.triples import load_dataset
 from ..influence.memory import metered, resident_peak
 from ..influence.tracin import TracIn
-from ..runs.run import Run, train
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/bench/20_scale.ipynb #d9573144
 def error_against_loop(tracin: TracIn, result: Result, tests: Tensor, few: int = 2) -> float:

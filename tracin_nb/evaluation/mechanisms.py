@@ -45,7 +45,8 @@ from tracin_nb.graph.triples import (
     triples_fingerprint,
 )
 from ..influence.tracin import TracIn
-from ..runs.run import Run, train
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #e7101e8c
 COLUMNS = ('record', 'h', 't', 'head', 'relation', 'tail')

@@ -30,7 +30,9 @@ from .statistics import bootstrap, rank_correlation
 from ..graph.triples import load_dataset, to_ids, triples_fingerprint
 from ..influence.cache import digest
 from ..influence.tracin import TracIn
-from ..runs.run import Run, kept_rng, train
+from ..runs.models import kept_rng
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/evaluation/40_stability.ipynb #0f9a3f28
 def top_mask(

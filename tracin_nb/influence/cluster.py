@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .workers import Job, News, Processes, Team, run_shards
-from ..runs.run import pick_device
+from ..runs.settings import pick_device
 
 # %% ../../nbs/influence/45_cluster.ipynb #0c51c263
 def _ray() -> types.ModuleType:
