@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__
     from .graph.triples import load_dataset as load_dataset
     from .influence.tracin import TracIn as TracIn
     from .runs.run import Run as Run
-    from .runs.run import train as train
+    from .runs.training import train as train
 
 _HOME = {
     "TracIn": "influence.tracin",

@@ -78,7 +78,8 @@ def row_numbers(
 ) -> tuple[Tensor, int]:
     "Training indices `[n]` on `device`, and the lowest of them."
     if isinstance(indices, int):
-        indices, lowest = torch.arange(indices, indices + n, device=device), indices
+        lowest = indices
+        indices = torch.arange(lowest, lowest + n, device=device)
     elif indices.shape != (n,) or indices.dtype != torch.int64:
         raise ValueError(
             f'indices: expected int64 [{n}], one per column of the scores, '

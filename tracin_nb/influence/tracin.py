@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rank_shards', 'row_group', 'score_schema', 'ordered_writer', 'checkpoint_facts',
-           'routes_taken', 'said', 'check_same', 'wanted', 'TracIn', 'resume']
+           'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of', 'TracIn',
+           'resume']
 
 # %% ../../nbs/influence/90_tracin.ipynb #341fbd8a
 import json
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -173,11 +174,19 @@ def wanted(k: int) -> int:
         raise ValueError('k is None, expected a whole number above 0')
     return checked
 
+# %% ../../nbs/influence/90_tracin.ipynb #11f3a324
+_Function = TypeVar('_Function')
+
+
+def with_options_of(settings: type) -> Callable[[_Function], _Function]:
+    "Return a decorator that shows the fields of a dataclass in place of `**options`."
+    return delegates(settings, keep=True)
+
 # %% ../../nbs/influence/90_tracin.ipynb #29020efe
 class TracIn:
     "Influence of a run's training triples on predictions."
 
-    @delegates(Settings, keep=True)
+    @with_options_of(Settings)
     def __init__(
         self,
         run: Run
