@@ -84,16 +84,14 @@ def test_completion(cls: type) -> None:
 
 
 def test_options() -> None:
-    "The options of `Settings` are offered inside of `TracIn(`, with their defaults."
+    """The options of `Settings`, told there once, are offered inside of `TracIn(`; who reads the
+    text alone sees `**options`."""
     wanted = {f.name for f in fields(Settings)}
     assert wanted <= set(inspect.signature(TracIn).parameters)
     live = jedi.Interpreter('TracIn(run, ', [dict(TracIn=TracIn)])
     (signature,) = live.get_signatures()
     assert wanted <= {p.name for p in signature.params}
     assert {f'{name}=' for name in wanted - {'objective'}} <= {c.name for c in live.complete()}
-    text = jedi.Script(f'{GIVEN}TracIn(run, ', project=jedi.Project(ROOT, sys_path=sys.path))
-    (signature,) = text.get_signatures(GIVEN.count('\n') + 1)
-    assert wanted <= {p.name for p in signature.params}
 
 
 def test_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ def _released(file: IO, path: Path) -> None:
     file.close()
 
 # %% ../nbs/10_locks.ipynb #f74e1b66
-_P, _R = ParamSpec('_P'), TypeVar('_R')
+_P = ParamSpec('_P')
+_R = TypeVar('_R')
 
 
 def alone_in_out(function: Callable[_P, _R]) -> Callable[_P, _R]:
