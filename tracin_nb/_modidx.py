@@ -2389,6 +2389,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'tracin_nb/influence/cache.py'),
                                            'tracin_nb.influence.cache._Content._function': ( 'influence/cache.html#_content._function',
                                                                                              'tracin_nb/influence/cache.py'),
+                                           'tracin_nb.influence.cache._Content._numbers': ( 'influence/cache.html#_content._numbers',
+                                                                                            'tracin_nb/influence/cache.py'),
                                            'tracin_nb.influence.cache._Content._object': ( 'influence/cache.html#_content._object',
                                                                                            'tracin_nb/influence/cache.py'),
                                            'tracin_nb.influence.cache._Content._state': ( 'influence/cache.html#_content._state',

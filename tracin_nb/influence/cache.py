@@ -103,22 +103,8 @@ class _Content:
                 | Path()
             ):
                 return repr(x)
-            case torch.Tensor() if x.layout is not torch.strided:
-                sparse = x.detach().to_sparse_coo().coalesce()
-                return self(['sparse', x.shape, sparse.indices(), sparse.values()])
-            case torch.Tensor():
-                return [
-                    str(x.dtype),
-                    list(x.shape),
-                    x.requires_grad,
-                    hashlib.sha256(_bytes(x.cpu())).hexdigest(),
-                ]
-            case np.ndarray() if x.dtype.kind in 'OSU':
-                return [str(x.dtype), self(x.tolist())]
-            case np.ndarray():
-                return self(torch.from_numpy(np.ascontiguousarray(x)))
-            case np.generic():
-                return self(x.item())
+            case torch.Tensor() | np.ndarray() | np.generic():
+                return self._numbers(x)
             case list() | tuple():
                 return ['list', *map(self, x)]
             case set() | frozenset():
@@ -131,6 +117,21 @@ class _Content:
             return ['again', self.seen[id(x)][0]]
         self.seen[id(x)] = len(self.seen), x
         return self._object(x)
+
+    def _numbers(self, x: torch.Tensor | np.ndarray | np.generic) -> Any:
+        "Tensors and arrays: type, shape and a checksum of their bytes."
+        match x:
+            case torch.Tensor() if x.layout is not torch.strided:
+                sparse = x.detach().to_sparse_coo().coalesce()
+                return self(['sparse', x.shape, sparse.indices(), sparse.values()])
+            case torch.Tensor():
+                whole = hashlib.sha256(_bytes(x.cpu())).hexdigest()
+                return [str(x.dtype), list(x.shape), x.requires_grad, whole]
+            case np.ndarray() if x.dtype.kind in 'OSU':
+                return [str(x.dtype), self(x.tolist())]
+            case np.ndarray():
+                return self(torch.from_numpy(np.ascontiguousarray(x)))
+        return self(x.item())
 
     def _object(self, x: Any) -> Any:
         "Classes, functions and other objects."
