@@ -53,8 +53,8 @@ pytest: $(DEV)  ## run tests/ (tests/test_site.py looks at the site that `make d
 	@echo "== tests, $(WORKERS) files at a time"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 30 --numprocesses $(WORKERS) --dist loadfile --ignore tests/test_house.py tests
 
-notebooks: $(DEV) export  ## run the notebooks (NB=... for some) and store their outputs
-	$(BIN)/python tools/notebooks.py run $(NB)
+notebooks: $(DEV) export  ## run the notebooks (NB=... for some, SLOW=1: slow cells, too), store outputs
+	$(BIN)/python tools/notebooks.py run $(if $(SLOW),--slow) $(NB)
 
 export: $(DEV)  ## write tracin_nb/ from the notebooks, and clean them
 	$(BIN)/nbdev-export
