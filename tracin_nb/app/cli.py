@@ -17,7 +17,6 @@ __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

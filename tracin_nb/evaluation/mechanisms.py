@@ -14,7 +14,6 @@ __all__ = ['COLUMNS', 'ALIASES', 'RANDOM', 'AT_ENDS', 'SHORTEST', 'OTHERWISE', '
            'tail_prediction', 'timing', 'mechanism_experiment']
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #4910c339
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
