@@ -20,6 +20,7 @@ from pykeen.models import ConvE
 from pykeen.sampling import BasicNegativeSampler
 from torch import Tensor
 from torch.autograd.profiler import profile
+from tracin_nb.influence.settings import parse_bytes
 
 from tracin_nb import TracIn, train
 from tracin_nb.answer.ranking import Ranking
@@ -34,7 +35,6 @@ from tracin_nb.influence.memory import (
     consume,
     metered,
     out_of_memory,
-    parse_bytes,
     plan_tiles,
     release,
 )

@@ -25,6 +25,7 @@ from pykeen.models import Model
 from pykeen.pipeline import PipelineResult
 from pykeen.triples import TriplesFactory
 from torch import Tensor
+from .settings import Settings, parse_bytes, positive
 
 from ..answer.ranking import Ranking
 from ..answer.results import Result, SelfInfluence
@@ -40,7 +41,7 @@ from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
 from .cache import FactorCache
 from .cluster import pick_workers
-from .memory import parse_bytes, release
+from .memory import release
 from .parts import Parts, begin, continued, read_question, summed
 from .plan import Planner
 from .prepared import Prepared, in_files, in_memory, stored_error
@@ -57,14 +58,12 @@ from tracin_nb.influence.steps import (
     Counters,
     Loader,
     Progress,
-    Settings,
     Steps,
     Telling,
     Tests,
     TestSide,
     chosen,
     naming,
-    positive,
     single_tile,
 )
 from .tiles import Pass
