@@ -23,6 +23,7 @@ from tracin_nb.answer import results
 from tracin_nb.answer.results import Result, SelfInfluence
 from tracin_nb.app import cli
 from tracin_nb.app import options as flags
+from tracin_nb.influence.settings import ENGINE_NAMES
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run, file_facts, train
 
@@ -313,7 +314,7 @@ def test_run_prints_what_explain_gives(original: Path) -> None:
     assert content['facts']['engine'] == 'factored' and content['kind'] == 'Result'
 
 
-@pytest.mark.parametrize('engine', flags.ENGINES)
+@pytest.mark.parametrize('engine', ENGINE_NAMES)
 def test_run_hands_on_every_option(original: Path, engine: str) -> None:
     expected = TracIn(
         original,

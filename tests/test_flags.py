@@ -395,10 +395,10 @@ def test_modes(run: Run, plain: Result, tmp_path: Path) -> None:
     )
     for args, name in (
         ((*ASK,), '--triple'),
-        (('--n-hops', 1), '--wanted'),
+        (('--n-hops', 1), '--n-hops'),
         (('--csv-output', tmp_path / 'x'), '--csv-output'),
     ):
-        assert 'does not go with' in refused('run', run.folder, '--mode', 'self', *args)
+        assert f'does not go with {name}' in refused('run', run.folder, '--mode', 'self', *args)
 
 
 def test_max_test_triples(run: Run) -> None:

@@ -20,7 +20,6 @@ from pykeen.models import ConvE
 from pykeen.sampling import BasicNegativeSampler
 from torch import Tensor
 from torch.autograd.profiler import profile
-from tracin_nb.influence.settings import parse_bytes
 
 from tracin_nb import TracIn, train
 from tracin_nb.answer.ranking import Ranking
@@ -38,6 +37,7 @@ from tracin_nb.influence.memory import (
     plan_tiles,
     release,
 )
+from tracin_nb.influence.settings import parse_bytes
 
 CPU = torch.device('cpu')
 

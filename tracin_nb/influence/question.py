@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from pykeen.triples import TriplesFactory
 from torch import Tensor
-from .settings import Settings
 
 from ..clock import stage
 from ..engine.objectives import Contrast, Objective
@@ -35,6 +34,7 @@ from tracin_nb.graph.triples import (
     triples_fingerprint,
 )
 from .cache import digest, objective_key
+from .settings import Settings
 from ..runs.run import Run
 
 # %% ../../nbs/influence/70_question.ipynb #89255260

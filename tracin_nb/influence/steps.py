@@ -21,7 +21,6 @@ from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 from torch import Tensor
 from tqdm import tqdm
-from .settings import Settings
 
 from ..answer.ranking import NotFinite
 from ..clock import stage
@@ -35,6 +34,7 @@ from ..engine.weightings import Metric, Weighting, make_weighting
 from ..graph.triples import to_labels
 from .cache import FactorCache, Key, gradient_key, objective_key
 from .memory import Tiles, plan_tiles
+from .settings import Settings
 from ..runs.run import Run
 
 # %% ../../nbs/influence/20_steps.ipynb #d0623f75

@@ -25,7 +25,6 @@ from pykeen.models import Model
 from pykeen.pipeline import PipelineResult
 from pykeen.triples import TriplesFactory
 from torch import Tensor
-from .settings import Settings, parse_bytes, positive
 
 from ..answer.ranking import Ranking
 from ..answer.results import Result, SelfInfluence
@@ -53,6 +52,7 @@ from tracin_nb.influence.question import (
     untaught,
     versions,
 )
+from .settings import Settings, parse_bytes, positive
 from .shards import Crew, MatrixJob, RankJob, SelfJob, Work
 from tracin_nb.influence.steps import (
     Counters,
