@@ -10,8 +10,8 @@ __all__ = ['MODES', 'DEMO', 'PREDICTIONS', 'main', 'flags_named', 'TrainAsked', 
            'batch_command', 'batch_status', 'Graphed', 'FilterAsked', 'filter_command',
            'PathsAsked', 'paths_between', 'ranked_paths', 'told_table', 'paths_command',
            'Begun', 'ResumeAsked', 'resume_command', 'status_command', 'SelfAsked',
-           'self_command', 'cache_group', 'Kept', 'cache_info_command',
-           'cache_clear_command', 'tail_rank', 'demo_ranks', 'noted_seconds', 'demo_run',
+           'self_command', 'cache_group', 'GradientFolder', 'cache_info_command',
+           'cache_clear_command', 'demo_ranks', 'noted_seconds', 'demo_run',
            'demo_result', 'first_ranks', 'DemoAsked', 'demo_command', 'BenchAsked',
            'bench_command', 'evaluate_command', 'ServeAsked', 'serve_command',
            'terminated']
@@ -52,7 +52,7 @@ from tracin_nb.app.options import (
     naming_lines,
     settings_named,
 )
-from .terminal import Commands, given_flags, refuse, say, takes
+from .terminal import Commands, given_flags, refuse, say, say_once, takes
 from ..influence.settings import REQUIRED, Settings, again, option
 
 if TYPE_CHECKING:
@@ -778,7 +778,7 @@ def cache_group() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class GradientFolder:
     "A folder of kept gradients."
 
     folder: Path = option(
@@ -788,7 +788,7 @@ class Kept:
 # %% ../../nbs/app/70_cli.ipynb #0d4e5511
 @cache_group.command('info', short_help='List the files.')
 @takes
-def cache_info_command(kept: Kept) -> None:
+def cache_info_command(kept: GradientFolder) -> None:
     "List the files in DIR with their number of triples, objective, precision and size."
     from tracin_nb.influence.cache import cache_info
 
@@ -799,7 +799,7 @@ def cache_info_command(kept: Kept) -> None:
 # %% ../../nbs/app/70_cli.ipynb #f576ccc0
 @cache_group.command('clear', short_help='Remove the files.')
 @takes
-def cache_clear_command(kept: Kept) -> None:
+def cache_clear_command(kept: GradientFolder) -> None:
     "Remove the files of kept gradients from DIR, and nothing else."
     from tracin_nb.influence.cache import clear_cache
 
@@ -831,30 +831,16 @@ PREDICTIONS = (
     ('vitamin', 'affects', 'neoplastic_process'),
 )
 
-# %% ../../nbs/app/70_cli.ipynb #67f9ed9b
-def tail_rank(run: 'Run', triple: tuple[str, str, str]) -> tuple[int, int]:
-    """Rank of the tail of `triple` at the last checkpoint, from 1, and the number of tails that
-    training does not state."""
-    from pykeen.predict import predict_target
-
-    from tracin_nb.graph.triples import select
-
-    head, relation, tail = triple
-    tails = predict_target(
-        model=run.model(-1), head=head, relation=relation, triples_factory=run.training
-    ).df
-    tails = tails[
-        ~tails['tail_id'].isin(select(run.training, head=head, relation=relation)[:, 2].tolist())
-    ]
-    score = tails.loc[tails['tail_label'] == tail, 'score'].item()
-    return int((tails['score'] > score).sum()) + 1, len(tails)
-
 # %% ../../nbs/app/70_cli.ipynb #4adc5476
 def demo_ranks(run: 'Run') -> str:
     "The ranks of the demo's predictions, a line for each."
-    ranks = [(' '.join(triple), *tail_rank(run, triple)) for triple in PREDICTIONS]
+    from tracin_nb.engine.beliefs import beliefs
+    from tracin_nb.graph.triples import to_ids
+
+    found = beliefs(run, to_ids(PREDICTIONS, run.training))
     return '\n'.join(
-        f'  {name}: rank {rank} of {among} possible tails' for name, rank, among in ranks
+        f'  {" ".join(triple)}: rank {rank:.0f} of {among} possible tails'
+        for triple, rank, among in zip(PREDICTIONS, found['tail_rank'], found['tails'])
     )
 
 # %% ../../nbs/app/70_cli.ipynb #9070f3d3
@@ -975,7 +961,8 @@ def bench_command(asked: BenchAsked) -> None:
     Each takes a while; --set asks for less."""
     import torch
 
-    from tracin_nb.bench.engine import BENCHMARKS, run_benchmark, table
+    from tracin_nb.bench.engine import table
+    from tracin_nb.bench.suite import BENCHMARKS, run_benchmark
     from tracin_nb.runs.run import pick_device
 
     check_settings('benchmark', BENCHMARKS, asked.name, asked.given)
@@ -1004,9 +991,8 @@ def evaluate_command(asked: Measured) -> None:
 
     runs = {known: e.run for known, e in EXPERIMENTS.items()}
     check_settings('experiment', runs, asked.name, asked.given)
-    told = dict(tell=say) if 'tell' in runs[asked.name].__annotations__ else {}
     with settings_named(asked.given):
-        table = run_experiment(asked.name, asked.out, asked.device, **asked.given, **told)[1]
+        _, table = run_experiment(asked.name, asked.out, asked.device, say_once(), **asked.given)
     click.echo(table, nl=False)
 
 # %% ../../nbs/app/70_cli.ipynb #0a9aba97
