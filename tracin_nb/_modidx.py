@@ -2771,6 +2771,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tracin_nb/influence/settings.py'),
                                               'tracin_nb.influence.settings.Settings.__post_init__': ( 'influence/settings.html#settings.__post_init__',
                                                                                                        'tracin_nb/influence/settings.py'),
+                                              'tracin_nb.influence.settings.Settings.asked': ( 'influence/settings.html#settings.asked',
+                                                                                               'tracin_nb/influence/settings.py'),
                                               'tracin_nb.influence.settings.Settings.named': ( 'influence/settings.html#settings.named',
                                                                                                'tracin_nb/influence/settings.py'),
                                               'tracin_nb.influence.settings.Settings.to_dict': ( 'influence/settings.html#settings.to_dict',

@@ -41,6 +41,7 @@ class Option:
     multiple: bool = False  # may be repeated
     commands: tuple[str, ...] = ()  # the commands that have it; by default all that take its class
     advanced: bool = False  # not in `--help`, but in `--help-all`
+    asked: bool = True  # is it part of a question that a folder holds, as it is?
     argument: bool = False  # its place on the command line tells it, no flag
 
     @property
@@ -136,6 +137,7 @@ class Settings:
         'with.',
         'How',
         choices=OBJECTIVE_NAMES,
+        asked=False,
     )
     test_objective: 'str | Objective | None' = option(
         None,
@@ -144,12 +146,14 @@ class Settings:
         choices=OBJECTIVE_NAMES,
         shown='the same',
         commands=('run',),
+        asked=False,
     )
     weighting: 'str | Weighting' = option(
         'natural',
         "The metric in which gradients are compared; 'adam' needs the optimiser's kept moments.",
         'How',
         choices=WEIGHTING_NAMES,
+        asked=False,
     )
     engine: str = option(
         'factored',
@@ -181,6 +185,7 @@ class Settings:
         kind='numbers',
         metavar='K,K,...',
         shown='all',
+        asked=False,
     )
     devices: 'str | torch.device | Sequence[str]' = option(
         'auto',
@@ -189,6 +194,7 @@ class Settings:
         'Devices',
         kind='devices',
         flags=('--devices', '--device'),
+        asked=False,
     )
     timeout: float = option(
         600.0,
@@ -196,6 +202,7 @@ class Settings:
         'Devices',
         kind='seconds',
         advanced=True,
+        asked=False,
     )
     memory: str | int = option(
         '4GiB',
@@ -224,6 +231,11 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         "Return the options by name, as they were given."
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def asked(self) -> dict[str, Any]:
+        """Return those options that a result depends on, as they were given. Losses, weighting and
+        checkpoints are not among them: a question holds what they stand for."""
+        return {f.name: getattr(self, f.name) for f, told in options_of(type(self)) if told.asked}
 
     @property
     def named(self) -> bool:
