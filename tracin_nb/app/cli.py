@@ -102,7 +102,8 @@ def flags_named() -> Iterator[None]:
     except OSError as e:
         if e.errno is None:
             raise
-        raise OSError(e.errno, named.sub(flag, e.strerror).replace('=True', ''), e.filename) from e
+        said = named.sub(flag, e.strerror or '').replace('=True', '')
+        raise OSError(e.errno, said, e.filename) from e
 
 # %% ../../nbs/app/70_cli.ipynb #3f5306d3
 @dataclass(frozen=True, kw_only=True)
@@ -272,8 +273,7 @@ class Asked:
                 '--against and --test-objective exclude each other',
                 click.get_current_context(silent=True),
             )
-        if self.why.all_scores:
-            check_all_scores(self)
+        check_all_scores(self)
 
 # %% ../../nbs/app/70_cli.ipynb #b30fa274
 def refuse_with(what: str, flags: Sequence[str]) -> None:
@@ -294,7 +294,9 @@ def check_mode(asked: Asked) -> None:
 
 def check_all_scores(asked: Asked) -> None:
     "Refuse with `--all-scores` what is about a ranking."
-    check_writable(asked.why.all_scores, folder=False)
+    if (path := asked.why.all_scores) is None:
+        return
+    check_writable(path, folder=False)
     given = given_flags(asked.why, 'mode', 'all_scores') + given_flags(asked.why.ranked, 'k')
     given += ['a neighbourhood'] if asked.around.where.conditions() else []
     given += given_flags(asked.part) + given_flags(asked.to, 'overwrite')
@@ -365,7 +367,7 @@ def answer(asked: Asked) -> None:
             raise ValueError(f'--mode single explains one triple, not {len(test)}')
         if why.all_scores:
             return say(f'saved in {tracin.write_scores(test, why.all_scores)}')
-        mechanisms = why.mechanism_paths and known_paths(why.mechanism_paths, tracin)
+        mechanisms = known_paths(why.mechanism_paths, tracin) if why.mechanism_paths else None
         near = asked.around.near(tracin.run.training, test)
         report = marked(explained(tracin, test, near, asked), mechanisms)
         asked.table.write(report, tracin.run, names)
@@ -523,17 +525,17 @@ class Graphed:
 
     def training(self) -> 'TriplesFactory':
         "The training triples of a run, or of a file."
-        if (self.folder is None) == (self.train is None):
-            raise click.UsageError(
-                'give either RUN_DIR or --train', click.get_current_context(silent=True)
-            )
-        if self.folder:
+        if self.folder and not self.train:
             from tracin_nb.runs.run import Run
 
             return Run.open(self.folder).training
-        from tracin_nb.graph.triples import load_files
+        if self.train and not self.folder:
+            from tracin_nb.graph.triples import load_files
 
-        return load_files(self.train, header=self.header.header).training
+            return load_files(self.train, header=self.header.header).training
+        raise click.UsageError(
+            'give either RUN_DIR or --train', click.get_current_context(silent=True)
+        )
 
     def predictions(self, training: 'TriplesFactory') -> 'Tensor':
         "Ids `[M, 3]` of the predictions."
@@ -582,7 +584,7 @@ def filter_command(asked: FilterAsked) -> None:
     asked.check()
     training = asked.graph.training()
     near = Around(asked.where).near(training, asked.graph.predictions(training))
-    kept = write_triples(training, near.rows, asked.out)
+    kept = write_triples(training, near.rows if near else [], asked.out)
     click.echo(f'{kept:,} of {training.num_triples:,} training triples in {asked.out}')
 
 # %% ../../nbs/app/70_cli.ipynb #7c6a0128
@@ -805,8 +807,8 @@ def cache_clear_command(kept: GradientFolder) -> None:
 
     click.echo(f'{clear_cache(kept.folder):,} bytes removed from {kept.folder}')
 
-# %% ../../nbs/app/70_cli.ipynb #90410cc5
-DEMO = dict(
+# %% ../../nbs/app/70_cli.ipynb #229b7c06
+DEMO: dict[str, Any] = dict(
     dataset='umls',
     model='ConvE',
     epochs=50,
@@ -1036,10 +1038,17 @@ def serve_command(asked: ServeAsked) -> None:
 
     from tracin_nb.app.serve import DOOR, served
 
-    how = dict(memory=asked.memory, batch_size=asked.batch_size)
-    names = dict(node_names=asked.node_names, edge_names=asked.edge_names)
-    where = dict(host=asked.host, port=asked.port, theme=asked.theme)
-    with terminated(), served(asked.folder, **where, **names, **how) as (address, process):
+    page = served(
+        asked.folder,
+        host=asked.host,
+        port=asked.port,
+        theme=asked.theme,
+        node_names=asked.node_names,
+        edge_names=asked.edge_names,
+        memory=asked.memory,
+        batch_size=asked.batch_size,
+    )
+    with terminated(), page as (address, process):
         click.echo(address)
         if not asked.no_browser:
             webbrowser.open((process.private / DOOR).as_uri())

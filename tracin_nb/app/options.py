@@ -229,7 +229,7 @@ class Shortcuts:
         if self.projection_dim and not self.use_projection:
             refuse('--projection-dim', 'needs --use-projection')
 
-    def around(self, weighting: str) -> 'str | Weighting':
+    def around(self, weighting: 'str | Weighting') -> 'str | Weighting':
         "The weighting with these shortcuts; its name if there are none."
         self.check()
         if not (self.use_last_layers_only or self.use_projection):
@@ -291,7 +291,7 @@ class OtherWords:
         return 'fp16' if pick_workers(settings.devices)[0].type == 'cuda' else 'bf16'
 
 
-def every_gpu(devices: str | list[str]) -> list[str]:
+def every_gpu(devices: object) -> list[str]:
     "A worker on each GPU of this machine."
     import torch
 

@@ -7,14 +7,13 @@ __all__ = ['GROUPS', 'REQUIRED', 'ENGINE_NAMES', 'OBJECTIVE_NAMES', 'PRECISION_N
            'WEIGHTING_NAMES', 'Option', 'option', 'options_of', 'option_named', 'again',
            'names_in', 'Known', 'parse_bytes', 'positive', 'Settings']
 
-# %% ../../nbs/influence/05_settings.ipynb #af0c45a9
-import importlib.util
-import re
-from ast import Dict, literal_eval, parse
+# %% ../../nbs/influence/05_settings.ipynb #40720cc4
+from ast import Assign, Dict, literal_eval, parse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache
 from numbers import Integral
+from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,20 +69,19 @@ def option_named(cls: type, name: str) -> Option:
 # %% ../../nbs/influence/05_settings.ipynb #15176403
 def again(cls: type, name: str, default: Any = None, **changes: Any) -> Any:
     "Return a field like the option `name` of another dataclass, but for `changes`."
-    told = replace(option_named(cls, name), **changes)
-    old = cls.__dataclass_fields__[name].default
-    return field(default=old if default is None else default, metadata=dict(option=told))
+    old, told = next((f, told) for f, told in options_of(cls) if f.name == name)
+    now = old.default if default is None else default
+    return field(default=now, metadata=dict(option=replace(told, **changes)))
 
 # %% ../../nbs/influence/05_settings.ipynb #250bf450
 @cache
 def names_in(module: str, table: str) -> tuple[str, ...]:
     "Return the keys of a dictionary, or the texts in a tuple, as the source of a module has them."
-    source = importlib.util.find_spec(f'tracin_nb.{module}').loader.get_source(
-        f'tracin_nb.{module}'
-    )
-    start = re.search(rf'^{table} = ', source, re.MULTILINE).start()
-    tree = parse(source[start:].partition('\n\n')[0]).body[0].value
-    return tuple(map(literal_eval, tree.keys if isinstance(tree, Dict) else tree.elts))
+    source = (get_data('tracin_nb', f'{module.replace(".", "/")}.py') or b'').decode()
+    start = source.index(f'\n{table} = ')
+    statement = parse(source[start:].strip().partition('\n\n')[0]).body[0]
+    names: Any = statement.value if isinstance(statement, Assign) else None
+    return tuple(map(literal_eval, names.keys if isinstance(names, Dict) else names.elts))
 
 
 @dataclass(frozen=True)
