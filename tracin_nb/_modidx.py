@@ -2409,6 +2409,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tracin_nb/influence/batch.py'),
                                            'tracin_nb.influence.batch._write_object': ( 'influence/batch.html#_write_object',
                                                                                         'tracin_nb/influence/batch.py'),
+                                           'tracin_nb.influence.batch.check_same_question': ( 'influence/batch.html#check_same_question',
+                                                                                              'tracin_nb/influence/batch.py'),
                                            'tracin_nb.influence.batch.is_done': ( 'influence/batch.html#is_done',
                                                                                   'tracin_nb/influence/batch.py'),
                                            'tracin_nb.influence.batch.read_batch_manifest': ( 'influence/batch.html#read_batch_manifest',

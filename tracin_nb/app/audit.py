@@ -11,7 +11,7 @@ __all__ = ['RUNS', 'SHOWN', 'KEEP', 'TILES', 'without', 'Ask', 'TrainingAudit', 
 
 # %% ../../nbs/app/30_audit.ipynb #5993ef54
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
