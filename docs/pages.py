@@ -338,6 +338,7 @@ def order(path: Path) -> tuple[int, str]:
 
 def table_of(result: dict[str, Any], path: Path) -> str:
     "A benchmark's or experiment's table in Markdown."
+    from tracin_nb.answer.table import markdown
     from tracin_nb.app import experiments
     from tracin_nb.bench import engine as benchmarks
 
@@ -347,7 +348,8 @@ def table_of(result: dict[str, Any], path: Path) -> str:
     if known is None:
         return path.with_suffix('.md').read_text(encoding='utf-8')
     machine = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
-    return f'{experiments.markdown(known.table(result))}\nOn: {machine}.'
+    frame = known.table(result)
+    return f'{markdown(frame.columns, frame.itertuples(index=False))}\nOn: {machine}.'
 
 
 def chart(path: Path, column: str) -> str:
