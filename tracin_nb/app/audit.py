@@ -69,7 +69,8 @@ from ..influence.cache import FactorCache
 from ..influence.settings import Settings, again
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
-from ..runs.run import Run, as_run, pick_device
+from ..runs.run import Run, as_run
+from ..runs.settings import pick_device
 
 # %% ../../nbs/app/30_audit.ipynb #4b7ce0b2
 def without(

@@ -133,7 +133,7 @@ def train_command(asked: TrainAsked) -> None:
     \b
     tracin train umls --out runs/umls --epochs 50 --keep-every 10
     tracin train my_graph/ --model DistMult --loop lcwa --out runs/mine"""
-    from tracin_nb.runs.run import train
+    from tracin_nb.runs.training import train
 
     header, how = asked.header.header, asked.training.to_dict()
     with flags_named():
@@ -856,7 +856,7 @@ def noted_seconds(times: dict[str, float], stage: str) -> Iterator[None]:
 # %% ../../nbs/app/70_cli.ipynb #147620d8
 def demo_run(out: Path) -> 'Run':
     "The demo's run in `out`, trained unless it is there."
-    from tracin_nb.runs.run import train
+    from tracin_nb.runs.training import train
 
     say(
         f'using the run in {out}; remove that folder to train anew'
@@ -965,7 +965,7 @@ def bench_command(asked: BenchAsked) -> None:
 
     from tracin_nb.bench.engine import table
     from tracin_nb.bench.suite import BENCHMARKS, run_benchmark
-    from tracin_nb.runs.run import pick_device
+    from tracin_nb.runs.settings import pick_device
 
     check_settings('benchmark', BENCHMARKS, asked.name, asked.given)
     if asked.threads:
