@@ -427,6 +427,9 @@ class BatchAsked:
         'Output',
         kind='flag',
     )
+    overwrite: bool = again(
+        Output, 'overwrite', help='Replace what another question gave for these predictions.'
+    )
     skip_filtering: bool = option(
         False,
         'Look at all training triples, whatever neighbourhood is given.',
@@ -492,7 +495,7 @@ def batch_command(asked: BatchAsked) -> int:
     if asked.skip_tracin:
         summary = write_neighbourhoods(batch, items)
     else:
-        summary = batch.run(items, asked.skip_existing)
+        summary = batch.run(items, asked.skip_existing, asked.overwrite)
     return batch_status(summary, asked.output_dir)
 
 # %% ../../nbs/app/70_cli.ipynb #67bb3066
