@@ -1379,7 +1379,7 @@ def describe(model: Model, objective: Objective = Score()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['parameter', 'shape', 'group', 'block', 'route'])
 
 # %% ../../nbs/engine/30_gradients.ipynb #7d6b19f7
-ENGINES = {e.name: e for e in (FactoredEngine, VmapEngine, LoopEngine)}
+ENGINES = {'factored': FactoredEngine, 'vmap': VmapEngine, 'loop': LoopEngine}
 Engine = FactoredEngine | VmapEngine | LoopEngine
 
 # %% ../../nbs/engine/30_gradients.ipynb #f3a948aa

@@ -41,7 +41,7 @@ from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
 from .cache import FactorCache
 from .cluster import pick_workers
-from .memory import parse_bytes, release
+from .memory import release
 from .parts import Parts, begin, continued, read_question, summed
 from .plan import Planner
 from .prepared import Prepared, in_files, in_memory, stored_error
@@ -53,12 +53,12 @@ from tracin_nb.influence.question import (
     untaught,
     versions,
 )
+from .settings import Settings, parse_bytes, positive
 from .shards import Crew, MatrixJob, RankJob, SelfJob, Work
 from tracin_nb.influence.steps import (
     Counters,
     Loader,
     Progress,
-    Settings,
     Steps,
     Telling,
     Tests,
@@ -66,7 +66,6 @@ from tracin_nb.influence.steps import (
     budget,
     chosen,
     naming,
-    positive,
     single_tile,
 )
 from .tiles import Pass
