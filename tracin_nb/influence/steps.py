@@ -8,7 +8,7 @@ __all__ = ['T', 'chosen', 'Counters', 'Telling', 'Maker', 'Step', 'handy', 'budg
            'naming', 'Tests']
 
 # %% ../../nbs/influence/20_steps.ipynb #9198c030
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,6 +43,8 @@ def chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
     there, or comes twice."""
     if checkpoints is None:
         return list(range(n))
+    if not isinstance(checkpoints, Iterable) or isinstance(checkpoints, str):
+        raise ValueError(f'checkpoints is {checkpoints!r}, expected a list of places, such as [-1]')
     found = [int(c) % n if isinstance(c, Integral) and -n <= c < n else c for c in checkpoints]
     for c in found:
         if not isinstance(c, int) or not 0 <= c < n:
