@@ -53,8 +53,8 @@ pytest: $(DEV)  ## run tests/ (tests/test_site.py looks at the site that `make d
 	@echo "== tests, $(WORKERS) files at a time"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 30 --numprocesses $(WORKERS) --dist loadfile --ignore tests/test_house.py tests
 
-notebooks: $(DEV) export  ## run the notebooks (NB=... for some) and store their outputs
-	$(BIN)/python tools/notebooks.py run $(NB)
+notebooks: $(DEV) export  ## run the notebooks (NB=... for some, SLOW=1: slow cells, too), store outputs
+	$(BIN)/python tools/notebooks.py run $(if $(SLOW),--slow) $(NB)
 
 export: $(DEV)  ## write tracin_nb/ from the notebooks, and clean them
 	$(BIN)/nbdev-export
@@ -88,4 +88,4 @@ docs-serve: docs  ## show the site at localhost (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
 
 clean:  ## remove what was built (not the environment)
-	rm -rf docs/_build nbs/api build dist _docs _proc .pytest_cache
+	rm -rf docs/_build nbs/api build dist _docs _proc .pytest_cache .mypy_cache

@@ -41,6 +41,7 @@ nb_ipywidgets_js = {'embed.js': {}} if (HERE / '_static/embed.js').exists() else
 
 
 PARTS = [  # caption, pages: names or patterns; what an earlier line has is not repeated
+    ('Start here', ['00_tracin']),
     ('Tutorials', ['tutorials/[0-9]*', 'tutorials/*']),
     ('Reference', ['method', 'glossary', 'api/index', 'commands', 'benchmarks', 'comparison']),
     ('What every room uses', ['[0-9]*']),

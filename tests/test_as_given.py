@@ -21,7 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.foreign import open_files
-from tracin_nb.runs.run import Run, RunError, as_run, state_fingerprint
+from tracin_nb.runs.models import state_fingerprint
+from tracin_nb.runs.run import Run, as_run
+from tracin_nb.runs.settings import RunError
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings('ignore')

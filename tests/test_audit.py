@@ -29,7 +29,8 @@ from tracin_nb.app.panels import Panel, Stopped
 from tracin_nb.evaluation.stability import overlap
 from tracin_nb.graph.triples import select, to_labels
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 TRIPLE = ('brazil', 'embassy', 'uk')
 SMALL = dict(

@@ -20,7 +20,8 @@ from tracin_nb.influence.parts import Parts
 from tracin_nb.influence.shards import RankJob
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.locks import alone
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 LONG = ('北' * 70, 'r0', 'ü' * 90)  # 210 and 180 bytes in UTF-8

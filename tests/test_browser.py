@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 CHROMIUM = (
     shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')

@@ -26,7 +26,9 @@ from tracin_nb.app import options as flags
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.graph.triples import to_ids
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import Run, file_facts, train
+from tracin_nb.runs.keeping import file_facts
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINED = dict(

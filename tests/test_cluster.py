@@ -10,7 +10,7 @@ from pykeen.datasets.nations import Nations
 
 from tracin_nb.engine.objectives import BCE
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import train
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(

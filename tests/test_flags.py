@@ -18,7 +18,8 @@ from tracin_nb.graph.neighbourhoods import Graph, neighbourhood
 from tracin_nb.graph.triples import to_ids
 from tracin_nb.influence.shards import RankJob
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(

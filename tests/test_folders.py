@@ -22,7 +22,8 @@ from tracin_nb.app import cli
 from tracin_nb.influence.parts import Parts
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.locks import LOCK, SAVING, alone
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 FILES = ['manifest.json', 'result.csv', 'result.json', 'result.parquet']

@@ -24,16 +24,10 @@ from pykeen.training import SLCWATrainingLoop
 from pykeen.training.callbacks import CheckpointTrainingCallback, TrainingCallback
 
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.foreign import (
-    KNOWN,
-    Opened,
-    images,
-    open_file,
-    open_files,
-    read_checkpoint_file,
-    recognise,
-)
-from tracin_nb.runs.run import RunError
+from tracin_nb.runs.foreign import open_files
+from tracin_nb.runs.reading import Opened, open_file, read_checkpoint_file
+from tracin_nb.runs.recognition import KNOWN, images, recognise
+from tracin_nb.runs.settings import RunError
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings('ignore')

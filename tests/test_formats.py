@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tracin_nb.app.cli import main
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import train
+from tracin_nb.runs.training import train
 
 COLUMNS = (
     'TestHead TestHead_label TestRel TestRel_label TestTail TestTail_label TrainHead '

@@ -236,7 +236,7 @@ def test_import_order() -> None:
 
 TALKING = ('workers.py', 'cluster.py')  # to processes that they started
 OPT_IN = (
-    'foreign.py',
+    'reading.py',
     "torch.load(path, map_location='cpu', weights_only=False)",
 )  # where the user allowed it
 
@@ -274,6 +274,13 @@ def test_ruff(rule: list[str]) -> None:
     assert done.returncode == 0, f'run `make format`\n{done.stdout[-3000:]}{done.stderr}'
 
 
+def test_modules_import_what_they_need() -> None:
+    "Of a chapter's imports, the exported ones are those that its exported cells use."
+    ruff = [Path(sys.executable).with_name('ruff'), 'check', '--isolated', '--select', 'F']
+    done = subprocess.run([*ruff, PACKAGE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_exported_lines() -> None:
     "What nbdev adds (titles, lists of public names) has no longer lines either."
     files = [p for p in PACKAGE.rglob('*.py') if p.name != '_modidx.py']
@@ -283,3 +290,11 @@ def test_exported_lines() -> None:
         for i, line in enumerate(p.open('r', encoding='utf-8'), 1)
     ]
     assert not [where for where, line in lines if len(line.rstrip('\n')) > 100]
+
+
+def test_types() -> None:
+    """mypy finds nothing in influence/, in results, and in the public face as it is used in
+    tests/face.py; see [tool.mypy]."""
+    mypy = Path(sys.executable).with_name('mypy')
+    done = subprocess.run([mypy], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

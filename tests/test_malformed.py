@@ -28,7 +28,9 @@ from tracin_nb.answer.results import Result
 from tracin_nb.app.cli import main
 from tracin_nb.influence.parts import Parts
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import Run, file_facts, train
+from tracin_nb.runs.keeping import file_facts
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 logging.getLogger('pykeen').setLevel(logging.ERROR)

@@ -30,7 +30,7 @@ from tracin_nb.evaluation.statistics import p_above, p_paired
 from tracin_nb.graph.neighbourhoods import Graph
 from tracin_nb.graph.triples import TriplesFileError, load_files
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import train
+from tracin_nb.runs.training import train
 
 HEADER = '\t'.join(COLUMNS)
 

@@ -17,7 +17,7 @@ from pykeen.datasets.nations import Nations
 from tracin_nb.answer.results import Result
 from tracin_nb.influence.parts import Parts, read_question
 from tracin_nb.influence.tracin import TracIn, resume
-from tracin_nb.runs.run import train
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(

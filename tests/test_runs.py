@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from pykeen.checkpoints import (
     BestCheckpointSchedule,
@@ -17,24 +18,23 @@ from pykeen.checkpoints import (
 from pykeen.checkpoints.base import load_state_torch
 from pykeen.datasets import Nations
 from pykeen.datasets.nations import NationsLiteral
+from pykeen.evaluation import RankBasedEvaluator
 from pykeen.losses import BCEWithLogitsLoss
 from pykeen.models import DistMult, ERModel, FixedModel, LiteralModel, model_resolver
 from pykeen.models.inductive import InductiveERModel
 from pykeen.pipeline import pipeline
+from pykeen.stoppers.early_stopping import EarlyStoppingLogic
 from pykeen.triples import TriplesFactory
+from pykeen.utils import set_random_seed
 
-from tracin_nb.runs import run as runs
-from tracin_nb.runs.run import (
-    Checkpoint,
-    KeepCheckpoints,
-    Run,
-    RunError,
-    as_run,
-    file_facts,
-    read_state,
-    state_fingerprint,
-    train,
-)
+from tracin_nb.runs import run as opening
+from tracin_nb.runs import training
+from tracin_nb.runs.keeping import file_facts, read_state
+from tracin_nb.runs.loop import KeepCheckpoints, build_loop, why_stop
+from tracin_nb.runs.models import build_model, state_fingerprint
+from tracin_nb.runs.run import Checkpoint, Run, as_run
+from tracin_nb.runs.settings import RunError, kept_epochs
+from tracin_nb.runs.training import train
 
 logging.getLogger('pykeen').setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -70,10 +70,11 @@ def folder(kept, tmp_path):
 @pytest.fixture
 def built(monkeypatch):
     """The models that training and loading build, in their order."""
-    models, build = [], runs.build_model
-    monkeypatch.setattr(
-        runs, 'build_model', lambda *args: models.append(build(*args)) or models[-1]
-    )
+    models = []
+    for module in (training, opening):
+        monkeypatch.setattr(
+            module, 'build_model', lambda *args: models.append(build_model(*args)) or models[-1]
+        )
     return models
 
 
@@ -237,7 +238,7 @@ def test_schedule_steps_and_last_epoch(tmp_path, built):
     union = UnionCheckpointSchedule(
         [EveryCheckpointSchedule(4), 'explicit'], [None, dict(steps=[3])]
     )
-    assert runs.kept_epochs(union, 9) == [3, 4, 8, 9]
+    assert kept_epochs(union, 9) == [3, 4, 8, 9]
 
 
 def test_buffers_differ_and_come_back(tmp_path):
@@ -268,8 +269,10 @@ def test_buffers_differ_and_come_back(tmp_path):
     'name, key', [('adam', 'exp_avg_sq'), ('adamw', 'exp_avg_sq'), ('sgd', None), ('adagrad', None)]
 )
 def test_moments(name, key, tmp_path, monkeypatch):
-    loops, build = [], runs.build_loop
-    monkeypatch.setattr(runs, 'build_loop', lambda *args: loops.append(build(*args)) or loops[-1])
+    loops = []
+    monkeypatch.setattr(
+        training, 'build_loop', lambda *args: loops.append(build_loop(*args)) or loops[-1]
+    )
     run = train('nations', **SMALL, optimizer=name, lr=0.01, out=tmp_path / 'run')
     assert (run.moments(0) is None) == (key is None)
     if key is None:
@@ -355,13 +358,13 @@ def test_random_states_are_left_alone(kept, tmp_path):
     def draw():
         return torch.rand(2).tolist(), np.random.rand(), random.random()
 
-    runs.set_random_seed(11)
+    set_random_seed(11)
     want = draw()
     for what in (
         lambda: Run.open(kept).model(1, 'cpu'),
         lambda: train('nations', **SMALL, out=tmp_path / 'run'),
     ):
-        runs.set_random_seed(11)
+        set_random_seed(11)
         what()
         assert draw() == want
 
@@ -508,7 +511,7 @@ def facts_of(run):
 
 @pytest.mark.parametrize('loop', ['slcwa', 'lcwa'])
 def test_bf16_is_computed_in_training_only(loop, tmp_path, built, monkeypatch):
-    seen, build = [], runs.build_model
+    seen, build = [], training.build_model
 
     def hooked(*args):
         model = build(*args)
@@ -517,7 +520,8 @@ def test_bf16_is_computed_in_training_only(loop, tmp_path, built, monkeypatch):
                 module.register_forward_hook(lambda m, x, y: seen.append((m.training, y.dtype)))
         return model
 
-    monkeypatch.setattr(runs, 'build_model', hooked)
+    for module in (training, opening):
+        monkeypatch.setattr(module, 'build_model', hooked)
     options = dict(
         **CONVE, loop=loop, batch_size=64, epochs=4, keep_every=2, lr=0.01, progress=False
     )
@@ -618,7 +622,7 @@ def test_the_last_checkpoint_is_of_its_epoch(tmp_path):
     rows = facts_of(run)['evaluations']
     assert [e for e, _ in rows] == [1, 2, 3] and run.stopped['best_epoch'] == 1
     for k, (_, value) in enumerate(rows):
-        metrics = runs.RankBasedEvaluator().evaluate(
+        metrics = RankBasedEvaluator().evaluate(
             plain.model(k, 'cpu'),
             plain.validation.mapped_triples,
             additional_filter_triples=plain.training.mapped_triples,
@@ -660,11 +664,10 @@ def test_why_stop_decides_like_pykeens_stopper():
     for metric, larger in (('hits_at_10', True), ('mean_rank', False)):
         asked = dict(patience=3, stop_delta=0.05, stop_metric=metric)
         for values in rng.uniform(1, 1.3, (50, 12)).tolist():
-            logic = runs.EarlyStoppingLogic(3, 0.05, larger)
+            logic = EarlyStoppingLogic(3, 0.05, larger)
             want = next((n for n, v in enumerate(values, 1) if logic.report_result(v, n)), None)
             got = next(
-                (n for n in range(1, 13) if runs.why_stop(asked, list(enumerate(values[:n], 1)))),
-                None,
+                (n for n in range(1, 13) if why_stop(asked, list(enumerate(values[:n], 1)))), None
             )
             assert got == want
 
@@ -963,7 +966,7 @@ DAMAGED = {
     'triples of no training': (
         exchange(
             'triples.safetensors',
-            lambda p: runs.safetensors.torch.save_file(
+            lambda p: safetensors.torch.save_file(
                 dict(testing=torch.zeros(1, 3, dtype=torch.long)), p
             ),
         ),
@@ -972,7 +975,7 @@ DAMAGED = {
     'triples of others': (
         exchange(
             'triples.safetensors',
-            lambda p: runs.safetensors.torch.save_file(
+            lambda p: safetensors.torch.save_file(
                 dict(training=torch.zeros(1, 3, dtype=torch.long)), p
             ),
         ),

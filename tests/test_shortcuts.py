@@ -11,7 +11,8 @@ from tracin_nb.engine.shortcuts import Only, Projected, Sample, layers
 from tracin_nb.engine.weightings import Natural
 from tracin_nb.influence.shards import Work
 from tracin_nb.influence.tracin import TracIn, resume
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(

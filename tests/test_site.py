@@ -91,6 +91,7 @@ def test_parts() -> None:
     "All that the site promises is there."
     wanted = {
         'index',
+        '00_tracin',
         'method',
         'glossary',
         'api/index',

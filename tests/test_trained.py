@@ -25,7 +25,9 @@ from tracin_nb.app.cli import main
 from tracin_nb.engine.objectives import make_objective
 from tracin_nb.evaluation.stability import ensemble
 from tracin_nb.influence.cache import objective_key
-from tracin_nb.runs.run import RunError, build_model, little_garbage
+from tracin_nb.runs.loop import little_garbage
+from tracin_nb.runs.models import build_model
+from tracin_nb.runs.settings import RunError
 
 R, E, LR = 55, 14, 0.05
 WEIGHTS = torch.linspace(0, 3, R)

@@ -32,8 +32,12 @@ from tracin_nb.engine.shortcuts import Projected
 from tracin_nb.graph import triples
 from tracin_nb.influence import question
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs import run as runs
-from tracin_nb.runs.run import KeepCheckpoints, Run, RunError, file_facts, train
+from tracin_nb.runs import models, settings, training
+from tracin_nb.runs.keeping import file_facts
+from tracin_nb.runs.loop import KeepCheckpoints
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.settings import RunError
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 TINY = dict(
@@ -418,7 +422,7 @@ def test_each_write_may_fail(
     for n in itertools.count():
         out = tmp_path / f'{n}'
         with monkeypatch.context() as patch:
-            patch.setattr(runs.os, 'replace', Full(n))
+            patch.setattr(os, 'replace', Full(n))
             try:
                 train(nations, out=out, **TINY)
             except OSError as e:
@@ -610,11 +614,12 @@ def test_what_fits_alone_but_not_in_training(
 ) -> None:
     """On a machine whose memory holds the weights (1.09 KiB) twice, but not gradients and
     moments beside them."""
-    monkeypatch.setattr(runs, 'machine_memory', lambda: 2300)
-    monkeypatch.setattr(runs, 'check_epochs', lambda *args: None)
+    for module in (models, training):
+        monkeypatch.setattr(module, 'machine_memory', lambda: 2300)
     with pytest.raises(RunError, match='the optimiser would take at least 4.31 KiB'):
         train(nations, **TINY, out=tmp_path / 'run')
-    monkeypatch.setattr(runs, 'machine_memory', lambda: 1000)
+    for module in (models, settings):
+        monkeypatch.setattr(module, 'machine_memory', lambda: 1000)
     with pytest.raises(RunError, match='would take 1.09 KiB of memory, and there are 1,000 bytes'):
         whole.model(0)
 

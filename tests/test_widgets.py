@@ -32,7 +32,8 @@ from tracin_nb.app.panels import Stopped
 from tracin_nb.app.serve import page, settings
 from tracin_nb.graph.neighbourhoods import Graph, near
 from tracin_nb.influence.tracin import TracIn
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 TRIPLE = ('brazil', 'embassy', 'uk')
 SMALL = dict(

@@ -24,7 +24,8 @@ from tracin_nb.engine.objectives import BCE
 from tracin_nb.influence.parts import Parts, read_question
 from tracin_nb.influence.tracin import TracIn, resume
 from tracin_nb.influence.workers import WorkerError
-from tracin_nb.runs.run import Run, train
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SMALL = dict(

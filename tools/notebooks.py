@@ -1,6 +1,8 @@
 """Run the notebooks and keep their outputs; make README.md from nbs/index.ipynb.
 
 python tools/notebooks.py run NB...         # execute, store outputs that a second run keeps
+python tools/notebooks.py run --slow NB...  # the cells flagged slow, too
+python tools/notebooks.py compare [--slow] NB...  # are the stored outputs still what a run gives?
 python tools/notebooks.py check NB...       # are the stored outputs fit to be read by others?
 python tools/notebooks.py readme [--check]  # write README.md, or fail if it is not up to date
 """
@@ -10,6 +12,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -35,6 +39,7 @@ WIDGETS = 'application/vnd.jupyter.widget-state+json'
 MAX_PNG = 50_000  # bytes
 BAR = re.compile(r'\[\d\d:\d\d.*/s\]\s*$')
 MACHINE_PATH = re.compile(r'(?<![\w./])/(?:home|root|Users|tmp|work|usr|opt|var|mnt)/[\w.-]+')
+OF_THIS_MACHINE = '# times of this machine'  # a cell that says so keeps no outputs
 UNFIT = {
     'a traceback': re.compile(r'Traceback \(most recent call last\)'),
     'a warning': re.compile(r'\w*Warning:'),
@@ -62,12 +67,13 @@ class Client(NotebookClient):
         )
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
+def execute(path: Path, slow: bool = False) -> nbformat.NotebookNode:
     """Execute the notebook at `path` in its own folder, as `nbdev-test` would, and return it
-    with its outputs."""
+    with its outputs. With `slow` the cells that are flagged so are executed, too."""
     nb = nbformat.read(path, as_version=4)
     old = nb.metadata.get('widgets', {}).get(WIDGETS, {}).get('state', {})
     flags = get_config(path.parent).tst_flags.split()
+    skipped = [flag for flag in flags if not (slow and flag == 'slow')]
     client = Client(
         nb,
         timeout=1200,
@@ -77,10 +83,13 @@ def execute(path: Path) -> nbformat.NotebookNode:
         extra_arguments=['--log-level=40'],
         resources={'metadata': {'path': str(path.parent)}},
     )
-    client.chosen = {c.id for c in nb_test_cells(path, flags)}
+    client.chosen = {c.id for c in nb_test_cells(path, skipped)}
     client.execute(
         env={**os.environ, 'PYTHONHASHSEED': '0'}
     )  # sets print in the same order each time
+    for cell in nb.cells:
+        if OF_THIS_MACHINE in cell.source and 'outputs' in cell:
+            cell.outputs = []
     new = nb.metadata.get('widgets', {}).get(WIDGETS, {}).get('state', {})
     if old or new:
         nb.metadata.widgets = {
@@ -147,24 +156,65 @@ def stable(nb: nbformat.NotebookNode) -> str:
     return nb2str(nb)
 
 
-def run(paths: list[Path]) -> list[str]:
-    """Execute and store each notebook; a notebook that fails is left as it was. Returns what
-    went wrong."""
-    bad = []
+def executed(
+    paths: list[Path], slow: bool, bad: list[str]
+) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
+    "The notebooks at `paths`, executed; `bad` is told of those that fail."
     for path in map(Path.resolve, paths):
         print(f'running {path.name}', flush=True)
         try:
-            nb = execute(path)
+            nb = execute(path, slow)
         except (CellExecutionError, DeadKernelError) as e:
             bad.append(f'{path.name}: {e}')
             continue
         drop_passing(nb, path.name)
+        yield path, nb
+
+
+def run(paths: list[Path], slow: bool = False) -> list[str]:
+    """Execute and store each notebook; a notebook that fails is left as it was. Returns what
+    went wrong."""
+    bad = []
+    for path, nb in executed(paths, slow, bad):
         replace(path, stable(nb))
         bad += problems(path)
     return bad
 
 
+def compare(paths: list[Path], slow: bool = False) -> list[str]:
+    "Execute each notebook and store nothing; where the stored outputs name other things."
+    bad = []
+    for path, nb in executed(paths, slow, bad):
+        stored = json.loads(path.read_text(encoding='utf-8'))['cells']
+        bad += differences(path.name, stored, nb.cells)
+    return bad
+
+
 # ---- checking
+
+
+def names(outputs: list[dict]) -> list[str]:
+    """What outputs name, in order: headers and entries of tables, words of other text. Numbers
+    differ from machine to machine and are left out."""
+    found = []
+    for out in outputs:
+        page = ''.join(out.get('data', {}).get('text/html', ''))
+        if page:
+            entries = re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', page, re.DOTALL)
+            found += [unescape(re.sub(r'<[^>]+>', '', e)).strip() for e in entries]
+        else:
+            found += texts(out).split()
+    return [name for name in found if re.search(r'[^\W\d_]{2}', name)]
+
+
+def differences(name: str, stored: list[dict], fresh: list[dict]) -> list[str]:
+    "The cells of a notebook whose stored and fresh outputs do not name the same, one line each."
+    pairs = [(names(c.get('outputs', [])) for c in pair) for pair in zip(stored, fresh)]
+    return [
+        f'{name} cell {i} [{cell["id"]}]: stored outputs name {a}, a run {b}'
+        for i, (cell, (a, b)) in enumerate(zip(stored, pairs))
+        if a != b
+    ]
 
 
 def texts(out: dict) -> str:
@@ -247,14 +297,17 @@ def main() -> None:
     ap = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    ap.add_argument('command', choices=['run', 'check', 'readme'])
+    ap.add_argument('command', choices=['run', 'compare', 'check', 'readme'])
     ap.add_argument('notebooks', nargs='*', type=Path)
     ap.add_argument('--check', action='store_true', help='readme: compare instead of writing')
-    args = ap.parse_args()
+    ap.add_argument('--slow', action='store_true', help='run, compare: cells flagged slow, too')
+    args = ap.parse_intermixed_args()
     if args.command == 'readme':
         bad = update_readme(args.check)
     elif args.command == 'run':
-        bad = run(args.notebooks)
+        bad = run(args.notebooks, args.slow)
+    elif args.command == 'compare':
+        bad = compare(args.notebooks, args.slow)
     else:
         bad = [p for nb in args.notebooks for p in problems(nb)]
     sys.exit('\n'.join(bad) if bad else 0)

@@ -2,10 +2,23 @@
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__`
+    from .app.audit import CompareRuns as CompareRuns
+    from .app.audit import ProfilePanel as ProfilePanel
+    from .app.audit import TrainingAudit as TrainingAudit
+    from .app.explorer import InfluenceExplorer as InfluenceExplorer
+    from .engine.gradients import describe as describe
+    from .graph.triples import load_dataset as load_dataset
+    from .influence.tracin import TracIn as TracIn
+    from .runs.run import Run as Run
+    from .runs.training import train as train
+
 _HOME = {
     "TracIn": "influence.tracin",
     "Run": "runs.run",
-    "train": "runs.run",
+    "train": "runs.training",
     "describe": "engine.gradients",
     "load_dataset": "graph.triples",
     "InfluenceExplorer": "app.explorer",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 if os.name == 'nt':
     import msvcrt
@@ -109,13 +109,18 @@ def _released(file: IO, path: Path) -> None:
     file.close()
 
 # %% ../nbs/10_locks.ipynb #f74e1b66
-def alone_in_out(function: Callable) -> Callable:
+_P = ParamSpec('_P')
+_R = TypeVar('_R')
+
+
+def alone_in_out(function: Callable[_P, _R]) -> Callable[_P, _R]:
     "Let a function have the folder of its argument `out=` to itself, if there is one."
 
     @wraps(function)
-    def does(*args: Any, out: Path | str | None = None, **kwargs: Any) -> Any:
-        with alone(out):
-            return function(*args, out=out, **kwargs)
+    def does(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        folder: Any = kwargs.get('out')
+        with alone(folder):
+            return function(*args, **kwargs)
 
     return does
 

@@ -24,7 +24,6 @@ import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -59,7 +58,6 @@ from tracin_nb.graph.neighbourhoods import (
     paths,
     score_paths,
 )
-from ..graph.triples import to_ids
 
 # %% ../../nbs/answer/30_plots.ipynb #15474bc9
 PARTS = dict(

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from pykeen.triples import TriplesFactory
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from .bars import ranking_bars
 from .ranking import Ranking, TopK
@@ -422,7 +422,7 @@ COLUMNS = [
 
 # %% ../../nbs/answer/10_results.ipynb #620a2498
 def check_fit(
-    test: LongTensor,  # `[M, 3]`
+    test: Tensor,  # `[M, 3]`
     tables: tuple[TopK, TopK],
     groups: dict[str, tuple[Tensor, Tensor]],
 ) -> None:
@@ -446,7 +446,7 @@ def check_fit(
 
 # %% ../../nbs/answer/10_results.ipynb #79797df7
 def test_table(
-    test: LongTensor, training: TriplesFactory, self_influence: Tensor | None
+    test: Tensor, training: TriplesFactory, self_influence: Tensor | None
 ) -> pd.DataFrame:
     "Labels, ids and, if given, self-influence `[M]` of test triples `[M, 3]`."
     columns = label_columns(test, training, 'test_')
@@ -513,7 +513,7 @@ class Result(Report):
     @classmethod
     def of(
         cls,
-        test: LongTensor,  # `[M, 3]`, ids
+        test: Tensor,  # `[M, 3]`, ids
         training: TriplesFactory,  # whose `mapped_triples` the ranking's indices refer to
         ranking: Ranking,  # of M test triples
         facts: dict[str, Any],  # objective, checkpoints, engine, versions, ...: plain values

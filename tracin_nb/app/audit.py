@@ -68,7 +68,8 @@ from ..graph.triples import select, to_ids, to_labels
 from ..influence.cache import FactorCache
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
-from ..runs.run import Run, as_run, pick_device
+from ..runs.run import Run, as_run
+from ..runs.settings import pick_device
 
 # %% ../../nbs/app/30_audit.ipynb #4b7ce0b2
 def without(

@@ -17,7 +17,6 @@ __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -131,7 +130,7 @@ def train_command(dataset: str, out: Path, keep_every: list[int], **options: Any
     \b
     tracin train umls --out runs/umls --epochs 50 --keep-every 10
     tracin train my_graph/ --model DistMult --loop lcwa --out runs/mine"""
-    from tracin_nb.runs.run import train
+    from tracin_nb.runs.training import train
 
     every = keep_every[0] if len(keep_every) == 1 else keep_every
     with flags_named():
@@ -970,7 +969,7 @@ def noted_seconds(times: dict[str, float], stage: str) -> Iterator[None]:
 # %% ../../nbs/app/70_cli.ipynb #147620d8
 def demo_run(out: Path) -> 'Run':
     "The demo's run in `out`, trained unless it is there."
-    from tracin_nb.runs.run import train
+    from tracin_nb.runs.training import train
 
     say(
         f'using the run in {out}; remove that folder to train anew'
@@ -1076,7 +1075,7 @@ def bench_command(
 
     from tracin_nb.bench.engine import table
     from tracin_nb.bench.suite import BENCHMARKS, run_benchmark
-    from tracin_nb.runs.run import pick_device
+    from tracin_nb.runs.settings import pick_device
 
     check_settings('benchmark', BENCHMARKS, name, settings)
     if threads:

@@ -27,7 +27,7 @@ from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
 from ..files import replacing
 from ..progress import Progress, silent
-from ..runs.run import pick_device
+from ..runs.settings import pick_device
 
 # %% ../../nbs/app/00_experiments.ipynb #04bafd1d
 def with_intervals(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

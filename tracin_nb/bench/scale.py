@@ -30,7 +30,8 @@ from ..engine.objectives import BCE
 from ..graph.triples import load_dataset
 from ..influence.memory import metered, resident_peak
 from ..influence.tracin import TracIn
-from ..runs.run import Run, train
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/bench/20_scale.ipynb #91e0a40d
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:

@@ -28,7 +28,8 @@ from ..graph.triples import load_dataset
 from ..influence.cluster import make_team
 from ..influence.shards import RankJob
 from ..influence.tracin import TracIn
-from ..runs.run import Run, train
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/bench/30_workers.ipynb #5906d9c5
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'low_type', 'arithmetic', 'precision_error']
 
 # %% ../../nbs/engine/50_amp.ipynb #b7514a5d
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from .factors import inner
-from .gradients import FactoredEngine
+from .factors import Factors, inner
 
 # %% ../../nbs/engine/50_amp.ipynb #3f9ef9dd
 PRECISIONS = {'fp32': None, 'tf32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -98,8 +97,10 @@ def arithmetic(precision: str) -> Iterator[None]:
 
 # %% ../../nbs/engine/50_amp.ipynb #d12ba9a7
 def precision_error(
-    low: Sequence[FactoredEngine],  # in reduced precision: for test and for training triples
-    full: Sequence[FactoredEngine],  # the same in float32
+    low: Sequence[
+        Callable[[Tensor], Factors]
+    ],  # in reduced precision: for test and for training triples
+    full: Sequence[Callable[[Tensor], Factors]],  # the same in float32
     test: Tensor,  # test triples `[M, 3]`
     train: Tensor,  # a sample of training triples `[n, 3]`
     strongest: int = 100,  # pairs whose ranks are compared

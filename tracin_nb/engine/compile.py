@@ -131,7 +131,7 @@ def record(engine: FactoredEngine, q: Queries) -> tuple[GraphModule, list[str], 
     forms = []
 
     def run(ids: Tensor, *extra: Tensor) -> list[Tensor]:
-        factors = engine._factors(Queries(q.kind, ids, extra))
+        factors = engine.gradients(Queries(q.kind, ids, extra))
         forms.append(factors)
         return _flat(factors)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../../nbs/engine/10_factors.ipynb #ab1c6172
@@ -370,50 +369,48 @@ class Factors:
     blocks: Mapping[str, tuple[Block, ...]]
     weight: Tensor | None = None
 
-# %% ../../nbs/engine/10_factors.ipynb #72d8c990
-@patch
-def __len__(self: Factors) -> int:
-    "Number of triples."
-    return len(next(iter(self.blocks.values()))[0])
+    def __len__(self) -> int:
+        "Number of triples."
+        return len(next(iter(self.blocks.values()))[0])
 
-# %% ../../nbs/engine/10_factors.ipynb #234b359e
-@patch
-def map(self: Factors, f: Callable[[Block], Block]) -> Factors:
-    "The same with `f` applied to each block."
-    return replace(
-        self, blocks={name: tuple(f(b) for b in blocks) for name, blocks in self.blocks.items()}
-    )
+    def map(self, f: Callable[[Block], Block]) -> 'Factors':
+        "The same with `f` applied to each block."
+        return replace(
+            self, blocks={name: tuple(f(b) for b in blocks) for name, blocks in self.blocks.items()}
+        )
 
-# %% ../../nbs/engine/10_factors.ipynb #a7cfbec3
-@patch
-def __getitem__(self: Factors, rows: slice | Tensor) -> Factors:
-    "The gradients of a part of the triples."
-    if any(isinstance(b, Shared) for bs in self.blocks.values() for b in bs):
-        raise ValueError('gradients that share factors cannot be sliced')
-    part = self.map(lambda b: b.map(lambda t: t[rows]))
-    return part if self.weight is None else replace(part, weight=self.weight[rows])
+    def __getitem__(self, rows: slice | Tensor) -> 'Factors':
+        "The gradients of a part of the triples."
+        if any(isinstance(b, Shared) for bs in self.blocks.values() for b in bs):
+            raise ValueError('gradients that share factors cannot be sliced')
+        part = self.map(lambda b: b.map(lambda t: t[rows]))
+        return part if self.weight is None else replace(part, weight=self.weight[rows])
 
-# %% ../../nbs/engine/10_factors.ipynb #d7b0cb63
-@patch
-def to(
-    self: Factors, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> Factors:
-    "Moved to `device`, the blocks' floating-point tensors cast to `dtype`."
-    move = lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
-    moved = self.map(lambda b: b.map(move))
-    return moved if self.weight is None else replace(moved, weight=self.weight.to(device))
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> 'Factors':
+        "Moved to `device`, the blocks' floating-point tensors cast to `dtype`."
+        move = lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+        moved = self.map(lambda b: b.map(move))
+        return moved if self.weight is None else replace(moved, weight=self.weight.to(device))
 
-# %% ../../nbs/engine/10_factors.ipynb #c3d952c5
-@patch(as_prop=True)
-def nbytes(self: Factors) -> int:
-    "Bytes that the factors hold."
-    return sum(t.nbytes for blocks in self.blocks.values() for b in blocks for t in b.tensors())
+    @property
+    def nbytes(self) -> int:
+        "Bytes that the factors hold."
+        return sum(t.nbytes for blocks in self.blocks.values() for b in blocks for t in b.tensors())
 
-# %% ../../nbs/engine/10_factors.ipynb #055b975e
-@patch
-def scale(self: Factors, c: Tensor) -> Factors:
-    "Each triple's gradient times its own factor `c` `[B]`."
-    return replace(self, weight=c if self.weight is None else self.weight * c)
+    def scale(self, c: Tensor) -> 'Factors':
+        "Each triple's gradient times its own factor `c` `[B]`."
+        return replace(self, weight=c if self.weight is None else self.weight * c)
+
+    def norm2(self) -> Tensor:
+        "Squared norms `[B]`."
+        return paired_inner(self, self)
+
+    def project(self, sketch: 'Sketch') -> 'Factors':
+        """The gradients projected to `sketch.dim` numbers, one `Dense` block named "projection".
+        Approximate, unbiased."""
+        return _projected(self, sketch)
 
 # %% ../../nbs/engine/10_factors.ipynb #e81e6c55
 def shared(factors: Factors) -> Factors:
@@ -438,11 +435,10 @@ def _weighted(dots: Tensor, a: Factors, b: Factors) -> Tensor:
     return dots if b.weight is None else dots.mul_(b.weight.to(dots.dtype))
 
 # %% ../../nbs/engine/10_factors.ipynb #7a920594
-def added(parts: Iterable[Tensor]) -> Tensor | None:
-    """The sum of newly made tensors of one shape, added up in the first of them; None if there
-    are none."""
+def added(parts: Iterable[Tensor]) -> Tensor:
+    "The sum of newly made tensors of one shape, at least one, added up in the first of them."
     parts = iter(parts)
-    total = next(parts, None)
+    total = next(parts)
     for part in parts:
         total += part
     return total
@@ -475,7 +471,7 @@ def inner(a: Factors, b: Factors) -> Tensor:
         for p, q in pairs
         if not (isinstance(p, Dense) and isinstance(q, Dense) or _is_large(p, q))
     ]
-    total = added(block_inner(p, q) for p, q in rest)
+    total = added(block_inner(p, q) for p, q in rest) if rest else None
     for part in _dense_parts(dense, len(a)):
         x, y = map(_vectors, zip(*part))
         total = x @ y.T if total is None else total.addmm_(x, y.T)
@@ -510,12 +506,6 @@ def paired_inner(a: Factors, b: Factors) -> Tensor:
     dots = sum(_paired(p, q) for _, p, q in _pairs(a, b))
     weights = [f.weight.to(dots.dtype) for f in (a, b) if f.weight is not None]
     return math.prod(weights, start=dots)
-
-# %% ../../nbs/engine/10_factors.ipynb #197a2594
-@patch
-def norm2(self: Factors) -> Tensor:
-    "Squared norms `[B]`."
-    return paired_inner(self, self)
 
 # %% ../../nbs/engine/10_factors.ipynb #23cbaa7c
 def _less(a: Block, b: Block) -> Block:
@@ -631,13 +621,11 @@ def _sketch_dense(b: Dense, axes: list[tuple[Tensor, Tensor]], dim: int) -> Tens
 _SKETCH = {Rows: _sketch_rows, Outer: _sketch_outer, Dense: _sketch_dense}
 
 # %% ../../nbs/engine/10_factors.ipynb #e828f067
-@patch
-def project(self: Factors, sketch: Sketch) -> Factors:
-    """The gradients projected to `sketch.dim` numbers, one `Dense` block named "projection".
-    Approximate, unbiased."""
+def _projected(factors: Factors, sketch: Sketch) -> Factors:
+    "One `Dense` block of `sketch.dim` numbers, the sum of the sketches of all blocks."
     parts = [
         _SKETCH[type(b)](b, sketch.axes(name, b.tensors()[0].device), sketch.dim)
-        for name, blocks in self.blocks.items()
+        for name, blocks in factors.blocks.items()
         for b in blocks
     ]
-    return Factors({'projection': (Dense(sum(parts)),)}, self.weight)
+    return Factors({'projection': (Dense(sum(parts)),)}, factors.weight)

@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from pykeen.models import ERModel, Model
 from pykeen.nn import Embedding, Representation, message_passing
 from pykeen.nn.modules import MultiLinearTuckerInteraction, TuckERInteraction
@@ -222,25 +221,23 @@ class VmapEngine:
                 grads = torch.vmap(one, axes, chunk_size=self.chunk)(params, q.ids, *extra)
         return Factors({name: (Dense(grads[f'model.{name}']),) for name in self.params})
 
-# %% ../../nbs/engine/30_gradients.ipynb #9693db5f
-@patch
-def _loss(
-    self: VmapEngine, q: Queries, scores: Callable[[Tensor], Tensor]
-) -> tuple[Callable, tuple[Tensor, ...]]:
-    """A loss of one triple's scores that can be vectorised, with the gradient of the
-    objective's; and its extra tensors."""
+    def _loss(
+        self, q: Queries, scores: Callable[[Tensor], Tensor]
+    ) -> tuple[Callable, tuple[Tensor, ...]]:
+        """A loss of one triple's scores that can be vectorised, with the gradient of the
+        objective's; and its extra tensors."""
 
-    def slopes(q: Queries) -> Tensor:
-        with frozen(self.model), torch.no_grad():
-            given = scores(q.ids)
-        p, self.loss_vectorised = loss_gradient(self.objective, given, q.extra)
-        return p
+        def slopes(q: Queries) -> Tensor:
+            with frozen(self.model), torch.no_grad():
+                given = scores(q.ids)
+            p, self.loss_vectorised = loss_gradient(self.objective, given, q.extra)
+            return p
 
-    if self.loss_vectorised is None:
-        slopes(q[:1])
-    if self.loss_vectorised:
-        return self.objective.loss, q.extra
-    return lambda s, p: (s * p).sum(), (slopes(q),)
+        if self.loss_vectorised is None:
+            slopes(q[:1])
+        if self.loss_vectorised:
+            return self.objective.loss, q.extra
+        return lambda s, p: (s * p).sum(), (slopes(q),)
 
 # %% ../../nbs/engine/30_gradients.ipynb #560fa288
 @dataclass
@@ -703,7 +700,7 @@ class FactoredEngine:
 
     def __init__(
         self,
-        model: ERModel,  # a PyKEEN model of representations and an interaction
+        model: Model,  # a PyKEEN model of representations and an interaction, an `ERModel`
         objective: Objective,  # the loss that is differentiated
         routes: Routes | None = None,  # by default found by trial, see `choose_routes`
         low: torch.dtype | None = None,
@@ -729,7 +726,17 @@ class FactoredEngine:
     def __call__(self, triples: Tensor) -> Factors:
         "Gradients of the losses of `triples` `[B, 3]`."
         with frozen(self.model):
-            return self._factors(self.objective.queries(triples).to(self.model.device))
+            return self.gradients(self.objective.queries(triples).to(self.model.device))
+
+    def gradients(self, q: Queries) -> Factors:
+        "Gradients of the losses of queries, of a model that is `frozen`."
+        hrt, captures = _look_up(self, q)
+        vectors = [v for x in hrt for v in _tensors(x)]
+        leaves = [v.detach().requires_grad_(v.requires_grad) for v in vectors]
+        grads, found, weight = _interact(self, q, hrt, leaves)
+        live = [(v, g) for v, g in zip(vectors, grads) if v.requires_grad and g is not None]
+        found = found + _pull(self, live, captures, len(q)) + _one_by_one(self, live, len(q))
+        return _collect(self, found, weight)
 
     def due(self, n: int) -> bool:
         """Should the routes be tried on `n` triples to explain? At first, and with four times as
@@ -739,17 +746,6 @@ class FactoredEngine:
             return False
         self.tried = self.asked
         return True
-
-# %% ../../nbs/engine/30_gradients.ipynb #45837c55
-@patch
-def _factors(self: FactoredEngine, q: Queries) -> Factors:
-    hrt, captures = self._look_up(q)
-    vectors = [v for x in hrt for v in _tensors(x)]
-    leaves = [v.detach().requires_grad_(v.requires_grad) for v in vectors]
-    grads, found, weight = self._interact(q, hrt, leaves)
-    live = [(v, g) for v, g in zip(vectors, grads) if v.requires_grad and g is not None]
-    found = found + self._pull(live, captures, len(q)) + self._one_by_one(live, len(q))
-    return self._collect(found, weight)
 
 # %% ../../nbs/engine/30_gradients.ipynb #8877978d
 def _representations(model: ERModel) -> list[Representation]:
@@ -780,30 +776,30 @@ def _attributed(
         yield
 
 # %% ../../nbs/engine/30_gradients.ipynb #4bfa9a9a
-@patch
-def _look_up(self: FactoredEngine, q: Queries) -> tuple[tuple, list[Capture]]:
+def _look_up(engine: FactoredEngine, q: Queries) -> tuple[tuple, list[Capture]]:
     "Head, relation and tail vectors, and captures of the representations' modules."
-    with capturing(self.model, skip=self.model.interaction) as captures:
-        with _attributed(_representations(self.model), captures):
-            return self._represent(q), captures
+    with capturing(engine.model, skip=engine.model.interaction) as captures:
+        with _attributed(_representations(engine.model), captures):
+            return _represent(engine, q), captures
 
 # %% ../../nbs/engine/30_gradients.ipynb #02de12ae
-@patch
-def _represent(self: FactoredEngine, q: Queries) -> tuple:
+def _represent(engine: FactoredEngine, q: Queries) -> tuple:
     """Head, relation and tail vectors. A row's candidates are ids `[B * g, E]`, or one table
     `[1, E, ...]` for all."""
-    ids, mode = q.ids.flatten(0, 1), _mode(self.model)
+    ids, mode = q.ids.flatten(0, 1), _mode(engine.model)
     if q.kind == 'hrt':
         h, r, t = ids.unbind(-1)
-        return self.model._get_representations(h=h, r=r, t=t, mode=mode)
-    E = self.model._get_entity_len(mode=mode)
+        return engine.model._get_representations(h=h, r=r, t=t, mode=mode)
+    E = engine.model._get_entity_len(mode=mode)
     every = (
-        None if self.routes.whole_tables else torch.arange(E, device=ids.device).expand(len(ids), E)
+        None
+        if engine.routes.whole_tables
+        else torch.arange(E, device=ids.device).expand(len(ids), E)
     )
     known = ids[:, None].unbind(-1)
     h, r, t = (*known, every) if q.kind == 'tails' else (every, *known)
-    hrt = list(self.model._get_representations(h=h, r=r, t=t, mode=mode))
-    if self.routes.whole_tables:
+    hrt = list(engine.model._get_representations(h=h, r=r, t=t, mode=mode))
+    if engine.routes.whole_tables:
         hrt[_open_side(q)] = _like(x := hrt[_open_side(q)], (v[None] for v in _tensors(x)))
     return tuple(hrt)
 
@@ -813,18 +809,17 @@ def _open_side(q: Queries) -> int:
     return 2 if q.kind == 'tails' else 0
 
 # %% ../../nbs/engine/30_gradients.ipynb #75ae21dd
-@patch
 def _interact(
-    self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
+    engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[list[Tensor | None], list, Tensor | None]:
     """Gradients of the losses by the `leaves`, the blocks of the interaction's own parameters,
     and weights `[B]`."""
-    scores, captures = (self._score_vmap if self.routes.vectorised else self._score)(q, hrt, leaves)
-    p, self.loss_vectorised = loss_gradient(
-        self.objective, scores.detach().reshape(len(q), -1), q.extra
+    scores, captures = (_score_vmap if engine.routes.vectorised else _score)(engine, q, hrt, leaves)
+    p, engine.loss_vectorised = loss_gradient(
+        engine.objective, scores.detach().reshape(len(q), -1), q.extra
     )
-    p, weight = _normalised(p) if self.low else (p, None)
-    tables = self._table_leaves(q, hrt, leaves)
+    p, weight = _normalised(p) if engine.low else (p, None)
+    tables = _table_leaves(engine, q, hrt, leaves)
     wanted = [v for v in leaves if v.requires_grad and id(v) not in map(id, tables)]
     outputs = wanted + [c.output for c in captures]
     with backward():
@@ -833,10 +828,10 @@ def _interact(
         )
     by_leaf = dict(zip(map(id, wanted), grads))
     found = _blocks(captures, grads[len(wanted) :], len(q))
-    self._check([scores], found)
-    found = found + self._tables(q, hrt, leaves, p, scores.detach())
-    if self.low:
-        found = [(param, _halved(block, self.low)) for param, block in found]
+    _check(engine, [scores], found)
+    found = found + _tables(engine, q, hrt, leaves, p, scores.detach())
+    if engine.low:
+        found = [(param, _halved(block, engine.low)) for param, block in found]
     return [by_leaf.get(id(v)) for v in leaves], found, weight
 
 # %% ../../nbs/engine/30_gradients.ipynb #bcf847a9
@@ -871,53 +866,52 @@ def _uses(roots: Iterable[Tensor]) -> Counter[int]:
     return uses
 
 # %% ../../nbs/engine/30_gradients.ipynb #4760341d
-@patch
 def _lost(
-    self: FactoredEngine, roots: Iterable[Tensor], found: list[tuple[nn.Parameter | None, Block]]
+    engine: FactoredEngine, roots: Iterable[Tensor], found: list[tuple[nn.Parameter | None, Block]]
 ) -> set[str]:
     "Parameters that enter `roots` more often than there are blocks of them."
     blocks = Counter(id(p) for p, _ in found)
-    return {self.names[i] for i, n in _uses(roots).items() if i in self.names and n > blocks[i]}
+    return {engine.names[i] for i, n in _uses(roots).items() if i in engine.names and n > blocks[i]}
 
 
-@patch
 def _check(
-    self: FactoredEngine, roots: Iterable[Tensor], found: list[tuple[nn.Parameter | None, Block]]
+    engine: FactoredEngine, roots: Iterable[Tensor], found: list[tuple[nn.Parameter | None, Block]]
 ) -> None:
     """Raise `RouteError` if a part of the gradients of `roots` is not in `found`, and is not
     asked for triple by triple."""
-    if lost := self._lost(roots, found) - self.routes.mixed:
-        raise RouteError(lost, self.model)
+    if lost := _lost(engine, roots, found) - engine.routes.mixed:
+        raise RouteError(lost, engine.model)
 
 # %% ../../nbs/engine/30_gradients.ipynb #925a16f0
-@patch
 def _score(
-    self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
+    engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Capture]]:
     "Scores, and captures of the interaction's modules."
     new = iter(leaves)
-    with capturing(self.model.interaction, low=self.low) as captures:
-        scores = self.model.interaction(**{k: _like(x, new) for k, x in zip('hrt', hrt)})
+    with capturing(engine.model.interaction, low=engine.low) as captures:
+        scores = engine.model.interaction(**{k: _like(x, new) for k, x in zip('hrt', hrt)})
     for c in captures:
         c.asked = q.ids[..., 0].flatten()
     return scores, captures
 
 # %% ../../nbs/engine/30_gradients.ipynb #b67e0fce
-@patch
 def _score_vmap(
-    self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
+    engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Capture]]:
     "As `_score`, with each triple's own copy of the interaction's parameters."
-    B, own = len(q), {n: p for n, p in self.model.interaction.named_parameters() if p.requires_grad}
+    B, own = (
+        len(q),
+        {n: p for n, p in engine.model.interaction.named_parameters() if p.requires_grad},
+    )
     copies = {n: p.detach().expand(B, *p.shape).requires_grad_() for n, p in own.items()}
 
     def one(params: dict[str, Tensor], vectors: list[Tensor]) -> Tensor:
         new = iter(vectors)
         return call_with(
-            self.model.interaction, params, **{k: _like(x, new) for k, x in zip('hrt', hrt)}
+            engine.model.interaction, params, **{k: _like(x, new) for k, x in zip('hrt', hrt)}
         )
 
-    tables = set(map(id, self._table_leaves(q, hrt, leaves)))
+    tables = set(map(id, _table_leaves(engine, q, hrt, leaves)))
     vectors = [v if id(v) in tables else _split(v, B, *v.shape[1:]) for v in leaves]
     try:
         scores = torch.vmap(one, (0, [None if id(v) in tables else 0 for v in leaves]))(
@@ -926,49 +920,46 @@ def _score_vmap(
     except RuntimeError as e:
         if 'vmap' not in str(e) and 'atching rule' not in str(e):
             raise
-        raise RouteError({self.names[id(p)] for p in own.values()}, self.model) from e
+        raise RouteError({engine.names[id(p)] for p in own.values()}, engine.model) from e
     dense = lambda p: lambda grad, B: [(p, Dense(grad))]
     return scores, [Capture(copies[n], dense(p), q.ids[:, 0, 0]) for n, p in own.items()]
 
 # %% ../../nbs/engine/30_gradients.ipynb #00e649ac
-@patch
 def _table_leaves(
-    self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
+    engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> list[Tensor]:
     "Those of the `leaves` that are whole tables `[1, E, ...]`."
-    if q.kind == 'hrt' or not self.routes.whole_tables:
+    if q.kind == 'hrt' or not engine.routes.whole_tables:
         return []
     new = iter(leaves)
     return _tensors([_like(x, new) for x in hrt][_open_side(q)])
 
 # %% ../../nbs/engine/30_gradients.ipynb #90bef64e
-@patch
 def _slopes(
-    self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], candidates: list[Tensor]
+    engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], candidates: list[Tensor]
 ) -> list[Tensor]:
     "Gradients `[B * g, K, ...]` of the scores of `K` candidates by their vectors `[1, K, ...]`."
     n, new, side = q.ids.shape[0] * q.ids.shape[1], iter(leaves), _open_side(q)
     given = [_like(x, (v.detach() for v in _tensors(_like(x, new)))) for x in hrt]
     pick = [v.expand(n, *v.shape[1:]).clone().requires_grad_() for v in candidates]
     given[side] = _like(given[side], iter(pick))
-    scores = self.model.interaction(**dict(zip('hrt', given)))
+    scores = engine.model.interaction(**dict(zip('hrt', given)))
     return list(torch.autograd.grad(scores.sum(), pick))
 
 # %% ../../nbs/engine/30_gradients.ipynb #740921c4
-@patch
 def _tables(
-    self: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], p: Tensor, scores: Tensor
+    engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], p: Tensor, scores: Tensor
 ) -> list[tuple[nn.Parameter, Block]]:
     """Blocks p ⊗ q of the tables that rows were scored against, for the gradients `p` of the
     `scores` `[B * g, E]`."""
-    if q.kind == 'hrt' or not self.routes.whole_tables:
+    if q.kind == 'hrt' or not engine.routes.whole_tables:
         return []
     shape = (*q.ids.shape[:2], -1)
-    whole = [v.detach() for v in self._table_leaves(q, hrt, leaves)]
-    slopes = list(map(_real_vectors, self._slopes(q, hrt, leaves, [v[:, :1] for v in whole])))
-    tables = [e._embeddings.weight for e in _open_representations(self.model, q)]
+    whole = [v.detach() for v in _table_leaves(engine, q, hrt, leaves)]
+    slopes = list(map(_real_vectors, _slopes(engine, q, hrt, leaves, [v[:, :1] for v in whole])))
+    tables = [e._embeddings.weight for e in _open_representations(engine.model, q)]
     if not _is_linear(scores, whole, slopes):
-        raise RouteError({self.names[id(w)] for w in tables}, self.model)
+        raise RouteError({engine.names[id(w)] for w in tables}, engine.model)
     return [
         (w, Outer((p.reshape(shape).to(w.dtype), v.reshape(shape)))) for w, v in zip(tables, slopes)
     ]
@@ -1010,9 +1001,8 @@ def _open_representations(model: ERModel, q: Queries) -> list[Representation]:
     return [kept[i] for i in places]
 
 # %% ../../nbs/engine/30_gradients.ipynb #e31e79f7
-@patch
 def _pull(
-    self: FactoredEngine, live: list, captures: list[Capture], B: int
+    engine: FactoredEngine, live: list, captures: list[Capture], B: int
 ) -> list[tuple[nn.Parameter | None, Block]]:
     """Blocks of the representations' parameters from `live`: pairs (vector, gradient of the
     losses by it)."""
@@ -1027,15 +1017,14 @@ def _pull(
             else ()
         )
     found = _blocks(captures, pulled, B)
-    self._check(outputs, found)
-    return [(p, b) for p, b in found if self.names.get(id(p)) not in self.routes.mixed]
+    _check(engine, outputs, found)
+    return [(p, b) for p, b in found if engine.names.get(id(p)) not in engine.routes.mixed]
 
 # %% ../../nbs/engine/30_gradients.ipynb #bcd1a9cc
-@patch
-def _one_by_one(self: FactoredEngine, live: list, B: int) -> list[tuple[nn.Parameter, Block]]:
+def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Parameter, Block]]:
     """Dense blocks of the parameters that mix entities: one backward pass through the
     representations for each triple."""
-    params = [self.params[name] for name in sorted(self.routes.mixed)]
+    params = [engine.params[name] for name in sorted(engine.routes.mixed)]
     if not params:
         return []
     outputs = [v for v, _ in live]
@@ -1068,18 +1057,19 @@ def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
     return (joined, *(b for b in blocks if not isinstance(b, Rows)))
 
 # %% ../../nbs/engine/30_gradients.ipynb #663005ed
-@patch
 def _collect(
-    self: FactoredEngine, found: list[tuple[nn.Parameter | None, Block]], weight: Tensor | None
+    engine: FactoredEngine, found: list[tuple[nn.Parameter | None, Block]], weight: Tensor | None
 ) -> Factors:
     "Blocks by parameter name."
     blocks: dict[str, tuple[Block, ...]] = {}
     for p, b in found:
-        name = self.names.get(id(p))
+        name = engine.names.get(id(p))
         if name:
             blocks[name] = (*blocks.get(name, ()), b)
     with to_factors():
-        return Factors({name: _join(bs, self.params[name]) for name, bs in blocks.items()}, weight)
+        return Factors(
+            {name: _join(bs, engine.params[name]) for name, bs in blocks.items()}, weight
+        )
 
 # %% ../../nbs/engine/30_gradients.ipynb #979aee56
 @dataclass(frozen=True)
@@ -1140,12 +1130,11 @@ def _weighted_pulls(vectors: list[Tensor], by: list[Tensor], n: int) -> tuple[Te
     return weight, list(zip(pull(random), pull(heavy)))
 
 # %% ../../nbs/engine/30_gradients.ipynb #6a578575
-@patch
-def _scattered(self: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]:
+def _scattered(engine: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]:
     """Representations' parameters: those whose gradients do not lie triple by triple for `ids`
     `[n, 3]`, those whose do."""
-    with frozen(self.model):
-        hrt, captures = self._look_up(Queries('hrt', ids[:, None].to(self.model.device)))
+    with frozen(engine.model):
+        hrt, captures = _look_up(engine, Queries('hrt', ids[:, None].to(engine.model.device)))
         vectors = [v for x in hrt for v in _tensors(x) if v.requires_grad]
         if not vectors:
             return set(), set()
@@ -1160,8 +1149,8 @@ def _scattered(self: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]:
             if _apart(c, plain, heavy, weight)
         ]
         found = [item for c, plain in told for item in c.blocks(plain, len(ids))]
-        lost = self._lost(vectors, found)
-    return lost, {self.names[id(p)] for p, _ in found if id(p) in self.names} - lost
+        lost = _lost(engine, vectors, found)
+    return lost, {engine.names[id(p)] for p, _ in found if id(p) in engine.names} - lost
 
 # %% ../../nbs/engine/30_gradients.ipynb #242f6fde
 def _is_table(e: Representation) -> bool:
@@ -1183,7 +1172,7 @@ def _mixed(model: ERModel, triples: Tensor) -> frozenset[str]:
     engine, mixed = FactoredEngine(model, Score(), Routes()), set()
     plain = {engine.names.get(id(e._embeddings.weight)) for e in tables}
     for ids in (triples, *_cover(model)):
-        lost, told = engine._scattered(ids)
+        lost, told = _scattered(engine, ids)
         mixed |= lost
         if told <= plain | mixed:
             break
@@ -1293,10 +1282,10 @@ def _linear_in_tables(
         return False
     engine = FactoredEngine(model, trial, Routes(whole_tables=True))
     with frozen(model):
-        hrt = engine._represent(q)
+        hrt = _represent(engine, q)
         leaves = [v.detach() for x in hrt for v in _tensors(x)]
-        slopes = engine._slopes(
-            q, hrt, leaves, [_random_like(v) for v in engine._table_leaves(q, hrt, leaves)]
+        slopes = _slopes(
+            engine, q, hrt, leaves, [_random_like(v) for v in _table_leaves(engine, q, hrt, leaves)]
         )
     sizes = [s.abs().max().item() for s in slopes]
     return all(
@@ -1341,7 +1330,7 @@ def _needed(
 
 
 def settled_routes(
-    model: ERModel,
+    model: Model,
     objective: Objective,  # the loss that is differentiated
     triples: Tensor,  # of which some are tried, `[N, 3]`
     routes: Routes | None = None,  # those that were exact for others; zero slopes say nothing then

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .factors import Block, Dense, Factors, Outer, Rows, Shared, _up, inner
+from .factors import Block, Dense, Factors, Outer, Rows, Shared, _up
 
 # %% ../../nbs/engine/15_rounding.ipynb #19650672
 def _length(x: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from .statistics import bootstrap_seeds
 from ..graph.triples import load_dataset
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
-from ..runs.run import Run, train
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/evaluation/30_corruption.ipynb #71839035
 SIDES = {'head': [0], 'tail': [2], 'both': [0, 2]}

@@ -14,7 +14,6 @@ __all__ = ['COLUMNS', 'ALIASES', 'RANDOM', 'AT_ENDS', 'SHORTEST', 'OTHERWISE', '
            'tail_prediction', 'timing', 'mechanism_experiment']
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #4910c339
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +44,8 @@ from tracin_nb.graph.triples import (
 )
 from ..influence.tracin import TracIn
 from ..progress import Progress, bar
-from ..runs.run import Run, train
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #e7101e8c
 COLUMNS = ('record', 'h', 't', 'head', 'relation', 'tail')

@@ -31,7 +31,9 @@ from ..graph.triples import load_dataset, to_ids, triples_fingerprint
 from ..influence.cache import digest
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
-from ..runs.run import Run, kept_rng, train
+from ..runs.models import kept_rng
+from ..runs.run import Run
+from ..runs.training import train
 
 # %% ../../nbs/evaluation/40_stability.ipynb #0f9a3f28
 def top_mask(

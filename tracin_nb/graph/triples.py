@@ -34,6 +34,7 @@ import torch
 from pykeen.datasets import Dataset, EagerDataset, dataset_resolver
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.triples_factory import Labeling
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # %% ../../nbs/graph/00_triples.ipynb #711b644f
@@ -1078,9 +1079,7 @@ def named(
     return np.array([labeling.id_to_label[i] for i in unique.tolist()], dtype=object)[inverse]
 
 
-def label_columns(
-    ids: torch.LongTensor, training: TriplesFactory, prefix: str = ''
-) -> dict[str, np.ndarray]:
+def label_columns(ids: Tensor, training: TriplesFactory, prefix: str = '') -> dict[str, np.ndarray]:
     "Columns head, relation and tail of triples `[N, 3]`, their names preceded by `prefix`."
     if not isinstance(training, TriplesFactory):
         raise ValueError(
@@ -1175,7 +1174,7 @@ def _seen(factory: CoreTriplesFactory) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def never_seen(
-    ids: torch.LongTensor,  # triples `[M, 3]`
+    ids: Tensor,  # triples `[M, 3]`
     training: CoreTriplesFactory,  # the training triples
 ) -> str | None:
     """Which entities and relations of triples no training triple has, in a few words; `None` if

@@ -47,11 +47,12 @@ def breakdown(
     steps: Steps, test: TestSide, ranking: Ranking, every: Tensor, size: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     "Return group name -> shares `[M, k]` of the proponents' and of the opponents' influence."
-    places = [top.indices.cpu() for top in (ranking.proponents, ranking.opponents)]
+    high, low = places = [top.indices.cpu() for top in (ranking.proponents, ranking.opponents)]
+    zeros = lambda p: torch.zeros(p.shape, dtype=test.dtype)
     kept = torch.cat([p.flatten() for p in places]).unique()
     kept = kept[kept >= 0]
     groups = sorted({group_of(name) for f in test.factors for name in f.blocks})
-    shares = {g: tuple(torch.zeros(p.shape, dtype=test.dtype) for p in places) for g in groups}
+    shares = {g: (zeros(high), zeros(low)) for g in groups}
     step = lambda rows: group_scores(steps, test, every[kept[rows]])
     with stage('breakdown', whole=True):
         for tile, parts in steps.tiles(len(kept), size, 'breakdown', step):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'digest', 'objective_key', 'Key', 'gradient_key', 'flatten', 'unflatten',
            'CacheFileError', 'writing', 'FactorFile', 'CacheCounters', 'FactorCache',
-           'TrainingStore', 'rounding_error', 'default_folder', 'cache_info',
+           'rounding_error', 'TrainingStore', 'default_folder', 'cache_info',
            'clear_cache']
 
 # %% ../../nbs/influence/00_cache.ipynb #0007599a
@@ -32,7 +32,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -68,11 +67,25 @@ _PASSING = {
     '_abc_impl',
 }
 
+# %% ../../nbs/influence/00_cache.ipynb #6a59c1c8
+def _named(x: type | types.FunctionType) -> str | None:
+    "The name of a library's class or function, if there is only one of that name."
+    known = (x.__module__ or '').partition('.')[0] in _LIBRARIES and '<' not in x.__qualname__
+    return f'{x.__module__}.{x.__qualname__}' if known else None
+
+# %% ../../nbs/influence/00_cache.ipynb #cfa604eb
+def _names(code: types.CodeType) -> set[str]:
+    "Global names that `code` and the code inside it look up."
+    inside = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {
+        i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')
+    }.union(*inside)
+
 # %% ../../nbs/influence/00_cache.ipynb #5c81cc11
 class _Content:
     "Describes values in JSON, each object once."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen: dict[int, tuple[int, Any]] = {}
 
     def __call__(self, x: Any) -> Any:
@@ -90,22 +103,8 @@ class _Content:
                 | Path()
             ):
                 return repr(x)
-            case torch.Tensor() if x.layout is not torch.strided:
-                sparse = x.detach().to_sparse_coo().coalesce()
-                return self(['sparse', x.shape, sparse.indices(), sparse.values()])
-            case torch.Tensor():
-                return [
-                    str(x.dtype),
-                    list(x.shape),
-                    x.requires_grad,
-                    hashlib.sha256(_bytes(x.cpu())).hexdigest(),
-                ]
-            case np.ndarray() if x.dtype.kind in 'OSU':
-                return [str(x.dtype), self(x.tolist())]
-            case np.ndarray():
-                return self(torch.from_numpy(np.ascontiguousarray(x)))
-            case np.generic():
-                return self(x.item())
+            case torch.Tensor() | np.ndarray() | np.generic():
+                return self._numbers(x)
             case list() | tuple():
                 return ['list', *map(self, x)]
             case set() | frozenset():
@@ -119,94 +118,88 @@ class _Content:
         self.seen[id(x)] = len(self.seen), x
         return self._object(x)
 
-# %% ../../nbs/influence/00_cache.ipynb #40125b16
-@patch
-def _object(self: _Content, x: Any) -> Any:
-    "Classes, functions and other objects."
-    match x:
-        case type():
-            return self._type(x)
-        case types.FunctionType():
-            return self._function(x)
-        case types.CodeType():
-            return [x.co_code.hex(), *map(self, (x.co_names, x.co_consts))]
-        case types.MethodType():
-            return [self(x.__func__), self(x.__self__)]
-        case types.BuiltinFunctionType() if x.__self__ is None:
-            return x.__qualname__
-        case types.BuiltinFunctionType():
-            return [x.__qualname__, self(x.__self__)]
-        case types.MethodDescriptorType() | types.MemberDescriptorType():
-            return x.__qualname__
-        case types.GetSetDescriptorType():
-            return x.__qualname__
-        case functools.partial():
-            return [*map(self, (x.func, x.args, x.keywords))]
-        case property():
-            return self(x.fget)
-        case functools.cached_property():
-            return self(x.func)
-        case staticmethod() | classmethod():
-            return self(x.__func__)
-    return self._state(x)
+    def _numbers(self, x: torch.Tensor | np.ndarray | np.generic) -> Any:
+        "Tensors and arrays: type, shape and a checksum of their bytes."
+        match x:
+            case torch.Tensor() if x.layout is not torch.strided:
+                sparse = x.detach().to_sparse_coo().coalesce()
+                return self(['sparse', x.shape, sparse.indices(), sparse.values()])
+            case torch.Tensor():
+                whole = hashlib.sha256(_bytes(x.cpu())).hexdigest()
+                return [str(x.dtype), list(x.shape), x.requires_grad, whole]
+            case np.ndarray() if x.dtype.kind in 'OSU':
+                return [str(x.dtype), self(x.tolist())]
+            case np.ndarray():
+                return self(torch.from_numpy(np.ascontiguousarray(x)))
+        return self(x.item())
 
-# %% ../../nbs/influence/00_cache.ipynb #61c2ebbf
-@patch
-def _state(self: _Content, x: Any) -> Any:
-    "Class and state of an object. Raises `ValueError` for one that hides its state."
-    try:
-        made = x.__reduce_ex__(2)
-    except Exception as e:
-        raise ValueError(
-            f'{type(x).__name__} does not show its content, so gradients that depend on it cannot '
-            f'be cached: {e}'
-        ) from e
-    if isinstance(made, str):
-        return made
-    how, args, state, *items = *made, *[None] * (5 - len(made))
-    if isinstance(state, dict):
-        state = {k: v for k, v in state.items() if k not in _PASSING}
-    return [*map(self, (how, args, state)), *[self(list(i or ())) for i in items]]
+    def _object(self, x: Any) -> Any:
+        "Classes, functions and other objects."
+        match x:
+            case type():
+                return self._type(x)
+            case types.FunctionType():
+                return self._function(x)
+            case types.CodeType():
+                return [x.co_code.hex(), *map(self, (x.co_names, x.co_consts))]
+            case types.MethodType():
+                return [self(x.__func__), self(x.__self__)]
+            case types.BuiltinFunctionType() if x.__self__ is None:
+                return x.__qualname__
+            case types.BuiltinFunctionType():
+                return [x.__qualname__, self(x.__self__)]
+            case types.MethodDescriptorType() | types.MemberDescriptorType():
+                return x.__qualname__
+            case types.GetSetDescriptorType():
+                return x.__qualname__
+            case functools.partial():
+                return [*map(self, (x.func, x.args, x.keywords))]
+            case property():
+                return self(x.fget)
+            case functools.cached_property():
+                return self(x.func)
+            case staticmethod() | classmethod():
+                return self(x.__func__)
+        return self._state(x)
 
-# %% ../../nbs/influence/00_cache.ipynb #6a59c1c8
-def _named(x: type | types.FunctionType) -> str | None:
-    "The name of a library's class or function, if there is only one of that name."
-    known = (x.__module__ or '').partition('.')[0] in _LIBRARIES and '<' not in x.__qualname__
-    return f'{x.__module__}.{x.__qualname__}' if known else None
+    def _state(self, x: Any) -> Any:
+        "Class and state of an object. Raises `ValueError` for one that hides its state."
+        try:
+            made = x.__reduce_ex__(2)
+        except Exception as e:
+            raise ValueError(
+                f'{type(x).__name__} does not show its content, so gradients that depend on it '
+                f'cannot be cached: {e}'
+            ) from e
+        if isinstance(made, str):
+            return made
+        parts: list[Any] = [*made, *[None] * (5 - len(made))]
+        how, args, state, *items = parts
+        if isinstance(state, dict):
+            state = {k: v for k, v in state.items() if k not in _PASSING}
+        return [*map(self, (how, args, state)), *[self(list(i or ())) for i in items]]
 
-# %% ../../nbs/influence/00_cache.ipynb #9d6f9d03
-@patch
-def _type(self: _Content, x: type) -> Any:
-    "A class: its name, and its code if it belongs to no library."
-    if name := _named(x):
-        return name
-    own = {
-        k: self(v)
-        for k, v in vars(x).items()
-        if (not k.startswith('__') or k in ('__init__', '__call__')) and k not in _PASSING
-    }
-    return [x.__qualname__, own, *map(self, x.__bases__)]
+    def _type(self, x: type) -> Any:
+        "A class: its name, and its code if it belongs to no library."
+        if name := _named(x):
+            return name
+        own = {
+            k: self(v)
+            for k, v in vars(x).items()
+            if (not k.startswith('__') or k in ('__init__', '__call__')) and k not in _PASSING
+        }
+        return [x.__qualname__, own, *map(self, x.__bases__)]
 
-# %% ../../nbs/influence/00_cache.ipynb #58e061b5
-@patch
-def _function(self: _Content, x: types.FunctionType) -> Any:
-    "A function: its name, or its code with all that the code refers to."
-    if name := _named(x):
-        return name
-    cells = [c.cell_contents for c in x.__closure__ or ()]
-    names = _names(x.__code__)
-    return [
-        *map(self, (x.__code__, x.__defaults__, x.__kwdefaults__, cells)),
-        {n: self(x.__globals__[n]) for n in sorted(names) if n in x.__globals__},
-    ]
-
-# %% ../../nbs/influence/00_cache.ipynb #cfa604eb
-def _names(code: types.CodeType) -> set[str]:
-    "Global names that `code` and the code inside it look up."
-    inside = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return {
-        i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')
-    }.union(*inside)
+    def _function(self, x: types.FunctionType) -> Any:
+        "A function: its name, or its code with all that the code refers to."
+        if name := _named(x):
+            return name
+        cells = [c.cell_contents for c in x.__closure__ or ()]
+        names = _names(x.__code__)
+        return [
+            *map(self, (x.__code__, x.__defaults__, x.__kwdefaults__, cells)),
+            {n: self(x.__globals__[n]) for n in sorted(names) if n in x.__globals__},
+        ]
 
 # %% ../../nbs/influence/00_cache.ipynb #46cffa23
 def digest(x: Any) -> str:
@@ -368,61 +361,56 @@ class _Writer:
         self.header = self._header()
         self.at = {name: len(self.header) + begin for name, (begin, _) in self._offsets().items()}
 
-# %% ../../nbs/influence/00_cache.ipynb #f4a29d30
-@patch
-def _offsets(self: _Writer) -> dict[str, tuple[int, int]]:
-    "Where the bytes of each tensor begin and end after the header."
-    sizes = [self.n * math.prod(shape) * dtype.itemsize for dtype, shape in self.layout.values()]
-    ends = np.cumsum(sizes).tolist()
-    return {name: (end - size, end) for name, size, end in zip(self.layout, sizes, ends)}
+    def _offsets(self) -> dict[str, tuple[int, int]]:
+        "Where the bytes of each tensor begin and end after the header."
+        sizes = [
+            self.n * math.prod(shape) * dtype.itemsize for dtype, shape in self.layout.values()
+        ]
+        ends = np.cumsum(sizes).tolist()
+        return {name: (end - size, end) for name, size, end in zip(self.layout, sizes, ends)}
 
-# %% ../../nbs/influence/00_cache.ipynb #22d51dfc
-@patch
-def _header(self: _Writer) -> bytes:
-    "The header of a safetensors file: its length in 8 bytes, then JSON."
-    entries = {
-        name: dict(dtype=_CODES[dtype], shape=[self.n, *shape], data_offsets=self._offsets()[name])
-        for name, (dtype, shape) in self.layout.items()
-    }
-    text = json.dumps({'__metadata__': self.facts, **entries}).encode()
-    text += b' ' * (-len(text) % 8)
-    return len(text).to_bytes(8, 'little') + text
+    def _header(self) -> bytes:
+        "The header of a safetensors file: its length in 8 bytes, then JSON."
+        entries = {
+            name: dict(
+                dtype=_CODES[dtype], shape=[self.n, *shape], data_offsets=self._offsets()[name]
+            )
+            for name, (dtype, shape) in self.layout.items()
+        }
+        text = json.dumps({'__metadata__': self.facts, **entries}).encode()
+        text += b' ' * (-len(text) % 8)
+        return len(text).to_bytes(8, 'little') + text
 
-# %% ../../nbs/influence/00_cache.ipynb #0939f9e3
-@patch(as_prop=True)
-def nbytes(self: _Writer) -> int:
-    "Bytes of the finished file."
-    return len(self.header) + max(end for _, end in self._offsets().values())
+    @property
+    def nbytes(self) -> int:
+        "Bytes of the finished file."
+        return len(self.header) + max(end for _, end in self._offsets().values())
 
-# %% ../../nbs/influence/00_cache.ipynb #f8acba86
-@patch
-def append(self: _Writer, triples: Tensor, factors: Factors) -> None:
-    "Writes the next tile: `triples` `[B, 3]` and their factors."
-    _check_alike(self.like, factors)
-    for name, t in {'triples': triples.long(), **flatten(factors)}.items():
-        data = _bytes(t.cpu())
-        self.file.seek(self.at[name])
-        self.file.write(data)
-        self.hashes[name].update(data)
-        self.at[name] += data.nbytes
+    def append(self, triples: Tensor, factors: Factors) -> None:
+        "Writes the next tile: `triples` `[B, 3]` and their factors."
+        _check_alike(self.like, factors)
+        for name, t in {'triples': triples.long(), **flatten(factors)}.items():
+            data = _bytes(t.cpu())
+            self.file.seek(self.at[name])
+            self.file.write(data)
+            self.hashes[name].update(data)
+            self.at[name] += data.nbytes
 
-# %% ../../nbs/influence/00_cache.ipynb #9b4ac0b9
-@patch
-def finish(self: _Writer) -> None:
-    "Writes the header. Raises `ValueError` if there were more or fewer triples than announced."
-    ends = {name: len(self.header) + end for name, (_, end) in self._offsets().items()}
-    if self.at != ends:
-        raise ValueError(f'the tiles are not those of {self.n} triples')
-    parts = {
-        name: [_CODES[dtype], [self.n, *shape], self.hashes[name].hexdigest()]
-        for name, (dtype, shape) in self.layout.items()
-    }
-    self.facts['checksum'] = _checksum(self.facts, parts)
-    header = self._header()
-    if len(header) != len(self.header):
-        raise ValueError('the metadata changed their length')
-    self.file.seek(0)
-    self.file.write(header)
+    def finish(self) -> None:
+        "Writes the header. Raises `ValueError` if there were more or fewer triples than announced."
+        ends = {name: len(self.header) + end for name, (_, end) in self._offsets().items()}
+        if self.at != ends:
+            raise ValueError(f'the tiles are not those of {self.n} triples')
+        parts = {
+            name: [_CODES[dtype], [self.n, *shape], self.hashes[name].hexdigest()]
+            for name, (dtype, shape) in self.layout.items()
+        }
+        self.facts['checksum'] = _checksum(self.facts, parts)
+        header = self._header()
+        if len(header) != len(self.header):
+            raise ValueError('the metadata changed their length')
+        self.file.seek(0)
+        self.file.write(header)
 
 # %% ../../nbs/influence/00_cache.ipynb #9f123ca7
 @contextmanager
@@ -458,29 +446,23 @@ class FactorFile:
             raise CacheFileError(f'{path} is damaged: its checksum is not that of its content')
         self.names, self.triples = json.loads(self.facts['order']), self.file.get_tensor('triples')
 
-# %% ../../nbs/influence/00_cache.ipynb #ba18862e
-@patch
-def _parts(self: FactorFile) -> dict[str, list]:
-    "Type, shape and SHA-256 of each tensor."
-    views = {name: self.file.get_slice(name) for name in self.file.keys()}
-    return {
-        name: [v.get_dtype(), v.get_shape(), hashlib.sha256(_bytes(v[:])).hexdigest()]
-        for name, v in views.items()
-    }
+    def _parts(self) -> dict[str, list]:
+        "Type, shape and SHA-256 of each tensor."
+        views = {name: self.file.get_slice(name) for name in self.file.keys()}
+        return {
+            name: [v.get_dtype(), v.get_shape(), hashlib.sha256(_bytes(v[:])).hexdigest()]
+            for name, v in views.items()
+        }
 
-# %% ../../nbs/influence/00_cache.ipynb #bd328dad
-@patch
-def __getitem__(self: FactorFile, rows: slice) -> Factors:
-    "The factors of a slice of the triples, not to be written to."
-    return unflatten({name: self.file.get_slice(name)[rows] for name in self.names})
+    def __getitem__(self, rows: slice) -> Factors:
+        "The factors of a slice of the triples, not to be written to."
+        return unflatten({name: self.file.get_slice(name)[rows] for name in self.names})
 
-# %% ../../nbs/influence/00_cache.ipynb #8e23d449
-@patch
-def tiles(self: FactorFile, size: int) -> Iterator[tuple[slice, Factors]]:
-    "Slices of `size` triples, and their factors."
-    for start in range(0, len(self.triples), size):
-        rows = slice(start, min(start + size, len(self.triples)))
-        yield rows, self[rows]
+    def tiles(self, size: int) -> Iterator[tuple[slice, Factors]]:
+        "Slices of `size` triples, and their factors."
+        for start in range(0, len(self.triples), size):
+            rows = slice(start, min(start + size, len(self.triples)))
+            yield rows, self[rows]
 
 # %% ../../nbs/influence/00_cache.ipynb #7b003874
 @dataclass
@@ -513,79 +495,6 @@ class _Batch:
             self.factors[torch.tensor([self.places[t] for t in here], dtype=torch.long)],
         )
 
-# %% ../../nbs/influence/00_cache.ipynb #a6b3d5cb
-class FactorCache:
-    "Gradients of single triples, kept in memory and, with a folder, in files."
-
-    def __init__(
-        self,
-        budget: int,  # bytes of factors kept in memory
-        folder: Path | str | None = None,
-    ):  # of the files, one per key
-        self.budget, self.folder = budget, None if folder is None else Path(folder)
-        self.counters, self._held = CacheCounters(), []
-
-    @property
-    def nbytes(self) -> int:
-        "Bytes of factors in memory."
-        return sum(b.factors.nbytes for b in self._held)
-
-# %% ../../nbs/influence/00_cache.ipynb #1072b594
-@patch
-def factors(
-    self: FactorCache,
-    key: Key,  # of the gradients, see `gradient_key`
-    triples: Tensor,  # `[M, 3]`; some may be equal
-    compute: Callable[[Tensor], Factors],  # factors of triples `[B, 3]`, such as an engine
-) -> Factors:  # in the order of `triples`, on the CPU
-    """The factors of `triples`. What is not kept is computed in one call.
-
-    Raises `ValueError` for no triples at all, and for gradients that cannot be stacked. A file
-    that is damaged or belongs to something else is reported by a warning and written anew."""
-    asked = list(map(tuple, triples.tolist()))
-    if not asked:
-        raise ValueError('there are no triples')
-    parts = self._recall(key, missing := dict.fromkeys(asked))
-    file = self._open(key) if missing else None
-    if file:
-        parts += self._read(key, file, missing)
-    self.counters.hits += sum(len(p.places) for p in parts)
-    if missing:
-        parts.append(self._compute(key, list(missing), compute, file))
-    for p in parts[1:]:
-        _check_alike(_layout(parts[0].factors), p.factors)
-    places = {t: i for i, t in enumerate(t for p in parts for t in p.places)}
-    return concat([p.factors for p in parts])[torch.tensor([places[t] for t in asked])]
-
-# %% ../../nbs/influence/00_cache.ipynb #c3085b9e
-@patch
-def _recall(self: FactorCache, key: Key, missing: dict[tuple[int, ...], None]) -> list[_Batch]:
-    """Parts of the batches in memory; what is found is no longer `missing`, and its batch was
-    used last."""
-    parts = []
-    for batch in [b for b in self._held if b.key == key]:
-        if not (part := batch.take(missing)).places:
-            continue
-        parts.append(part)
-        for t in part.places:
-            del missing[t]
-        self._held.append(self._held.pop(self._held.index(batch)))
-    return parts
-
-# %% ../../nbs/influence/00_cache.ipynb #e2c4f275
-@patch
-def _keep(self: FactorCache, batch: _Batch) -> None:
-    """Takes `batch` into memory, or as much of it as the budget allows, in the place of what was
-    used longest ago."""
-    n, size = len(batch.places), batch.factors.nbytes
-    if size > self.budget:
-        batch = batch.take(list(batch.places)[: self.budget * n // size])
-    if not batch.places:
-        return
-    while self._held and self.nbytes + batch.factors.nbytes > self.budget:
-        self.counters.evictions += len(self._held.pop(0).places)
-    self._held.append(batch)
-
 # %% ../../nbs/influence/00_cache.ipynb #a7620878
 def _path(folder: Path, kind: str, facts: Mapping[str, str]) -> Path:
     "The file for `facts`: a name that nothing else has."
@@ -609,94 +518,133 @@ def _open_kept(path: Path, facts: Mapping[str, str]) -> FactorFile | None:
         except CacheFileError as e:
             error = e
         if _identity(path) == seen:
-            return warnings.warn(f'{error}. It is not used, and made anew.', stacklevel=4)
+            warnings.warn(f'{error}. It is not used, and made anew.', stacklevel=4)
+            return None
+    return None
 
-# %% ../../nbs/influence/00_cache.ipynb #bb75652b
-@patch
-def _open(self: FactorCache, key: Key) -> FactorFile | None:
-    "The file of `key`."
-    if self.folder is None:
-        return None
-    file = _open_kept(_path(self.folder, 'factors', asdict(key)), asdict(key))
-    self.counters.loads += file is not None
-    return file
-
-# %% ../../nbs/influence/00_cache.ipynb #a746a358
-@patch
-def _read(
-    self: FactorCache, key: Key, file: FactorFile, missing: dict[tuple[int, ...], None]
-) -> list[_Batch]:
-    "Those of the `missing` triples that the file has, now in memory, too."
-    places = {t: i for i, t in enumerate(map(tuple, file.triples.tolist())) if t in missing}
-    if not places:
-        return []
-    for t in places:
-        del missing[t]
-    rows = torch.tensor(list(places.values()))
-    parts = [
-        f[rows[(rows >= at.start) & (rows < at.stop)] - at.start] for at, f in file.tiles(1024)
-    ]
-    found = _Batch(key, places, concat(parts))
-    self._keep(found)
-    return [found]
-
-# %% ../../nbs/influence/00_cache.ipynb #5ba235e6
-@patch
-def _compute(
-    self: FactorCache,
-    key: Key,
-    triples: list[tuple[int, ...]],
-    compute: Callable[[Tensor], Factors],
-    file: FactorFile | None,
-) -> _Batch:
-    "Computes the factors of `triples`, and keeps them in memory and beside those in `file`."
-    ids = torch.tensor(triples)
-    made = _Batch(key, triples, _own(compute(ids)))
-    if len(made.factors) != len(ids):
-        raise ValueError(f'factors of {len(made.factors)} triples were computed for {len(ids)}')
-    self.counters.misses += len(ids)
-    self.counters.computes += 1
-    if self.folder is not None:
-        self._write(key, ids, made.factors, file)
-    self._keep(made)
-    return made
-
-# %% ../../nbs/influence/00_cache.ipynb #2b8d887e
-@patch
-def _write(
-    self: FactorCache, key: Key, triples: Tensor, factors: Factors, file: FactorFile | None
-) -> None:
-    "Replaces the file of `key` by one that also has `triples`."
-    path, old = _path(self.folder, 'factors', asdict(key)), 0 if file is None else len(file.triples)
-    with writing(path, asdict(key), old + len(triples), factors) as w:
-        for rows, part in file.tiles(1024) if file else ():
-            w.append(file.triples[rows], part)
-        w.append(triples, factors)
-    self.counters.writes += 1
-
-# %% ../../nbs/influence/00_cache.ipynb #04c05edf
-class TrainingStore:
-    """The factors of training triples `[N, 3]` at one checkpoint, in a file; see
-    `TrainingStore.make`."""
+# %% ../../nbs/influence/00_cache.ipynb #a6b3d5cb
+class FactorCache:
+    "Gradients of single triples, kept in memory and, with a folder, in files."
 
     def __init__(
         self,
-        file: FactorFile,  # in the format of `make`
-        built: bool,
-    ):  # was it written just now?
-        self.file, self.built, self.triples = file, built, file.triples
-        self.error = float(
-            file.facts['error']
-        )  # relative error of inner products by rounding, measured
-        self.nbytes = file.path.stat().st_size
+        budget: int,  # bytes of factors kept in memory
+        folder: Path | str | None = None,
+    ):  # of the files, one per key
+        self.budget, self.folder = budget, None if folder is None else Path(folder)
+        self.counters = CacheCounters()
+        self._held: list[_Batch] = []
 
-    def __len__(self) -> int:
-        return len(self.triples)
+    @property
+    def nbytes(self) -> int:
+        "Bytes of factors in memory."
+        return sum(b.factors.nbytes for b in self._held)
 
-    def tiles(self, size: int) -> Iterator[tuple[slice, Factors]]:
-        """Slices of `size` triples and their factors, in the type of the store, on the CPU, not
-        to be written to."""
-        return self.file.tiles(size)
+    def factors(
+        self,
+        key: Key,  # of the gradients, see `gradient_key`
+        triples: Tensor,  # `[M, 3]`; some may be equal
+        compute: Callable[[Tensor], Factors],  # factors of triples `[B, 3]`, such as an engine
+    ) -> Factors:  # in the order of `triples`, on the CPU
+        """The factors of `triples`. What is not kept is computed in one call.
+
+        Raises `ValueError` for no triples at all, and for gradients that cannot be stacked. A file
+        that is damaged or belongs to something else is reported by a warning and written anew."""
+        asked = list(map(tuple, triples.tolist()))
+        if not asked:
+            raise ValueError('there are no triples')
+        parts = self._recall(key, missing := dict.fromkeys(asked))
+        file = self._open(key) if missing else None
+        if file:
+            parts += self._read(key, file, missing)
+        self.counters.hits += sum(len(p.places) for p in parts)
+        if missing:
+            parts.append(self._compute(key, list(missing), compute, file))
+        for p in parts[1:]:
+            _check_alike(_layout(parts[0].factors), p.factors)
+        places = {t: i for i, t in enumerate(t for p in parts for t in p.places)}
+        return concat([p.factors for p in parts])[torch.tensor([places[t] for t in asked])]
+
+    def _recall(self, key: Key, missing: dict[tuple[int, ...], None]) -> list[_Batch]:
+        """Parts of the batches in memory; what is found is no longer `missing`, and its batch was
+        used last."""
+        parts = []
+        for batch in [b for b in self._held if b.key == key]:
+            if not (part := batch.take(missing)).places:
+                continue
+            parts.append(part)
+            for t in part.places:
+                del missing[t]
+            self._held.append(self._held.pop(self._held.index(batch)))
+        return parts
+
+    def _keep(self, batch: _Batch) -> None:
+        """Takes `batch` into memory, or as much of it as the budget allows, in the place of what
+        was used longest ago."""
+        n, size = len(batch.places), batch.factors.nbytes
+        if size > self.budget:
+            batch = batch.take(list(batch.places)[: self.budget * n // size])
+        if not batch.places:
+            return
+        while self._held and self.nbytes + batch.factors.nbytes > self.budget:
+            self.counters.evictions += len(self._held.pop(0).places)
+        self._held.append(batch)
+
+    def _open(self, key: Key) -> FactorFile | None:
+        "The file of `key`."
+        if self.folder is None:
+            return None
+        file = _open_kept(_path(self.folder, 'factors', asdict(key)), asdict(key))
+        self.counters.loads += file is not None
+        return file
+
+    def _read(
+        self, key: Key, file: FactorFile, missing: dict[tuple[int, ...], None]
+    ) -> list[_Batch]:
+        "Those of the `missing` triples that the file has, now in memory, too."
+        places = {t: i for i, t in enumerate(map(tuple, file.triples.tolist())) if t in missing}
+        if not places:
+            return []
+        for t in places:
+            del missing[t]
+        rows = torch.tensor(list(places.values()))
+        parts = [
+            f[rows[(rows >= at.start) & (rows < at.stop)] - at.start] for at, f in file.tiles(1024)
+        ]
+        found = _Batch(key, places, concat(parts))
+        self._keep(found)
+        return [found]
+
+    def _compute(
+        self,
+        key: Key,
+        triples: list[tuple[int, ...]],
+        compute: Callable[[Tensor], Factors],
+        file: FactorFile | None,
+    ) -> _Batch:
+        "Computes the factors of `triples`, and keeps them in memory and beside those in `file`."
+        ids = torch.tensor(triples)
+        made = _Batch(key, triples, _own(compute(ids)))
+        if len(made.factors) != len(ids):
+            raise ValueError(f'factors of {len(made.factors)} triples were computed for {len(ids)}')
+        self.counters.misses += len(ids)
+        self.counters.computes += 1
+        if self.folder is not None:
+            self._write(self.folder, key, ids, made.factors, file)
+        self._keep(made)
+        return made
+
+    def _write(
+        self, folder: Path, key: Key, triples: Tensor, factors: Factors, file: FactorFile | None
+    ) -> None:
+        "Replaces the file of `key` by one that also has `triples`."
+        path, old = _path(folder, 'factors', asdict(key)), len(file.triples) if file else 0
+        with writing(path, asdict(key), old + len(triples), factors) as w:
+            if file:
+                for rows, part in file.tiles(1024):
+                    w.append(file.triples[rows], part)
+            w.append(triples, factors)
+        self.counters.writes += 1
 
 # %% ../../nbs/influence/00_cache.ipynb #5a3b94ea
 def rounding_error(factors: Factors, dtype: torch.dtype | None) -> float:
@@ -756,36 +704,59 @@ def _build(
 # %% ../../nbs/influence/00_cache.ipynb #a044902f
 _STORED = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# %% ../../nbs/influence/00_cache.ipynb #ee25004b
-@patch(cls_method=True)
-def make(
-    cls: TrainingStore,
-    folder: Path | str,  # of the file
-    key: Key,  # of the gradients, see `gradient_key`
-    triples: Tensor,  # training triples `[N, 3]`
-    compute: Callable[[Tensor], Factors],  # factors of triples `[B, 3]`, such as an engine
-    *,
-    budget: int,  # bytes that the file may have
-    dtype: torch.dtype | None = None,  # "None": as computed
-    size: int = 1024,  # triples computed at once
-) -> TrainingStore:
-    """The store of `triples`, from its file if that is there, else computed: each triple once, a
-    tile at a time.
+# %% ../../nbs/influence/00_cache.ipynb #04c05edf
+class TrainingStore:
+    """The factors of training triples `[N, 3]` at one checkpoint, in a file; see
+    `TrainingStore.make`."""
 
-    Raises `ValueError` if it takes more than `budget` or `dtype` cannot hold it. A file that is
-    damaged or belongs to something else is reported by a warning and written anew."""
-    if not len(triples):
-        raise ValueError('there are no triples')
-    if dtype not in _STORED:
-        raise ValueError(f'dtype is {dtype}, expected one of {", ".join(map(str, _STORED))}')
-    facts = asdict(key) | dict(
-        dtype=str(dtype or 'as computed').removeprefix('torch.'), training=digest(triples.cpu())
-    )
-    path = _path(Path(folder), 'store', facts)
-    if file := _open_kept(path, facts):
-        return cls(file, built=False)
-    _build(path, facts, triples, compute, budget, dtype, size)
-    return cls(FactorFile(path, facts), built=True)
+    def __init__(
+        self,
+        file: FactorFile,  # in the format of `make`
+        built: bool,
+    ):  # was it written just now?
+        self.file, self.built, self.triples = file, built, file.triples
+        self.error = float(
+            file.facts['error']
+        )  # relative error of inner products by rounding, measured
+        self.nbytes = file.path.stat().st_size
+
+    def __len__(self) -> int:
+        return len(self.triples)
+
+    def tiles(self, size: int) -> Iterator[tuple[slice, Factors]]:
+        """Slices of `size` triples and their factors, in the type of the store, on the CPU, not
+        to be written to."""
+        return self.file.tiles(size)
+
+    @classmethod
+    def make(
+        cls,
+        folder: Path | str,  # of the file
+        key: Key,  # of the gradients, see `gradient_key`
+        triples: Tensor,  # training triples `[N, 3]`
+        compute: Callable[[Tensor], Factors],  # factors of triples `[B, 3]`, such as an engine
+        *,
+        budget: int,  # bytes that the file may have
+        dtype: torch.dtype | None = None,  # "None": as computed
+        size: int = 1024,  # triples computed at once
+    ) -> 'TrainingStore':
+        """The store of `triples`, from its file if that is there, else computed: each triple once,
+        a tile at a time.
+
+        Raises `ValueError` if it takes more than `budget` or `dtype` cannot hold it. A file that is
+        damaged or belongs to something else is reported by a warning and written anew."""
+        if not len(triples):
+            raise ValueError('there are no triples')
+        if dtype not in _STORED:
+            raise ValueError(f'dtype is {dtype}, expected one of {", ".join(map(str, _STORED))}')
+        facts = asdict(key) | dict(
+            dtype=str(dtype or 'as computed').removeprefix('torch.'), training=digest(triples.cpu())
+        )
+        path = _path(Path(folder), 'store', facts)
+        if file := _open_kept(path, facts):
+            return cls(file, built=False)
+        _build(path, facts, triples, compute, budget, dtype, size)
+        return cls(FactorFile(path, facts), built=True)
 
 # %% ../../nbs/influence/00_cache.ipynb #0a84bce8
 def default_folder() -> Path:

@@ -15,14 +15,14 @@ from torch import Tensor
 from ..answer.ranking import Ranking
 from ..clock import stage
 from ..engine.amp import precision_error
-from ..engine.gradients import FactoredEngine
+from ..engine.gradients import Engine
 from ..engine.objectives import Objective, make_objective
 from ..engine.rounding import sizes
 from ..engine.weightings import Metric
 from .plan import Planner
 from .question import Question
 from .steps import Steps, TestSide
-from .tiles import make_tile, multiply
+from .tiles import as_dense
 from ..runs.run import Run
 
 # %% ../../nbs/influence/75_checks.ipynb #2c88cbc0
@@ -48,7 +48,7 @@ def measured_errors(
         )
 
 
-def engine_pair(steps: Steps, objective: Objective, low: bool) -> list[FactoredEngine]:
+def engine_pair(steps: Steps, objective: Objective, low: bool) -> list[Engine]:
     """Return the last checkpoint's engines of the test and the training triples, in reduced
     precision or in full."""
     model, maker = steps[-1].train.model, steps.maker
@@ -89,17 +89,17 @@ def missed(
 ) -> dict[str, Any]:
     "Return how many of the training triples left out, per test triple, belong among the strongest."
     left = question.every[~torch.isin(question.every, question.rows)]
-    facts = dict(kept=len(question.rows), of=len(question.every))
+    facts, seed = (
+        dict(kept=len(question.rows), of=len(question.every)),
+        question.sample.seed if question.sample else 0,
+    )
     if not len(left):
         return dict(facts, audited=0, missed=0.0)
-    drawn = torch.randperm(
-        len(left), generator=torch.Generator().manual_seed(question.sample.seed)
-    )[:_SAMPLE]
+    drawn = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:_SAMPLE]
     some = planner.over(left[drawn], False, len(drawn), len(drawn), near=question.near)
     with stage('checks', whole=True), steps.counters.trial():
-        found = multiply(
-            make_tile(steps, some.triples, False, len(some)), test, some, question.k
-        ).scores
+        tile = as_dense(steps.gradients(some.triples))
+        found = tile.ranking(test, some, question.k).scores
     high, low = (top.held[:, -1:].clamp(min=0) for top in (ranking.proponents, ranking.opponents))
     stronger = (found > high) | (-found > low)
     return dict(

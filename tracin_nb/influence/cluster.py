@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from fastcore.basics import patch
 
-from .workers import Job, News, Processes, Team, run_shards
-from ..runs.run import pick_device
+from .workers import Job, News, Processes, Team
+from ..runs.settings import pick_device
 
 # %% ../../nbs/influence/45_cluster.ipynb #0c51c263
 def _ray() -> types.ModuleType:
@@ -58,6 +57,13 @@ class _Member:
         count, self.count = self.count, 0
         return count, found
 
+# %% ../../nbs/influence/45_cluster.ipynb #9ea0df44
+def _packed(job: Job) -> bytes:
+    "`job` as bytes."
+    buffer = io.BytesIO()
+    torch.save(job, buffer)
+    return buffer.getvalue()
+
 # %% ../../nbs/influence/45_cluster.ipynb #9878d798
 class Cluster:
     "A team of Ray actors."
@@ -82,88 +88,69 @@ class Cluster:
             self.close()
             raise
 
-# %% ../../nbs/influence/45_cluster.ipynb #9ea0df44
-def _packed(job: Job) -> bytes:
-    "`job` as bytes."
-    buffer = io.BytesIO()
-    torch.save(job, buffer)
-    return buffer.getvalue()
+    def _gather(self, job: bytes) -> None:
+        "An actor for each GPU, or for each core."
+        resources = self.ray.cluster_resources()
+        gpus = int(resources.get('GPU', 0))
+        device, needs = (
+            ('cuda', dict(num_gpus=1, num_cpus=0)) if gpus else ('cpu', dict(num_cpus=1))
+        )
+        actor = self.ray.remote(_Member).options(
+            max_restarts=0, max_concurrency=2, scheduling_strategy='SPREAD', **needs
+        )
+        stored = self.ray.put(job)
+        self.members = [actor.remote(stored, device) for _ in range(gpus or int(resources['CPU']))]
+        self.names = [f'worker {i} ({device}, Ray)' for i in range(len(self.members))]
+        self.asked = {member.ready.remote(): (i, 'ready') for i, member in enumerate(self.members)}
 
-
-@patch
-def _gather(self: Cluster, job: bytes) -> None:
-    "An actor for each GPU, or for each core."
-    resources = self.ray.cluster_resources()
-    gpus = int(resources.get('GPU', 0))
-    device, needs = ('cuda', dict(num_gpus=1, num_cpus=0)) if gpus else ('cpu', dict(num_cpus=1))
-    actor = self.ray.remote(_Member).options(
-        max_restarts=0, max_concurrency=2, scheduling_strategy='SPREAD', **needs
-    )
-    stored = self.ray.put(job)
-    self.members = [actor.remote(stored, device) for _ in range(gpus or int(resources['CPU']))]
-    self.names = [f'worker {i} ({device}, Ray)' for i in range(len(self.members))]
-    self.asked = {member.ready.remote(): (i, 'ready') for i, member in enumerate(self.members)}
-
-# %% ../../nbs/influence/45_cluster.ipynb #e14d42ce
-@patch
-def give(self: Cluster, worker: int, shard: int) -> None:
-    self.asked[self.members[worker].do.remote(shard)] = worker, 'done'
-    self._ask_progress(worker)
-
-
-@patch
-def _ask_progress(self: Cluster, worker: int) -> None:
-    """Ask a worker that does a shard how far it is, if it was not asked already: it has only two
-    threads."""
-    what = self.asked.values()
-    if (worker, 'done') in what and (worker, 'alive') not in what:
-        self.asked[self.members[worker].told.remote()] = worker, 'alive'
-
-
-@patch
-def wait(self: Cluster, seconds: float) -> Iterator[News]:
-    if not self.asked:
-        return time.sleep(seconds)
-    answered, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
-    for ref in answered:
-        if ref in self.asked:
-            yield from self._heard(ref, *self.asked.pop(ref))
-
-# %% ../../nbs/influence/45_cluster.ipynb #38c564c3
-@patch
-def _heard(self: Cluster, ref: Any, worker: int, kind: str) -> Iterator[News]:
-    "What an answer says; where a shard is not finished, its progress is asked for again."
-    try:
-        value = self.ray.get(ref)
-    except self.ray.exceptions.RayError as e:
-        self.drop(worker)
-        yield News(worker, 'failed', str(e))
-        return
-    if kind == 'ready':
-        return (yield News(worker, kind))
-    count, found = value if kind == 'done' else (value, None)
-    if count:
-        yield News(worker, 'alive', count)
-    if kind == 'done':
-        yield News(worker, kind, found)
-    else:
+    def give(self, worker: int, shard: int) -> None:
+        self.asked[self.members[worker].do.remote(shard)] = worker, 'done'
         self._ask_progress(worker)
 
-# %% ../../nbs/influence/45_cluster.ipynb #c5d49eea
-@patch
-def drop(self: Cluster, worker: int) -> None:
-    self.asked = {ref: what for ref, what in self.asked.items() if what[0] != worker}
-    self.ray.kill(self.members[worker])
+    def _ask_progress(self, worker: int) -> None:
+        """Ask a worker that does a shard how far it is, if it was not asked already: it has only
+        two threads."""
+        what = self.asked.values()
+        if (worker, 'done') in what and (worker, 'alive') not in what:
+            self.asked[self.members[worker].told.remote()] = worker, 'alive'
 
+    def wait(self, seconds: float) -> Iterator[News]:
+        if not self.asked:
+            return time.sleep(seconds)
+        answered, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
+        for ref in answered:
+            if ref in self.asked:
+                yield from self._heard(ref, *self.asked.pop(ref))
 
-@patch
-def close(self: Cluster) -> None:
-    if not self.ray.is_initialized():
-        return
-    for member in self.members:
-        self.ray.kill(member)
-    if self.ours:
-        self.ray.shutdown()
+    def _heard(self, ref: Any, worker: int, kind: str) -> Iterator[News]:
+        "What an answer says; where a shard is not finished, its progress is asked for again."
+        try:
+            value = self.ray.get(ref)
+        except self.ray.exceptions.RayError as e:
+            self.drop(worker)
+            yield News(worker, 'failed', str(e))
+            return
+        if kind == 'ready':
+            return (yield News(worker, kind))
+        count, found = value if kind == 'done' else (value, None)
+        if count:
+            yield News(worker, 'alive', count)
+        if kind == 'done':
+            yield News(worker, kind, found)
+        else:
+            self._ask_progress(worker)
+
+    def drop(self, worker: int) -> None:
+        self.asked = {ref: what for ref, what in self.asked.items() if what[0] != worker}
+        self.ray.kill(self.members[worker])
+
+    def close(self) -> None:
+        if not self.ray.is_initialized():
+            return
+        for member in self.members:
+            self.ray.kill(member)
+        if self.ours:
+            self.ray.shutdown()
 
 # %% ../../nbs/influence/45_cluster.ipynb #124e2c05
 def pick_workers(

@@ -17,12 +17,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -76,34 +75,30 @@ class _Live(TorchDispatchMode):
                 self.see(value)
         return made
 
-# %% ../../nbs/influence/10_memory.ipynb #662dec50
-@patch
-def see(self: _Live, value: Any) -> None:
-    """Count `value`, or the tensors in it. A sparse tensor has no storage of its own; its parts
-    were seen before it."""
-    if isinstance(value, (list, tuple)):
-        for v in value:
-            self.see(v)
-    if (
-        not isinstance(value, Tensor)
-        or value.device.type != self.kind
-        or value.layout is not torch.strided
-    ):
-        return
-    storage = value.untyped_storage()
-    key, n = storage._cdata, storage.nbytes()
-    if key in self.alive:
-        return
-    self.alive[key] = weakref.ref(storage, lambda _: self.gone(key, n))
-    self.usage.left += n
-    self.usage.peak = max(self.usage.peak, self.usage.left)
+    def see(self, value: Any) -> None:
+        """Count `value`, or the tensors in it. A sparse tensor has no storage of its own; its parts
+        were seen before it."""
+        if isinstance(value, (list, tuple)):
+            for v in value:
+                self.see(v)
+        if (
+            not isinstance(value, Tensor)
+            or value.device.type != self.kind
+            or value.layout is not torch.strided
+        ):
+            return
+        storage = value.untyped_storage()
+        key, n = storage._cdata, storage.nbytes()
+        if key in self.alive:
+            return
+        self.alive[key] = weakref.ref(storage, lambda _: self.gone(key, n))
+        self.usage.left += n
+        self.usage.peak = max(self.usage.peak, self.usage.left)
 
-# %% ../../nbs/influence/10_memory.ipynb #be62650c
-@patch
-def gone(self: _Live, key: int, n: int) -> None:
-    "A storage of `n` bytes died."
-    del self.alive[key]
-    self.usage.left -= n
+    def gone(self, key: int, n: int) -> None:
+        "A storage of `n` bytes died."
+        del self.alive[key]
+        self.usage.left -= n
 
 # %% ../../nbs/influence/10_memory.ipynb #ad98571e
 @contextmanager
@@ -145,14 +140,10 @@ def metered(device: torch.device) -> Iterator[Usage]:
 # %% ../../nbs/influence/10_memory.ipynb #e61057df
 def _resident(field: str) -> int:
     'Bytes of one of the process\'s counters, "VmRSS" (now) or "VmHWM" (the peak).'
-    return (
-        int(
-            re.search(
-                rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE
-            )[1]
-        )
-        * 1024
-    )
+    status = Path('/proc/self/status').read_text()
+    if not (found := re.search(rf'^{field}:\s+(\d+) kB', status, re.MULTILINE)):
+        raise OSError(f'/proc/self/status has no {field}')
+    return int(found[1]) * 1024
 
 # %% ../../nbs/influence/10_memory.ipynb #034bc303
 def resident_peak(work: Callable[[], Any]) -> int:
@@ -197,9 +188,9 @@ def _largest(peaks: dict[int, int], room: int, most: int) -> int:
     """The largest tile, of at most `most` triples, that takes `room` bytes by the measured
     `peaks`, or a guess."""
     fitting = max((n for n, peak in peaks.items() if peak <= room), default=0)
-    beyond = min((n for n in peaks if n > fitting), default=None)
     if not fitting:
-        return int(0.9 * beyond * room / peaks[beyond])
+        return int(0.9 * min(peaks) * room / peaks[min(peaks)])
+    beyond = min((n for n in peaks if n > fitting), default=None)
     fixed, slope = _line(peaks, beyond or fitting + 1)
     n = math.inf if slope <= 0 else (room - fixed) / slope
     return int(max(fitting, min(n, most if beyond is None else beyond - 1)))
@@ -256,6 +247,7 @@ def _used(work: Callable[[slice], Any], rows: slice, device: torch.device) -> Us
         if not out_of_memory(e):
             raise
     release(cycles=True)
+    return None
 
 # %% ../../nbs/influence/10_memory.ipynb #78db4eae
 _SMALL = 128  # triples of a tile that is tried in five places
@@ -267,7 +259,7 @@ def _most_used(
     "The peak of tiles of `n` out of `total` triples in different places; None if memory runs out."
     starts = sorted({(total - n) * i // 4 for i in (range(5) if n <= _SMALL else (2,))})
     used = [_used(work, slice(start, start + n), device) for start in starts]
-    return None if None in used else max(u.peak for u in used)
+    return None if None in used else max(u.peak for u in used if u)
 
 # %% ../../nbs/influence/10_memory.ipynb #bf291268
 def _roomy(
@@ -327,47 +319,43 @@ class Tiles:
     budget: int  # bytes, for the message if all halving does not help
     halvings: int = 0  # how often memory ran out
 
-# %% ../../nbs/influence/10_memory.ipynb #ecadd156
-@patch
-def each(
-    self: Tiles,
-    n: int,  # triples to go through
-    step: Callable[
-        [slice], T
-    ],  # what is done with a tile; without effect until its result is given out
-) -> Iterator[tuple[slice, T]]:
-    """Every slice of `range(n)` with the result of `step`. Raises `MemoryError` if a single
-    triple is too much."""
-    start = 0
-    while start < n:
-        rows, failed = slice(start, min(start + self.size, n)), None
-        try:
-            done = step(rows)
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-            failed = (
-                str(e) or type(e).__name__
-            )  # not the error itself, which holds the tensors of the failed tile
-        if failed:
-            self._halve(rows.stop - rows.start, failed)
-        else:
-            start = rows.stop
-            yield rows, done
-            del done
+    def each(
+        self,
+        n: int,  # triples to go through
+        step: Callable[
+            [slice], T
+        ],  # what is done with a tile; without effect until its result is given out
+    ) -> Iterator[tuple[slice, T]]:
+        """Every slice of `range(n)` with the result of `step`. Raises `MemoryError` if a single
+        triple is too much."""
+        start = 0
+        while start < n:
+            rows, failed = slice(start, min(start + self.size, n)), None
+            try:
+                done = step(rows)
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+                failed = (
+                    str(e) or type(e).__name__
+                )  # not the error itself, which holds the tensors of the failed tile
+            if failed:
+                self._halve(rows.stop - rows.start, failed)
+            else:
+                start = rows.stop
+                yield rows, done
+                del done
 
-# %% ../../nbs/influence/10_memory.ipynb #49e63321
-@patch
-def _halve(self: Tiles, n: int, why: str) -> None:
-    "Go on with half of the `n` triples that were too many."
-    if n == 1:
-        raise MemoryError(
-            f'memory ran out at a tile of one training triple, after {self.halvings} halvings, '
-            f'with memory={self.budget:,} '
-            f'bytes: {why}. Free memory, or explain fewer triples at a time'
-        )
-    self.size, self.halvings = (n + 1) // 2, self.halvings + 1
-    release(cycles=True)
+    def _halve(self, n: int, why: str) -> None:
+        "Go on with half of the `n` triples that were too many."
+        if n == 1:
+            raise MemoryError(
+                f'memory ran out at a tile of one training triple, after {self.halvings} halvings, '
+                f'with memory={self.budget:,} '
+                f'bytes: {why}. Free memory, or explain fewer triples at a time'
+            )
+        self.size, self.halvings = (n + 1) // 2, self.halvings + 1
+        release(cycles=True)
 
 # %% ../../nbs/influence/10_memory.ipynb #3f3e5b28
 def _take_one(tiles: Iterator[tuple[slice, T]], take: Callable[[slice, T], Any]) -> bool:
@@ -385,12 +373,11 @@ def consume(
     every: int = 32,  # on other devices than CUDA, one tile in so many is counted
 ) -> int:
     "Take in all tiles; the most bytes that were in use above the level at the start of a tile."
-    tiles, peak = iter(tiles), 0
-    for i in count():
+    tiles, peak, i, more = iter(tiles), 0, 0, True
+    while more:
         with ExitStack() as stack:
             counted = device.type == 'cuda' or i % every == 0
             used = stack.enter_context(metered(device)) if counted else Usage()
             more = _take_one(tiles, take)
-        peak = max(peak, used.peak)
-        if not more:
-            return peak
+        peak, i = max(peak, used.peak), i + 1
+    return peak

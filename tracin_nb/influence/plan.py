@@ -18,8 +18,16 @@ from ..engine.factors import shared
 from ..engine.row_index import PAIRS, rows_only
 from ..graph.neighbourhoods import Near
 from .memory import Plan, metered, plan_tiles
-from .steps import Steps, TestSide, handy, single_tile
-from .tiles import DenseTile, Pass, make_tile, multiply, near_matrix, take
+from .steps import Steps, TestSide, budget, handy, single_tile
+from tracin_nb.influence.tiles import (
+    DenseTile,
+    Pass,
+    index_tile,
+    make_tile,
+    multiply,
+    near_matrix,
+    take,
+)
 
 # %% ../../nbs/influence/30_plan.ipynb #04127207
 def pass_order(triples: Tensor, sparse: bool) -> Tensor:
@@ -59,7 +67,7 @@ def index_bytes(steps: Steps, some: Pass, test: TestSide, k: int) -> tuple[int, 
     tests; bytes to rank them."""
     n = len(some)
     with metered(steps.device) as making, steps.counters.trial():
-        tile = make_tile(steps, some.triples, True, max(1, n // 16))
+        tile = index_tile(steps, some.triples, max(1, n // 16))
     with metered(steps.device) as using:
         take(
             Ranking(len(test), k, device=steps.device, dtype=test.dtype),
@@ -127,7 +135,7 @@ class Planner:
 
     def measured(self, test: TestSide, whole: Pass, k: int) -> tuple[int, int, int]:
         "Return triples per tile and per gradient pass, and the bytes in use at most."
-        held, memory = test.nbytes, self.steps.settings.memory
+        held, memory = test.nbytes, budget(self.steps.settings)
         if held > memory:
             raise ValueError(
                 f'the gradients of {len(test)} test triples at {len(self.steps)} checkpoints take '
@@ -151,7 +159,7 @@ class Planner:
         self, test: TestSide, few: TestSide, whole: Pass, tiles: Plan, k: int
     ) -> tuple[int, int, int]:
         "Return the same for an index, from what a small one takes with `few` of the test triples."
-        M, m, n, room = len(test), len(few), tiles.size, self.steps.settings.memory - tiles.held
+        M, m, n, room = len(test), len(few), tiles.size, budget(self.steps.settings) - tiles.held
         most, kept, pairs, ranking = index_bytes(self.steps, whole[:n], few, k)
         beside = lambda size: ranking * M // m + 4 * min(PAIRS, pairs * size * M // (n * m))
         size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, len(whole)))
@@ -178,7 +186,7 @@ class Planner:
         with stage('planning', whole=True):
             held = test.nbytes + steps.metric_bytes
             return plan_tiles(
-                work, len(triples), settings.memory, steps.device, most=most, held=held
+                work, len(triples), budget(settings), steps.device, most=most, held=held
             ).size
 
     def whole(self) -> Pass:
@@ -186,7 +194,7 @@ class Planner:
         step, settings = self.steps[0], self.steps.settings
         one = step.metric.train(step.train(self.every[:1]))
         part = single_tile(step.train, self.every, settings)
-        most = settings.memory // (4 * one.nbytes * len(self.steps))
+        most = budget(settings) // (4 * one.nbytes * len(self.steps))
         size = most if self.rows_only else max(part, min(4096, most))
         size = settings.batch_size or max(1, min(len(self.every), size))
         return self.over(torch.arange(len(self.every)), self.rows_only, size, min(part, size))

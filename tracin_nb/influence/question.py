@@ -69,7 +69,7 @@ def contrast(test: Tensor, against: str | int, training: TriplesFactory) -> Obje
     head, relation, _ = test[0].tolist()
     labels = (training.entity_id_to_label[head], training.relation_id_to_label[relation], against)
     other = torch.tensor([[head, relation, against]]) if isinstance(against, Integral) else labels
-    tail = to_ids(other, training)[0, 2].item()
+    tail = int(to_ids(other, training)[0, 2])
     if (test[:, 2] == tail).any():
         raise ValueError(f'against={against!r} is the tail of a triple to explain itself')
     return Contrast(tail, training.create_inverse_triples)

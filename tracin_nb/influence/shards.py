@@ -18,7 +18,7 @@ from torch import Tensor
 from ..answer.ranking import NotFinite, Ranking, TopK
 from ..clock import stage
 from ..engine.amp import arithmetic
-from ..engine.factors import Factors, paired_inner, shared
+from ..engine.factors import Factors, added, paired_inner, shared
 from .cluster import make_team
 from .memory import consume, resident_peak
 from .parts import cost
@@ -126,7 +126,8 @@ def resident(tiles: Iterator[tuple[slice, T]], into: Callable[[slice, T], None])
 
     if Path('/proc/self/clear_refs').exists():
         return resident_peak(work)
-    return work()
+    work()
+    return None
 
 # %% ../../nbs/influence/50_shards.ipynb #f889ede5
 @dataclass
@@ -200,7 +201,9 @@ class SelfJob:
             found = [s.train(triples) for s in steps]
         steps.counters.train_passes += len(steps)
         with stage('inner products'):
-            return extent(every_size(found))[0], sum(self_inner(s, f) for s, f in zip(steps, found))
+            return extent(every_size(found))[0], added(
+                self_inner(s, f) for s, f in zip(steps, found)
+            )
 
 # %% ../../nbs/influence/50_shards.ipynb #645e406e
 @dataclass

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'positive', 'Settings', 'chosen', 'Counters', 'Telling', 'Maker', 'Step', 'handy',
-           'single_tile', 'TestSide', 'Steps', 'Sent', 'Loader', 'moments_tile',
+           'budget', 'single_tile', 'TestSide', 'Steps', 'Sent', 'Loader', 'moments_tile',
            'check_finite', 'naming', 'Tests']
 
 # %% ../../nbs/influence/20_steps.ipynb #9198c030
@@ -25,11 +25,11 @@ from ..answer.ranking import NotFinite
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
 from ..engine.compile import compiled
-from ..engine.factors import Factors, concat, paired_inner, shared
+from ..engine.factors import Factors, added, concat, paired_inner, shared
 from ..engine.gradients import ENGINES, Engine, FactoredEngine, Routes, settled_routes
-from ..engine.objectives import Objective, make_objective
+from ..engine.objectives import Objective
 from ..engine.rounding import sizes
-from ..engine.weightings import Metric, Weighting, make_weighting
+from ..engine.weightings import Metric, Weighting
 from ..graph.triples import to_labels
 from .cache import FactorCache, Key, gradient_key, objective_key
 from .memory import Tiles, parse_bytes, plan_tiles
@@ -193,8 +193,13 @@ class Maker:
             return ENGINES[self.settings.engine](model, objective)
         with stage('routes', whole=True):
             if routes is None:
-                routes = self.settled(model, objective, self.every)
+                routes = self.settled(model, objective, self._tried())
             return FactoredEngine(model, objective, routes, self.low if low else None)
+
+    def _tried(self) -> Tensor:
+        if self.every is None:
+            raise ValueError('there are no training triples to settle routes on')
+        return self.every
 
     def settled(
         self,
@@ -222,7 +227,7 @@ class Maker:
     def compiled(self, engine: Engine, triples: Tensor) -> Engine:
         """Return `engine` compiled, if that is right and faster for tiles of training triples
         like `triples` `[n, 3]`."""
-        if self.compile_facts and self.program is None:
+        if not isinstance(engine, FactoredEngine) or self.compile_facts and self.program is None:
             return engine  # it was not, at the first checkpoint
         with stage('compile', whole=True):
             made, facts = compiled(engine, triples, self.program)
@@ -261,13 +266,18 @@ def handy(factors: Factors, n: int, tests: int = 0) -> int:
     )
 
 
+def budget(settings: Settings) -> int:
+    "Return the bytes above the models that a pass may use on a device."
+    return parse_bytes(settings.memory)
+
+
 def single_tile(engine: Engine, triples: Tensor, settings: Settings) -> int:
     """Return triples per gradient pass, where nothing else takes memory: an eighth of the
     budget, since autograd copies."""
     if settings.batch_size or len(triples) <= 16:
         return settings.batch_size or 16
     one = engine(triples[:1])
-    return max(1, min(handy(one, len(triples)), settings.memory // (8 * one.nbytes)))
+    return max(1, min(handy(one, len(triples)), budget(settings) // (8 * one.nbytes)))
 
 # %% ../../nbs/influence/20_steps.ipynb #11048cbf
 @dataclass(frozen=True)
@@ -299,7 +309,7 @@ class TestSide:
     def reach(self) -> Tensor:
         """What the influence on each test triple can be at most, `[M]`, for a training gradient
         of size 1."""
-        return sum(rate * sizes(f) for rate, f in zip(self.rates, self.factors, strict=True))
+        return added(rate * sizes(f) for rate, f in zip(self.rates, self.factors, strict=True))
 
     def rated(self, device: torch.device) -> list[Factors]:
         "Return the gradients times the learning rates."
@@ -367,7 +377,7 @@ class Steps:
     ) -> Iterator[tuple[slice, T]]:
         """Yield slices of `range(n)`, of `size` triples or fewer, with the results of `step`;
         progress is told."""
-        tiles = Tiles(size, self.settings.memory)
+        tiles = Tiles(size, budget(self.settings))
         with self.telling.bar(n, label) as tell:
             try:
                 for rows, done in tiles.each(n, step):
@@ -440,7 +450,7 @@ class Loader:
             if self.test_objective is not steps.objective:
                 test = steps.maker.engine(model, self.test_objective)
             with stage('weighting', whole=True):
-                weighting = self.weighting.within(steps.settings.memory, len(self.places))
+                weighting = self.weighting.within(budget(steps.settings), len(self.places))
                 metric = weighting.prepare(self.run, place, train, self.moments(steps, train))
             gave(made := Step(self.run.checkpoints[place].learning_rate, train, test, metric))
         return made
@@ -480,7 +490,7 @@ def moments_tile(steps: Steps, engine: Engine, triples: Tensor) -> int:
         steps.counters.trial_passes += 1
         engine(triples[rows])
 
-    return plan_tiles(trial, len(triples), settings.memory, steps.device, most=most).size
+    return plan_tiles(trial, len(triples), budget(settings), steps.device, most=most).size
 
 # %% ../../nbs/influence/20_steps.ipynb #8d69e465
 def check_finite(scores: Tensor, rows: Tensor) -> None:
@@ -530,21 +540,19 @@ class Tests:
         """Return the gradients of `test` `[M, 3]` at each checkpoint, its influence on itself
         `[M]`, and booleans `[M]`: has its loss a slope at some checkpoint? Raises `ValueError`
         for gradients that cannot be multiplied."""
-        held, own, slopes = (
-            [],
-            0,
-            torch.zeros(len(test), dtype=torch.bool, device=self.steps.device),
-        )
+        held, parts = [], []
+        slopes = torch.zeros(len(test), dtype=torch.bool, device=self.steps.device)
         pairs = list(zip(self.steps, engines, strict=True))
         with stage('test gradients', whole=True) as gave:
             for step, engine in self.steps.telling.each('test triples', pairs):
                 self.settle(engine, test)
                 factors = self.gradients(engine, test)
                 weighted = step.metric.test(factors)
-                own = own + step.rate * paired_inner(weighted, step.metric.train(factors))
+                parts.append(step.rate * paired_inner(weighted, step.metric.train(factors)))
                 slopes |= sizes(factors) > 0
                 held.append(shared(weighted))
             gave(held)
+            own = added(parts)
         with naming(test, test, self.run.training):
             check_finite(own.diag(), torch.arange(len(test)))
         return TestSide(held, [s.rate for s in self.steps], self.steps.dtype), own, slopes

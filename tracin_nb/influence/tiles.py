@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tile', 'Pass', 'Matrix', 'Pairs', 'take', 'DenseTile', 'IndexTile', 'every_size',
-           'extent', 'as_tile', 'make_tile', 'multiply', 'near_matrix']
+           'extent', 'as_dense', 'as_index', 'as_tile', 'index_tile', 'make_tile',
+           'multiply', 'near_matrix']
 
 # %% ../../nbs/influence/25_tiles.ipynb #4db8e31a
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ class Pass:
 
     def inside(self, device: torch.device) -> Tensor:
         "Return booleans `[M, N]`: which training triples are near."
+        if self.near is None:
+            raise ValueError('the pass has no neighbourhoods')
         return torch.from_numpy(self.near.toarray()).to(device).T
 
     def bounds(self, shards: int) -> list[int]:
@@ -204,12 +207,15 @@ def extent(every: Tensor) -> tuple[int, float]:
     return int((every > 0).any(0).sum()), every.max().item()
 
 
-def as_tile(found: list[Factors], sparse: bool) -> Tile:
-    "Return the tile of gradients at each checkpoint."
-    if not sparse:
-        with stage('training factors'):
-            held = [shared(f) for f in found]
-            return DenseTile(held, *extent(every_size(held)))
+def as_dense(found: list[Factors]) -> DenseTile:
+    "Return gradients at each checkpoint as they are."
+    with stage('training factors'):
+        held = [shared(f) for f in found]
+        return DenseTile(held, *extent(every_size(held)))
+
+
+def as_index(found: list[Factors]) -> IndexTile:
+    "Return the index of gradients at each checkpoint, which are rows."
     with stage('index') as gave:
         indices = make_indices(found)
         gave(
@@ -220,11 +226,13 @@ def as_tile(found: list[Factors], sparse: bool) -> Tile:
     return made
 
 
-def make_tile(steps: Steps, triples: Tensor, sparse: bool, part: int) -> Tile:
-    """Return the tile of training triples `[n, 3]`; for an index in gradient passes of `part`
-    triples."""
-    if not sparse:
-        return as_tile(steps.gradients(triples), False)
+def as_tile(found: list[Factors], sparse: bool) -> Tile:
+    "Return the tile of gradients at each checkpoint."
+    return as_index(found) if sparse else as_dense(found)
+
+
+def index_tile(steps: Steps, triples: Tensor, part: int) -> IndexTile:
+    "Return the index of training triples `[n, 3]`, in gradient passes of `part` triples."
     whole: list[Factors] = []
     for at in range(0, len(triples), part):
         found = steps.gradients(triples[at : at + part])
@@ -232,7 +240,15 @@ def make_tile(steps: Steps, triples: Tensor, sparse: bool, part: int) -> Tile:
             whole = whole or [blank(f, len(triples)) for f in found]
             for w, f in zip(whole, found, strict=True):
                 fill(w, f, at)
-    return as_tile(whole, True)
+    return as_index(whole)
+
+
+def make_tile(steps: Steps, triples: Tensor, sparse: bool, part: int) -> Tile:
+    """Return the tile of training triples `[n, 3]`; for an index in gradient passes of `part`
+    triples."""
+    if sparse:
+        return index_tile(steps, triples, part)
+    return as_dense(steps.gradients(triples))
 
 
 def multiply(tile: Tile, test: TestSide, some: Pass, k: int) -> Matrix | Pairs:

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['rank_shards', 'row_group', 'score_schema', 'ordered_writer', 'checkpoint_facts',
-           'routes_taken', 'said', 'check_same', 'TracIn', 'resume']
+           'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of', 'TracIn',
+           'resume']
 
 # %% ../../nbs/influence/90_tracin.ipynb #341fbd8a
 import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,7 @@ from tracin_nb.influence.steps import (
     Telling,
     Tests,
     TestSide,
+    budget,
     chosen,
     naming,
     positive,
@@ -142,8 +144,9 @@ def checkpoint_facts(run: Run, places: Sequence[int]) -> list[dict[str, Any]]:
 
 def routes_taken(steps: Steps) -> list[str]:
     "Return how the training triples were differentiated."
-    loss = 'vectorised' if steps[-1].train.loss_vectorised else 'one example at a time'
-    return [' | '.join(dict.fromkeys(str(s.train.routes) for s in steps)), f'loss: {loss}']
+    engines = [s.train for s in steps if isinstance(s.train, FactoredEngine)]
+    loss = 'vectorised' if engines[-1].loss_vectorised else 'one example at a time'
+    return [' | '.join(dict.fromkeys(str(e.routes) for e in engines)), f'loss: {loss}']
 
 
 def said(result: Result) -> Result:
@@ -164,11 +167,26 @@ def check_same(result: Result, facts: dict[str, Any]) -> None:
                 f'expected {facts.get(name)}'
             )
 
+
+def wanted(k: int) -> int:
+    "Return how many are to be kept. Raises `ValueError` unless it is a whole number above 0."
+    if (checked := positive(k, 'k')) is None:
+        raise ValueError('k is None, expected a whole number above 0')
+    return checked
+
+# %% ../../nbs/influence/90_tracin.ipynb #11f3a324
+_Function = TypeVar('_Function')
+
+
+def with_options_of(settings: type) -> Callable[[_Function], _Function]:
+    "Return a decorator that shows the fields of a dataclass in place of `**options`."
+    return delegates(settings, keep=True)
+
 # %% ../../nbs/influence/90_tracin.ipynb #29020efe
 class TracIn:
     "Influence of a run's training triples on predictions."
 
-    @delegates(Settings, keep=True)
+    @with_options_of(Settings)
     def __init__(
         self,
         run: Run
@@ -186,13 +204,9 @@ class TracIn:
         named = {f.name for f in fields(Settings)}
         self.settings = Settings(objective, **{n: x for n, x in options.items() if n in named})
         self.run = as_run(run, **{n: x for n, x in options.items() if n not in named})
-        self.objective, same = (
-            make_objective(objective, self.run),
-            self.settings.test_objective is None,
-        )
-        self.test_objective = (
-            self.objective if same else make_objective(self.settings.test_objective, self.run)
-        )
+        self.objective = make_objective(objective, self.run)
+        other = self.settings.test_objective
+        self.test_objective = self.objective if other is None else make_objective(other, self.run)
         self.checkpoints = chosen(self.settings.checkpoints, len(self.run.checkpoints))
         self.device, workers = pick_workers(self.settings.devices)
         low_type(self.settings.precision, self.device)  # refuses what the device has not
@@ -240,48 +254,17 @@ class TracIn:
 
         Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers
         fail for good."""
-        start = time.perf_counter()
+        start, folder = time.perf_counter(), None if out is None else Path(out)
         with arithmetic(self.settings.precision):
             question = self._question(test, k, train, near, sample, against, breakdown)
-            parts = None if out is None or overwrite else continued(Path(out), question.asked())
-            if parts and parts.complete:
+            parts = None if folder is None or overwrite else continued(folder, question.asked())
+            if folder and parts and parts.complete:
                 with stage('read'):
-                    return said(Result.load(out))
-            side, own, slopes = self.tests.side(
-                question.test, self._engines(question.test_objective)
-            )
-            kept, tried = self._kept(side, question), self.counters.trial_passes
-            whole = kept.whole if kept else self._whole(side, question, parts)
-            tried = self.counters.trial_passes - tried
-            if out is not None:
-                parts = parts or self._begun(Path(out), question, whole, tried, overwrite)
-            with naming(question.test, self.planner.every, self.run.training):
-                ranking, facts = self._ranked(question, side, slopes, whole, kept, parts)
-            groups = None
-            if breakdown:
-                groups = aggregation.breakdown(
-                    self.steps, side, ranking, self.planner.every, whole.part
-                )
-            facts |= dict(seconds=round(time.perf_counter() - start, 3))
-            if parts:
-                facts['counters'] = summed(facts['counters'], parts.spent)
-            with stage('release'):
-                release()
-            with stage('table', whole=True):
-                result = Result.of(
-                    question.test,
-                    self.run.training,
-                    ranking,
-                    facts,
-                    groups,
-                    own.cpu(),
-                    slopes.cpu(),
-                )
-                if near:
-                    result = aggregation.with_near(result, near, ranking.sums)
-        if parts:
+                    return said(Result.load(folder))
+            result, parts = self._answered(question, folder, parts, overwrite, start)
+        if folder and parts:
             with stage('write', whole=True, adds=True) as gave:
-                gave(saved := result.save(out))
+                gave(saved := result.save(folder))
             parts.close(saved)
         return said(result)
 
@@ -345,7 +328,7 @@ class TracIn:
             tables = int(triples[:, 1].max()) + 1 if by_relation else 1
             size = single_tile(self.steps[0].train, triples, self.settings)
             whole = Pass(rows, triples, False, size, size)
-            job = SelfJob(whole, positive(k, 'k'), tables, self.steps.dtype)
+            job = SelfJob(whole, wanted(k), tables, self.steps.dtype)
             work, top = self.crew.work(job, self.steps), job.blank(self.steps)
 
             def into(shard: int, table: dict[str, Tensor]) -> None:
@@ -497,7 +480,7 @@ class TracIn:
             every = training_rows(train, training)
             if near is not None:
                 every = near.check(ids, every, training.num_triples)
-            check_answers(len(ids), min(positive(k, 'k'), len(every)))
+            check_answers(len(ids), min(wanted(k), len(every)))
             rows = (
                 every if sample is None else every[sample.rows(training.mapped_triples[every, 1])]
             )
@@ -511,7 +494,7 @@ class TracIn:
                 ids,
                 every,
                 rows,
-                positive(k, 'k'),
+                wanted(k),
                 breakdown,
                 near,
                 sample,
@@ -526,8 +509,41 @@ class TracIn:
         if each is None:
             return self.crew.work(MatrixJob(whole, side), self.steps)
         size = len(test) * self.steps.dtype.itemsize * len(rows)
-        bounds = whole.bounds(1 + size // min(each, self.settings.memory))
+        bounds = whole.bounds(1 + size // min(each, budget(self.settings)))
         return self.crew.work(MatrixJob(whole, side), self.steps, bounds)
+
+    def _answered(
+        self,
+        question: Question,
+        out: Path | None,
+        parts: Parts | None,
+        overwrite: bool,
+        start: float,
+    ) -> tuple[Result, Parts | None]:
+        "The answer, and the shards that are kept in the folder `out`."
+        every, training = self.planner.every, self.run.training
+        side, own, slopes = self.tests.side(question.test, self._engines(question.test_objective))
+        kept, tried = self._kept(side, question), self.counters.trial_passes
+        whole = kept.whole if kept else self._whole(side, question, parts)
+        tried = self.counters.trial_passes - tried
+        if out is not None:
+            parts = parts or self._begun(out, question, whole, tried, overwrite)
+        with naming(question.test, every, training):
+            ranking, facts = self._ranked(question, side, slopes, whole, kept, parts)
+        groups = None
+        if question.breakdown:
+            groups = aggregation.breakdown(self.steps, side, ranking, every, whole.part)
+        facts |= dict(seconds=round(time.perf_counter() - start, 3))
+        if parts:
+            facts['counters'] = summed(facts['counters'], parts.spent)
+        with stage('release'):
+            release()
+        with stage('table', whole=True):
+            strengths = own.cpu(), slopes.cpu()
+            result = Result.of(question.test, training, ranking, facts, groups, *strengths)
+            if question.near:
+                result = aggregation.with_near(result, question.near, ranking.sums)
+        return result, parts
 
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
         "What `prepare` kept, if it serves the question."
@@ -565,15 +581,18 @@ class TracIn:
         parts: Parts | None,
     ) -> tuple[Ranking, dict[str, Any]]:
         "The ranking of a whole pass, and the facts."
-        job = RankJob(whole, kept.side(side) if kept else side, question.k, kept and kept.tile)
-        work = self.crew.work(job, self.steps, parts and parts.bounds)
+        job = RankJob(
+            whole, kept.side(side) if kept else side, question.k, kept.tile if kept else None
+        )
+        work = self.crew.work(job, self.steps, parts.bounds if parts else None)
         ranking = job.blank(self.steps)
         if kept or not (parts or work.crew):
             job.rank(self.steps, whole, ranking)
         else:
             rank_shards(ranking, work, parts)
         rows, flat = self.planner.every[question.rows], question.test[~slopes.cpu()]
-        more = checks.measured_errors(self.steps, question.test_objective, question.test, rows)
+        more: dict[str, Any] = {}
+        more |= checks.measured_errors(self.steps, question.test_objective, question.test, rows)
         more |= untaught(question.test, self.run.training)
         more |= checks.slope_facts(
             self.steps, self.run, question.test_objective, flat, ranking.slopes

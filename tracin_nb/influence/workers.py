@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from fastcore.basics import patch
 
 # %% ../../nbs/influence/40_workers.ipynb #19c5d0e1
 Shard = Callable[
@@ -69,7 +69,8 @@ class WorkerError(RuntimeError):
 # %% ../../nbs/influence/40_workers.ipynb #36836e28
 def _end_with_parent(folder: str) -> None:
     "When the parent process is gone, take away its folder and end."
-    connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    connection.wait([parent.sentinel] if parent else [])
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
@@ -101,28 +102,6 @@ def _interrupts_held() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/influence/40_workers.ipynb #95e0d14a
-class Processes:
-    "A team of processes on this machine, one for each device."
-
-    def __init__(
-        self,
-        job: Job,  # pickled; raises `ValueError` if it cannot be
-        devices: Sequence[str],  # of each worker: "cpu", "cuda:0", ...; the same one may come twice
-    ) -> None:
-        self.names = [f'worker {i} ({d})' for i, d in enumerate(devices)]
-        self.folder = tempfile.mkdtemp(prefix=f'tracin-{os.getpid()}-')
-        self.threads = max(1, torch.get_num_threads() // len(devices))
-        self.members: list[tuple[multiprocessing.Process, connection.Connection] | None] = []
-        try:
-            _write_job(job, Path(self.folder) / 'job.pt')
-            with _interrupts_held():
-                for name, device in zip(self.names, devices):
-                    self.members.append(self._start(name, device))
-        except BaseException:
-            self.close()
-            raise
-
 # %% ../../nbs/influence/40_workers.ipynb #bbd15884
 def _write_job(job: Job, path: Path) -> None:
     "Pickle `job`."
@@ -133,51 +112,6 @@ def _write_job(job: Job, path: Path) -> None:
             f'this cannot be sent to workers: {e}. Define your own classes and functions in a '
             f'module, or use one device'
         ) from e
-
-# %% ../../nbs/influence/40_workers.ipynb #d3a29a1c
-@patch
-def _start(
-    self: Processes, name: str, device: str
-) -> tuple[multiprocessing.Process, connection.Connection]:
-    "A new worker, and the connection to it."
-    spawn = torch.multiprocessing.get_context('spawn')
-    mine, its = spawn.Pipe()
-    process = spawn.Process(
-        target=_serve, args=(its, self.folder, device, self.threads), name=name, daemon=True
-    )
-    process.start()
-    its.close()  # only the worker's own end is left, so that its death can be heard
-    return process, mine
-
-# %% ../../nbs/influence/40_workers.ipynb #a4014b50
-@patch
-def give(self: Processes, worker: int, shard: int) -> None:
-    try:
-        self.members[worker][1].send(shard)
-    except OSError:
-        pass  # it is dead, as `wait` will hear
-
-
-@patch
-def wait(self: Processes, seconds: float) -> Iterator[News]:
-    workers = {m[1]: i for i, m in enumerate(self.members) if m}
-    for conn in connection.wait(list(workers), seconds):
-        if self.members[i := workers[conn]]:
-            yield self._heard(i, conn)
-
-# %% ../../nbs/influence/40_workers.ipynb #e84f8e0b
-@patch
-def _heard(self: Processes, worker: int, conn: connection.Connection) -> News:
-    "The next news of a worker that has some; its end is news, too."
-    try:
-        news = News(worker, *pickle.loads(conn.recv_bytes()))
-    except (EOFError, OSError):
-        process = self.members[worker][0]
-        process.join(5)
-        news = News(worker, 'failed', _death(process.exitcode))
-    if news.kind == 'failed':
-        self.drop(worker)
-    return news
 
 # %% ../../nbs/influence/40_workers.ipynb #07bfeb62
 def _death(code: int | None) -> str:
@@ -192,23 +126,83 @@ def _death(code: int | None) -> str:
         return f'its process ended with exit code {code}'
     return f'its process was ended by {signal.Signals(-code).name}'
 
-# %% ../../nbs/influence/40_workers.ipynb #eab52f6a
-@patch
-def drop(self: Processes, worker: int) -> None:
-    process, conn = self.members[worker]
-    self.members[worker] = None
-    process.kill()
-    process.join()
-    conn.close()
+# %% ../../nbs/influence/40_workers.ipynb #95e0d14a
+class Processes:
+    "A team of processes on this machine, one for each device."
 
+    def __init__(
+        self,
+        job: Job,  # pickled; raises `ValueError` if it cannot be
+        devices: Sequence[str],  # of each worker: "cpu", "cuda:0", ...; the same one may come twice
+    ) -> None:
+        self.names = [f'worker {i} ({d})' for i, d in enumerate(devices)]
+        self.folder = tempfile.mkdtemp(prefix=f'tracin-{os.getpid()}-')
+        self.threads = max(1, torch.get_num_threads() // len(devices))
+        self.members: list[tuple[BaseProcess, connection.Connection] | None] = []
+        try:
+            _write_job(job, Path(self.folder) / 'job.pt')
+            with _interrupts_held():
+                for name, device in zip(self.names, devices):
+                    self.members.append(self._start(name, device))
+        except BaseException:
+            self.close()
+            raise
 
-@patch
-def close(self: Processes) -> None:
-    with _interrupts_held():
-        for worker, member in enumerate(self.members):
-            if member:
-                self.drop(worker)
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _start(self, name: str, device: str) -> tuple[BaseProcess, connection.Connection]:
+        "A new worker, and the connection to it."
+        spawn = torch.multiprocessing.get_context('spawn')
+        mine, its = spawn.Pipe()
+        process = spawn.Process(
+            target=_serve, args=(its, self.folder, device, self.threads), name=name, daemon=True
+        )
+        process.start()
+        its.close()  # only the worker's own end is left, so that its death can be heard
+        return process, mine
+
+    def _member(self, worker: int) -> tuple[BaseProcess, connection.Connection]:
+        "A worker that is there, and the connection to it."
+        if (member := self.members[worker]) is None:
+            raise LookupError(f'{self.names[worker]} was let go')
+        return member
+
+    def give(self, worker: int, shard: int) -> None:
+        try:
+            self._member(worker)[1].send(shard)
+        except OSError:
+            pass  # it is dead, as `wait` will hear
+
+    def wait(self, seconds: float) -> Iterator[News]:
+        workers = [(i, m[1]) for i, m in enumerate(self.members) if m]
+        ready = connection.wait([conn for _, conn in workers], seconds)
+        for i, conn in workers:
+            if conn in ready and self.members[i]:
+                yield self._heard(i, conn)
+
+    def _heard(self, worker: int, conn: connection.Connection) -> News:
+        "The next news of a worker that has some; its end is news, too."
+        try:
+            news = News(worker, *pickle.loads(conn.recv_bytes()))
+        except (EOFError, OSError):
+            process, _ = self._member(worker)
+            process.join(5)
+            news = News(worker, 'failed', _death(process.exitcode))
+        if news.kind == 'failed':
+            self.drop(worker)
+        return news
+
+    def drop(self, worker: int) -> None:
+        process, conn = self._member(worker)
+        self.members[worker] = None
+        process.kill()
+        process.join()
+        conn.close()
+
+    def close(self) -> None:
+        with _interrupts_held():
+            for worker, member in enumerate(self.members):
+                if member:
+                    self.drop(worker)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../../nbs/influence/40_workers.ipynb #25f787a4
 @dataclass
@@ -231,65 +225,58 @@ class _Schedule:
     failures: Counter = field(default_factory=Counter)  # of each shard
     reasons: list[str] = field(default_factory=list)
 
-# %% ../../nbs/influence/40_workers.ipynb #b1426d85
-@patch
-def assign(self: _Schedule) -> None:
-    "Give shards to all workers that have none. Raises `WorkerError` if nobody is left."
-    for worker in sorted(self.idle):
-        if not self.todo:
+    def assign(self) -> None:
+        "Give shards to all workers that have none. Raises `WorkerError` if nobody is left."
+        for worker in sorted(self.idle):
+            if not self.todo:
+                return
+            self.idle.remove(worker)
+            shard = self.todo.popleft()
+            self.shard[worker], self.silent[worker] = shard, 0.0
+            self.team.give(worker, shard)
+        if self.todo and not self.shard:
+            raise self.given_up('no worker is left')
+
+    def given_up(self, why: str) -> WorkerError:
+        "The error, with all that was heard."
+        return WorkerError(
+            f'{why}; {len(self.todo)} shards were not done\n' + '\n'.join(self.reasons)
+        )
+
+    def fail(self, worker: int, reason: str) -> None:
+        "A worker is lost; its shard is next. Raises `WorkerError` if that shard failed too often."
+        self.reasons.append(f'{self.team.names[worker]}: {reason.strip()}')
+        self.alive(-self.counted.pop(worker, 0))
+        self.idle.discard(worker)
+        shard = self.shard.pop(worker)
+        if shard is None:
             return
-        self.idle.remove(worker)
-        self.shard[worker], self.silent[worker] = self.todo.popleft(), 0.0
-        self.team.give(worker, self.shard[worker])
-    if self.todo and not self.shard:
-        raise self.given_up('no worker is left')
+        self.todo.appendleft(shard)
+        self.failures[shard] += 1
+        if self.failures[shard] == self.attempts:
+            raise self.given_up(f'shard {shard} failed {self.attempts} times')
 
+    def hear(self, news: News, done: Callable[[int, Any], None]) -> None:
+        "Take in what is heard of a worker."
+        worker, self.silent[news.worker] = news.worker, 0.0
+        if news.kind == 'failed':
+            return self.fail(worker, news.value)
+        if news.kind == 'alive':
+            self.counted[worker] += news.value
+            return self.alive(news.value)
+        if news.kind == 'done' and (shard := self.shard[worker]) is not None:
+            done(shard, news.value)
+            self.counted.pop(worker, None)
+        self.shard[worker] = None
+        self.idle.add(worker)
 
-@patch
-def given_up(self: _Schedule, why: str) -> WorkerError:
-    "The error, with all that was heard."
-    return WorkerError(f'{why}; {len(self.todo)} shards were not done\n' + '\n'.join(self.reasons))
-
-# %% ../../nbs/influence/40_workers.ipynb #8a81ad5f
-@patch
-def fail(self: _Schedule, worker: int, reason: str) -> None:
-    "A worker is lost; its shard is next. Raises `WorkerError` if that shard failed too often."
-    self.reasons.append(f'{self.team.names[worker]}: {reason.strip()}')
-    self.alive(-self.counted.pop(worker, 0))
-    self.idle.discard(worker)
-    shard = self.shard.pop(worker)
-    if shard is None:
-        return
-    self.todo.appendleft(shard)
-    self.failures[shard] += 1
-    if self.failures[shard] == self.attempts:
-        raise self.given_up(f'shard {shard} failed {self.attempts} times')
-
-# %% ../../nbs/influence/40_workers.ipynb #92f36436
-@patch
-def hear(self: _Schedule, news: News, done: Callable[[int, Any], None]) -> None:
-    "Take in what is heard of a worker."
-    worker, self.silent[news.worker] = news.worker, 0.0
-    if news.kind == 'failed':
-        return self.fail(worker, news.value)
-    if news.kind == 'alive':
-        self.counted[worker] += news.value
-        return self.alive(news.value)
-    if news.kind == 'done':
-        done(self.shard[worker], news.value)
-        self.counted.pop(worker, None)
-    self.shard[worker] = None
-    self.idle.add(worker)
-
-
-@patch
-def check(self: _Schedule, listened: float) -> None:
-    "Let go of workers that are silent for too long, after some more seconds of listening."
-    for worker in [w for w in self.shard if w not in self.idle]:
-        self.silent[worker] += listened
-        if self.silent[worker] > self.timeout:
-            self.team.drop(worker)
-            self.fail(worker, f'no sign of life for {self.timeout:g} seconds')
+    def check(self, listened: float) -> None:
+        "Let go of workers that are silent for too long, after some more seconds of listening."
+        for worker in [w for w in self.shard if w not in self.idle]:
+            self.silent[worker] += listened
+            if self.silent[worker] > self.timeout:
+                self.team.drop(worker)
+                self.fail(worker, f'no sign of life for {self.timeout:g} seconds')
 
 # %% ../../nbs/influence/40_workers.ipynb #cb3ce47c
 def run_shards(
