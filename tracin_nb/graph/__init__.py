@@ -1,3 +1,4 @@
 "The graph: triples, what is near what, and a data set of its own."
 
-import pykeen.datasets  # first: it asks for the data set, and a chapter half imported has none
+# First of all: PyKEEN asks for the data set meanwhile, and a chapter half imported has none.
+import pykeen.datasets  # noqa: F401
