@@ -143,11 +143,13 @@ def test_readme() -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    """settings.ini, migrated by nbdev itself, gives pyproject.toml (whose docs extra and tool
-    settings it cannot know)."""
+    """settings.ini, migrated by nbdev itself, gives pyproject.toml (whose docs extra, data set
+    for PyKEEN and tool settings it cannot know)."""
     copy(tmp_path, 'settings.ini')
     nbdev('nbdev-migrate-config', tmp_path)
     old, new = [tomllib.loads((d / 'pyproject.toml').read_text()) for d in (tmp_path, ROOT)]
+    points = new['project']['entry-points']
+    assert points.pop('pykeen.datasets') == {'drugmechdb': 'tracin_nb.graph.drugmechdb:DrugMechDB'}
     for key in (
         'name',
         'dynamic',
