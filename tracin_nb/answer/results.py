@@ -145,11 +145,21 @@ def why_nothing(facts: dict[str, Any], test: dict[str, Any]) -> str:
         )
     if not test['has_slope']:
         return _flat(facts)
-    return (
-        f'the test triple has a slope, and {_counted(facts)}, but they have no parameter in '
-        f'common, '
-        'or what they share cancels'
+    has = f'the test triple has a slope, and {_counted(facts)}, but '
+    if test.get('test_self_influence') == 0 and not _leaves_out(facts):
+        return has + (
+            'products of gradients as small as its own are 0 in these numbers; weighting "cosine" '
+            'or "natural" divides their size out, and a model in float64 holds them'
+        )
+    return has + (
+        'they have no parameter in common, or what they share cancels or is too small a number'
     )
+
+
+def _leaves_out(facts: dict[str, Any]) -> bool:
+    "Does the metric count some parameters as zero?"
+    found = facts.get('metric') or {}
+    return bool(found.get('left_out')) or ('metric' in found and _leaves_out(found))
 
 # %% ../../nbs/answer/10_results.ipynb #448f1a63
 def to_csv(report: 'Report', path: Path) -> None:

@@ -20,9 +20,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner
+from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner, weighed
 from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
+from .rounding import sizes
 from ..runs.run import Run
 
 # %% ../../nbs/engine/40_weightings.ipynb #60fee838
@@ -178,6 +179,28 @@ def _plain(
         return block.map(lambda _: next(new))
 
     return tuple(map(one, blocks))
+
+# %% ../../nbs/engine/40_weightings.ipynb #70288754
+def _times_power(block: Block, scale: Tensor) -> Block:
+    """Gradients times `scale` `[B]` in float64, powers of two; the factors of an `Outer` come out
+    alike."""
+    along = lambda c, t: c.view(-1, *[1] * (t.dim() - 1))
+    if isinstance(block, Rows):
+        grads = block.grads
+        return Rows(block.ids, (grads.double() * along(scale, grads)).to(grads.dtype))
+    if isinstance(block, Dense):
+        return Dense((block.grad.double() * along(scale, block.grad)).to(block.grad.dtype))
+    *others, last = block.factors
+    units = [_power(1 / t.double().abs().amax((1, 2))) for t in others]
+    left = math.prod(units, start=1 / scale).reciprocal()
+    both = zip((*others, last), (*units, left))
+    return Outer(tuple((t.double() * along(c, t)).to(t.dtype) for t, c in both))
+
+
+def _power(x: Tensor) -> Tensor:
+    "The power of two that is not above `x` by more than a factor of two; 1 for what is not finite."
+    near = torch.exp2(torch.frexp(x).exponent.double())
+    return torch.where((x > 0) & x.isfinite(), near, 1.0)
 
 # %% ../../nbs/engine/40_weightings.ipynb #3c89e77b
 @contextmanager
@@ -407,6 +430,17 @@ def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) 
         factors, blocks={name: tuple(map(forms[name], blocks)) for name, blocks in known.items()}
     )
 
+
+def _in_units(forms: dict[str, Callable[[Block], Block]], unit: float, factors: Factors) -> Factors:
+    "The same of forms that are held times `1 / unit`."
+    found = _by_parameter(forms, factors)
+    weight = (
+        next(iter(found.blocks.values()))[0]
+        .tensors()[0]
+        .new_full((len(found),), unit, dtype=torch.float64)
+    )
+    return found.scale(weight)
+
 # %% ../../nbs/engine/40_weightings.ipynb #571d9858
 def _noise(second: float, error: float) -> str:
     "Why something was left out."
@@ -516,6 +550,7 @@ class RowBlocks:
         memory: int,
     ):  # bytes that the test triples' gradients by the whole table may take
         self.name, self.table, self.memory, self.numbers = name, table, memory, _NUMBERS
+        self.exponent, self.most = 0, 0.0  # gradients, up to `most`, are held times 2**exponent
         self.moments = table.new_zeros(
             len(table), table.shape[1], table.shape[1], requires_grad=False
         )
@@ -557,16 +592,26 @@ class RowBlocks:
 
     def energies(self, count: int) -> Tensor:
         "The second moment of each row, over `count` triples, `[n]`."
-        return self.moments.diagonal(dim1=1, dim2=2).double().sum(1) / count
+        return self.moments.diagonal(dim1=1, dim2=2).double().sum(1) / count / self.unit
+
+    @property
+    def unit(self) -> float:
+        "What the moments are held times."
+        return 4.0**self.exponent
+
+    def rescale(self, exponent: int) -> None:
+        "Hold gradients times two to the power `exponent`."
+        if exponent < self.exponent:  # else there are none yet
+            self.moments *= 4.0 ** max(-500, exponent - self.exponent)
+        self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
         """What multiplies a gradient by `(C_e + lambda)^-1`, `C` the mean over `count` triples,
-        which is not zero.
+        which is not zero; held times `1 / unit`.
 
         Directions in which a row's second moment is not above `floor` are multiplied by zero."""
-        return _Solver(
-            self, count, damping * self.energies(count).sum() / self.table.numel(), floor
-        )
+        mean = self.energies(count).sum() * self.unit / self.table.numel()
+        return _Solver(self, count, damping * mean, floor * self.unit)
 
 
 _WORK = 64  # bytes for each number of a matrix that is inverted
@@ -671,6 +716,7 @@ class Kronecker:
         name: str = 'parameter',
     ):
         self.shape, self.whole, self.name, self.numbers = tuple(param.shape), whole, name, _NUMBERS
+        self.exponent, self.most = 0, 0.0  # gradients, up to `most`, are held times 2**exponent
         axes = (param.numel(),) if whole else self.shape
         new = lambda n, diag: param.new_zeros((n,) if diag else (n, n), requires_grad=False)
         self.sides = [new(n, diag) for n, diag in zip(axes, diagonal, strict=True)]
@@ -732,20 +778,32 @@ class Kronecker:
     def energies(self, count: int) -> Tensor:
         "The second moment along the first axis, over `count` triples, `[n]`."
         side = self.sides[0]
-        return (side if side.dim() == 1 else side.diagonal()).double() / count
+        return (side if side.dim() == 1 else side.diagonal()).double() / count / self.unit
+
+    @property
+    def unit(self) -> float:
+        "What the moments are held times."
+        return 4.0**self.exponent
+
+    def rescale(self, exponent: int) -> None:
+        "Hold gradients times two to the power `exponent`."
+        for side in self.sides if exponent < self.exponent else ():  # else there are none yet
+            side *= 4.0 ** max(-500, exponent - self.exponent)
+        self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
         """What multiplies a gradient by the damped inverse, the mean being over `count` triples and
-        not zero.
+        not zero; held times `1 / unit`.
 
         What is not above `floor` along an axis is multiplied by zero."""
         damped = [self.whole or len(s) > 1 for s in self.sides]
         root = damping ** (1 / max(1, sum(damped)))
         inverses = [
-            _damped_inverse(s, count, root * yes, floor, self.name)
+            _damped_inverse(s, count, root * yes, floor * self.unit, self.name)
             for s, yes in zip(self.sides, damped)
         ]
-        inverses[0] *= (self.energies(count).sum() ** (len(self.sides) - 1)).to(inverses[0])
+        total = self.energies(count).sum() * self.unit
+        inverses[0] *= (total ** (len(self.sides) - 1)).to(inverses[0])
         return partial(_kronecker, self.shape, self.whole, inverses)
 
 # %% ../../nbs/engine/40_weightings.ipynb #331f2c14
@@ -811,9 +869,10 @@ class Natural(Weighting):
             training_triples=count,
             blocks={name: str(f) for name, f in forms.items()},
         )
-        known, left_out, held = {}, {}, 0
+        known, left_out, held, unit = {}, {}, 0, 1.0
         for name in list(forms):
             form = forms.pop(name)
+            unit = form.unit
             second = form.energies(count).sum().item()
             if reason := _left_out(form, count, second, found):
                 left_out[name] = reason
@@ -821,7 +880,8 @@ class Natural(Weighting):
                 continue
             inverse = form.inverse(count, self.damping, found.floor(name, second))
             known[name], held = partial(_computed_in, _dtype(form), inverse), held + form.nbytes
-        return Metric(dict(facts, left_out=left_out), partial(_by_parameter, known), nbytes=held)
+        test = partial(_by_parameter, known) if unit == 1 else partial(_in_units, known, unit)
+        return Metric(dict(facts, left_out=left_out), test, nbytes=held)
 
 # %% ../../nbs/engine/40_weightings.ipynb #a90c4f1e
 def _left_out(
@@ -829,7 +889,9 @@ def _left_out(
 ) -> str | None:
     "What of a parameter counts as zero, and why; None if nothing does."
     if not second > 0:
-        return 'no training triple has a gradient by it'
+        if not form.most > 0:
+            return 'no training triple has a gradient by it'
+        return f'its gradients, {form.most:.1e} at most, are too small to be squared'
     if found.zero(form.name, second):
         return _noise(second, found.errors[form.name])
     if not (floor := found.floor(form.name, second)):
@@ -865,6 +927,29 @@ def _new_forms(
     return forms
 
 
+def _most(blocks: tuple[Block, ...], weight: Tensor | None) -> float:
+    "The largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat more."
+    each = sum(map(_largest_entries, blocks))
+    if weight is not None:
+        each = each * weight.abs().double()
+    return each.max().item() if len(each) else 0.0
+
+
+def _largest_entries(block: Block) -> Tensor:
+    "The largest entry of each gradient in `block`, `[B]`, or somewhat more."
+    values = block.tensors()[isinstance(block, Rows) :]
+    every = [torch.linalg.vector_norm(t.flatten(1), math.inf, dim=1).double() for t in values]
+    return math.prod(every)
+
+
+def _exponent(most: float) -> int:
+    """The power of two that gradients with entries up to `most` are multiplied by; 0 where their
+    squares can be summed up."""
+    if not 0 < most < math.inf or 2.0**-40 < most < 2.0**40:
+        return 0
+    return -math.frexp(most)[1]
+
+
 @patch
 def _gathered(
     self: Natural, engine: Engine, factors: Iterable[Factors]
@@ -877,7 +962,16 @@ def _gathered(
         if new := [name for name in tile.blocks if name not in forms]:
             forms |= self._new_forms(engine, new)
         for name, blocks in tile.blocks.items():
-            forms[name].add(_plain(blocks, tile.weight, _dtype(forms[name])))
+            forms[name].most = max(forms[name].most, _most(blocks, tile.weight))
+        exponent = _exponent(max(form.most for form in forms.values()))
+        for form in forms.values():
+            if form.exponent != exponent:
+                form.rescale(exponent)
+        weight = tile.weight
+        if exponent:
+            weight = weighed(tile).weight.double() * 2.0**exponent
+        for name, blocks in tile.blocks.items():
+            forms[name].add(_plain(blocks, weight, _dtype(forms[name])))
     if not count:
         raise ValueError('weighting "natural" needs the factors of at least one training triple')
     return forms, count
@@ -893,11 +987,24 @@ def _dtype(form: RowBlocks | Kronecker) -> torch.dtype:
     return form.moments.dtype if isinstance(form, RowBlocks) else form.sides[0].dtype
 
 # %% ../../nbs/engine/40_weightings.ipynb #409d4319
+_LEAST = 2.0**-66  # squared lengths in float32; what is shorter has lost digits
+
+
+def _ordinary(factors: Factors, odd: Tensor) -> Factors:
+    "The gradients, those that are `odd` `[B]` times powers of two that make their sizes about 1."
+    scale = torch.where(odd, _power(1 / sizes(factors)), 1.0)
+    return factors.map(lambda b: _times_power(b, scale))
+
+
 def _unit(factors: Factors) -> Factors:
     "Gradients of length 1; zero stays zero."
     bare = replace(factors, weight=None)  # a weight is a sign here: its square could underflow
-    norm = paired_inner(bare, bare).clamp(min=0).sqrt()
-    sign = torch.ones_like(norm) if factors.weight is None else factors.weight.to(norm).sign()
+    norm2 = paired_inner(bare, bare).clamp(min=0)
+    if norm2.dtype == torch.float32 and ((norm2 < _LEAST) | (norm2 > 1 / _LEAST)).any():
+        bare = _ordinary(bare, (norm2 < _LEAST) | (norm2 > 1 / _LEAST))
+        norm2 = paired_inner(bare, bare).clamp(min=0)
+    norm = norm2.sqrt()
+    sign = torch.ones_like(norm) if factors.weight is None else factors.weight.sign().to(norm)
     return bare.scale(torch.where(norm > 0, sign / norm, 0.0))
 
 
