@@ -850,7 +850,7 @@ _FAR = 16.0  # scores; from here on a slope of zero may be one that is too small
 def _faint(p: Tensor, scores: Tensor) -> Tensor:
     """Which rows `[B]` of the slopes `p` by the `scores`, both `[B, c]`, are too small to be
     squared, or may have come out as zero for it?"""
-    most = torch.linalg.vector_norm(p.detach(), math.inf, dim=1)
+    most = p.detach().abs().amax(1)
     low = most < (_FAINT if p.dtype == torch.float32 else 0.0)
     if get_proxy_mode() is None and not low.any():
         return low

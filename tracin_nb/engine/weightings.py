@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner, weighed
+from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner
 from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
 from .rounding import sizes
@@ -431,15 +431,26 @@ def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) 
     )
 
 
-def _in_units(forms: dict[str, Callable[[Block], Block]], unit: float, factors: Factors) -> Factors:
-    "The same of forms that are held times `1 / unit`."
-    found = _by_parameter(forms, factors)
-    weight = (
-        next(iter(found.blocks.values()))[0]
-        .tensors()[0]
-        .new_full((len(found),), unit, dtype=torch.float64)
-    )
-    return found.scale(weight)
+def _in_units(
+    forms: dict[str, Callable[[Block], Block]], exponents: dict[str, int], factors: Factors
+) -> Factors:
+    "The same of forms whose results are times four to the power of minus their own exponent."
+    found, least = _by_parameter(forms, factors), min(exponents.values())
+    like = next(iter(found.blocks.values()))[0].tensors()[-1]
+    full = lambda e: like.new_full((len(found),), 4.0**e, dtype=torch.float64)
+    above = {name: full(e - least) for name, e in exponents.items() if e > least}
+    blocks = {
+        name: tuple(_times_power(b, above[name]) for b in bs) if name in above else bs
+        for name, bs in found.blocks.items()
+    }
+    return _evened(replace(found, blocks=blocks)).scale(full(least))
+
+
+def _evened(factors: Factors) -> Factors:
+    "The gradients as numbers of ordinary size, and powers of two that undo it as their weights."
+    size = sizes(replace(factors, weight=None))
+    scale = torch.where((size < 2.0**-30) | (size > 2.0**30), _power(1 / size), 1.0)
+    return factors.map(lambda b: _times_power(b, scale)).scale(1 / scale)
 
 # %% ../../nbs/engine/40_weightings.ipynb #571d9858
 def _noise(second: float, error: float) -> str:
@@ -869,19 +880,21 @@ class Natural(Weighting):
             training_triples=count,
             blocks={name: str(f) for name, f in forms.items()},
         )
-        known, left_out, held, unit = {}, {}, 0, 1.0
+        known, exponents, left_out, held = {}, {}, {}, 0
         for name in list(forms):
             form = forms.pop(name)
-            unit = form.unit
             second = form.energies(count).sum().item()
             if reason := _left_out(form, count, second, found):
                 left_out[name] = reason
             if not second > 0 or found.zero(name, second):
                 continue
             inverse = form.inverse(count, self.damping, found.floor(name, second))
+            exponents[name] = form.exponent
             known[name], held = partial(_computed_in, _dtype(form), inverse), held + form.nbytes
-        test = partial(_by_parameter, known) if unit == 1 else partial(_in_units, known, unit)
-        return Metric(dict(facts, left_out=left_out), test, nbytes=held)
+        facts = dict(facts, left_out=left_out)
+        if not any(exponents.values()):
+            return Metric(facts, partial(_by_parameter, known), nbytes=held)
+        return Metric(facts, partial(_in_units, known, exponents), _evened, nbytes=held)
 
 # %% ../../nbs/engine/40_weightings.ipynb #a90c4f1e
 def _left_out(
@@ -929,17 +942,18 @@ def _new_forms(
 
 def _most(blocks: tuple[Block, ...], weight: Tensor | None) -> float:
     "The largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat more."
-    each = sum(map(_largest_entries, blocks))
-    if weight is not None:
-        each = each * weight.abs().double()
-    return each.max().item() if len(each) else 0.0
+    return sum(_largest_entry(b, weight) for b in blocks)
 
 
-def _largest_entries(block: Block) -> Tensor:
-    "The largest entry of each gradient in `block`, `[B]`, or somewhat more."
-    values = block.tensors()[isinstance(block, Rows) :]
-    every = [torch.linalg.vector_norm(t.flatten(1), math.inf, dim=1).double() for t in values]
-    return math.prod(every)
+def _largest_entry(block: Block, weight: Tensor | None) -> float:
+    "The largest entry of the gradients in `block`, times `weight` `[B]`, or somewhat more."
+    values = [t for t in block.tensors() if t.is_floating_point()]
+    if not all(t.numel() for t in values):
+        return 0.0
+    if weight is None:
+        return math.prod(max(abs(x) for x in torch.stack(t.aminmax()).tolist()) for t in values)
+    each = (t.flatten(1).abs().amax(1).double() for t in values)
+    return math.prod(each, start=weight.abs().double()).max().item()
 
 
 def _exponent(most: float) -> int:
@@ -948,6 +962,21 @@ def _exponent(most: float) -> int:
     if not 0 < most < math.inf or 2.0**-40 < most < 2.0**40:
         return 0
     return -math.frexp(most)[1]
+
+
+def _add(form: RowBlocks | Kronecker, blocks: tuple[Block, ...], weight: Tensor | None) -> None:
+    "Add the gradients of a tile in numbers whose squares can be summed up."
+    form.most = max(form.most, _most(blocks, weight))
+    if form.exponent != (exponent := _exponent(form.most)):
+        form.rescale(exponent)
+    if exponent:
+        like = blocks[0].tensors()[-1]
+        unit = like.new_full((len(blocks[0]),), 2.0**exponent, dtype=torch.float64)
+        if weight is None:
+            blocks = tuple(_times_power(b, unit) for b in blocks)
+        else:
+            weight = weight.double() * unit
+    form.add(_plain(blocks, weight, _dtype(form)))
 
 
 @patch
@@ -962,16 +991,7 @@ def _gathered(
         if new := [name for name in tile.blocks if name not in forms]:
             forms |= self._new_forms(engine, new)
         for name, blocks in tile.blocks.items():
-            forms[name].most = max(forms[name].most, _most(blocks, tile.weight))
-        exponent = _exponent(max(form.most for form in forms.values()))
-        for form in forms.values():
-            if form.exponent != exponent:
-                form.rescale(exponent)
-        weight = tile.weight
-        if exponent:
-            weight = weighed(tile).weight.double() * 2.0**exponent
-        for name, blocks in tile.blocks.items():
-            forms[name].add(_plain(blocks, weight, _dtype(forms[name])))
+            _add(forms[name], blocks, tile.weight)
     if not count:
         raise ValueError('weighting "natural" needs the factors of at least one training triple')
     return forms, count
