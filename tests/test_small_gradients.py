@@ -87,14 +87,13 @@ def test_other_engines(engine: str) -> None:
         assert error(ours, truth(made, weighting)) < 1e-4
 
 
-@pytest.mark.parametrize('size', [1e-13, 1e10])
 @pytest.mark.parametrize('weighting', ['cosine', 'natural', 'natural-cosine'])
-def test_small_and_large_weights(weighting: str, size: float) -> None:
-    "Gradients of 1e-26, or of 1e20, by weights of that size."
+def test_small_weights(weighting: str) -> None:
+    "Gradients of 1e-26 by weights of 1e-13."
     made = model(2)
     with torch.no_grad():
-        made.entity_representations[0]._embeddings.weight.mul_(size)
-        made.relation_representations[0]._embeddings.weight.mul_(size)
+        made.entity_representations[0]._embeddings.weight.mul_(1e-13)
+        made.relation_representations[0]._embeddings.weight.mul_(1e-13)
     ours = tracin(made, weighting, objective='score').scores(TEST, X)
     assert error(ours, truth(made, weighting, objective='score')) < 1e-4
 
@@ -130,7 +129,7 @@ def test_products_that_float32_does_not_hold() -> None:
     "Plain TracIn of slopes of 1e-26 is 1e-52."
     result = tracin(model(60), 'sgd').explain(TEST, k=5)
     assert not len(result.frame) and result.tests['has_slope'].all()
-    assert 'products of gradients as small as its own are 0' in result.emptiness()
+    assert 'products with a gradient as small as its own are 0' in result.emptiness()
     assert 'cancels' not in result.emptiness()
     assert len(tracin(model(60).double(), 'sgd').explain(TEST, k=5).frame)
 
@@ -157,3 +156,11 @@ def test_flat_losses_stay_flat() -> None:
     p = torch.tensor([[0.0], [-1.0]])
     assert _faint(p, scores).tolist() == [True, False]
     assert _raised(Margin(), scores[:1], ()) is None
+
+
+def test_few_digits_are_told() -> None:
+    made = tracin(model(53), 'sgd')
+    assert 'influences below 1e-37 have few digits' in made.explain(TEST, k=5).emptiness()
+    with pytest.warns(UserWarning, match='few digits in float32'):
+        made.scores(TEST, X)
+    assert not tracin(model(40), 'sgd').explain(TEST, k=5).emptiness()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors',
-           'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less', 'weighed',
-           'light', 'concat', 'blank', 'fill', 'Sketch']
+           'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less',
+           'with_weights', 'light', 'concat', 'blank', 'fill', 'Sketch']
 
 # %% ../../nbs/engine/10_factors.ipynb #7a7803ca
 import math
@@ -550,7 +550,7 @@ def _cat(blocks: list[Block]) -> Block:
     return blocks[0].map(lambda _: next(joined))
 
 # %% ../../nbs/engine/10_factors.ipynb #8db259aa
-def weighed(factors: Factors) -> Factors:
+def with_weights(factors: Factors) -> Factors:
     "The same gradients with weights, of 1 if there were none."
     if factors.weight is not None:
         return factors
@@ -569,7 +569,7 @@ def concat(parts: list[Factors]) -> Factors:
     if len(parts) == 1:
         return parts[0]
     if any(p.weight is not None for p in parts):
-        parts = list(map(weighed, parts))
+        parts = list(map(with_weights, parts))
     weights = [p.weight for p in parts if p.weight is not None]
     return Factors(
         {
@@ -591,7 +591,7 @@ def fill(whole: Factors, part: Factors, at: int) -> Factors:
     """Put the gradients of `part` into `whole`, from triple `at` on. Return `whole`, with weights
     if `part` is the first that has some."""
     if whole.weight is not None or part.weight is not None:
-        whole, part = weighed(whole), weighed(part)
+        whole, part = with_weights(whole), with_weights(part)
     weights = [(whole.weight, part.weight)] if part.weight is not None else []
     blocks = [
         pair

@@ -35,7 +35,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner, weighed
+from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner, with_weights
 from ..engine.gradients import Engine, LoopEngine
 from ..engine.objectives import Objective, make_objective
 from ..files import replacing
@@ -643,11 +643,13 @@ class FactorCache:
         "Replaces the file of `key` by one that also has `triples`."
         path, old = _path(folder, 'factors', asdict(key)), len(file.triples) if file else 0
         if file and file[:1].weight is not None:
-            factors = weighed(factors)
+            factors = with_weights(factors)
         with writing(path, asdict(key), old + len(triples), factors) as w:
             if file:
                 for rows, part in file.tiles(1024):
-                    w.append(file.triples[rows], part if factors.weight is None else weighed(part))
+                    w.append(
+                        file.triples[rows], part if factors.weight is None else with_weights(part)
+                    )
             w.append(triples, factors)
         self.counters.writes += 1
 

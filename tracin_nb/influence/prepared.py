@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..clock import stage
-from ..engine.factors import Factors, inner, light, weighed
+from ..engine.factors import Factors, inner, light, with_weights
 from ..engine.row_index import rows_only
 from .cache import TrainingStore
 from .checks import evenly
@@ -98,7 +98,7 @@ def in_files(
 
         def compute(part: Tensor) -> Factors:
             steps.counters.train_passes += 1
-            return weighed(step.train(part))
+            return with_weights(step.train(part))
 
         left = budget - sum(s.nbytes for s in stores)
         stores.append(
