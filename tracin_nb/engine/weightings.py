@@ -902,9 +902,7 @@ def _left_out(
 ) -> str | None:
     "What of a parameter counts as zero, and why; None if nothing does."
     if not second > 0:
-        if not form.most > 0:
-            return 'no training triple has a gradient by it'
-        return f'its gradients, {form.most:.1e} at most, are too small to be squared'
+        return 'no training triple has a gradient by it'
     if found.zero(form.name, second):
         return _noise(second, found.errors[form.name])
     if not (floor := found.floor(form.name, second)):
