@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from pykeen.models import ERModel, Model
 from pykeen.nn import Embedding, Representation, message_passing
 from pykeen.nn.modules import MultiLinearTuckerInteraction, TuckERInteraction
@@ -222,25 +221,23 @@ class VmapEngine:
                 grads = torch.vmap(one, axes, chunk_size=self.chunk)(params, q.ids, *extra)
         return Factors({name: (Dense(grads[f'model.{name}']),) for name in self.params})
 
-# %% ../../nbs/engine/30_gradients.ipynb #9693db5f
-@patch
-def _loss(
-    self: VmapEngine, q: Queries, scores: Callable[[Tensor], Tensor]
-) -> tuple[Callable, tuple[Tensor, ...]]:
-    """A loss of one triple's scores that can be vectorised, with the gradient of the
-    objective's; and its extra tensors."""
+    def _loss(
+        self, q: Queries, scores: Callable[[Tensor], Tensor]
+    ) -> tuple[Callable, tuple[Tensor, ...]]:
+        """A loss of one triple's scores that can be vectorised, with the gradient of the
+        objective's; and its extra tensors."""
 
-    def slopes(q: Queries) -> Tensor:
-        with frozen(self.model), torch.no_grad():
-            given = scores(q.ids)
-        p, self.loss_vectorised = loss_gradient(self.objective, given, q.extra)
-        return p
+        def slopes(q: Queries) -> Tensor:
+            with frozen(self.model), torch.no_grad():
+                given = scores(q.ids)
+            p, self.loss_vectorised = loss_gradient(self.objective, given, q.extra)
+            return p
 
-    if self.loss_vectorised is None:
-        slopes(q[:1])
-    if self.loss_vectorised:
-        return self.objective.loss, q.extra
-    return lambda s, p: (s * p).sum(), (slopes(q),)
+        if self.loss_vectorised is None:
+            slopes(q[:1])
+        if self.loss_vectorised:
+            return self.objective.loss, q.extra
+        return lambda s, p: (s * p).sum(), (slopes(q),)
 
 # %% ../../nbs/engine/30_gradients.ipynb #560fa288
 @dataclass

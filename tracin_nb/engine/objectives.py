@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from fastcore.basics import patch
 from pykeen.inverse import DefaultRelationInverter
 from pykeen.losses import Loss
 from pykeen.models import Model
@@ -212,70 +211,67 @@ class Negatives:
         _, relations, tails = self.sizes
         return (triples[:, 0] * relations + triples[:, 1]) * tails + triples[:, 2]
 
-# %% ../../nbs/engine/00_objectives.ipynb #cda9391a
-@patch
-def rows(self: Negatives, triples: Tensor) -> Tensor:
-    """Place `[B]` of each of `triples` `[B, 3]` in the training set, -1 for those that are not
-    in it."""
-    key = self._keys(triples)
-    at = torch.searchsorted(self.sorted, key).clamp(max=len(self.sorted) - 1)
-    inside = (triples < self.sizes).all(-1) & (self.sorted[at] == key)
-    return torch.where(inside, self.order[at], -1)
+    def rows(self, triples: Tensor) -> Tensor:
+        """Place `[B]` of each of `triples` `[B, 3]` in the training set, -1 for those that are not
+        in it."""
+        key = self._keys(triples)
+        at = torch.searchsorted(self.sorted, key).clamp(max=len(self.sorted) - 1)
+        inside = (triples < self.sizes).all(-1) & (self.sorted[at] == key)
+        return torch.where(inside, self.order[at], -1)
 
-# %% ../../nbs/engine/00_objectives.ipynb #2e096841
-@patch
-def _sample(self: Negatives, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random
-    order of the positives."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        order = torch.randperm(len(positives))
-        negatives, mask = self.sampler.sample(positives[order])
-    back = order.argsort()
-    mask = torch.ones(negatives.shape[:2], dtype=torch.bool) if mask is None else mask
-    return negatives[back], mask[back]
+    def _sample(self, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random
+        order of the positives."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            order = torch.randperm(len(positives))
+            negatives, mask = self.sampler.sample(positives[order])
+        back = order.argsort()
+        mask = torch.ones(negatives.shape[:2], dtype=torch.bool) if mask is None else mask
+        return negatives[back], mask[back]
 
-# %% ../../nbs/engine/00_objectives.ipynb #334c1de5
-@patch
-def _block(self: Negatives, i: int) -> tuple[Tensor, Tensor]:
-    "Negatives and mask of the `i`-th block of training triples; the last few blocks are kept."
-    if i not in self._drawn:
-        if len(self._drawn) >= 4:
-            self._drawn.pop(next(iter(self._drawn)))
-        self._drawn[i] = self._sample(
-            self.triples[i * self.block : (i + 1) * self.block], hash((self.seed, i)) % 2**62
+    def _block(self, i: int) -> tuple[Tensor, Tensor]:
+        "Negatives and mask of the `i`-th block of training triples; the last few blocks are kept."
+        if i not in self._drawn:
+            if len(self._drawn) >= 4:
+                self._drawn.pop(next(iter(self._drawn)))
+            self._drawn[i] = self._sample(
+                self.triples[i * self.block : (i + 1) * self.block], hash((self.seed, i)) % 2**62
+            )
+        return self._drawn[i]
+
+    def _unseen(self, triple: Tensor) -> tuple[Tensor, Tensor]:
+        "Negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set."
+        negatives, mask = self._sample(
+            triple.expand(16, 3), hash((self.seed, *triple.tolist())) % 2**62
         )
-    return self._drawn[i]
+        return negatives[0], mask[0]
 
-# %% ../../nbs/engine/00_objectives.ipynb #f39529ec
-@patch
-def _unseen(self: Negatives, triple: Tensor) -> tuple[Tensor, Tensor]:
-    "Negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set."
-    negatives, mask = self._sample(
-        triple.expand(16, 3), hash((self.seed, *triple.tolist())) % 2**62
-    )
-    return negatives[0], mask[0]
+    def draw(self, triples: Tensor) -> tuple[Tensor, Tensor]:
+        """Negatives `[B, n, 3]` of `triples` `[B, 3]`, and a mask `[B, n]` of those that the
+        sampler did not filter out."""
+        rows, n = self.rows(triples), self.sampler.num_negs_per_pos
+        negatives, mask = (
+            triples.new_empty(len(triples), n, 3),
+            torch.empty(len(triples), n, dtype=torch.bool),
+        )
+        blocks = rows.div(self.block, rounding_mode='floor')
+        for i in blocks.unique().tolist():
+            if i < 0:
+                continue
+            drawn, kept = self._block(i)
+            at = blocks == i
+            negatives[at], mask[at] = (
+                drawn[rows[at] - i * self.block],
+                kept[rows[at] - i * self.block],
+            )
+        for j in (rows < 0).nonzero().flatten().tolist():
+            negatives[j], mask[j] = self._unseen(triples[j])
+        return negatives, mask
 
-# %% ../../nbs/engine/00_objectives.ipynb #bdf8704c
-@patch
-def draw(self: Negatives, triples: Tensor) -> tuple[Tensor, Tensor]:
-    """Negatives `[B, n, 3]` of `triples` `[B, 3]`, and a mask `[B, n]` of those that the sampler
-    did not filter out."""
-    rows, n = self.rows(triples), self.sampler.num_negs_per_pos
-    negatives, mask = (
-        triples.new_empty(len(triples), n, 3),
-        torch.empty(len(triples), n, dtype=torch.bool),
-    )
-    blocks = rows.div(self.block, rounding_mode='floor')
-    for i in blocks.unique().tolist():
-        if i < 0:
-            continue
-        drawn, kept = self._block(i)
-        at = blocks == i
-        negatives[at], mask[at] = drawn[rows[at] - i * self.block], kept[rows[at] - i * self.block]
-    for j in (rows < 0).nonzero().flatten().tolist():
-        negatives[j], mask[j] = self._unseen(triples[j])
-    return negatives, mask
+# %% ../../nbs/engine/00_objectives.ipynb #37825885
+def _weighted(weighter: LossWeighter | None) -> str:
+    return f', weighted by {type(weighter).__name__}' if weighter is not None else ''
 
 # %% ../../nbs/engine/00_objectives.ipynb #2ca9b174
 @dataclass(frozen=True)
@@ -316,36 +312,30 @@ class SLCWA(Objective):
         "Sum over the directions of the loss of `scores` `[g * (1 + n)]`."
         return sum(self._one(*one) for one in zip(scores.view(len(mask), -1), mask, *weights))
 
-# %% ../../nbs/engine/00_objectives.ipynb #37825885
-def _weighted(weighter: LossWeighter | None) -> str:
-    return f', weighted by {type(weighter).__name__}' if weighter is not None else ''
+    def _weights(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
+        "Weights of `positives` `[B, 3]` and `negatives` `[B, n, 3]`; none without a weighter."
+        if self.weighter is None:
+            return ()
+        return tuple(
+            torch.as_tensor(self.weighter.weight_triples(x)).cpu() for x in (positives, negatives)
+        )
 
-
-@patch
-def _weights(self: SLCWA, positives: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
-    "Weights of `positives` `[B, 3]` and `negatives` `[B, n, 3]`; none without a weighter."
-    if self.weighter is None:
-        return ()
-    return tuple(
-        torch.as_tensor(self.weighter.weight_triples(x)).cpu() for x in (positives, negatives)
-    )
-
-# %% ../../nbs/engine/00_objectives.ipynb #2bd16794
-@patch
-def _one(self: SLCWA, scores: Tensor, mask: Tensor, *weights: Tensor) -> Tensor:
-    positive, negative = scores[None, :1], scores[None, 1:]
-    filtered, keep = self.negatives.sampler.filterer is not None, mask[None]
-    more = dict(zip(('pos_weights', 'neg_weights'), (w[None].to(scores.dtype) for w in weights)))
-    if filtered and more:
-        more['neg_weights'] = more['neg_weights'][keep]
-    return self.run_loss.to(scores.device).process_slcwa_scores(
-        positive,
-        negative[keep] if filtered else negative,
-        label_smoothing=self.smoothing or None,
-        batch_filter=keep if filtered else None,
-        num_entities=self.num_entities,
-        **more,
-    )
+    def _one(self, scores: Tensor, mask: Tensor, *weights: Tensor) -> Tensor:
+        positive, negative = scores[None, :1], scores[None, 1:]
+        filtered, keep = self.negatives.sampler.filterer is not None, mask[None]
+        more = dict(
+            zip(('pos_weights', 'neg_weights'), (w[None].to(scores.dtype) for w in weights))
+        )
+        if filtered and more:
+            more['neg_weights'] = more['neg_weights'][keep]
+        return self.run_loss.to(scores.device).process_slcwa_scores(
+            positive,
+            negative[keep] if filtered else negative,
+            label_smoothing=self.smoothing or None,
+            batch_filter=keep if filtered else None,
+            num_entities=self.num_entities,
+            **more,
+        )
 
 # %% ../../nbs/engine/00_objectives.ipynb #72a1d176
 class Labels:
@@ -358,19 +348,17 @@ class Labels:
         self.keys, self.counts = keys.unique_consecutive(return_counts=True)
         self.starts = self.counts.cumsum(0) - self.counts
 
-# %% ../../nbs/engine/00_objectives.ipynb #e39a8558
-@patch
-def __call__(self: Labels, triples: Tensor) -> Tensor:
-    """Labels `[B, E]` (0 or 1) of the rows that `triples` `[B, 3]` belong to, the triples
-    themselves included."""
-    key = triples[:, 0] * self.base + triples[:, 1]
-    at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-    counts = self.counts[at] * ((self.keys[at] == key) & (triples[:, 1] < self.base))
-    rows = torch.arange(len(triples)).repeat_interleave(counts)
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    labels = torch.zeros(len(triples), self.num_entities)
-    labels[rows, self.tails[self.starts[at].repeat_interleave(counts) + within]] = 1.0
-    return labels.scatter_(1, triples[:, 2:], 1.0)
+    def __call__(self, triples: Tensor) -> Tensor:
+        """Labels `[B, E]` (0 or 1) of the rows that `triples` `[B, 3]` belong to, the triples
+        themselves included."""
+        key = triples[:, 0] * self.base + triples[:, 1]
+        at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        counts = self.counts[at] * ((self.keys[at] == key) & (triples[:, 1] < self.base))
+        rows = torch.arange(len(triples)).repeat_interleave(counts)
+        within = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        labels = torch.zeros(len(triples), self.num_entities)
+        labels[rows, self.tails[self.starts[at].repeat_interleave(counts) + within]] = 1.0
+        return labels.scatter_(1, triples[:, 2:], 1.0)
 
 # %% ../../nbs/engine/00_objectives.ipynb #bb798433
 def pairs_first(triples: Tensor, target: Literal['tail', 'head']) -> Tensor:
@@ -416,44 +404,38 @@ class LCWA(Objective):
             self._one(*one) for one in zip(scores.view(len(tails), -1), labels, tails, *weights)
         )
 
-# %% ../../nbs/engine/00_objectives.ipynb #85058c78
-@patch
-def _weights(self: LCWA, rows: Tensor) -> tuple[Tensor, ...]:
-    """Weights `[B, 1]` or `[B, E]` of `rows` `[B, 3]`, a pair and a target each; none without a
-    weighter."""
-    if self.weighter is None:
-        return ()
-    a, b = (
-        x[:, None].numpy() for x in rows[:, :2].unbind(-1)
-    )  # arrays, as PyKEEN's LCWA instances give them
-    known = dict(h=a, r=b, t=None) if self.target == 'tail' else dict(h=None, r=a, t=b)
-    weights = torch.atleast_1d(torch.as_tensor(self.weighter(**known))).cpu()
-    return (weights.expand(len(rows), weights.shape[-1]),)
+    def _weights(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Weights `[B, 1]` or `[B, E]` of `rows` `[B, 3]`, a pair and a target each; none without a
+        weighter."""
+        if self.weighter is None:
+            return ()
+        a, b = (
+            x[:, None].numpy() for x in rows[:, :2].unbind(-1)
+        )  # arrays, as PyKEEN's LCWA instances give them
+        known = dict(h=a, r=b, t=None) if self.target == 'tail' else dict(h=None, r=a, t=b)
+        weights = torch.atleast_1d(torch.as_tensor(self.weighter(**known))).cpu()
+        return (weights.expand(len(rows), weights.shape[-1]),)
 
-# %% ../../nbs/engine/00_objectives.ipynb #cea6f8be
-@patch
-def _of(self: LCWA, scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    return self.run_loss.to(scores.device).process_lcwa_scores(
-        scores[None],
-        labels[None],
-        label_smoothing=self.smoothing or None,
-        num_entities=scores.shape[-1],
-        **({} if weights is None else dict(weights=weights[None])),
-    )
+    def _of(self, scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        return self.run_loss.to(scores.device).process_lcwa_scores(
+            scores[None],
+            labels[None],
+            label_smoothing=self.smoothing or None,
+            num_entities=scores.shape[-1],
+            **({} if weights is None else dict(weights=weights[None])),
+        )
 
-# %% ../../nbs/engine/00_objectives.ipynb #d961d59a
-@patch
-def _one(
-    self: LCWA, scores: Tensor, labels: Tensor, tail: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    labels = labels.to(scores.dtype)
-    weights = None if weights is None else weights.to(scores.dtype)
-    whole = self._of(scores, labels, weights)
-    if self.row:
-        return whole
-    without = labels.scatter(0, tail[None], 0.0)
-    others = without.sum() > 0
-    return whole - others * self._of(scores, torch.where(others, without, labels), weights)
+    def _one(
+        self, scores: Tensor, labels: Tensor, tail: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        labels = labels.to(scores.dtype)
+        weights = None if weights is None else weights.to(scores.dtype)
+        whole = self._of(scores, labels, weights)
+        if self.row:
+            return whole
+        without = labels.scatter(0, tail[None], 0.0)
+        others = without.sum() > 0
+        return whole - others * self._of(scores, torch.where(others, without, labels), weights)
 
 # %% ../../nbs/engine/00_objectives.ipynb #00e4c3d2
 NAMES = ('bce', 'score', 'softmax', 'softmax-head', 'training', 'training-row')

@@ -17,7 +17,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner
@@ -870,7 +869,7 @@ class Natural(Weighting):
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
         """From one pass over the training triples' `factors`; without a `run`, rounding errors
         stay in."""
-        forms, count = self._gathered(engine, factors)
+        forms, count = _gathered(self, engine, factors)
         found = (
             Rounding(0.0, {}, {}) if run is None else rounding(engine, run.training.mapped_triples)
         )
@@ -915,24 +914,23 @@ def _left_out(
     )
 
 # %% ../../nbs/engine/40_weightings.ipynb #3492a22e
-@patch
 def _new_forms(
-    self: Natural, engine: Engine, names: Sequence[str]
+    natural: Natural, engine: Engine, names: Sequence[str]
 ) -> dict[str, RowBlocks | Kronecker]:
     """The empty second moments of the parameters `names`. Raises `ValueError` if they do not fit
     the budget."""
     tables = _tables(engine)
-    shapes = [self.form(n, engine.params[n].to('meta'), n in tables) for n in names]
+    shapes = [natural.form(n, engine.params[n].to('meta'), n in tables) for n in names]
     held, work = sum(f.nbytes for f in shapes), max(f.work for f in shapes)
     numbers = _NUMBERS
-    if self.budget:
+    if natural.budget:
         most = max(shapes, key=lambda f: f.nbytes + f.work)
         _check_budget(
-            f'weighting "natural" (most of it for {most.name}, {most})', held, work, *self.budget
+            f'weighting "natural" (most of it for {most.name}, {most})', held, work, *natural.budget
         )
-        memory, checkpoints = self.budget
+        memory, checkpoints = natural.budget
         numbers = min(_NUMBERS, (memory - checkpoints * held) // _WORK)
-    forms = {n: self.form(n, engine.params[n], n in tables) for n in names}
+    forms = {n: natural.form(n, engine.params[n], n in tables) for n in names}
     for form in forms.values():
         form.numbers = max(1, numbers)
     return forms
@@ -977,9 +975,8 @@ def _add(form: RowBlocks | Kronecker, blocks: tuple[Block, ...], weight: Tensor 
     form.add(_plain(blocks, weight, _dtype(form)))
 
 
-@patch
 def _gathered(
-    self: Natural, engine: Engine, factors: Iterable[Factors]
+    natural: Natural, engine: Engine, factors: Iterable[Factors]
 ) -> tuple[dict[str, RowBlocks | Kronecker], int]:
     """The second moments by parameter, and the number of training triples. Raises `ValueError`
     if there are none."""
@@ -987,7 +984,7 @@ def _gathered(
     for tile in factors:
         count += len(tile)
         if new := [name for name in tile.blocks if name not in forms]:
-            forms |= self._new_forms(engine, new)
+            forms |= _new_forms(natural, engine, new)
         for name, blocks in tile.blocks.items():
             _add(forms[name], blocks, tile.weight)
     if not count:

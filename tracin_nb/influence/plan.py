@@ -22,7 +22,7 @@ from .steps import Steps, TestSide, budget, handy, single_tile
 from tracin_nb.influence.tiles import (
     DenseTile,
     Pass,
-    make_index,
+    index_tile,
     make_tile,
     multiply,
     near_matrix,
@@ -67,7 +67,7 @@ def index_bytes(steps: Steps, some: Pass, test: TestSide, k: int) -> tuple[int, 
     tests; bytes to rank them."""
     n = len(some)
     with metered(steps.device) as making, steps.counters.trial():
-        tile = make_index(steps, some.triples, max(1, n // 16))
+        tile = index_tile(steps, some.triples, max(1, n // 16))
     with metered(steps.device) as using:
         take(
             Ranking(len(test), k, device=steps.device, dtype=test.dtype),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tile', 'Pass', 'Matrix', 'Pairs', 'take', 'DenseTile', 'IndexTile', 'every_size',
-           'extent', 'as_dense', 'as_index', 'as_tile', 'make_index', 'make_tile',
+           'extent', 'as_dense', 'as_index', 'as_tile', 'index_tile', 'make_tile',
            'multiply', 'near_matrix']
 
 # %% ../../nbs/influence/25_tiles.ipynb #4db8e31a
@@ -231,7 +231,7 @@ def as_tile(found: list[Factors], sparse: bool) -> Tile:
     return as_index(found) if sparse else as_dense(found)
 
 
-def make_index(steps: Steps, triples: Tensor, part: int) -> IndexTile:
+def index_tile(steps: Steps, triples: Tensor, part: int) -> IndexTile:
     "Return the index of training triples `[n, 3]`, in gradient passes of `part` triples."
     whole: list[Factors] = []
     for at in range(0, len(triples), part):
@@ -246,7 +246,7 @@ def make_tile(steps: Steps, triples: Tensor, sparse: bool, part: int) -> Tile:
     """Return the tile of training triples `[n, 3]`; for an index in gradient passes of `part`
     triples."""
     if sparse:
-        return make_index(steps, triples, part)
+        return index_tile(steps, triples, part)
     return as_dense(steps.gradients(triples))
 
 
