@@ -465,7 +465,7 @@ def naming(test: Tensor | None, train: Tensor, training: TriplesFactory) -> Iter
         raise ValueError(
             f'the influence of {name(train[j])} on {on} is {value}, expected a finite number: '
             f'weights, '
-            'scores or gradients are too large to be multiplied'
+            'scores or gradients are too large to be multiplied, or too small to be divided by'
         ) from None
 
 # %% ../../nbs/influence/20_steps.ipynb #1455607c

@@ -28,7 +28,7 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import Result, SelfInfluence
+from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
 from ..engine.gradients import Engine, FactoredEngine
@@ -154,6 +154,16 @@ def said(result: Result) -> Result:
     if why := result.emptiness():
         warnings.warn(why, stacklevel=4)
     return result
+
+
+def _warn_of_few_digits(scores: Tensor) -> None:
+    "Warn if the strongest influences on some test triple, `[M, N]`, are at the end of float32."
+    strongest = scores.abs().amax(1) if scores.numel() else scores
+    n = int(((strongest > 0) & (strongest < SHALLOW)).sum())
+    if n and scores.dtype == torch.float32:
+        warnings.warn(
+            f'{n} of {len(scores)} test triples: ' + few_digits('influences below'), stacklevel=3
+        )
 
 
 def check_same(result: Result, facts: dict[str, Any]) -> None:
@@ -284,7 +294,9 @@ class TracIn:
         with arithmetic(self.settings.precision), naming(test, triples, training):
             work = self._matrix(test, torch.arange(len(triples)), triples)
             work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
-        return torch.cat([found[i] for i in sorted(found)], dim=1)
+        whole = torch.cat([found[i] for i in sorted(found)], dim=1)
+        _warn_of_few_digits(whole)
+        return whole
 
     def write_scores(
         self,
