@@ -51,6 +51,7 @@ from tracin_nb.runs.settings import (
     training_settings,
     weighter_settings,
 )
+from .trial import check_trial
 
 # %% ../../nbs/runs/60_training.ipynb #f5843400
 def _check_folder(folder: Path) -> bool:
@@ -228,9 +229,14 @@ def _start_training(
     device: torch.device,
     progress: bool,
 ) -> None:
-    "Builds model and loop, goes to the last checkpoint if there is one, and trains to the end"
+    """Builds model and loop after a trial, goes to the last checkpoint if there is one, and trains
+    to the end"""
     model = build_model(settings, data.training).to(device)
     _check_room(settings, model, data.training, out)
+    if not facts['checkpoints']:
+        del model  # the trial has one of its own
+        check_trial(settings, data.training, device)
+        model = build_model(settings, data.training).to(device)
     if settings['precision'] == 'bf16':
         use_bf16(model, settings['loop'], data.training.mapped_triples)
     set_random_seed(settings['seed'])
