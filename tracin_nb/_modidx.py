@@ -3415,4 +3415,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tracin_nb.runs.trial.milder': ('runs/trial.html#milder', 'tracin_nb/runs/trial.py'),
                                       'tracin_nb.runs.trial.reason_of': ('runs/trial.html#reason_of', 'tracin_nb/runs/trial.py'),
                                       'tracin_nb.runs.trial.schedule': ('runs/trial.html#schedule', 'tracin_nb/runs/trial.py'),
+                                      'tracin_nb.runs.trial.silenced': ('runs/trial.html#silenced', 'tracin_nb/runs/trial.py'),
                                       'tracin_nb.runs.trial.try_step': ('runs/trial.html#try_step', 'tracin_nb/runs/trial.py')}}}
