@@ -99,7 +99,8 @@ def flags_named() -> Iterator[None]:
     "Let an error name the options of this command instead of the function's parameters."
     options = '|'.join(p.name for p in click.get_current_context().command.params)
     named = re.compile(
-        rf'\b({options})\b(?==|\[|: an epoch| \(kept | (has to|without|needs|takes|must not|cannot) )'
+        rf'\b({options})\b'
+        r'(?==|\[|: an epoch| \(kept | (has to|without|needs|takes|must not|cannot) )'
     )
     flag = lambda match: '--' + match[1].replace('_', '-')
     try:

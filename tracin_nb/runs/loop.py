@@ -197,7 +197,8 @@ def build_loop(
             **{n: settings[n] for n in names},
         )
     except Exception as e:  # whatever an optimiser or a scheduler makes of its settings
-        raise RunError(f'PyKEEN cannot set up { ({n: settings[n] for n in names}) }: {e}') from e
+        given = ', '.join(f'{n}={settings[n]!r}' for n in names if settings[n])
+        raise RunError(f'PyKEEN cannot set up {given}: {e}') from e
     _touch_state(loop)
     return loop
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Words', 'HABITS', 'Groups', 'Habit', 'complete_settings', 'rate_at',
-           'habits_of', 'group_settings', 'common_rate', 'not_held', 'build_frozen']
+           'habits_of', 'optimizer_of', 'group_settings', 'common_rate', 'not_held',
+           'build_frozen']
 
 # %% ../../nbs/runs/05_optimizers.ipynb #fb9ac610
 import math
@@ -134,10 +135,11 @@ def rate_at(name: str, settings: Mapping[str, Any], lr: float, step: int | None)
     whole = complete_settings(name, settings)
     if step:
         return float(rate(float(lr), whole, step))
-    if rate(float(lr), whole, 1) == rate(float(lr), whole, 2**40):
+    if all(rate(float(lr), whole, some) == lr for some in (1, 10, 2**40)):
         return float(lr)
     raise RunError(
-        f'{name} changes its learning rate from step to step, and how many it made is not known: '
+        f'{name} changes its learning rate from step to step, and how many it made is not known '
+        "(PyKEEN's pipeline keeps its optimiser with clear_optimizer=False): "
         'give learning_rates=[the rate of the last step]'
     )
 
@@ -146,7 +148,31 @@ def habits_of(name: str, settings: Mapping[str, Any]) -> list[str]:
     "What the optimiser `name` does to a step beside learning rate, momentum and weight decay"
     if name.lower() not in HABITS:
         return [f'whatever {name} makes of a gradient, which is no optimiser of PyTorch']
-    return HABITS[name.lower()].says(complete_settings(name, settings))
+    try:
+        return HABITS[name.lower()].says(complete_settings(name, settings))
+    except (TypeError, ValueError) as e:
+        raise RunError(f'settings {dict(settings)!r:.200} are none of {name}: {e}') from e
+
+# %% ../../nbs/runs/05_optimizers.ipynb #82001e2d
+_TELLING = dict(
+    amsgrad='adam',
+    momentum_decay='nadam',
+    lr_decay='adagrad',
+    lambd='asgd',
+    etas='rprop',
+    beta2_decay='adafactor',
+    rho='adadelta',
+    ns_steps='muon',
+    centered='rmsprop',
+    dampening='sgd',
+    decoupled_weight_decay='radam',
+    betas='adamax',
+)
+
+
+def optimizer_of(group: Mapping[str, Any]) -> str | None:
+    "The name of PyTorch's optimiser whose parameter `group` this is; None: none that is known"
+    return next((name for setting, name in _TELLING.items() if setting in group), None)
 
 # %% ../../nbs/runs/05_optimizers.ipynb #60eed940
 Groups = Sequence[Mapping[str, Any]]  # as `Optimizer.param_groups`

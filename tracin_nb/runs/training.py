@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -231,12 +232,10 @@ def _start_training(
 ) -> None:
     """Builds model and loop after a trial, goes to the last checkpoint if there is one, and trains
     to the end"""
-    model = build_model(settings, data.training).to(device)
-    _check_room(settings, model, data.training, out)
+    room = partial(_check_room, settings, training=data.training, out=out)
     if not facts['checkpoints']:
-        del model  # the trial has one of its own
-        check_trial(settings, data.training, device)
-        model = build_model(settings, data.training).to(device)
+        check_trial(settings, data.training, device, room)
+    room(model := build_model(settings, data.training).to(device))
     if settings['precision'] == 'bf16':
         use_bf16(model, settings['loop'], data.training.mapped_triples)
     set_random_seed(settings['seed'])

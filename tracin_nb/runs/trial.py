@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from class_resolver.contrib.torch import lr_scheduler_resolver, optimizer_resolver
 from pykeen.losses import UnsupportedLabelSmoothingError
+from pykeen.models import Model
 from pykeen.training import NonFiniteLossError
 from pykeen.training.training_loop import NoTrainingBatchError
 from pykeen.triples import CoreTriplesFactory
@@ -67,7 +68,10 @@ def silenced() -> Iterator[None]:
 
 
 def try_step(
-    settings: Mapping[str, Any], training: CoreTriplesFactory, device: torch.device
+    settings: Mapping[str, Any],
+    training: CoreTriplesFactory,
+    device: torch.device,
+    check: Callable[[Model], None],  # of the new model, before the step
 ) -> None:
     "One step of a new model of `settings`; raises whatever PyKEEN or PyTorch raise"
     few = few_triples(training, settings['batch_size'])
@@ -78,6 +82,7 @@ def try_step(
     with kept_rng(), silenced(), tempfile.TemporaryDirectory() as folder:
         set_random_seed(settings['seed'])
         model = build_model(settings, training).to(device)
+        check(model)
         if settings['precision'] == 'bf16':
             use_bf16(model, settings['loop'], training.mapped_triples)
         loop = build_loop(settings, model, few)
@@ -192,7 +197,10 @@ def blamed(settings: Mapping[str, Any], trial: Callable[[Mapping[str, Any]], Non
 
 # %% ../../nbs/runs/55_trial.ipynb #b6209528
 def check_trial(
-    settings: Mapping[str, Any], training: CoreTriplesFactory, device: torch.device
+    settings: Mapping[str, Any],
+    training: CoreTriplesFactory,
+    device: torch.device,
+    check: Callable[[Model], None] = lambda model: None,  # of the model that is tried
 ) -> None:
     "Raises `RunError` naming the setting with which no step, or no schedule, can be made"
     if training.num_entities < 2:
@@ -203,10 +211,13 @@ def check_trial(
     check_schedule(settings)
 
     def trial(some: Mapping[str, Any]) -> None:
-        try_step({**some, 'lr_scheduler': None, 'lr_scheduler_kwargs': {}}, training, device)
+        constant = {**some, 'lr_scheduler': None, 'lr_scheduler_kwargs': {}}
+        try_step(constant, training, device, check)
 
     try:
         trial(settings)
+    except RunError:  # which says what it is about
+        raise
     except Exception as e:  # PyKEEN and PyTorch raise whatever they like
         raise RunError(
             f'{blamed(settings, trial)}: no step can be made with it: {reason_of(e)}'
