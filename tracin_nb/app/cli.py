@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 'main',
-           'flags_named', 'train_command', 'check_against', 'around', 'profiled',
-           'explained', 'resumable', 'check_mode', 'whole_scores', 'run_command',
-           'answer', 'known_paths', 'marked', 'check_all_scores', 'own_influence',
-           'batch_command', 'batch_status', 'graph_of', 'predictions', 'filter_command',
-           'paths_command', 'told_table', 'resume_command', 'status_command',
-           'self_command', 'cache_group', 'cache_info_command', 'cache_clear_command',
-           'tail_rank', 'demo_ranks', 'noted_seconds', 'demo_run', 'demo_result',
-           'first_ranks', 'demo_command', 'bench_command', 'evaluate_command',
-           'serve_command', 'terminated']
+           'flags_named', 'given_settings', 'settings_blamed', 'train_command',
+           'check_against', 'around', 'profiled', 'explained', 'resumable', 'check_mode',
+           'whole_scores', 'run_command', 'answer', 'known_paths', 'marked',
+           'check_all_scores', 'own_influence', 'batch_command', 'batch_status',
+           'graph_of', 'predictions', 'filter_command', 'paths_command', 'told_table',
+           'resume_command', 'status_command', 'self_command', 'cache_group',
+           'cache_info_command', 'cache_clear_command', 'tail_rank', 'demo_ranks',
+           'noted_seconds', 'demo_run', 'demo_result', 'first_ranks', 'demo_command',
+           'bench_command', 'evaluate_command', 'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
+import json
 import re
 import signal
 import tempfile
@@ -112,6 +113,29 @@ def flags_named() -> Iterator[None]:
             raise
         raise OSError(e.errno, named.sub(flag, e.strerror).replace('=True', ''), e.filename) from e
 
+
+def given_settings() -> str:
+    "The JSON options that stand on the command line, with their values."
+    context = click.get_current_context()
+    given = [
+        (param.opts[0], context.params.get(param.name))
+        for param in context.command.params
+        if isinstance(param.type, JsonObject) and context.params.get(param.name)
+    ]
+    return ', '.join(f'{flag} {json.dumps(value)}' for flag, value in given)
+
+
+@contextmanager
+def settings_blamed() -> Iterator[None]:
+    "Let what PyKEEN or PyTorch raise in the midst of training name the settings that were given."
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, ValueError, OSError):
+        raise
+    except Exception as e:
+        said = f'training ended with {type(e).__name__}: {e}'
+        raise ValueError(f'{given_settings()}: {said}'.removeprefix(': ')) from e
+
 # %% ../../nbs/app/70_cli.ipynb #704072a0
 @main.command('train', short_help='Train a PyKEEN model and keep checkpoints.')
 @click.argument('dataset')
@@ -135,7 +159,7 @@ def train_command(dataset: str, out: Path, keep_every: list[int], **options: Any
     from tracin_nb.runs.training import train
 
     every = keep_every[0] if len(keep_every) == 1 else keep_every
-    with flags_named():
+    with flags_named(), settings_blamed():
         run = train(dataset, out=out, keep_every=every, **options)
     click.echo(f'{run!r}\nin {out}')
     say(f'next: tracin run {out} --max 3')

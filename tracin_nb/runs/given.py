@@ -36,7 +36,13 @@ from tracin_nb.runs.models import (
     probe_scores,
     widen,
 )
-from .optimizers import common_rate, group_settings, not_held, rate_at
+from tracin_nb.runs.optimizers import (
+    common_rate,
+    complete_settings,
+    group_settings,
+    not_held,
+    rate_at,
+)
 from .settings import TRAINING_KWARGS, RunError, check_descends, number
 
 # %% ../../nbs/runs/30_given.ipynb #10573a57
@@ -319,7 +325,7 @@ def pipeline_optimizer(
         return type(optimizer).__name__.lower(), *group_settings(optimizer.param_groups)
     name, kwargs = configuration.get('optimizer'), dict(configuration.get('optimizer_kwargs') or {})
     check_descends(kwargs)
-    return name.lower() if name else None, kwargs, []
+    return (name.lower(), complete_settings(name, kwargs), []) if name else (None, kwargs, [])
 
 
 RECORDED = (
@@ -342,7 +348,7 @@ def pipeline_rates(
             "give learning_rates=[the last epoch's rate]"
         )
     rate = (configuration.get('optimizer_kwargs') or {}).get('lr')
-    if optimizer is not None:
+    if rate is not None and optimizer is not None:
         rate = common_rate(optimizer.param_groups, names or {})
     if rate is None:
         raise RunError(

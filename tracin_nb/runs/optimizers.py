@@ -165,14 +165,16 @@ _TELLING = dict(
     ns_steps='muon',
     centered='rmsprop',
     dampening='sgd',
-    decoupled_weight_decay='radam',
-    betas='adamax',
 )
 
 
 def optimizer_of(group: Mapping[str, Any]) -> str | None:
     "The name of PyTorch's optimiser whose parameter `group` this is; None: none that is known"
-    return next((name for setting, name in _TELLING.items() if setting in group), None)
+    if found := [name for setting, name in _TELLING.items() if setting in group]:
+        return found[0]
+    if 'fused' in group or not {'betas', 'weight_decay'} <= group.keys():
+        return None
+    return 'radam' if 'decoupled_weight_decay' in group else 'adamax'
 
 # %% ../../nbs/runs/05_optimizers.ipynb #60eed940
 Groups = Sequence[Mapping[str, Any]]  # as `Optimizer.param_groups`

@@ -43,17 +43,17 @@ class RunError(ValueError):
     file, key or parameter"""
 
 # %% ../../nbs/runs/00_settings.ipynb #d8d6194a
-def plain(value: Any, name: str) -> Any:
+def plain(value: Any, name: str, finite: bool = True) -> Any:
     """`value` as JSON gives it back (tuples as lists); raises `RunError` naming the place `name`
     that has no JSON form"""
-    if isinstance(value, float) and not math.isfinite(value):
+    if finite and isinstance(value, float) and not math.isfinite(value):
         raise RunError(f'{name} has to be a finite number, not {value!r}: JSON has no form for it')
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
-        return [plain(v, f'{name}[{i}]') for i, v in enumerate(value)]
+        return [plain(v, f'{name}[{i}]', finite) for i, v in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: plain(v, f'{name}[{k!r}]') for k, v in value.items()}
+        return {k: plain(v, f'{name}[{k!r}]', finite) for k, v in value.items()}
     raise RunError(
         f'{name} is a {type(value).__name__}, which cannot be written to run.json: '
         "give PyKEEN's name for it, or numbers, strings, lists and dictionaries with string keys"
@@ -378,7 +378,7 @@ def weighter_settings(
         n: v.tolist() if isinstance(v, (torch.Tensor, np.ndarray)) else v
         for n, v in (loss_weighter_kwargs or {}).items()
     }
-    kwargs = plain(kwargs, 'loss_weighter_kwargs')
+    kwargs = plain(kwargs, 'loss_weighter_kwargs', finite=False)
     weights = getattr(build_weighter(loss_weighter, kwargs), 'weights', None)
     if (
         not isinstance(weights, torch.Tensor)

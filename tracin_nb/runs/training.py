@@ -149,6 +149,10 @@ def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
             ) from e
         (folder / 'run.json').unlink()
         raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        if not facts['checkpoints']:
+            (folder / 'run.json').unlink()
+        raise
     except OSError as e:
         if e.errno is None:
             raise
