@@ -23,6 +23,8 @@ from tracin_nb.answer import results
 from tracin_nb.answer.results import Result, SelfInfluence
 from tracin_nb.app import cli
 from tracin_nb.app import options as flags
+from tracin_nb.engine.beliefs import beliefs
+from tracin_nb.graph.triples import to_ids
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.keeping import file_facts
 from tracin_nb.runs.run import Run
@@ -474,7 +476,8 @@ def test_demo(tmp_path: Path) -> None:
     result, run = Result.load(out / 'explanations'), Run.open(out)
     assert len(result) == 3 and len(run.checkpoints) == 5
     assert all((ROOT / name).exists() for name in re.findall(r'nbs/\S+\.ipynb', done.stdout))
-    assert all(cli.tail_rank(run, triple)[0] <= 3 for triple in cli.PREDICTIONS)
+    found = beliefs(run, to_ids(cli.PREDICTIONS, run.training))
+    assert (found['tail_rank'] <= 3).all()
     assert reciprocal_rank(run) > 0.85
     again = invoke('demo', '--out', out)
     assert again.exit_code == 0 and 'using the run in' in again.stderr
@@ -514,7 +517,7 @@ def test_help_lists_what_can_be_measured(command: str) -> None:
     """Each benchmark and each experiment, whose file in benchmarks/ has its name, with a line on
     what it is."""
     from tracin_nb.app.experiments import EXPERIMENTS
-    from tracin_nb.bench.engine import BENCHMARKS
+    from tracin_nb.bench.suite import BENCHMARKS
 
     text = succeeded(command, '--help').stdout
     listed = re.findall(r'^  ([a-z0-9]+)  +(?=\w)', text.partition('Options:')[0], re.MULTILINE)

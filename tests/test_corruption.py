@@ -140,7 +140,8 @@ def test_corruption() -> None:
     "The experiment, twice the same: cosine is exactly chance."
     small = dict(seeds=2, settings=dict(epochs=2, keep_every=1), replicates=50, device='cpu')
     told = []
-    report = corruption(['nations'], ['DistMult'], ['sgd', 'cosine'], tell=told.append, **small)
+    tell = lambda *said: told.append(said)
+    report = corruption(['nations'], ['DistMult'], ['sgd', 'cosine'], progress=tell, **small)
     assert json.loads(json.dumps(report)) == report and len(told) == 2
     assert corruption(['nations'], ['DistMult'], ['sgd', 'cosine'], **small) == report
     rows = {row['method']: row for row in report['rows']}

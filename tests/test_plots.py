@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from pykeen.datasets import Nations
 from pykeen.models import DistMult
 
-from tracin_nb.answer import plots
+from tracin_nb.answer import bars, plots
 from tracin_nb.answer.ranking import Ranking
-from tracin_nb.answer.results import Result, SelfInfluence, signed
+from tracin_nb.answer.results import Result, SelfInfluence
+from tracin_nb.answer.table import signed
 from tracin_nb.graph.neighbourhoods import Graph, entities_along, path_table, paths, score_paths
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
@@ -88,7 +89,7 @@ def drawn(ax: Axes) -> Axes:
 
 
 def test_ranking() -> None:
-    ax = drawn(plots.ranking(made({100: 0.75, 500: 0.5, 9: -0.25, 0: -1.0})))
+    ax = drawn(made({100: 0.75, 500: 0.5, 9: -0.25, 0: -1.0}).plot())
     assert [bar.get_width() for bar in ax.patches] == [0.75, 0.5, -0.25, -1.0]
     assert [bool(bar.get_hatch()) for bar in ax.patches] == [False, False, True, True]
     triples = [
@@ -99,31 +100,30 @@ def test_ranking() -> None:
     assert [t.get_text() for t in ax.texts] == signed([0.75, 0.5, -0.25, -1.0])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ['proponents', 'opponents']
     assert ax.get_title() == '  '.join(TEST) and ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert plots.ranking(made({1: 1.0}), k=1).get_xlabel() == 'influence'
-    assert 'the 1 strongest' in plots.ranking(made({1: 1.0, 2: 2.0}), k=1).get_xlabel()
+    assert made({1: 1.0}).plot(k=1).get_xlabel() == 'influence'
+    assert 'the 1 strongest' in made({1: 1.0, 2: 2.0}).plot(k=1).get_xlabel()
 
 
 def test_ranking_draws_where_told_and_self_influence(tracin: TracIn) -> None:
     found = tracin.self_influence(k=3)
     mine = Figure(layout='constrained').subplots()
-    assert isinstance(found, SelfInfluence) and plots.ranking(found, ax=mine) is mine
+    assert isinstance(found, SelfInfluence) and found.plot(ax=mine) is mine
     np.testing.assert_allclose([bar.get_width() for bar in mine.patches], found.frame['influence'])
     assert not plt.get_fignums()
 
 
 def test_long_labels_are_cut_and_stay_apart() -> None:
     long = [f'MONDO:{"0" * 60}{i}' for i in range(2)]
-    assert plots.shortened(long[0], 20) != plots.shortened(long[1], 20)
-    assert len(plots.shortened(long[0], 20)) == 20 == len(plots.shortened(long[0], 20).strip())
+    assert bars.shortened(long[0], 20) != bars.shortened(long[1], 20)
+    assert len(bars.shortened(long[0], 20)) == 20 == len(bars.shortened(long[0], 20).strip())
     assert len(
-        plots.triple_text([long[0], 'treats', long[1]])
-    ) == 64 and '  treats  ' in plots.triple_text([long[0], 'treats', long[1]])
-    assert plots.folded('$x$_and_y') == '$x$_and_y' and plots.folded(long[0]).count('\n') <= 1
+        bars.triple_text([long[0], 'treats', long[1]])
+    ) == 64 and '  treats  ' in bars.triple_text([long[0], 'treats', long[1]])
+    assert bars.folded('$x$_and_y') == '$x$_and_y' and bars.folded(long[0]).count('\n') <= 1
     frame = made({1: 1.0, 2: -1.0})
     frame.frame['head'] = frame.frame['head'].map(lambda x: f'$\\alpha {x * 30}')
     assert all(
-        t.startswith('$\\\\alpha') or t.startswith('$\\alpha')
-        for t in ticks(drawn(plots.ranking(frame)))
+        t.startswith('$\\\\alpha') or t.startswith('$\\alpha') for t in ticks(drawn(frame.plot()))
     )
 
 
@@ -135,7 +135,7 @@ def test_numbers_of_the_axis_stay_apart(scale: float) -> None:
     )
     found.frame['head'] = found.frame['head'].map(lambda x: x * 30)
     for ax in (None, Figure((6, 2.5), layout='constrained').subplots()):
-        ax = plots.ranking(found, ax=ax)
+        ax = found.plot(ax=ax)
         ax.figure.canvas.draw()
         left, right = ax.get_xlim()
         shown = [
@@ -243,7 +243,7 @@ def test_ego_graph(tracin: TracIn) -> None:
         [arrow.get_linewidth() for arrow in arrows], 0.7 + 3.3 * size / size.max(), rtol=1e-5
     )
     colours = [matplotlib.colors.to_hex(arrow.get_edgecolor()).upper() for arrow in arrows]
-    assert colours == [plots.BLUE if scores[row] > 0 else plots.VERMILION for row in rows]
+    assert colours == [bars.BLUE if scores[row] > 0 else bars.VERMILION for row in rows]
     assert all(path in ax.get_xlabel() for path in table['path'])
     labels = [text.get_text() for text in ax.texts]
     assert {'brazil', 'uk'} <= set(labels) and labels.count('brazil') == 1
@@ -338,8 +338,8 @@ NAN = TABLE.assign(lo=np.nan)
 @pytest.mark.parametrize(
     'draw, says',
     [
-        (lambda: plots.ranking(made({})), 'nothing to plot'),
-        (lambda: plots.ranking(made({1: 1.0}), k=0), 'k is 0'),
+        (lambda: made({}).plot(), 'nothing to plot'),
+        (lambda: made({1: 1.0}).plot(k=0), 'k is 0'),
         (
             lambda: plots.shares(made({1: 1.0}), 'size'),
             "by='size', expected one of relation, head, tail, parameters",

@@ -18,6 +18,7 @@ from pykeen.models import ConvE, DistMult
 from tracin_nb.answer import plots
 from tracin_nb.answer.results import Result
 from tracin_nb.bench import profiling
+from tracin_nb.bench.engine import relative_error
 from tracin_nb.bench.profiling import (
     OPTIONS,
     STAGES,
@@ -26,7 +27,6 @@ from tracin_nb.bench.profiling import (
     count_flops,
     flops,
     profile,
-    relative_error,
     trace,
 )
 from tracin_nb.clock import OTHER, Stopwatch, bytes_of, stage, watching

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from tracin_nb.app import cli
 from tracin_nb.app.experiments import EXPERIMENTS
 from tracin_nb.app.options import fits
-from tracin_nb.bench.engine import BENCHMARKS
+from tracin_nb.bench.suite import BENCHMARKS
 
 FUNCTIONS = {('bench', name): f for name, f in BENCHMARKS.items()} | {
     ('evaluate', name): e.run for name, e in EXPERIMENTS.items()
 }
-CALLERS = ('name', 'out', 'device', 'settings', 'options', 'tell', 'threads', 'progress', 'self')
+CALLERS = ('name', 'out', 'device', 'settings', 'options', 'threads', 'progress', 'self')
 
 
 def refused(command: str, name: str, given: object) -> str:

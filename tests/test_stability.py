@@ -148,7 +148,8 @@ def test_stability() -> None:
         seeds=2, tests=4, ks=[5], settings=dict(epochs=2, keep_every=1), replicates=20, device='cpu'
     )
     told = []
-    report = stability(['nations'], ['DistMult'], ['sgd'], tell=told.append, **small)
+    tell = lambda *said: told.append(said)
+    report = stability(['nations'], ['DistMult'], ['sgd'], progress=tell, **small)
     assert json.loads(json.dumps(report)) == report and len(told) == 2
     cases = {(row['compared'], row['case']) for row in report['rows']}
     assert {

@@ -25,8 +25,6 @@ def __getattr__(name: str) -> object:
     with warnings.catch_warnings():
         # said in notebooks when PyKEEN is imported
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook.tqdm`")
-        if name == "TracIn":
-            import_module(f"{__name__}.answer.plots")  # so that results can draw themselves
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

@@ -9,6 +9,7 @@ __all__ = ['replacing', 'write_json', 'entry']
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +20,20 @@ from typing import Any
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` if the block ends without an error and
-    else vanishes"""
-    draft = f'.{path.name}.'
+    else vanishes. A link stays, and its target is replaced; into a pipe or a device the bytes
+    are written."""
+    into = path.exists() and not path.is_file()  # is it something to write into?
+    place = path if into else Path(os.path.realpath(path))
+    draft = f'.{place.name}.'
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=draft) as folder:
-            yield (file := Path(folder) / path.name)
-            os.replace(file, path)
+        home = None if into else place.parent
+        with tempfile.TemporaryDirectory(dir=home, prefix=draft) as folder:
+            yield (file := Path(folder) / place.name)
+            if into:
+                with file.open('rb') as source, path.open('wb') as target:
+                    shutil.copyfileobj(source, target)
+            else:
+                os.replace(file, place)
     except OSError as e:
         if e.errno is None or e.filename and draft not in str(e.filename):
             raise

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'SHOWN', 'KEEP', 'TILES', 'without', 'Ask', 'TrainingAudit', 'check_same_graph',
-           'places_of', 'strongest_of_runs', 'agreement', 'belief_of', 'Comparison',
-           'compare', 'CompareRuns', 'ranked_lines', 'draw_both', 'EngineSetting',
-           'in_double', 'told_of', 'contender', 'compare_settings', 'setting_bars',
-           'device_choices', 'ProfilePanel']
+           'places_of', 'strongest_of_runs', 'agreement', 'Comparison', 'compare',
+           'CompareRuns', 'ranked_lines', 'draw_both', 'EngineSetting', 'in_double',
+           'told_of', 'contender', 'compare_settings', 'setting_bars', 'device_choices',
+           'ProfilePanel']
 
 # %% ../../nbs/app/30_audit.ipynb #5993ef54
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,11 @@ from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 from torch import Tensor
 
-from ..answer.plots import BLUE, byte_unit, panels, shortened, stage_bars
-from tracin_nb.answer.results import (
-    CAVEAT,
-    SIDES,
-    TRIPLE,
-    Report,
-    Result,
-    SelfInfluence,
-    aligned,
-    facts_line,
-    signed,
-    visible,
-)
-from .explorer import known_triples, lines_of, tail_ranks
+from ..answer.bars import BLUE, shortened
+from ..answer.plots import byte_unit, panels, stage_bars
+from ..answer.results import CAVEAT, SIDES, Report, Result, SelfInfluence, facts_line
+from ..answer.table import TRIPLE, aligned, signed, visible
+from .explorer import lines_of
 from tracin_nb.app.panels import (
     Kept,
     Panel,
@@ -66,17 +57,17 @@ from tracin_nb.app.panels import (
     rows_list,
     source_of,
 )
-from ..bench.engine import in_turns, machine
-from ..bench.profiling import Contender, relative_error
+from ..bench.engine import machine
+from ..bench.profiling import Contender, compared
 from ..engine.amp import PRECISIONS
+from ..engine.beliefs import beliefs
 from ..engine.gradients import ENGINES
-from ..engine.objectives import Softmax
 from ..engine.weightings import WEIGHTINGS
 from ..evaluation.stability import chance, near_triples, ranking_similarity
 from ..graph.triples import select, to_ids, to_labels
 from ..influence.cache import FactorCache
-from ..influence.steps import Progress
 from ..influence.tracin import TracIn
+from ..progress import Progress, silent
 from ..runs.run import Run, as_run
 from ..runs.settings import pick_device
 
@@ -432,18 +423,6 @@ def agreement(
         columns=['measure', 'value', 'by chance'],
     )
 
-
-def belief_of(run: Run, test: Tensor) -> dict[str, Any]:
-    """What the last checkpoint holds of a triple `[1, 3]`: its score, the filtered rank of its
-    tail, and among how many."""
-    model = run.model(-1)
-    found = tail_ranks(
-        model, test, known_triples(run), Softmax('tail', run.training.create_inverse_triples)
-    )
-    with torch.no_grad():
-        score = model.score_hrt(test.to(model.device)).item()
-    return dict(score=score, rank=found.realistic.item(), among=int(found.number_of_options.item()))
-
 # %% ../../nbs/app/30_audit.ipynb #55ddaff2
 @dataclass(eq=False, repr=False)
 class Comparison(Report):
@@ -490,9 +469,9 @@ def compare(
         to_labels(training.mapped_triples[found['training_index'].tolist()], training),
         columns=TRIPLE,
     )
-    beliefs = pd.DataFrame(
-        [dict(run=name, **belief_of(x.run, test)) for name, x in zip(RUNS, (a, b))]
-    )
+    held = pd.concat([beliefs(x.run, test) for x in (a, b)], ignore_index=True)
+    held = held.set_axis(['score', 'rank', 'among'], axis=1)
+    held.insert(0, 'run', RUNS)
     facts = dict(
         triple=to_labels(test, training)[0],
         **{name: x.facts(x.test_objective) for name, x in zip(RUNS, (a, b))},
@@ -501,7 +480,7 @@ def compare(
         pd.concat([found.iloc[:, :3], labels, found.iloc[:, 3:]], axis=1),
         facts,
         agreement(scores, test, training),
-        beliefs,
+        held,
         scores,
     )
 
@@ -754,7 +733,7 @@ def compare_settings(
     test: Any,  # triples to explain
     k: int = 20,
     rounds: int = 3,  # questions after the first, of which the median counts
-    progress: Progress = lambda label, done, total: None,
+    progress: Progress = silent,
     **common: Any,  # further arguments of `TracIn`: `objective`, `weighting`, `memory`, ...
 ) -> pd.DataFrame:
     """What each setting costs here: a row for each.
@@ -766,26 +745,9 @@ def compare_settings(
     run, names = as_run(run), [str(s) for s in settings]
     if not names or len(set(names)) < len(names):
         raise ValueError(f'expected settings, each once, not {names}')
-    test, asked = (
-        to_ids(test, run.training),
-        [contender(run, s, progress, common) for s in settings],
-    )
-    device = asked[0].tracin.device
-    times = in_turns({n: lambda c=c: c.ask(test, k) for n, c in zip(names, asked)}, rounds, device)
+    asked = {str(s): contender(run, s, progress, common) for s in settings}
     exact = TracIn(in_double(run), **common, progress=told_of('float64', progress))
-    rows = [
-        dict(
-            setting=n,
-            seconds=times[n],
-            ratio=times[n] / times[names[0]],
-            first_seconds=c.first,
-            bytes=c.bytes(),
-            relative_error=relative_error(exact, c.result, test),
-            note=c.result.facts.get('reason') or '',
-        )
-        for n, c in zip(names, asked)
-    ]
-    return pd.DataFrame(rows)
+    return compared('setting', asked, exact, to_ids(test, run.training), k, rounds)
 
 # %% ../../nbs/app/30_audit.ipynb #58dc1fff
 def setting_bars(

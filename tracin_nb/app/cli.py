@@ -10,9 +10,9 @@ __all__ = ['MODES', 'ASKED', 'BATCH', 'TRIPLES', 'KEPT', 'DEMO', 'PREDICTIONS', 
            'check_all_scores', 'own_influence', 'batch_command', 'batch_status',
            'graph_of', 'predictions', 'filter_command', 'paths_command', 'told_table',
            'resume_command', 'status_command', 'self_command', 'cache_group',
-           'cache_info_command', 'cache_clear_command', 'tail_rank', 'demo_ranks',
-           'noted_seconds', 'demo_run', 'demo_result', 'first_ranks', 'demo_command',
-           'bench_command', 'evaluate_command', 'serve_command', 'terminated']
+           'cache_info_command', 'cache_clear_command', 'demo_ranks', 'noted_seconds',
+           'demo_run', 'demo_result', 'first_ranks', 'demo_command', 'bench_command',
+           'evaluate_command', 'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -64,7 +64,7 @@ from tracin_nb.app.options import (
     table_names,
     write_table,
 )
-from .terminal import Cli, Devices, JsonObject, refuse, say, stacked
+from .terminal import Cli, Devices, JsonObject, refuse, say, say_once, stacked
 
 if TYPE_CHECKING:
     from pykeen.triples import TriplesFactory
@@ -972,30 +972,16 @@ PREDICTIONS = (
     ('vitamin', 'affects', 'neoplastic_process'),
 )
 
-# %% ../../nbs/app/70_cli.ipynb #67f9ed9b
-def tail_rank(run: 'Run', triple: tuple[str, str, str]) -> tuple[int, int]:
-    """Rank of the tail of `triple` at the last checkpoint, from 1, and the number of tails that
-    training does not state."""
-    from pykeen.predict import predict_target
-
-    from tracin_nb.graph.triples import select
-
-    head, relation, tail = triple
-    tails = predict_target(
-        model=run.model(-1), head=head, relation=relation, triples_factory=run.training
-    ).df
-    tails = tails[
-        ~tails['tail_id'].isin(select(run.training, head=head, relation=relation)[:, 2].tolist())
-    ]
-    score = tails.loc[tails['tail_label'] == tail, 'score'].item()
-    return int((tails['score'] > score).sum()) + 1, len(tails)
-
 # %% ../../nbs/app/70_cli.ipynb #4adc5476
 def demo_ranks(run: 'Run') -> str:
     "The ranks of the demo's predictions, a line for each."
-    ranks = [(' '.join(triple), *tail_rank(run, triple)) for triple in PREDICTIONS]
+    from tracin_nb.engine.beliefs import beliefs
+    from tracin_nb.graph.triples import to_ids
+
+    found = beliefs(run, to_ids(PREDICTIONS, run.training))
     return '\n'.join(
-        f'  {name}: rank {rank} of {among} possible tails' for name, rank, among in ranks
+        f'  {" ".join(triple)}: rank {rank:.0f} of {among} possible tails'
+        for triple, rank, among in zip(PREDICTIONS, found['tail_rank'], found['tails'])
     )
 
 # %% ../../nbs/app/70_cli.ipynb #9070f3d3
@@ -1113,7 +1099,8 @@ def bench_command(
     Each takes a while; --set asks for less."""
     import torch
 
-    from tracin_nb.bench.engine import BENCHMARKS, run_benchmark, table
+    from tracin_nb.bench.engine import table
+    from tracin_nb.bench.suite import BENCHMARKS, run_benchmark
     from tracin_nb.runs.settings import pick_device
 
     check_settings('benchmark', BENCHMARKS, name, settings)
@@ -1159,9 +1146,8 @@ def evaluate_command(
     from tracin_nb.app.experiments import EXPERIMENTS, run_experiment
 
     check_settings('experiment', {known: e.run for known, e in EXPERIMENTS.items()}, name, settings)
-    told = dict(tell=say) if 'tell' in EXPERIMENTS[name].run.__annotations__ else {}
     with settings_named(settings):
-        table = run_experiment(name, out, device, **settings, **told)[1]
+        table = run_experiment(name, out, device, say_once(), **settings)[1]
     click.echo(table, nl=False)
 
 # %% ../../nbs/app/70_cli.ipynb #a2b8fd63

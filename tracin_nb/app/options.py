@@ -18,7 +18,7 @@ import inspect
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
@@ -782,18 +782,17 @@ def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
     if folder and out.suffix and not out.is_dir():
         refuse('--out', f'{out}: expected a folder, or a file ending in {", ".join(SUFFIXES)}')
     check_writable(out, folder)
-    if begun and (out / 'question.json').exists():
+    names = {p.name for p in out.iterdir()} if out.is_dir() else None  # looked at once
+    if begun and 'question.json' in (names or ()):
         return
-    if not overwrite and (_holds_something(out) if out.is_dir() else out.exists()):
+    if not overwrite and (out.exists() if names is None else _holds_something(names)):
         refuse('--out', f'{out} exists already: give another place, or --overwrite to replace it')
 
 
-def _holds_something(folder: Path) -> bool:
-    """Is there more than hidden files, and more than a result that was being saved when somebody
-    was killed?"""
-    return not (folder / SAVING).exists() and any(
-        not p.name.startswith('.') for p in folder.iterdir()
-    )
+def _holds_something(names: Collection[str]) -> bool:
+    """Is there more in a folder than hidden files, and more than a result that was being saved
+    when somebody was killed?"""
+    return SAVING not in names and any(not name.startswith('.') for name in names)
 
 
 @contextmanager

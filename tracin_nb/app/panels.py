@@ -35,8 +35,8 @@ from pykeen.triples import TriplesFactory
 
 from ..answer.results import Report
 from ..graph.triples import nearest_labels
-from ..influence.steps import Progress
 from ..influence.tracin import TracIn
+from ..progress import Progress
 from ..runs.run import Run, as_run
 
 # %% ../../nbs/app/10_panels.ipynb #d555b40f

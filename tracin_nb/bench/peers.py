@@ -36,7 +36,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from .engine import BENCHMARKS, machine, seconds
+from .engine import machine, seconds
 from ..engine.factors import Factors, Rows, inner
 from ..engine.gradients import FactoredEngine
 from ..engine.objectives import BCE
@@ -515,6 +515,3 @@ def bench_peers(
         rows=rows,
         notes=notes,
     )
-
-# %% ../../nbs/bench/10_peers.ipynb #f7300f1d
-BENCHMARKS['peers'] = bench_peers

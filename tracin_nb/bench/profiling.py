@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'OPTIONS', 'measure_floor', 'flops', 'dense', 'count_flops', 'floor_facts',
-           'Profile', 'stage_table', 'profile', 'trace', 'Contender', 'relative_error',
+           'Profile', 'stage_table', 'profile', 'trace', 'Contender', 'compared',
            'compare_options']
 
 # %% ../../nbs/bench/40_profiling.ipynb #d76864aa
 import html
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..answer.results import STYLE, Result, aligned, plain_facts
-from .engine import in_turns, machine
+from ..answer.results import Result, plain_facts
+from ..answer.table import STYLE, aligned
+from .engine import in_turns, looped, machine, relative_error
 from ..clock import OTHER, Stage, Stopwatch, watching
 from ..engine.amp import arithmetic
 from ..engine.factors import inner
@@ -392,22 +393,8 @@ def bytes(self: Contender) -> int:
 @patch
 def note(self: Contender) -> str:
     "What the result says of the option."
-    facts = self.result.facts
-    reason = facts.get('reason') if self.option == 'compile' else None
+    reason = self.result.facts.get('reason') if self.tracin.settings.compile else None
     return f'not used: {reason}' if reason else ''
-
-# %% ../../nbs/bench/40_profiling.ipynb #c97c9de9
-def relative_error(truth: TracIn, result: Result, test: Tensor, few: int = 4) -> float:
-    "Of the influences of `few` test triples' `few` strongest training triples on both sides."
-    frame = result.frame
-    named = frame[(frame['test_index'] < few) & (frame['rank'] <= few)]
-    if not len(named):
-        return 0.0
-    rows, column = torch.tensor(named['training_index'].to_numpy()).unique(return_inverse=True)
-    scores = truth.scores(test[:few], truth.run.training.mapped_triples[rows]).double()
-    exact = scores[torch.tensor(named['test_index'].to_numpy()), column]
-    ours = torch.tensor(named['influence'].to_numpy()).double()
-    return ((ours - exact).norm() / exact.norm()).item()
 
 # %% ../../nbs/bench/40_profiling.ipynb #6c97352a
 def _chosen(options: Sequence[str] | None) -> list[str]:
@@ -417,6 +404,34 @@ def _chosen(options: Sequence[str] | None) -> list[str]:
         if name not in OPTIONS:
             raise ValueError(f'unknown option {name!r}; known are {", ".join(OPTIONS)}')
     return wanted
+
+# %% ../../nbs/bench/40_profiling.ipynb #69bfe796
+def compared(
+    what: str,  # the name of the column that tells the contenders apart
+    asked: Mapping[str, Contender],  # by name; ratios are to the first
+    truth: TracIn,
+    test: Tensor,  # `[M, 3]`
+    k: int,
+    rounds: int,  # questions after the first, of which the median counts
+) -> pd.DataFrame:
+    """Return what each contender costs: a row for each, with `seconds` (after the first time),
+    `ratio`, `first_seconds`, `bytes` above the models, `relative_error`, and a note."""
+    calls = {name: lambda c=c: c.ask(test, k) for name, c in asked.items()}
+    times = in_turns(calls, rounds, truth.device)
+    first = times[next(iter(asked))]
+    rows = [
+        {
+            what: name,
+            'seconds': times[name],
+            'ratio': times[name] / first,
+            'first_seconds': c.first,
+            'bytes': c.bytes(),
+            'relative_error': relative_error(truth, c.result, test),
+            'note': c.note(),
+        }
+        for name, c in asked.items()
+    ]
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/bench/40_profiling.ipynb #68ce142a
 def compare_options(
@@ -434,26 +449,10 @@ def compare_options(
     option was not used. Raises `ValueError` for an unknown option, and what `TracIn` raises for
     one that does not go with the model or the settings."""
     settings = dict(weighting='sgd', progress=False) | settings
-    truth = TracIn(
-        run, **settings | dict(engine='loop', precision='fp32', compile=False, cache=None)
-    )
+    truth = looped(TracIn(run, **settings | dict(cache=None)))
     test, device = to_ids(test, truth.run.training), truth.device
-    asked = [
-        Contender(name, TracIn(truth.run, **settings | OPTIONS[name](device)))
+    asked = {
+        name: Contender(name, TracIn(truth.run, **settings | OPTIONS[name](device)))
         for name in _chosen(options)
-    ]
-    times = in_turns({c.option: lambda c=c: c.ask(test, k) for c in asked}, rounds, device)
-    return pd.DataFrame(
-        [
-            dict(
-                option=c.option,
-                seconds=times[c.option],
-                ratio=times[c.option] / times['plain'],
-                first_seconds=c.first,
-                bytes=c.bytes(),
-                note=c.note(),
-                relative_error=relative_error(truth, c.result, test),
-            )
-            for c in asked
-        ]
-    )
+    }
+    return compared('option', asked, truth, test, k, rounds)

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ..answer.ranking import Ranking
 from ..answer.results import Result
-from .engine import BENCHMARKS, machine
-from .scale import error_against_loop
+from .engine import looped, machine, relative_error
 from ..engine.row_index import one_thread
 from ..graph.triples import load_dataset
 from ..influence.cluster import make_team
@@ -155,9 +154,6 @@ def bench_workers(
         )
         return _workers_table(run, run.testing.mapped_triples[:tests], k, tile, device, ray)
 
-
-BENCHMARKS['workers'] = bench_workers
-
 # %% ../../nbs/bench/30_workers.ipynb #7183254a
 def _workers_table(
     run: Run, tests: Tensor, k: int, tile: int, device: str, ray: bool
@@ -209,7 +205,7 @@ def _workers_table(
         k=k,
         threads_of_each=1,
         rows=rows,
-        relative_error=error_against_loop(one, truth, tests),
+        relative_error=relative_error(looped(one), truth, tests, few=2),
         **{f'{name}_seconds': value for name, value in asdict(costs['two processes']).items()},
     )
 

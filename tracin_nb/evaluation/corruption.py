@@ -9,7 +9,7 @@ __all__ = ['SIDES', 'DRAWS', 'TIE', 'MODELS', 'WEIGHED', 'corrupt', 'tied', 'det
 
 # %% ../../nbs/evaluation/30_corruption.ipynb #4ab18fec
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..engine.objectives import Objective, make_objective, score
 from .statistics import bootstrap_seeds
 from ..graph.triples import load_dataset
 from ..influence.tracin import TracIn
+from ..progress import Progress, silent
 from ..runs.run import Run
 from ..runs.training import train
 
@@ -327,7 +328,7 @@ def corruption(
     replicates: int = 500,  # of the bootstrap
     settings: Mapping[str, Any] | None = None,  # of `train`, instead of those in `MODELS`
     device: str | torch.device | None = None,
-    tell: Callable[[str], Any] | None = None,  # called with a line for each training
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """How well wrong triples are found. Fit for JSON: `settings`, and `rows` with `dataset`,
     `model`, `method`, `auc` and `precision` (each with `_low` and `_high`, 95 %), and
@@ -339,8 +340,7 @@ def corruption(
         for model in models:
             scored = {}
             for seed in range(seeds):
-                if tell:
-                    tell(f'{dataset}, {model}, seed {seed}')
+                progress(f'{dataset}, {model}, seed {seed}', seed, seeds)
                 with tempfile.TemporaryDirectory() as folder:
                     run, mask = corrupted_run(
                         dataset,

@@ -10,7 +10,7 @@ __all__ = ['MODELS', 'LOSSES', 'SAMPLED', 'ESTIMATORS', 'lds', 'distmult', 'conv
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #f5f491fb
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from .retraining import Recipe, Stack, StackedProgram, retrain, run_of
 from .statistics import bootstrap, rank_correlation
 from ..graph.triples import load_dataset
 from ..influence.tracin import TracIn
+from ..progress import Progress, silent
 from ..runs.run import Run
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #f5556102
@@ -295,7 +296,7 @@ def datamodel(
     seeds: int = 2,
     *,
     device: str | torch.device | None = None,  # where to train
-    alive: Callable[[str], Any] = lambda line: None,  # is told what has been done
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     "LDS by estimator, with 95 % intervals over the test triples; JSON can hold it."
     if seeds < 1:
@@ -307,18 +308,12 @@ def datamodel(
     trained, scores = [], {}
     for seed in range(seeds):
         trained.append(train_seed(design, training, test, kept, seed, device))
-        alive(
-            f'{design.dataset} {design.model} seed {seed}: trained, '
-            f'{time.perf_counter() - start:.0f} s'
-        )
+        progress(f'{design.dataset} {design.model} seed {seed}: trained', seed, seeds)
         for name, found in simple_baselines(trained[-1], test, seed).items():
             scores.setdefault(name, []).append(found)
         for name, settings in estimators.items():
             scores.setdefault(name, []).append(estimate(trained[-1], test, settings))
-        alive(
-            f'{design.dataset} {design.model} seed {seed}: estimated, '
-            f'{time.perf_counter() - start:.0f} s'
-        )
+        progress(f'{design.dataset} {design.model} seed {seed}: estimated', seed + 1, seeds)
     losses = [t.losses for t in trained]
     return dict(
         experiment='lds',

@@ -29,14 +29,14 @@ from pykeen.evaluation import RankBasedEvaluator
 from pykeen.triples import TriplesFactory
 from scipy.special import digamma
 from torch import Tensor
-from tqdm import tqdm
 
-from ..answer.results import Result, label_columns, records
+from ..answer.results import Result, records
 from .statistics import Estimate, bootstrap, p_above, p_paired
 from ..files import replacing, write_json
 from ..graph.neighbourhoods import Graph, at_least_one, neighbourhood
 from tracin_nb.graph.triples import (
     TriplesFileError,
+    label_columns,
     load_files,
     nearest_labels,
     read_table,
@@ -44,6 +44,7 @@ from tracin_nb.graph.triples import (
     triples_fingerprint,
 )
 from ..influence.tracin import TracIn
+from ..progress import Progress, bar
 from ..runs.run import Run
 from ..runs.training import train
 
@@ -603,11 +604,11 @@ def measured(
     ks: Sequence[int],
     within: Mapping[str, Mapping[str, Any]],
     chunk: int,
-    progress: bool,
+    progress: bool | Progress,
 ) -> Iterator[tuple]:
     "The rows of `Truth.per_triple`."
     graph, parts = Graph(mechanisms.training), {}
-    with tqdm(total=len(test), desc='test triples', delay=1, disable=not progress) as bar:
+    with bar(progress, len(test), 'test triples') as add:
         for start in range(0, len(test), chunk):
             rows = slice(start, min(start + chunk, len(test)))
             some = {
@@ -622,7 +623,7 @@ def measured(
                     graph, triple, mechanisms.rows(triple[::2]), scores, scopes, ks
                 ):
                     yield start + i, *row
-                bar.update()
+                add(1)
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #87102458
 def means(
@@ -703,7 +704,7 @@ def evaluate(
     chunk: int = 64,  # test triples at a time, for scores given as a function
     resamples: int = 1999,  # of bootstrap and permutations
     seed: int = 0,
-    progress: bool = True,  # a progress bar when it takes longer than a second
+    progress: bool | Progress = True,  # a bar when it takes longer than a second
 ) -> Truth:
     """Where the path triples stand in rankings of all training triples, beside `BASELINES`, in
     the whole graph, at head or tail, and in neighbourhoods. Numbers are expected values over the
@@ -809,7 +810,7 @@ def mechanism_experiment(
     training: Mapping[str, Any] = TRAINING,  # arguments of `train`
     tracin: Mapping[str, Any] | None = None,  # further arguments of `TracIn`, for all of them
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Progress = True,
     **options: Any,  # of `evaluate`
 ) -> dict[str, Any]:
     """Train, predict, explain, and compare with mechanism paths: a dictionary for JSON with
@@ -818,7 +819,7 @@ def mechanism_experiment(
     data, seconds, scores = Path(data), dict(scores={}), {}
     graphs = load_files(data / 'train.txt', data / 'test.txt', data / 'valid.txt')
     if not isinstance(run, Run):
-        kwargs = dict(out=run, seed=seed, resume=True, progress=progress, **training)
+        kwargs = dict(out=run, seed=seed, resume=True, progress=progress is True, **training)
         run = timing(lambda: train(graphs, **kwargs), seconds, 'train')
     if triples_fingerprint(run.training) != triples_fingerprint(graphs.training):
         raise ValueError(f'{data / "train.txt"}: the run was trained on other triples')

@@ -32,6 +32,7 @@ from ..engine.objectives import SLCWA, Objective, make_objective
 from .retraining import Recipe, Stack, StackedProgram, Tensors, retrain, run_of
 from ..graph.triples import read_triples, to_ids
 from ..influence.tracin import TracIn
+from ..progress import Progress, silent
 from ..runs.run import Run
 
 # %% ../../nbs/evaluation/10_removal.ipynb #0147b91d
@@ -418,7 +419,7 @@ def removal(
     setting: Protocol = Protocol(),
     device: str | torch.device | None = None,  # where to train
     processes: int = 1,  # that share out the seeds
-    alive: Callable[[str], Any] = lambda line: None,  # is told what has been done
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """PD and TC on Nations, by row and number of deleted triples: mean, least and greatest over
     the seeds."""
@@ -431,7 +432,8 @@ def removal(
         ):
             found.append(by_row)
             facts.append(fact)
-            alive('seed {seed}: {models} models, {seconds} s'.format(**fact))
+            done = 'seed {seed}: {models} models, {seconds} s'.format(**fact)
+            progress(done, len(found), seeds)
     return dict(
         experiment='removal',
         settings=dict(vars(setting), dataset='nations', seeds=seeds),

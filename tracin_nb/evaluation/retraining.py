@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..engine.gradients import trainable
 from ..engine.objectives import Objective, Queries, score
+from ..progress import Progress, counter, silent
 from ..runs.run import Run
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #d91f711b
@@ -619,7 +620,7 @@ def retrain(
     group: int = 100,  # models trained at a time: memory grows with it
     device: str | torch.device | None = None,  # by default the model's
     program: Callable[..., StackedProgram] = StackedProgram,
-    alive: Callable[[int], Any] = lambda done: None,  # is told how many models are done
+    progress: Progress = silent,
 ) -> dict[int, Stack]:
     """The trained models, by epoch: the same as training one after the other on the kept triples,
     batch by batch.
@@ -630,9 +631,10 @@ def retrain(
     at, found = [recipe.epochs] if at is None else list(at), []
     if wrong := [e for e in at if e not in range(recipe.epochs + 1)]:
         raise ValueError(f'at: there is no epoch {wrong[0]}, only 0 to {recipe.epochs}')
+    add = counter(progress, 'models', len(kept))
     for some in kept.split(group):
         found.append(_Group(made, recipe, some).train(at))
-        alive(len(some))
+        add(len(some))
     return {epoch: _joined([f[epoch] for f in found]) for epoch in at}
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #54db7ca7

@@ -11,7 +11,7 @@ __all__ = ['WEIGHED', 'SHOWN', 'FLOOR', 'RANDOM_WEIGHTS', 'top_mask', 'overlap',
 # %% ../../nbs/evaluation/40_stability.ipynb #42a56575
 import itertools
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from .statistics import bootstrap, rank_correlation
 from ..graph.triples import load_dataset, to_ids, triples_fingerprint
 from ..influence.cache import digest
 from ..influence.tracin import TracIn
+from ..progress import Progress, silent
 from ..runs.models import kept_rng
 from ..runs.run import Run
 from ..runs.training import train
@@ -308,7 +309,7 @@ def stability(
     replicates: int = 500,  # of the bootstrap
     settings: Mapping[str, Any] | None = None,  # of `train`, instead of those in `MODELS`
     device: str | torch.device | None = None,
-    tell: Callable[[str], Any] | None = None,  # called with a line for each training
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """What rankings depend on. Fit for JSON: `settings`, and `rows` with `dataset`, `model`,
     `weighting`, `compared`, `case`, and `spearman` (not for random neighbours), `spearman_near`,
@@ -325,8 +326,7 @@ def stability(
         with tempfile.TemporaryDirectory() as folder:
             runs = []
             for seed in range(seeds):
-                if tell:
-                    tell(f'{dataset}, {model}, seed {seed}')
+                progress(f'{dataset}, {model}, seed {seed}', seed, seeds)
                 out = Path(folder) / str(seed)
                 runs.append(train(data, **how, out=out, seed=seed, device=device, progress=False))
             chosen = np.random.default_rng(0).permutation(data.testing.num_triples)[:tests]

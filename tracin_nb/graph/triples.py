@@ -864,10 +864,11 @@ def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[i
 
 # %% ../../nbs/graph/00_triples.ipynb #a07f58fa
 def _as_label(number: int, known: Mapping[str, int]) -> str | None:
-    """The label in `known` that is the integer `number`, with leading zeros perhaps; `None` if
-    there is none."""
+    """The label in `known` that is the integer `number`, with leading zeros or as a decimal
+    perhaps; `None` if there is none."""
     text = str(number) if abs(number) < 10**20 else '-'
-    return next((x for width in range(len(text), 21) if (x := text.zfill(width)) in known), None)
+    forms = (*(text.zfill(width) for width in range(len(text), 21)), f'{text}.0', f'{text}.')
+    return next((x for x in forms if x in known), None)
 
 
 def _maps(factory: TriplesFactory) -> tuple[Mapping[str, int], ...]:

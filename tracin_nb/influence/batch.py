@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'SUMMARY', 'Item', 'read_items', 'read_batch_manifest', 'is_done', 'Batch',
-           'unwritten', 'write_triples', 'write_neighbourhoods']
+           'unwritten', 'check_same_question', 'write_triples', 'write_neighbourhoods']
 
 # %% ../../nbs/influence/95_batch.ipynb #c310199a
 import hashlib
@@ -241,6 +241,23 @@ def _is_of(name: str, kind: str) -> bool:
     "Is it the name of a file of some prediction?"
     return re.fullmatch(rf'triple_\d{{3,}}_.*_{kind}', name, re.DOTALL) is not None
 
+# %% ../../nbs/influence/95_batch.ipynb #60c438d7
+def check_same_question(
+    folder: Path, manifest: Mapping[str, Any], items: Sequence[Item], asked: Mapping[int, str]
+) -> None:
+    "Raise `ValueError` if the folder holds what another question gave for one of the items."
+    others = [
+        item
+        for item in items
+        if isinstance(found := manifest.get(item.stem), dict)
+        and found.get('asked') != asked[item.index]
+    ]
+    if others:
+        raise ValueError(
+            f'{folder} holds the answers of another question for {len(others)} of the '
+            f'predictions, such as {others[0].files[0]}: give another folder, or overwrite them'
+        )
+
 # %% ../../nbs/influence/95_batch.ipynb #4449a2b8
 @patch
 def run(
@@ -248,9 +265,11 @@ def run(
     items: Sequence[Item],
     # leave those whose files are there, and are what this question gave
     skip_existing: bool = False,
+    overwrite: bool = False,  # replace what another question gave; so does `skip_existing`
 ) -> dict[str, Any]:
     """Explain all items; returns the summary, which is also written. Raises `ValueError` if the
-    folder is not one, or if another process works there."""
+    folder is not one, holds the results of another question, or if another process works
+    there."""
     start, known = time.perf_counter(), [item for item in items if item.error is None]
     around = self.neighbourhoods(known) if known else None
     asked = (
@@ -258,6 +277,8 @@ def run(
     )
     with alone(self.folder):
         manifest = read_batch_manifest(self.folder)
+        if not (skip_existing or overwrite):
+            check_same_question(self.folder, manifest, known, asked)
         there = [
             i for i in known if skip_existing and is_done(self.folder, manifest, i, asked[i.index])
         ]

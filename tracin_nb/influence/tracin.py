@@ -392,6 +392,8 @@ class TracIn:
         """Return the influence `[K, M, n]` at each of the K checkpoints, whose sum `scores`
         gives. It is held whole."""
         test, train = to_ids(test, self.run.training), to_ids(train, self.run.training)
+        training_rows(train, self.run.training)  # are they all?
+        untaught(test, self.run.training)
         with arithmetic(self.settings.precision):
             engines = self._engines(self._objective(test, against))
             return aggregation.scores_by_checkpoint(self.steps, engines, test, train)

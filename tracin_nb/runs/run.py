@@ -72,7 +72,7 @@ from tracin_nb.runs.settings import (
     pick_device,
 )
 
-# %% ../../nbs/runs/40_run.ipynb #d974e288
+# %% ../../nbs/runs/40_run.ipynb #b0a3e7df
 @dataclass(frozen=True)
 class Checkpoint:
     "One kept moment of a training; what is not known of a model that came without a run is None"
@@ -82,9 +82,7 @@ class Checkpoint:
     learning_rate: float  # the rate in force at the last step of the epoch that ended here
     path: Path | None = None  # PyKEEN's checkpoint file
     fingerprint: str | None = field(default=None, repr=False)  # sha256 of parameters and buffers
-    probe: tuple[float, ...] | None = field(
-        default=None, repr=False
-    )  # scores of the first training triples
+    probe: tuple[float, ...] | None = field(default=None, repr=False)  # scores of a few triples
 
 # %% ../../nbs/runs/40_run.ipynb #e971557d
 def _checkpoint_of(folder: Path, row: Mapping[str, Any]) -> Checkpoint:
