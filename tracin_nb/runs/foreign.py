@@ -287,7 +287,9 @@ def _other(opened: Opened) -> tuple[str, dict[str, Any]] | None:
         except RunError as e:
             raise RunError(f'{opened.path}: {e}') from e
     name = optimizer_of(groups[0]) if groups else None
-    return (name, group_settings(groups)[0]) if name not in (None, 'adam') else None
+    if name is None or name == 'adam':
+        return None
+    return name, group_settings(groups)[0]
 
 # %% ../../nbs/runs/90_foreign.ipynb #7f88f18b
 def _epoch(opened: Opened) -> int | None:

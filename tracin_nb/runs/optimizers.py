@@ -61,7 +61,7 @@ def _says(*words: str) -> Words:
 
 def _divides(name: str, by: str) -> Words:
     "That an optimiser divides"
-    return _says(f"{name}'s division of each weight's gradient by {by}")
+    return _says(f"the optimiser's division of each weight's gradient by {by} ({name})")
 
 
 def _sgd(settings: Mapping[str, Any]) -> list[str]:
@@ -79,7 +79,9 @@ def _adam(settings: Mapping[str, Any]) -> list[str]:
 def _decays(settings: Mapping[str, Any]) -> list[str]:
     "ASGD's decay of all weights"
     by = settings['lambd']
-    return [f"ASGD's decay of all weights by lambd {by:g} of each step"] if by else []
+    return (
+        [f"the optimiser's decay of all weights by lambd {by:g} at each step (ASGD)"] if by else []
+    )
 
 # %% ../../nbs/runs/05_optimizers.ipynb #48cc266d
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ HABITS = {
         _divides('Adafactor', f'{_MEAN} by row and column, times the size of the parameter'),
     ),
     'rprop': Habit(
-        says=_says("Rprop's steps by the sign of the gradient, each weight's of a size of its own")
+        says=_says(
+            "the optimiser's steps by the sign of the gradient, of a size of their own (Rprop)"
+        )
     ),
-    'muon': Habit(says=_says("Muon's change of a matrix's gradients to orthogonal ones")),
+    'muon': Habit(
+        says=_says("the optimiser's change of a matrix's gradients to orthogonal ones (Muon)")
+    ),
 }
 
 # %% ../../nbs/runs/05_optimizers.ipynb #f88cdb19
