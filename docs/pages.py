@@ -193,15 +193,22 @@ def prose(text: str) -> str:
     )
 
 
-def option_table(command: click.Command, context: click.Context) -> str:
-    "The options of a command, as its own help says them."
-    records = [
-        p.get_help_record(context)
-        for p in command.get_params(context)
-        if isinstance(p, click.Option)
-    ]
-    rows = [cells(f'`{names}`', says) for names, says in filter(None, records)]
-    return '\n'.join(['| option | |', '|---|---|', *rows])
+def table(title: str, rows: list[tuple[str, str]]) -> str:
+    "A table of flags and what is said of them."
+    return '\n'.join([cells(title, ''), '|---|---|', *(cells(f'`{n}`', s) for n, s in rows)])
+
+
+def option_tables(command: click.Command, context: click.Context) -> str:
+    "The options of a command in groups, as its own help says them, those of `--help-all`, too."
+    return '\n\n'.join(table(*group) for group in command.grouped(context).items())
+
+
+def earlier_table() -> str:
+    "The flags of earlier scripts that are accepted and change nothing."
+    from tracin_nb.app.terminal import EARLIER
+
+    rows = [(e.flag, f'{e.why} (`{"`, `".join(e.commands)}`)') for e in EARLIER]
+    return table('flag', rows)
 
 
 def command_section(command: click.Command, name: str, context: click.Context) -> str:
@@ -214,7 +221,7 @@ def command_section(command: click.Command, name: str, context: click.Context) -
     usage = ' '.join(command.collect_usage_pieces(inner))
     level = '#' * len(name.split())
     parts = [f'{level} {name}', prose(command.help or ''), f'```text\n{name} {usage}\n```']
-    return '\n\n'.join([*parts, option_table(command, inner)])
+    return '\n\n'.join([*parts, option_tables(command, inner)])
 
 
 def commands() -> str:
@@ -222,7 +229,12 @@ def commands() -> str:
     from tracin_nb.app.cli import main
 
     context = click.Context(main, info_name='tracin')
-    return '\n\n'.join(command_section(c, f'tracin {n}', context) for n, c in main.commands.items())
+    sections = [command_section(c, f'tracin {n}', context) for n, c in main.commands.items()]
+    earlier = (
+        '## Flags of earlier scripts\n\nThese change nothing. They are accepted, so that scripts '
+        'go on working, and say why; `--help` does not show them.'
+    )
+    return '\n\n'.join([*sections, earlier, earlier_table()])
 
 
 # ---- benchmarks
@@ -326,6 +338,7 @@ def order(path: Path) -> tuple[int, str]:
 
 def table_of(result: dict[str, Any], path: Path) -> str:
     "A benchmark's or experiment's table in Markdown."
+    from tracin_nb.answer.table import markdown
     from tracin_nb.app import experiments
     from tracin_nb.bench import engine as benchmarks
 
@@ -335,7 +348,8 @@ def table_of(result: dict[str, Any], path: Path) -> str:
     if known is None:
         return path.with_suffix('.md').read_text(encoding='utf-8')
     machine = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
-    return f'{experiments.markdown(known.table(result))}\nOn: {machine}.'
+    frame = known.table(result)
+    return f'{markdown(frame.columns, frame.itertuples(index=False))}\nOn: {machine}.'
 
 
 def chart(path: Path, column: str) -> str:

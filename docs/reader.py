@@ -2,6 +2,7 @@
 linked names."""
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -173,9 +174,24 @@ def signature(func: Any, kind: str) -> str:
     return stringify_signature(sig, unqualified_typehints=True)
 
 
+def told_options(func: Any) -> dict[str, str]:
+    "What options say of themselves: those of a dataclass, and those that `TracIn` takes from one."
+    from tracin_nb.influence.settings import Settings, options_of
+
+    if dataclasses.is_dataclass(func):
+        return {f.name: told.sentence for f, told in options_of(func)}
+    own = {f.name: told.sentence for f, told in options_of(Settings)}
+    try:
+        taken = inspect.signature(func).parameters.keys()
+    except (TypeError, ValueError):
+        return {}
+    return own if own.keys() <= taken else {}
+
+
 def comments(func: Any) -> str:
     "A table of the parameters that have a comment; types and defaults stand in the signature."
     found = docments(func) if callable(func) else {}
+    found |= told_options(func)
     named = {
         ('returns' if name == 'return' else name): text for name, text in found.items() if text
     }

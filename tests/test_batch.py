@@ -182,14 +182,14 @@ def test_other_results_are_named(run: Run, test: Path) -> None:
     "Files of other predictions, and of a question of which fewer were asked, are told of."
     out = call(run, test, '--max-triples', 4)[2]
     before = {p.name for p in out.iterdir() if 'tracin' in p.name and p.name.startswith('triple')}
-    done, summary, _ = call(run, test, '--max-triples', 2, '-k', 3)
+    done, summary, _ = call(run, test, '--max-triples', 2, '-k', 3, '--overwrite')
     others = sorted(n for n in before if n.startswith(('triple_002', 'triple_003')))
     assert (summary['others'], len(others)) == (others, 4)
     assert (
         f'note: {out} also holds 4 files of other predictions or questions, such as {others[0]}'
         in done.stderr
     )
-    done, summary, _ = call(run, test, '--max-triples', 4)
+    done, summary, _ = call(run, test, '--max-triples', 4, '--overwrite')
     assert summary['others'] == [] and 'also holds' not in done.stderr
     done, summary, _ = call(run, test, '--max-triples', 1, '--skip-tracin', '--n-hops', 1)
     assert summary['others'] == [] and [row['files'] for row in summary['results']] == [

@@ -25,6 +25,7 @@ from tracin_nb.app import cli
 from tracin_nb.app import options as flags
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.graph.triples import to_ids
+from tracin_nb.influence.settings import ENGINE_NAMES
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.keeping import file_facts
 from tracin_nb.runs.run import Run
@@ -317,7 +318,7 @@ def test_run_prints_what_explain_gives(original: Path) -> None:
     assert content['facts']['engine'] == 'factored' and content['kind'] == 'Result'
 
 
-@pytest.mark.parametrize('engine', flags.ENGINES)
+@pytest.mark.parametrize('engine', [*ENGINE_NAMES])
 def test_run_hands_on_every_option(original: Path, engine: str) -> None:
     expected = TracIn(
         original,
@@ -572,7 +573,7 @@ def test_a_fault_keeps_its_traceback(original: Path, monkeypatch: pytest.MonkeyP
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError('a fault')
 
-    monkeypatch.setattr(cli, 'cached_analysis', broken)
+    monkeypatch.setattr(flags.Keeping, 'tracin', broken)
     done = CliRunner().invoke(cli.main, ['run', str(original), *ASK])
     assert done.exit_code == 1 and isinstance(done.exception, ZeroDivisionError)
 
@@ -581,7 +582,7 @@ def test_interrupted(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, 'cached_analysis', stopped)
+    monkeypatch.setattr(flags.Keeping, 'tracin', stopped)
     done = invoke('run', original, *ASK)
     assert done.exit_code == 130 and done.stderr.splitlines()[-1] == 'tracin: error: interrupted'
 

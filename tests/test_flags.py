@@ -396,10 +396,10 @@ def test_modes(run: Run, plain: Result, tmp_path: Path) -> None:
     )
     for args, name in (
         ((*ASK,), '--triple'),
-        (('--n-hops', 1), '--wanted'),
+        (('--n-hops', 1), '--n-hops'),
         (('--csv-output', tmp_path / 'x'), '--csv-output'),
     ):
-        assert 'does not go with' in refused('run', run.folder, '--mode', 'self', *args)
+        assert f'does not go with {name}' in refused('run', run.folder, '--mode', 'self', *args)
 
 
 def test_max_test_triples(run: Run) -> None:
@@ -605,7 +605,8 @@ def test_batch_skips_what_it_can_trust(run: Run, tests: Path, tmp_path: Path) ->
     assert [r['status'] for r in summary(tmp_path / 'out')['results']] == ['successful', 'skipped']
     done(*ask, '--skip-existing', '--objective', 'score')
     assert summary(tmp_path / 'out')['skipped'] == 0
-    done(*ask)
+    assert 'holds the answers of another question' in refused(*ask)
+    done(*ask, '--overwrite')
     assert summary(tmp_path / 'out')['skipped'] == 0
     (tmp_path / 'out' / 'batch_manifest.json').write_text('{')
     assert 'batch_manifest.json is damaged' in refused(*ask, '--skip-existing')

@@ -143,11 +143,13 @@ def test_readme() -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    """settings.ini, migrated by nbdev itself, gives pyproject.toml (whose docs extra and tool
-    settings it cannot know)."""
+    """settings.ini, migrated by nbdev itself, gives pyproject.toml (whose docs extra, data set
+    for PyKEEN and tool settings it cannot know)."""
     copy(tmp_path, 'settings.ini')
     nbdev('nbdev-migrate-config', tmp_path)
     old, new = [tomllib.loads((d / 'pyproject.toml').read_text()) for d in (tmp_path, ROOT)]
+    points = new['project']['entry-points']
+    assert points.pop('pykeen.datasets') == {'drugmechdb': 'tracin_nb.graph.drugmechdb:DrugMechDB'}
     for key in (
         'name',
         'dynamic',
@@ -274,7 +276,7 @@ def test_ruff(rule: list[str]) -> None:
 
 def test_modules_import_what_they_need() -> None:
     "Of a chapter's imports, the exported ones are those that its exported cells use."
-    ruff = [Path(sys.executable).with_name('ruff'), 'check', '--isolated', '--select', 'F']
+    ruff = [Path(sys.executable).with_name('ruff'), 'check', '--isolated', '--select', 'F401,F821']
     done = subprocess.run([*ruff, PACKAGE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

@@ -34,10 +34,10 @@ from tracin_nb.influence.memory import (
     consume,
     metered,
     out_of_memory,
-    parse_bytes,
     plan_tiles,
     release,
 )
+from tracin_nb.influence.settings import parse_bytes
 
 CPU = torch.device('cpu')
 

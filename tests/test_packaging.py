@@ -28,6 +28,7 @@ PARTS = (
     'tools',
     'docs',
 )
+DATA = ROOT / 'tracin_nb/graph/data/drugmechdb'
 HEAVY = ('torch', 'pykeen', 'pandas', 'numpy', 'matplotlib', 'fastcore', 'scipy')
 
 
@@ -61,22 +62,21 @@ def installed(wheel: Path) -> Path:
     return folder
 
 
-def python(folder: Path, *args: str) -> subprocess.CompletedProcess:
+def python(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
     "Python with `folder` before everything else, started elsewhere than in the checkout."
-    env = {**os.environ, 'PYTHONPATH': str(folder)}
+    env = {**os.environ, **env, 'PYTHONPATH': str(folder)}
     return subprocess.run(
         [sys.executable, *args], cwd=folder.parent, env=env, capture_output=True, text=True
     )
 
 
 def test_contents(wheel: Path) -> None:
-    "Modules and the mark of typed packages: no notebooks, no data, no tests."
+    """Modules, the mark of typed packages and the one data set: no notebooks, no other data, no
+    tests."""
     names = zipfile.ZipFile(wheel).namelist()
     package = sorted(n for n in names if '.dist-info/' not in n)
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'tracin_nb').rglob('*.py')} | {
-        'tracin_nb/py.typed'
-    }
-    assert package == sorted(modules)
+    ours = [*(ROOT / 'tracin_nb').rglob('*.py'), *DATA.iterdir(), ROOT / 'tracin_nb/py.typed']
+    assert package == sorted(p.relative_to(ROOT).as_posix() for p in ours)
     assert any(n.endswith('licenses/LICENSE') for n in names)
 
 
@@ -99,6 +99,7 @@ def test_metadata(installed: Path) -> None:
     assert (
         'tracin = tracin_nb.app.cli:main' in points and 'tracin_nb = tracin_nb._modidx:d' in points
     )
+    assert '[pykeen.datasets]\ndrugmechdb = tracin_nb.graph.drugmechdb:DrugMechDB\n' in points
 
 
 def test_module_runs(installed: Path) -> None:
@@ -130,6 +131,57 @@ print(json.dumps([tracin_nb.__file__, at_import, names, status, heavy]))
     assert at_import == at_help == []
     assert {'TracIn', 'Run', 'train', 'describe', 'load_dataset', '__version__'} <= set(names)
     assert set(status) == {0}
+
+
+# What a program imports first decides what is half imported when PyKEEN asks for the data set.
+FIRST = (
+    'pykeen.datasets',
+    'tracin_nb.graph.drugmechdb',
+    'tracin_nb.graph.triples',
+    'tracin_nb.runs.run',
+)
+
+
+@pytest.mark.parametrize('first', FIRST)
+def test_data_set_of_pykeen(installed: Path, first: str) -> None:
+    """What is installed is a data set of PyKEEN's, by its name, whichever module comes first, and
+    PyKEEN has nothing to say about it."""
+    code = f"""
+import {first}, pykeen.datasets, sys
+cls = pykeen.datasets.dataset_resolver.lookup('drugmechdb')
+print(cls.__module__, sys.modules[cls.__module__].__file__, 'tracin_nb.runs.run' in sys.modules)
+"""
+    done = python(installed, '-W', 'ignore', '-c', code)
+    assert (done.returncode, done.stderr) == (0, '')
+    file, loaded = installed / 'tracin_nb/graph/drugmechdb.py', first == 'tracin_nb.runs.run'
+    assert done.stdout.split() == ['tracin_nb.graph.drugmechdb', str(file), str(loaded)]
+
+
+def test_data_set_trains(installed: Path) -> None:
+    """PyKEEN's pipeline and `tracin train` take the name. No connection is made, and the two have
+    the same triples."""
+    code = """
+import socket, sys
+def refuse(*args): raise OSError('a connection')
+socket.socket.connect = socket.create_connection = refuse
+from pykeen.datasets import get_dataset
+from pykeen.pipeline import pipeline
+from tracin_nb.app.cli import main
+from tracin_nb.graph.triples import triples_fingerprint
+from tracin_nb.runs.run import Run
+kwargs = dict(model_kwargs=dict(embedding_dim=4), training_kwargs=dict(batch_size=4096))
+evaluation = dict(evaluation_kwargs=dict(batch_size=256), random_seed=0)
+found = pipeline(dataset='drugmechdb', model='DistMult', epochs=1, **kwargs, **evaluation)
+assert found.training.num_triples == 14756
+assert get_dataset(dataset='drugmechdb').testing.num_triples == 466
+options = '--model DistMult --model-kwargs {"embedding_dim":4} --batch-size 4096 --epochs 1'
+status = main(['train', 'drugmechdb', '--out', 'drugs', *options.split()], standalone_mode=False)
+same = {triples_fingerprint(t) for t in (found.training, Run.open('drugs').training)}
+sys.exit(status or len(same) - 1)
+"""
+    env = {'PYKEEN_HOME': str(installed.parent / 'pykeen')}
+    done = python(installed, '-c', code, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_names() -> None:

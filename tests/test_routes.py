@@ -627,3 +627,86 @@ def rows(ran: Run) -> Loss:
         return of(with_) - of(without) if without.any() else of(with_)
 
     return loss
+
+
+# ---- layers of an interaction that see the rows in another order
+class Grouped(Interaction):
+    "Rows of a kind together, as told by the first number of their relation."
+
+    entity_shape = relation_shape = ('d',)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(D, D)
+
+    def forward(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        x = h * r
+        kind = r.expand(x.shape).reshape(-1, D)[:, 0] > 5
+        return ((x + self.grouped(x.reshape(-1, D), kind).view(x.shape)) * t).sum(-1)
+
+    def grouped(self, flat: Tensor, kind: Tensor) -> Tensor:
+        order = kind.long().argsort(stable=True)
+        return self.lin(flat[order])[order.argsort()]
+
+
+class Selected(Grouped):
+    def grouped(self, flat: Tensor, kind: Tensor) -> Tensor:
+        order = kind.long().argsort(stable=True)
+        return self.lin(flat.index_select(0, order)).index_select(0, order.argsort())
+
+
+class Gathered(Grouped):
+    def grouped(self, flat: Tensor, kind: Tensor) -> Tensor:
+        order = kind.long().argsort(stable=True)[:, None].expand(flat.shape)
+        return self.lin(flat.gather(0, order)).gather(0, order.argsort(0))
+
+
+class Masked(Grouped):
+    def grouped(self, flat: Tensor, kind: Tensor) -> Tensor:
+        y = self.lin(torch.cat([flat[~kind], flat[kind]]))
+        back = torch.cat([(~kind).nonzero()[:, 0], kind.nonzero()[:, 0]]).argsort()
+        return y[back]
+
+
+class Turned(Grouped):
+    "Another order only where there are rows of both kinds."
+
+    def grouped(self, flat: Tensor, kind: Tensor) -> Tensor:
+        return self.lin(flat.flip(0)).flip(0) if kind.any() else self.lin(flat)
+
+
+class Straight(Grouped):
+    "What is taken from its place only behind the layer is no matter."
+
+    def grouped(self, flat: Tensor, kind: Tensor) -> Tensor:
+        order = kind.long().argsort(stable=True)
+        return self.lin(flat)[order][order.argsort()]
+
+
+def of_a_rare_kind(interaction: Interaction, frozen: bool = False) -> tuple[ERModel, Tensor]:
+    "A model and training triples, some of them of a relation that is in none of those tried."
+    rare, every = 0, NATIONS.mapped_triples
+    made = model(table(), interaction)
+    with torch.no_grad():
+        made.relation_representations[0]._embeddings.weight[rare, 0] = 6.0
+    for p in made.entity_representations.parameters():
+        p.requires_grad_(not frozen)
+    for p in made.relation_representations.parameters():
+        p.requires_grad_(not frozen)
+    some = torch.cat([every[::30], every[every[:, 1] == rare][:20]])
+    return made, some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('kind', [Grouped, Selected, Gathered, Masked, Turned, Straight])
+def test_rows_in_another_order(kind: type[Grouped], frozen: bool) -> None:
+    made, train = of_a_rare_kind(kind(), frozen)
+    ours = tracin(made)
+    expected = truth([made], bce, TEST, train)
+    may_fail = kind in (Masked, Turned)  # what `vmap` cannot do
+    with pytest.raises(ValueError, match='no exact factored route') if may_fail else nullcontext():
+        assert error(ours.scores(TEST, train), expected) < 1e-9
+    if kind is Straight:
+        assert not ours.steps[0].train.routes.vectorised
+    if may_fail:
+        assert error(tracin(made, engine='loop').scores(TEST, train), expected) < 1e-9

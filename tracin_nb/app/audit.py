@@ -66,6 +66,7 @@ from ..engine.weightings import WEIGHTINGS
 from ..evaluation.stability import chance, near_triples, ranking_similarity
 from ..graph.triples import select, to_ids, to_labels
 from ..influence.cache import FactorCache
+from ..influence.settings import Settings, again
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
 from ..runs.run import Run, as_run
@@ -96,8 +97,8 @@ def without(
 class Ask:
     "Which training triples influence themselves most?"
 
-    objective: str = 'training'
-    weighting: str = 'natural'
+    objective: str = again(Settings, 'objective')
+    weighting: str = again(Settings, 'weighting')
     checkpoints: tuple[int, ...] | None = None  # places in `run.checkpoints`; None: all
     k: int = 100
     relation: str | None = None  # only triples with it; None: all
@@ -652,12 +653,12 @@ KEEP = ('nothing', 'test gradients', 'training gradients')
 class EngineSetting:
     "How `TracIn` computes. All of them give the same answer but for rounding."
 
-    engine: str = 'factored'
-    precision: str = 'fp32'
-    compile: bool = False
+    engine: str = again(Settings, 'engine')
+    precision: str = again(Settings, 'precision')
+    compile: bool = again(Settings, 'compile')
     keep: str = 'nothing'  # one of `KEEP`: from the first question to those after it
-    batch_size: int | None = None  # training triples per tile; None: what fits in `memory`
-    devices: str | tuple[str, ...] = 'auto'  # several: a worker process on each
+    batch_size: int | None = again(Settings, 'batch_size')
+    devices: str | tuple[str, ...] = again(Settings, 'devices')
 
     def __str__(self) -> str:
         where = self.devices if isinstance(self.devices, str) else ' + '.join(self.devices)

@@ -49,6 +49,7 @@ from ..engine.beliefs import beliefs
 from ..engine.weightings import WEIGHTINGS
 from ..graph.neighbourhoods import Graph, near
 from ..graph.triples import label_columns
+from ..influence.settings import Settings, again
 from ..progress import Progress
 from ..runs.run import Run
 
@@ -59,8 +60,8 @@ class ExplorerQuestion:
 
     triple: tuple[str, str, str]  # labels
     against: str | None = None  # why not this tail
-    objective: str = 'training'
-    weighting: str = 'natural'
+    objective: str = again(Settings, 'objective')
+    weighting: str = again(Settings, 'weighting')
     checkpoints: tuple[int, ...] | None = None  # places in `run.checkpoints`; None: all
     k: int = 20  # proponents, and opponents
     hops: int | None = None  # of the neighbourhood; None: any

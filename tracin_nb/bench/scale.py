@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['peak_bytes', 'pieces', 'question', 'bench_fb15k237', 'power_law_triples',
            'bench_robokop', 'repeated', 'bench_repeat', 'exponent', 'growth_row',
-           'bench_growth', 'bench_floor']
+           'bench_growth', 'floor_rows', 'bench_floor']
 
 # %% ../../nbs/bench/20_scale.ipynb #64adf9a3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..answer.ranking import Ranking
 from .engine import in_turns, looped, machine, random_conve, relative_error, seconds
-from ..engine.factors import inner
+from ..engine.factors import Factors, inner
 from ..engine.gradients import FactoredEngine, LoopEngine
 from ..engine.objectives import BCE
 from ..graph.triples import load_dataset
@@ -88,6 +88,16 @@ def question(
         relative_error=relative_error(looped(tracin), result, tests, few=2),
     )
 
+# %% ../../nbs/bench/20_scale.ipynb #041660da
+def _kept_run(
+    dataset: Any, name: str, out: Path, epochs: int, at: torch.device, batch: int, dim: int
+) -> Run:
+    "The run in a folder, which is trained first if there is none."
+    if out.exists():
+        return Run.open(out)
+    how = dict(epochs=epochs, keep_every=epochs, batch_size=batch, progress=False)
+    return train(dataset, name, out=out, device=at, model_kwargs=dict(embedding_dim=dim), **how)
+
 # %% ../../nbs/bench/20_scale.ipynb #c021abb3
 def bench_fb15k237(
     data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder of TSV files
@@ -110,21 +120,7 @@ def bench_fb15k237(
     with tempfile.TemporaryDirectory() as folder:
         for name in models:
             large, out = name == 'ConvE', Path(runs or folder) / name
-            run = (
-                Run.open(out)
-                if out.exists()
-                else train(
-                    dataset,
-                    name,
-                    out=out,
-                    epochs=epochs,
-                    keep_every=epochs,
-                    device=at,
-                    batch_size=512 if large else 2048,
-                    model_kwargs=dict(embedding_dim=dim),
-                    progress=False,
-                )
-            )
+            run = _kept_run(dataset, name, out, epochs, at, 512 if large else 2048, dim)
             for precision in precisions if large else ('fp32',):
                 tracin = TracIn(
                     run,
@@ -412,6 +408,45 @@ def _flops(work: Callable[[], Any]) -> int:
         work()
     return counter.get_total_flops()
 
+# %% ../../nbs/bench/20_scale.ipynb #676b78c0
+def _widest(held: Factors) -> Tensor:
+    "The factor of the most columns, as a matrix."
+    tensors = [f for blocks in held.blocks.values() for b in blocks for f in b.tensors()]
+    floating = filter(Tensor.is_floating_point, tensors)
+    return max(floating, key=lambda f: f.shape[-1]).flatten(0, -2)
+
+
+def floor_rows(
+    times: Mapping[str, float],  # seconds by stage
+    flops: Mapping[str, float],  # of the stages that multiply
+    ranked: float,  # bytes that top-k reads
+    product: float,  # FLOP of the plain matrix product
+    copied: float,  # bytes of the plain copy
+) -> list[dict[str, Any]]:
+    "Return speed of each stage, and its share of the plain operation's speed."
+    work = {
+        n: (f'{n} (FLOP)', f, product / times['plain matrix product']) for n, f in flops.items()
+    }
+    copy = copied / times['plain copy']
+    work |= {
+        'top-k': ('top-k (bytes)', ranked, copy),
+        'plain matrix product': (
+            'plain matrix product (FLOP)',
+            product,
+            product / times['plain matrix product'],
+        ),
+        'plain copy': ('plain copy (bytes)', copied, copy),
+    }
+    return [
+        dict(
+            name=name,
+            ms=1000 * times[stage],
+            g_per_second=done / times[stage] / 1e9,
+            percent_of_floor=100 * done / times[stage] / peak,
+        )
+        for stage, (name, done, peak) in work.items()
+    ]
+
 # %% ../../nbs/bench/20_scale.ipynb #8f35efe5
 def bench_floor(
     entities: int = 14_541,
@@ -433,16 +468,7 @@ def bench_floor(
         Ranking(tests, 20, device=at),
         iter(range(0, 2**40, batch)),
     )
-    wide = max(
-        (
-            f
-            for bs in held.blocks.values()
-            for b in bs
-            for f in b.tensors()
-            if f.is_floating_point()
-        ),
-        key=lambda f: f.shape[-1],
-    ).flatten(0, -2)
+    wide = _widest(held)
     other, big = wide[:batch].T.contiguous(), torch.zeros(2**24, device=at)
     work = {
         'gradients of a tile': lambda: engine(data[:batch]),
@@ -451,32 +477,10 @@ def bench_floor(
     }
     plain = {'plain matrix product': lambda: wide @ other, 'plain copy': lambda: big.clone()}
     times = in_turns(work | plain, rounds, at)
-    peak_flops = 2 * wide.shape[0] * other.numel() / times['plain matrix product']
-    peak_bytes = 2 * big.nbytes / times['plain copy']
-
-    def row(name: str, stage: str, done: float, peak: float) -> dict[str, Any]:
-        speed = done / times[stage]
-        return dict(
-            name=name,
-            ms=1000 * times[stage],
-            g_per_second=speed / 1e9,
-            percent_of_floor=100 * speed / peak,
-        )
-
-    rows = [
-        row(f'{n} (FLOP)', n, _flops(work[n]), peak_flops)
-        for n in ('gradients of a tile', 'inner products')
-    ]
-    rows += [
-        row('top-k (bytes)', 'top-k', scores.nbytes, peak_bytes),
-        row(
-            'plain matrix product (FLOP)',
-            'plain matrix product',
-            2 * wide.shape[0] * other.numel(),
-            peak_flops,
-        ),
-        row('plain copy (bytes)', 'plain copy', 2 * big.nbytes, peak_bytes),
-    ]
+    sizes = {n: _flops(work[n]) for n in ('gradients of a tile', 'inner products')}
+    rows = floor_rows(
+        times, sizes, scores.nbytes, 2 * wide.shape[0] * other.numel(), 2 * big.nbytes
+    )
     few = [inner(e(data[-8:]), e(data[:4])) for e in (engine, LoopEngine(model, BCE()))]
     return dict(
         benchmark='floor',

@@ -133,7 +133,7 @@ def record(engine: FactoredEngine, q: Queries) -> tuple[GraphModule, list[str], 
     def run(ids: Tensor, *extra: Tensor) -> list[Tensor]:
         factors = engine.gradients(Queries(q.kind, ids, extra))
         forms.append(factors)
-        return _flat(factors)
+        return [*_flat(factors), engine.faint]
 
     with frozen(engine.model), _fusing():
         graph = make_fx(run)(q.ids, *q.extra)
@@ -190,8 +190,16 @@ class CompiledEngine(FactoredEngine):
             own[name].detach() for name in self.program.tensors
         ]
         with stage('compiled pass', whole=True, below='training forward'), torch.no_grad():
-            factors = _filled(self.program.form, self.program.run(*given))
+            *tensors, faint = self.program.run(*given)
+        if faint.any():
+            return self._plain(q)
+        factors = _filled(self.program.form, tensors)
         return factors if len(q) == n else factors[: len(q)]
+
+    def _plain(self, q: Queries) -> Factors:
+        "Slopes that are too small for the program are seen to one by one."
+        with frozen(self.model):
+            return self.gradients(q)
 
 # %% ../../nbs/engine/60_compile.ipynb #f975c0c8
 def _difference(ours: FactoredEngine, plain: FactoredEngine, triples: Tensor) -> float:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors',
-           'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less', 'concat',
-           'blank', 'fill', 'Sketch']
+           'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less',
+           'with_weights', 'light', 'concat', 'blank', 'fill', 'Sketch']
 
 # %% ../../nbs/engine/10_factors.ipynb #7a7803ca
 import math
@@ -430,9 +430,20 @@ def _pairs(a: Factors, b: Factors) -> Iterable[tuple[str, Block, Block]]:
 # %% ../../nbs/engine/10_factors.ipynb #c05105de
 def _weighted(dots: Tensor, a: Factors, b: Factors) -> Tensor:
     "`dots` `[Ba, Bb]`, multiplied in place by the weights of both sides."
-    if a.weight is not None:
-        dots *= a.weight[:, None].to(dots.dtype)
-    return dots if b.weight is None else dots.mul_(b.weight.to(dots.dtype))
+    v, w = a.weight, b.weight
+    if v is not None and w is not None and torch.float64 in (v.dtype, w.dtype):
+        v, w = _even(v.double(), w.double())
+    if v is not None:
+        dots *= v[:, None].to(dots.dtype)
+    return dots if w is None else dots.mul_(w.to(dots.dtype))
+
+
+def _even(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    "Weights whose largest are alike, with the same products: one may be too large for float32."
+    sizes = [x.abs().amax() if len(x) else x.new_ones(()) for x in (v, w)]
+    c = (sizes[1] / sizes[0]).sqrt()
+    c = torch.where((c > 0) & c.isfinite(), c, 1.0)
+    return v * c, w / c
 
 # %% ../../nbs/engine/10_factors.ipynb #7a920594
 def added(parts: Iterable[Tensor]) -> Tensor:
@@ -504,8 +515,10 @@ def paired_inner(a: Factors, b: Factors) -> Tensor:
     if len(a) == 1:
         return inner(a, b)[0]
     dots = sum(_paired(p, q) for _, p, q in _pairs(a, b))
-    weights = [f.weight.to(dots.dtype) for f in (a, b) if f.weight is not None]
-    return math.prod(weights, start=dots)
+    weights = [f.weight for f in (a, b) if f.weight is not None]
+    if any(w.dtype == torch.float64 for w in weights):
+        return math.prod(weights, start=dots.double()).to(dots.dtype)
+    return math.prod([w.to(dots.dtype) for w in weights], start=dots)
 
 # %% ../../nbs/engine/10_factors.ipynb #23cbaa7c
 def _less(a: Block, b: Block) -> Block:
@@ -537,13 +550,27 @@ def _cat(blocks: list[Block]) -> Block:
     return blocks[0].map(lambda _: next(joined))
 
 # %% ../../nbs/engine/10_factors.ipynb #8db259aa
+def with_weights(factors: Factors) -> Factors:
+    "The same gradients with weights, of 1 if there were none."
+    if factors.weight is not None:
+        return factors
+    like = next(iter(factors.blocks.values()))[0].tensors()[0]
+    return factors.scale(torch.ones(len(factors), dtype=torch.float64, device=like.device))
+
+
+def light(factors: Factors) -> Factors:
+    "The same gradients without weights, if those are all 1."
+    plain = factors.weight is None or (factors.weight == 1).all()
+    return replace(factors, weight=None) if plain else factors
+
+
 def concat(parts: list[Factors]) -> Factors:
     "Join the gradients of several sets of triples into one."
     if len(parts) == 1:
         return parts[0]
+    if any(p.weight is not None for p in parts):
+        parts = list(map(with_weights, parts))
     weights = [p.weight for p in parts if p.weight is not None]
-    if len(weights) not in (0, len(parts)):
-        raise ValueError('some of the gradients to join have weights, others not')
     return Factors(
         {
             name: tuple(_cat([p.blocks[name][i] for p in parts]) for i in range(len(blocks)))
@@ -560,8 +587,11 @@ def blank(like: Factors, n: int) -> Factors:
     return made if like.weight is None else replace(made, weight=room(like.weight))
 
 # %% ../../nbs/engine/10_factors.ipynb #64936661
-def fill(whole: Factors, part: Factors, at: int) -> None:
-    "Put the gradients of `part` into `whole`, from triple `at` on."
+def fill(whole: Factors, part: Factors, at: int) -> Factors:
+    """Put the gradients of `part` into `whole`, from triple `at` on. Return `whole`, with weights
+    if `part` is the first that has some."""
+    if whole.weight is not None or part.weight is not None:
+        whole, part = with_weights(whole), with_weights(part)
     weights = [(whole.weight, part.weight)] if part.weight is not None else []
     blocks = [
         pair
@@ -571,6 +601,7 @@ def fill(whole: Factors, part: Factors, at: int) -> None:
     ]
     for mine, theirs in blocks + weights:
         mine[at : at + len(part)] = theirs
+    return whole
 
 # %% ../../nbs/engine/10_factors.ipynb #914d4fe7
 class Sketch:

@@ -719,6 +719,7 @@ class FactoredEngine:
         self.names = {id(p): name for name, p in self.params.items()}
         self.routes, self.low = routes or choose_routes(model, objective), low
         self.loss_vectorised = True  # was it, in the last call? see `loss_gradient`
+        self.faint = torch.tensor(False)  # which slopes were, in the last call? see `_faint`
         self.asked = self.tried = (
             0  # triples to explain, so far and when the routes were last tried on some
         )
@@ -815,10 +816,7 @@ def _interact(
     """Gradients of the losses by the `leaves`, the blocks of the interaction's own parameters,
     and weights `[B]`."""
     scores, captures = (_score_vmap if engine.routes.vectorised else _score)(engine, q, hrt, leaves)
-    p, engine.loss_vectorised = loss_gradient(
-        engine.objective, scores.detach().reshape(len(q), -1), q.extra
-    )
-    p, weight = _normalised(p) if engine.low else (p, None)
+    p, weight = _slopes_of_loss(engine, scores.detach().reshape(len(q), -1), q.extra)
     tables = _table_leaves(engine, q, hrt, leaves)
     wanted = [v for v in leaves if v.requires_grad and id(v) not in map(id, tables)]
     outputs = wanted + [c.output for c in captures]
@@ -840,6 +838,52 @@ def _normalised(p: Tensor) -> tuple[Tensor, Tensor]:
     `[B]` that undo it."""
     weight = p.abs().amax(dim=1)
     return p / weight.clamp(min=torch.finfo(p.dtype).tiny)[:, None], weight
+
+# %% ../../nbs/engine/30_gradients.ipynb #75b99d38
+_FAINT = 2.0**-40  # slopes; what is smaller is kept as a number of ordinary size and a weight
+_FAR = 16.0  # scores; from here on a slope of zero may be one that is too small
+
+
+def _faint(p: Tensor, scores: Tensor) -> Tensor:
+    """Which rows `[B]` of the slopes `p` by the `scores`, both `[B, c]`, are too small to be
+    squared, or may have come out as zero for it?"""
+    most = p.detach().abs().amax(1)
+    low = most < (_FAINT if p.dtype == torch.float32 else 0.0)
+    if get_proxy_mode() is None and not low.any():
+        return low
+    return low & ((most > 0) | (scores.abs().amax(1) > _FAR))
+
+
+def _raised(
+    objective: Objective, scores: Tensor, extra: Sequence[Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Slopes `[n, c]` in float64 as numbers of ordinary size, and the powers of two `[n]` that undo
+    it; None if all are zero."""
+    try:
+        p, _ = loss_gradient(objective, scores.double(), extra)
+    except RuntimeError:  # a loss that computes in float32 only
+        p = loss_gradient(objective, scores, extra)[0].double()
+    size = p.abs().amax(1)
+    weight = torch.exp2(torch.frexp(size).exponent.double())
+    return (p / weight[:, None], weight) if size.any() else None
+
+# %% ../../nbs/engine/30_gradients.ipynb #22e40224
+def _slopes_of_loss(
+    engine: FactoredEngine, scores: Tensor, extra: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the losses by the `scores` `[B, c]`, and the triples' weights `[B]`, if there
+    are any."""
+    p, engine.loss_vectorised = loss_gradient(engine.objective, scores, extra)
+    engine.faint, weight = _faint(p, scores), None
+    if get_proxy_mode() is None and engine.faint.any():
+        at = engine.faint.nonzero()[:, 0]
+        if raised := _raised(engine.objective, scores[at], [x[at] for x in extra]):
+            weight = p.new_ones(len(p), dtype=torch.float64).index_put((at,), raised[1])
+            p = p.index_put((at,), raised[0].to(p.dtype))
+    if not engine.low:
+        return p, weight
+    p, largest = _normalised(p)
+    return p, largest if weight is None else weight * largest
 
 # %% ../../nbs/engine/30_gradients.ipynb #0846d475
 def _blocks(
@@ -882,16 +926,56 @@ def _check(
     if lost := _lost(engine, roots, found) - engine.routes.mixed:
         raise RouteError(lost, engine.model)
 
+# %% ../../nbs/engine/30_gradients.ipynb #4298c0d2
+_MOVES = frozenset(
+    (
+        *('Index', 'IndexSelect', 'IndexPut', 'IndexAdd', 'IndexCopy', 'IndexFill', 'Gather'),
+        *('Scatter', 'ScatterAdd', 'ScatterReduce', 'MaskedSelect', 'MaskedScatter', 'Take'),
+        *('Put', 'Sort', 'Topk', 'Roll', 'Flip', 'Rot90'),
+    )
+)
+
+
+def _in_place(output: Tensor, vectors: set[int]) -> bool:
+    """Is `output` computed from some of `vectors`, given by their `id`, and by nothing that may
+    take rows from their places?"""
+    todo, seen, reached = [output.grad_fn], set(), False
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().rstrip('0123456789').removesuffix('Backward') in _MOVES:
+            return False
+        reached |= id(getattr(node, 'variable', None)) in vectors
+        todo.extend(n for n, _ in node.next_functions)
+    return reached
+
+
+def _check_order(engine: FactoredEngine, captures: list[Capture], leaves: list[Tensor]) -> None:
+    "Raise `RouteError` if a module of the interaction may not see the rows in their order."
+    known = set(map(id, leaves))
+    if not all(_in_place(c.output, known) for c in captures):
+        raise RouteError(set(filter(_is_own, engine.params)), engine.model)
+
+
+def _is_own(name: str) -> bool:
+    "Is it a parameter of the interaction?"
+    return name.startswith('interaction.')
+
 # %% ../../nbs/engine/30_gradients.ipynb #925a16f0
 def _score(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Capture]]:
     "Scores, and captures of the interaction's modules."
-    new = iter(leaves)
+    given = list(map(_live, leaves))
+    new = iter(given)
     with capturing(engine.model.interaction, low=engine.low) as captures:
         scores = engine.model.interaction(**{k: _like(x, new) for k, x in zip('hrt', hrt)})
     for c in captures:
         c.asked = q.ids[..., 0].flatten()
+    if len(q) > 1:
+        _check_order(engine, captures, given)
     return scores, captures
 
 # %% ../../nbs/engine/30_gradients.ipynb #b67e0fce
@@ -1306,11 +1390,6 @@ def _some(triples: Tensor) -> Tensor:
     return triples[torch.cat(places).unique()]
 
 
-def _is_own(name: str) -> bool:
-    "Is it a parameter of the interaction?"
-    return name.startswith('interaction.')
-
-
 def _needed(
     model: ERModel, trial: Objective, routes: Routes, some: Tensor, known: bool
 ) -> tuple[set[str], float]:
@@ -1379,7 +1458,7 @@ def describe(model: Model, objective: Objective = Score()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['parameter', 'shape', 'group', 'block', 'route'])
 
 # %% ../../nbs/engine/30_gradients.ipynb #7d6b19f7
-ENGINES = {e.name: e for e in (FactoredEngine, VmapEngine, LoopEngine)}
+ENGINES = {'factored': FactoredEngine, 'vmap': VmapEngine, 'loop': LoopEngine}
 Engine = FactoredEngine | VmapEngine | LoopEngine
 
 # %% ../../nbs/engine/30_gradients.ipynb #f3a948aa

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner
 from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
+from .rounding import sizes
 from ..runs.run import Run
 
 # %% ../../nbs/engine/40_weightings.ipynb #60fee838
@@ -177,6 +178,28 @@ def _plain(
         return block.map(lambda _: next(new))
 
     return tuple(map(one, blocks))
+
+# %% ../../nbs/engine/40_weightings.ipynb #70288754
+def _times_power(block: Block, scale: Tensor) -> Block:
+    """Gradients times `scale` `[B]` in float64, powers of two; the factors of an `Outer` come out
+    alike."""
+    along = lambda c, t: c.view(-1, *[1] * (t.dim() - 1))
+    if isinstance(block, Rows):
+        grads = block.grads
+        return Rows(block.ids, (grads.double() * along(scale, grads)).to(grads.dtype))
+    if isinstance(block, Dense):
+        return Dense((block.grad.double() * along(scale, block.grad)).to(block.grad.dtype))
+    *others, last = block.factors
+    units = [_power(1 / t.double().abs().amax((1, 2))) for t in others]
+    left = math.prod(units, start=1 / scale).reciprocal()
+    both = zip((*others, last), (*units, left))
+    return Outer(tuple((t.double() * along(c, t)).to(t.dtype) for t, c in both))
+
+
+def _power(x: Tensor) -> Tensor:
+    "The power of two that is not above `x` by more than a factor of two; 1 for what is not finite."
+    near = torch.exp2(torch.frexp(x).exponent.double())
+    return torch.where((x > 0) & x.isfinite(), near, 1.0)
 
 # %% ../../nbs/engine/40_weightings.ipynb #3c89e77b
 @contextmanager
@@ -406,6 +429,28 @@ def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) 
         factors, blocks={name: tuple(map(forms[name], blocks)) for name, blocks in known.items()}
     )
 
+
+def _in_units(
+    forms: dict[str, Callable[[Block], Block]], exponents: dict[str, int], factors: Factors
+) -> Factors:
+    "The same of forms whose results are times four to the power of minus their own exponent."
+    found, least = _by_parameter(forms, factors), min(exponents.values())
+    like = next(iter(found.blocks.values()))[0].tensors()[-1]
+    full = lambda e: like.new_full((len(found),), 4.0**e, dtype=torch.float64)
+    above = {name: full(e - least) for name, e in exponents.items() if e > least}
+    blocks = {
+        name: tuple(_times_power(b, above[name]) for b in bs) if name in above else bs
+        for name, bs in found.blocks.items()
+    }
+    return _evened(replace(found, blocks=blocks)).scale(full(least))
+
+
+def _evened(factors: Factors) -> Factors:
+    "The gradients as numbers of ordinary size, and powers of two that undo it as their weights."
+    size = sizes(replace(factors, weight=None))
+    scale = torch.where((size < 2.0**-30) | (size > 2.0**30), _power(1 / size), 1.0)
+    return factors.map(lambda b: _times_power(b, scale)).scale(1 / scale)
+
 # %% ../../nbs/engine/40_weightings.ipynb #571d9858
 def _noise(second: float, error: float) -> str:
     "Why something was left out."
@@ -515,6 +560,7 @@ class RowBlocks:
         memory: int,
     ):  # bytes that the test triples' gradients by the whole table may take
         self.name, self.table, self.memory, self.numbers = name, table, memory, _NUMBERS
+        self.exponent, self.most = 0, 0.0  # gradients, up to `most`, are held times 2**exponent
         self.moments = table.new_zeros(
             len(table), table.shape[1], table.shape[1], requires_grad=False
         )
@@ -556,16 +602,26 @@ class RowBlocks:
 
     def energies(self, count: int) -> Tensor:
         "The second moment of each row, over `count` triples, `[n]`."
-        return self.moments.diagonal(dim1=1, dim2=2).double().sum(1) / count
+        return self.moments.diagonal(dim1=1, dim2=2).double().sum(1) / count / self.unit
+
+    @property
+    def unit(self) -> float:
+        "What the moments are held times."
+        return 4.0**self.exponent
+
+    def rescale(self, exponent: int) -> None:
+        "Hold gradients times two to the power `exponent`."
+        if exponent < self.exponent:  # else there are none yet
+            self.moments *= 4.0 ** max(-500, exponent - self.exponent)
+        self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
         """What multiplies a gradient by `(C_e + lambda)^-1`, `C` the mean over `count` triples,
-        which is not zero.
+        which is not zero; held times `1 / unit`.
 
         Directions in which a row's second moment is not above `floor` are multiplied by zero."""
-        return _Solver(
-            self, count, damping * self.energies(count).sum() / self.table.numel(), floor
-        )
+        mean = self.energies(count).sum() * self.unit / self.table.numel()
+        return _Solver(self, count, damping * mean, floor * self.unit)
 
 
 _WORK = 64  # bytes for each number of a matrix that is inverted
@@ -670,6 +726,7 @@ class Kronecker:
         name: str = 'parameter',
     ):
         self.shape, self.whole, self.name, self.numbers = tuple(param.shape), whole, name, _NUMBERS
+        self.exponent, self.most = 0, 0.0  # gradients, up to `most`, are held times 2**exponent
         axes = (param.numel(),) if whole else self.shape
         new = lambda n, diag: param.new_zeros((n,) if diag else (n, n), requires_grad=False)
         self.sides = [new(n, diag) for n, diag in zip(axes, diagonal, strict=True)]
@@ -731,20 +788,32 @@ class Kronecker:
     def energies(self, count: int) -> Tensor:
         "The second moment along the first axis, over `count` triples, `[n]`."
         side = self.sides[0]
-        return (side if side.dim() == 1 else side.diagonal()).double() / count
+        return (side if side.dim() == 1 else side.diagonal()).double() / count / self.unit
+
+    @property
+    def unit(self) -> float:
+        "What the moments are held times."
+        return 4.0**self.exponent
+
+    def rescale(self, exponent: int) -> None:
+        "Hold gradients times two to the power `exponent`."
+        for side in self.sides if exponent < self.exponent else ():  # else there are none yet
+            side *= 4.0 ** max(-500, exponent - self.exponent)
+        self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
         """What multiplies a gradient by the damped inverse, the mean being over `count` triples and
-        not zero.
+        not zero; held times `1 / unit`.
 
         What is not above `floor` along an axis is multiplied by zero."""
         damped = [self.whole or len(s) > 1 for s in self.sides]
         root = damping ** (1 / max(1, sum(damped)))
         inverses = [
-            _damped_inverse(s, count, root * yes, floor, self.name)
+            _damped_inverse(s, count, root * yes, floor * self.unit, self.name)
             for s, yes in zip(self.sides, damped)
         ]
-        inverses[0] *= (self.energies(count).sum() ** (len(self.sides) - 1)).to(inverses[0])
+        total = self.energies(count).sum() * self.unit
+        inverses[0] *= (total ** (len(self.sides) - 1)).to(inverses[0])
         return partial(_kronecker, self.shape, self.whole, inverses)
 
 # %% ../../nbs/engine/40_weightings.ipynb #331f2c14
@@ -810,7 +879,7 @@ class Natural(Weighting):
             training_triples=count,
             blocks={name: str(f) for name, f in forms.items()},
         )
-        known, left_out, held = {}, {}, 0
+        known, exponents, left_out, held = {}, {}, {}, 0
         for name in list(forms):
             form = forms.pop(name)
             second = form.energies(count).sum().item()
@@ -819,8 +888,12 @@ class Natural(Weighting):
             if not second > 0 or found.zero(name, second):
                 continue
             inverse = form.inverse(count, self.damping, found.floor(name, second))
+            exponents[name] = form.exponent
             known[name], held = partial(_computed_in, _dtype(form), inverse), held + form.nbytes
-        return Metric(dict(facts, left_out=left_out), partial(_by_parameter, known), nbytes=held)
+        facts = dict(facts, left_out=left_out)
+        if not any(exponents.values()):
+            return Metric(facts, partial(_by_parameter, known), nbytes=held)
+        return Metric(facts, partial(_in_units, known, exponents), _evened, nbytes=held)
 
 # %% ../../nbs/engine/40_weightings.ipynb #a90c4f1e
 def _left_out(
@@ -863,6 +936,45 @@ def _new_forms(
     return forms
 
 
+def _most(blocks: tuple[Block, ...], weight: Tensor | None) -> float:
+    "The largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat more."
+    return sum(_largest_entry(b, weight) for b in blocks)
+
+
+def _largest_entry(block: Block, weight: Tensor | None) -> float:
+    "The largest entry of the gradients in `block`, times `weight` `[B]`, or somewhat more."
+    values = [t for t in block.tensors() if t.is_floating_point()]
+    if not all(t.numel() for t in values):
+        return 0.0
+    if weight is None:
+        return math.prod(max(abs(x) for x in torch.stack(t.aminmax()).tolist()) for t in values)
+    each = (t.flatten(1).abs().amax(1).double() for t in values)
+    return math.prod(each, start=weight.abs().double()).max().item()
+
+
+def _exponent(most: float) -> int:
+    """The power of two that gradients with entries up to `most` are multiplied by; 0 where their
+    squares can be summed up."""
+    if not 0 < most < math.inf or 2.0**-40 < most < 2.0**40:
+        return 0
+    return -math.frexp(most)[1]
+
+
+def _add(form: RowBlocks | Kronecker, blocks: tuple[Block, ...], weight: Tensor | None) -> None:
+    "Add the gradients of a tile in numbers whose squares can be summed up."
+    form.most = max(form.most, _most(blocks, weight))
+    if form.exponent != (exponent := _exponent(form.most)):
+        form.rescale(exponent)
+    if exponent:
+        like = blocks[0].tensors()[-1]
+        unit = like.new_full((len(blocks[0]),), 2.0**exponent, dtype=torch.float64)
+        if weight is None:
+            blocks = tuple(_times_power(b, unit) for b in blocks)
+        else:
+            weight = weight.double() * unit
+    form.add(_plain(blocks, weight, _dtype(form)))
+
+
 def _gathered(
     natural: Natural, engine: Engine, factors: Iterable[Factors]
 ) -> tuple[dict[str, RowBlocks | Kronecker], int]:
@@ -874,7 +986,7 @@ def _gathered(
         if new := [name for name in tile.blocks if name not in forms]:
             forms |= _new_forms(natural, engine, new)
         for name, blocks in tile.blocks.items():
-            forms[name].add(_plain(blocks, tile.weight, _dtype(forms[name])))
+            _add(forms[name], blocks, tile.weight)
     if not count:
         raise ValueError('weighting "natural" needs the factors of at least one training triple')
     return forms, count
@@ -890,11 +1002,24 @@ def _dtype(form: RowBlocks | Kronecker) -> torch.dtype:
     return form.moments.dtype if isinstance(form, RowBlocks) else form.sides[0].dtype
 
 # %% ../../nbs/engine/40_weightings.ipynb #409d4319
+_LEAST = 2.0**-66  # squared lengths in float32; what is shorter has lost digits
+
+
+def _ordinary(factors: Factors, odd: Tensor) -> Factors:
+    "The gradients, those that are `odd` `[B]` times powers of two that make their sizes about 1."
+    scale = torch.where(odd, _power(1 / sizes(factors)), 1.0)
+    return factors.map(lambda b: _times_power(b, scale))
+
+
 def _unit(factors: Factors) -> Factors:
     "Gradients of length 1; zero stays zero."
     bare = replace(factors, weight=None)  # a weight is a sign here: its square could underflow
-    norm = paired_inner(bare, bare).clamp(min=0).sqrt()
-    sign = torch.ones_like(norm) if factors.weight is None else factors.weight.to(norm).sign()
+    norm2 = paired_inner(bare, bare).clamp(min=0)
+    if norm2.dtype == torch.float32 and ((norm2 < _LEAST) | (norm2 > 1 / _LEAST)).any():
+        bare = _ordinary(bare, (norm2 < _LEAST) | (norm2 > 1 / _LEAST))
+        norm2 = paired_inner(bare, bare).clamp(min=0)
+    norm = norm2.sqrt()
+    sign = torch.ones_like(norm) if factors.weight is None else factors.weight.sign().to(norm)
     return bare.scale(torch.where(norm > 0, sign / norm, 0.0))
 
 

@@ -35,7 +35,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner
+from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner, with_weights
 from ..engine.gradients import Engine, LoopEngine
 from ..engine.objectives import Objective, make_objective
 from ..files import replacing
@@ -296,9 +296,12 @@ def _layout(factors: Factors) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     return {name: (t.dtype, tuple(t.shape[1:])) for name, t in flatten(factors).items()}
 
 # %% ../../nbs/influence/00_cache.ipynb #11bebe34
-def _check_alike(layout: Mapping[str, tuple], factors: Factors) -> None:
-    "Raises `ValueError` that names the first tensor of `factors` that does not fit `layout`."
+def _check_alike(layout: Mapping[str, tuple], factors: Factors, weights: bool = True) -> None:
+    """Raises `ValueError` that names the first tensor of `factors` that does not fit `layout`;
+    without `weights` either may have some."""
     other = _layout(factors)
+    if not weights and ('weight' in layout) != ('weight' in other):
+        layout, other = ({n: x for n, x in y.items() if n != 'weight'} for y in (layout, other))
     for name in [*layout, *other]:
         if layout.get(name) != other.get(name):
             raise ValueError(
@@ -561,7 +564,7 @@ class FactorCache:
         if missing:
             parts.append(self._compute(key, list(missing), compute, file))
         for p in parts[1:]:
-            _check_alike(_layout(parts[0].factors), p.factors)
+            _check_alike(_layout(parts[0].factors), p.factors, weights=False)
         places = {t: i for i, t in enumerate(t for p in parts for t in p.places)}
         return concat([p.factors for p in parts])[torch.tensor([places[t] for t in asked])]
 
@@ -639,10 +642,14 @@ class FactorCache:
     ) -> None:
         "Replaces the file of `key` by one that also has `triples`."
         path, old = _path(folder, 'factors', asdict(key)), len(file.triples) if file else 0
+        if file and file[:1].weight is not None:
+            factors = with_weights(factors)
         with writing(path, asdict(key), old + len(triples), factors) as w:
             if file:
                 for rows, part in file.tiles(1024):
-                    w.append(file.triples[rows], part)
+                    w.append(
+                        file.triples[rows], part if factors.weight is None else with_weights(part)
+                    )
             w.append(triples, factors)
         self.counters.writes += 1
 

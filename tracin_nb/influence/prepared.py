@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..clock import stage
-from ..engine.factors import Factors, inner
+from ..engine.factors import Factors, inner, light, with_weights
 from ..engine.row_index import rows_only
 from .cache import TrainingStore
 from .checks import evenly
@@ -98,7 +98,7 @@ def in_files(
 
         def compute(part: Tensor) -> Factors:
             steps.counters.train_passes += 1
-            return step.train(part)
+            return with_weights(step.train(part))
 
         left = budget - sum(s.nbytes for s in stores)
         stores.append(
@@ -118,6 +118,6 @@ def in_files(
 def read_tile(steps: Steps, stores: list[TrainingStore], whole: Pass, places: slice) -> Tile:
     "Return the tile at `places`, from files."
     with stage('read') as gave:
-        pairs = zip(steps, stores, strict=True)
-        gave(found := [s.metric.train(store.file[places].to(steps.device)) for s, store in pairs])
+        read = [light(store.file[places].to(steps.device)) for store in stores]
+        gave(found := [s.metric.train(f) for s, f in zip(steps, read, strict=True)])
     return as_tile(found, whole.sparse)

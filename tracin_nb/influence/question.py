@@ -34,7 +34,7 @@ from tracin_nb.graph.triples import (
     triples_fingerprint,
 )
 from .cache import digest, objective_key
-from .steps import Settings
+from .settings import Settings
 from ..runs.run import Run
 
 # %% ../../nbs/influence/70_question.ipynb #89255260
@@ -189,10 +189,6 @@ def question_entries(
     objectives: tuple[Objective, Objective],
 ) -> dict[str, Any]:
     "Return the entries of a question, as fingerprints and plain values."
-    options = {
-        name: getattr(settings, name)
-        for name in ('engine', 'precision', 'compile', 'memory', 'batch_size')
-    }
     ours, theirs = (objective_key(o, run) for o in objectives)
     return dict(
         ask,
@@ -204,7 +200,7 @@ def question_entries(
         objective=ours,
         test_objective=theirs,
         weighting=digest(settings.weighting),
-        **options,
+        **settings.asked(),
         device=device.type,
         versions=versions(),
     )

@@ -238,8 +238,7 @@ def index_tile(steps: Steps, triples: Tensor, part: int) -> IndexTile:
         found = steps.gradients(triples[at : at + part])
         with stage('index'):
             whole = whole or [blank(f, len(triples)) for f in found]
-            for w, f in zip(whole, found, strict=True):
-                fill(w, f, at)
+            whole = [fill(w, f, at) for w, f in zip(whole, found, strict=True)]
     return as_index(whole)
 
 

@@ -28,7 +28,7 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import Result, SelfInfluence
+from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
 from ..engine.gradients import Engine, FactoredEngine
@@ -41,7 +41,7 @@ from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
 from .cache import FactorCache
 from .cluster import pick_workers
-from .memory import parse_bytes, release
+from .memory import release
 from .parts import Parts, begin, continued, read_question, summed
 from .plan import Planner
 from .prepared import Prepared, in_files, in_memory, stored_error
@@ -53,12 +53,12 @@ from tracin_nb.influence.question import (
     untaught,
     versions,
 )
+from .settings import Settings, parse_bytes, positive
 from .shards import Crew, MatrixJob, RankJob, SelfJob, Work
 from tracin_nb.influence.steps import (
     Counters,
     Loader,
     Progress,
-    Settings,
     Steps,
     Telling,
     Tests,
@@ -66,7 +66,6 @@ from tracin_nb.influence.steps import (
     budget,
     chosen,
     naming,
-    positive,
     single_tile,
 )
 from .tiles import Pass
@@ -155,6 +154,16 @@ def said(result: Result) -> Result:
     if why := result.emptiness():
         warnings.warn(why, stacklevel=4)
     return result
+
+
+def _warn_of_few_digits(scores: Tensor) -> None:
+    "Warn if the strongest influences on some test triple, `[M, N]`, are at the end of float32."
+    strongest = scores.abs().amax(1) if scores.numel() else scores
+    n = int(((strongest > 0) & (strongest < SHALLOW)).sum())
+    if n and scores.dtype == torch.float32:
+        warnings.warn(
+            f'{n} of {len(scores)} test triples: ' + few_digits('influences below'), stacklevel=3
+        )
 
 
 def check_same(result: Result, facts: dict[str, Any]) -> None:
@@ -285,7 +294,9 @@ class TracIn:
         with arithmetic(self.settings.precision), naming(test, triples, training):
             work = self._matrix(test, torch.arange(len(triples)), triples)
             work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
-        return torch.cat([found[i] for i in sorted(found)], dim=1)
+        whole = torch.cat([found[i] for i in sorted(found)], dim=1)
+        _warn_of_few_digits(whole)
+        return whole
 
     def write_scores(
         self,

@@ -1,0 +1,166 @@
+"""Confident triples have slopes, and other models gradients, whose squares float32 cannot hold: the
+numbers of float64, or the true reason why there are none."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from pykeen.datasets import Nations
+from pykeen.models import DistMult, ERModel
+from torch import Tensor
+
+from tracin_nb import TracIn
+from tracin_nb.engine.compile import CompiledEngine, make_program
+from tracin_nb.engine.factors import inner
+from tracin_nb.engine.gradients import FactoredEngine
+from tracin_nb.engine.objectives import BCE
+from tracin_nb.influence.cache import FactorCache
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+NATIONS = Nations().training
+X = NATIONS.mapped_triples[::4]
+TEST, D = X[[3, 100, 200]], 4
+
+
+def model(score: float, *, spread: float = 0.02, low: float = 1.0) -> DistMult:
+    """All scores near `score`; with `low`, those of every second relation are that many times
+    it."""
+    torch.manual_seed(0)
+    made = DistMult(triples_factory=NATIONS, embedding_dim=D, random_seed=0).eval()
+    relations = score / D * (1 - spread + 2 * spread * torch.rand(55, D))
+    relations[::2] *= low
+    with torch.no_grad():
+        made.entity_representations[0]._embeddings.weight.copy_(0.9 + 0.2 * torch.rand(14, D))
+        made.relation_representations[0]._embeddings.weight.copy_(relations)
+    return made
+
+
+def tracin(made: ERModel, weighting: str = 'cosine', **options: object) -> TracIn:
+    return TracIn(
+        made,
+        training=NATIONS,
+        learning_rates=[1.0],
+        weighting=weighting,
+        **dict(progress=False, devices='cpu', objective='bce') | options,
+    )
+
+
+def truth(made: ERModel, weighting: str, **options: object) -> Tensor:
+    return tracin(copy.deepcopy(made).double(), weighting, **options).scores(TEST, X)
+
+
+def error(ours: Tensor, expected: Tensor) -> float:
+    assert expected.isfinite().all() and (expected.norm(dim=1) > 0).all()
+    return ((ours.double() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+@pytest.mark.parametrize('score', [50, 80, 120])
+@pytest.mark.parametrize('weighting', ['cosine', 'natural', 'natural-cosine'])
+def test_all_confident(weighting: str, score: float) -> None:
+    made = model(score)
+    ours = tracin(made, weighting)
+    assert error(ours.scores(TEST, X), truth(made, weighting)) < 1e-4
+    result = ours.explain(TEST, k=5)
+    assert len(result.frame) == 15 and not result.emptiness()
+    assert result.facts['training_triples_with_slope'] == NATIONS.num_triples
+
+
+@pytest.mark.parametrize('weighting', ['cosine', 'natural', 'natural-cosine'])
+@pytest.mark.parametrize('options', [{}, dict(batch_size=50), dict(objective='softmax')])
+def test_some_confident(weighting: str, options: dict) -> None:
+    "Some tiles have none of them; in a sum of squares they hardly count, in a cosine they do."
+    made = model(90, low=0.01)
+    assert (
+        error(tracin(made, weighting, **options).scores(TEST, X), truth(made, weighting, **options))
+        < 1e-4
+    )
+
+
+@pytest.mark.parametrize('engine', ['vmap', 'loop'])
+def test_other_engines(engine: str) -> None:
+    made = model(60)
+    for weighting in ('cosine', 'natural'):
+        ours = tracin(made, weighting, engine=engine).scores(TEST, X)
+        assert error(ours, truth(made, weighting)) < 1e-4
+
+
+@pytest.mark.parametrize('weighting', ['cosine', 'natural', 'natural-cosine'])
+def test_small_weights(weighting: str) -> None:
+    "Gradients of 1e-26 by weights of 1e-13."
+    made = model(2)
+    with torch.no_grad():
+        made.entity_representations[0]._embeddings.weight.mul_(1e-13)
+        made.relation_representations[0]._embeddings.weight.mul_(1e-13)
+    ours = tracin(made, weighting, objective='score').scores(TEST, X)
+    assert error(ours, truth(made, weighting, objective='score')) < 1e-4
+
+
+def test_kept_gradients(tmp_path: Path) -> None:
+    "With and without weights in one cache, in memory and in files, and in a store."
+    made, options = model(90, low=0.01), dict(batch_size=50)
+    even = X[:, 1] % 2 == 0
+    for cache in (FactorCache(2**24), FactorCache(2**24, folder=tmp_path / 'cache')):
+        for _ in range(2):
+            ours = tracin(made, cache=cache, **options)
+            for part in (X[even][:3], X[~even][:3], TEST):
+                ours.precompute(part)
+            assert error(ours.scores(TEST, X), truth(made, 'cosine')) < 1e-4
+    for folder in (None, tmp_path / 'store'):
+        ours = tracin(made, **options)
+        want = ours.explain(TEST, k=5).frame['influence']
+        ours.prepare(folder=folder)
+        assert torch.allclose(*map(torch.tensor, (ours.explain(TEST, k=5).frame.influence, want)))
+
+
+def test_compiled() -> None:
+    made = model(90, low=0.01)
+    plain, some = FactoredEngine(made, BCE()), X[X[:, 1] % 2 == 0][:8]
+    compiled = CompiledEngine(plain, make_program(plain, some, 'eager'))
+    assert compiled(some).weight is None and compiled(X[:64]).weight is not None
+    assert torch.allclose(
+        inner(compiled(X[:64]), compiled(X[:64])), inner(plain(X[:64]), plain(X[:64]))
+    )
+
+
+def test_products_that_float32_does_not_hold() -> None:
+    "Plain TracIn of slopes of 1e-26 is 1e-52."
+    result = tracin(model(60), 'sgd').explain(TEST, k=5)
+    assert not len(result.frame) and result.tests['has_slope'].all()
+    assert 'products with a gradient as small as its own are 0' in result.emptiness()
+    assert 'cancels' not in result.emptiness()
+    assert len(tracin(model(60).double(), 'sgd').explain(TEST, k=5).frame)
+
+
+@pytest.mark.parametrize('weighting', ['natural', 'natural-cosine'])
+def test_small_beside_others(weighting: str) -> None:
+    "Gradients by one parameter are 1e26 times those by the other: each has its own moments."
+    made = model(2)
+    with torch.no_grad():
+        made.entity_representations[0]._embeddings.weight.mul_(1e-13)
+        made.relation_representations[0]._embeddings.weight.mul_(1e13)
+    assert error(tracin(made, weighting).scores(TEST, X), truth(made, weighting)) < 1e-4
+
+
+def test_flat_losses_stay_flat() -> None:
+    "A slope that is zero in float64, too, is none."
+    from tracin_nb.engine.gradients import _faint, _raised
+
+    class Margin(BCE):
+        def loss(self, scores: Tensor) -> Tensor:
+            return torch.relu(1 - scores).sum()
+
+    scores = torch.tensor([[60.0], [0.0]])
+    p = torch.tensor([[0.0], [-1.0]])
+    assert _faint(p, scores).tolist() == [True, False]
+    assert _raised(Margin(), scores[:1], ()) is None
+
+
+def test_few_digits_are_told() -> None:
+    made = tracin(model(53), 'sgd')
+    assert 'influences below 1e-37 have few digits' in made.explain(TEST, k=5).emptiness()
+    with pytest.warns(UserWarning, match='few digits in float32'):
+        made.scores(TEST, X)
+    assert not tracin(model(40), 'sgd').explain(TEST, k=5).emptiness()
