@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clock import stage
+from ..runs.optimizers import habits_of
 from ..runs.run import Run
 
 # %% ../../nbs/engine/00_objectives.ipynb #c628f48a
@@ -526,6 +527,18 @@ def _of_model(model: Model) -> list[str]:
 _WATCHERS = ('tracker', 'evaluation', 'evaluationloss', 'checkpoint', 'keepcheckpoints', 'stopper')
 
 
+def _of_optimizer(run: Run) -> list[str]:
+    "What only the optimiser of `run` does, and what its parameter groups did not share or hold."
+    said = habits_of(*run.optimizer) if run.optimizer else []
+    if differ := run.settings.get('differ'):
+        said.append(f'that parameter groups of the optimiser had {", ".join(differ)} of their own')
+    if frozen := run.settings.get('frozen'):
+        said.append(
+            f'parameters not held by the optimiser, which count as frozen: {", ".join(frozen)}'
+        )
+    return said
+
+
 def _of_steps(run: Run, model: Model) -> list[str]:
     "What made the steps of `run` other than its learning rate times a loss gradient."
     given, (_, optimizer) = run.settings.get('training_kwargs'), run.optimizer or (None, {})
@@ -538,6 +551,7 @@ def _of_steps(run: Run, model: Model) -> list[str]:
             )
         if value:
             said.append(f'{name.replace("_", " ")} {value:g} of the optimiser')
+    said += _of_optimizer(run)
     clips = [
         f'{n.removeprefix("gradient_clipping_")} {v}'
         for n, v in kwargs.items()

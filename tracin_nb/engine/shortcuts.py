@@ -176,6 +176,8 @@ class Sample:
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise ValueError(f'sample rate is {self.rate!r}, expected a number above 0, at most 1')
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f'seed is {self.seed!r}, expected a whole number below 2**63')
         if self.stratify_by not in STRATA:
             raise ValueError(f'stratify_by is {self.stratify_by!r}, expected {" or ".join(STRATA)}')
 

@@ -116,11 +116,13 @@ def parse_bytes(size: str | int) -> int:
 
 # %% ../../nbs/influence/05_settings.ipynb #a14787dc
 def positive(n: int | None, name: str) -> int | None:
-    "Return `n`. Raises `ValueError` unless it is None or a whole number above 0."
+    "Return `n`. Raises `ValueError` unless it is None or a whole number above 0, below 2**63."
     if n is None:
         return None
     if isinstance(n, Integral) and n > 0:
-        return int(n)
+        if n < 2**63:
+            return int(n)
+        raise ValueError(f'{name} is {n!r}, expected a whole number below 2**63')
     raise ValueError(f'{name} is {n!r}, expected a whole number above 0')
 
 # %% ../../nbs/influence/05_settings.ipynb #372a5771

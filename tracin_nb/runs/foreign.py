@@ -25,10 +25,11 @@ from pykeen.triples import TriplesFactory
 from ..graph.triples import load_files, read_label_map
 from .given import check_counts, checked_rates, pipeline_rates, steps_made, title_of
 from .models import build_model, check_weights, load_strictly, probe_scores
+from .optimizers import group_settings, optimizer_of, rate_at
 from .reading import Opened, fault, open_file, own_state, read_checkpoint_file
 from .recognition import RELATIONS, as_options, recognise, typed, unsaid
 from .run import Run
-from .settings import RunError, build_loss, loss_settings, number
+from .settings import RunError, build_loss, check_descends, loss_settings, number
 
 # %% ../../nbs/runs/90_foreign.ipynb #01823f2e
 def _numbering(folder: Path, name: str) -> dict[str, int]:
@@ -185,8 +186,8 @@ def _check_scheduler(opened: Opened, rate: float) -> None:
 
 
 def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
-    """The learning rate of the optimiser's parameter groups; `RunError` if they differ or a
-    scheduler was at work"""
+    """The learning rate of the optimiser's parameter groups in the last step; `RunError` if they
+    differ or a scheduler was at work"""
     rates = [number(g.get('lr'), f"{opened.path}: the optimiser's learning rate") for g in groups]
     if len(set(rates)) > 1:
         raise RunError(
@@ -194,7 +195,12 @@ def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
             'size per checkpoint is what TracIn knows: give learning_rates='
         )
     _check_scheduler(opened, rates[0])
-    return rates[0]
+    name, state = optimizer_of(groups[0]), _optimizer(opened).get('state')
+    step = steps_made(state.values()) if isinstance(state, dict) and state else None
+    try:
+        return rate_at(name, groups[0], rates[0], step) if name else rates[0]
+    except (ArithmeticError, RunError, TypeError) as e:
+        raise RunError(f'{opened.path}: {e}') from e
 
 # %% ../../nbs/runs/90_foreign.ipynb #3f3e1696
 def _folder_rate(folder: Path) -> float | None:
@@ -270,6 +276,21 @@ def _adam(opened: Opened) -> tuple[str, dict[str, Any]] | None:
         return None
     return 'adamw' if kept[0].get('decoupled_weight_decay') else 'adam', kept[0]
 
+
+def _other(opened: Opened) -> tuple[str, dict[str, Any]] | None:
+    """Name and settings of the file's optimiser if it is one of PyTorch's and not Adam or AdamW;
+    `RunError` if it climbs"""
+    groups = _optimizer(opened).get('param_groups') or []
+    for group in groups:
+        try:
+            check_descends(group)
+        except RunError as e:
+            raise RunError(f'{opened.path}: {e}') from e
+    name = optimizer_of(groups[0]) if groups else None
+    if name is None or name == 'adam':
+        return None
+    return name, group_settings(groups)[0]
+
 # %% ../../nbs/runs/90_foreign.ipynb #7f88f18b
 def _epoch(opened: Opened) -> int | None:
     """Epochs finished, as the file says in itself, or in its name if PyKEEN's checkpoint
@@ -290,6 +311,7 @@ class _Facts:
     epoch: int | None
     step: int | None
     optimizer: tuple[str, dict[str, Any]] | None  # None: no moments that could be used
+    other: tuple[str, dict[str, Any]] | None  # an optimiser that is not Adam
 
 
 def _facts(opened: Opened, shapes: Mapping[str, torch.Size], rates_given: bool) -> _Facts:
@@ -302,6 +324,7 @@ def _facts(opened: Opened, shapes: Mapping[str, torch.Size], rates_given: bool) 
         _epoch(opened),
         steps_made(moments.values()),
         _adam(opened) if moments else None,
+        _other(opened),
     )
 
 
@@ -426,13 +449,14 @@ def _completed(
     run: Run, facts: Sequence[_Facts], settings: dict[str, Any], shapes: Mapping[str, torch.Size]
 ) -> Run:
     "`run` with states read by this module and, if every file has them alike, Adam's moments"
-    adam = facts[0].optimizer
+    adam, other = facts[0].optimizer, facts[0].other
     alike = adam is not None and all(f.optimizer == adam for f in facts)
+    known = other is not None and all(f.other and f.other[0] == other[0] for f in facts)
     return replace(
         run,
         state=partial(_state, facts),
         settings=settings,
-        optimizer=adam if alike else None,
+        optimizer=adam if alike else other if known else None,
         optimizer_state=partial(_moments, facts, shapes) if alike else None,
     )
 

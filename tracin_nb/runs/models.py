@@ -117,15 +117,7 @@ def build_model(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Mo
                 loss=settings['loss'],
                 loss_kwargs=settings['loss_kwargs'],
             )
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            AssertionError,
-            AttributeError,
-            RuntimeError,
-            OverflowError,
-        ) as e:
+        except Exception as e:  # whatever a model makes of its settings
             if room.exceeded:
                 raise RunError(too_large(what, 'at least ', room.taken)) from e
             raise RunError(

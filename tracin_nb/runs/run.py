@@ -24,6 +24,7 @@ from pykeen.triples.weights import LossWeighter
 
 from ..graph.triples import triples_fingerprint
 from tracin_nb.runs.given import (
+    RECORDED,
     as_model,
     check_counts,
     check_length,
@@ -35,11 +36,13 @@ from tracin_nb.runs.given import (
     pipeline_end,
     pipeline_kwargs,
     pipeline_loop,
+    pipeline_optimizer,
     pipeline_rates,
     second_moments,
     state_at,
     steps_made,
     title_of,
+    untrained,
 )
 from tracin_nb.runs.keeping import (
     check_file_finite,
@@ -58,11 +61,11 @@ from tracin_nb.runs.models import (
     low_weights,
     state_fingerprint,
 )
+from .optimizers import build_frozen
 from tracin_nb.runs.settings import (
     RunError,
     build_loss,
     build_weighter,
-    check_descends,
     check_weighted,
     loop_of,
     number,
@@ -76,7 +79,7 @@ class Checkpoint:
 
     epoch: int | None  # epochs finished, counted from 1
     step: int | None  # optimiser steps made
-    learning_rate: float  # the rate of the steps of the epoch that ended here
+    learning_rate: float  # the rate in force at the last step of the epoch that ended here
     path: Path | None = None  # PyKEEN's checkpoint file
     fingerprint: str | None = field(default=None, repr=False)  # sha256 of parameters and buffers
     probe: tuple[float, ...] | None = field(default=None, repr=False)  # scores of a few triples
@@ -250,27 +253,35 @@ class Run:
             raise RunError(f'{type(result).__name__} is not a PipelineResult')
         facts, loop = result.configuration, result.training_loop
         epoch, stopped = pipeline_end(result)
-        rates = pipeline_rates(facts, loop.optimizer) if learning_rates is None else learning_rates
-        name, kwargs = facts.get('optimizer'), dict(facts.get('optimizer_kwargs') or {})
-        check_descends(kwargs)
+        names = {p: n for n, p in result.model.named_parameters()}
+        name, kwargs, differ = pipeline_optimizer(facts, loop.optimizer)
         optimizer = None if stopped else loop.optimizer
+        step = steps_made(optimizer.state.values() if optimizer else ())
+        said = dict(differ=differ, frozen=untrained(loop.optimizer, names))
+        if learning_rates is None:
+            learning_rates = pipeline_rates(facts, loop.optimizer, names, step)
+            said |= dict(rates='' if loop.optimizer else RECORDED)
         run = cls.from_model(
             result.model,
             result.training,
-            learning_rates=rates,
+            learning_rates=learning_rates,
             seed=result.random_seed,
             epochs=[epoch],
-            steps=[steps_made(optimizer.state.values() if optimizer else ())],
+            steps=[step],
             label_smoothing=facts.get('label_smoothing') or 0.0,
-            optimizer=(name.lower(), kwargs) if name else None,
+            optimizer=(name, kwargs) if name else None,
             optimizer_moments=second_moments(optimizer, result.model),
             **pipeline_loop(loop),
         )
+        frozen = said['frozen']
         return replace(
             run,
             target='head' if getattr(loop, 'target', 2) == 0 else 'tail',
             stopped=stopped,
-            settings=run.settings | dict(training_kwargs=pipeline_kwargs(facts)),
+            build=partial(build_frozen, run.build, frozen) if frozen else run.build,
+            settings=run.settings
+            | dict(training_kwargs=pipeline_kwargs(facts))
+            | {n: v for n, v in said.items() if v},
         )
 
     def model(self, k: int, device: str | torch.device | None = None) -> Model:
@@ -303,10 +314,13 @@ class Run:
             ) from None
 
     def weights(self, chosen: Iterable[int]) -> dict[str, str]:
-        """Return what a result says of the loaded checkpoints `chosen`: nothing, or that they have
-        16 bits"""
+        """Return what a result says of the loaded checkpoints `chosen`: that they have 16 bits, or
+        that their rates are only those of a record; else nothing"""
         found = sorted({self.low[k] for k in chosen if k in self.low})
-        return dict(weights='; '.join(found)) if found else {}
+        rates = self.settings.get('rates')
+        return (dict(weights='; '.join(found)) if found else {}) | (
+            dict(rates=rates) if rates else {}
+        )
 
     def moments(self, k: int) -> dict[str, torch.Tensor] | None:
         """Adam's second moments `exp_avg_sq` at checkpoint `k` by parameter name, in the shape of

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +52,7 @@ from tracin_nb.runs.settings import (
     training_settings,
     weighter_settings,
 )
+from .trial import check_trial
 
 # %% ../../nbs/runs/60_training.ipynb #f5843400
 def _check_folder(folder: Path) -> bool:
@@ -147,6 +149,10 @@ def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
             ) from e
         (folder / 'run.json').unlink()
         raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        if not facts['checkpoints']:
+            (folder / 'run.json').unlink()
+        raise
     except OSError as e:
         if e.errno is None:
             raise
@@ -228,9 +234,12 @@ def _start_training(
     device: torch.device,
     progress: bool,
 ) -> None:
-    "Builds model and loop, goes to the last checkpoint if there is one, and trains to the end"
-    model = build_model(settings, data.training).to(device)
-    _check_room(settings, model, data.training, out)
+    """Builds model and loop after a trial, goes to the last checkpoint if there is one, and trains
+    to the end"""
+    room = partial(_check_room, settings, training=data.training, out=out)
+    if not facts['checkpoints']:
+        check_trial(settings, data.training, device, room)
+    room(model := build_model(settings, data.training).to(device))
     if settings['precision'] == 'bf16':
         use_bf16(model, settings['loop'], data.training.mapped_triples)
     set_random_seed(settings['seed'])
