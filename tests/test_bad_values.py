@@ -197,7 +197,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     'options, said',
     [
-        (('--batch-size', 10**20), 'batch_size is 100000000000000000000'),
+        (('--batch-size', 10**20), '--batch-size is 100000000000000000000'),
         (('--sample-rate', 0.5, '--seed', 10**20), 'seed is 100000000000000000000'),
         (('--devices', 'meta'), "device='meta'"),
         (('--devices', 'cpu,meta'), "device='meta'"),

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'EARLIER', 'say', 'say_once', 'one_line', 'reason', 'fail', 
            'warnings_as_lines', 'Cli', 'worker_failure', 'JsonObject', 'Numbers',
            'LabelList', 'Devices', 'refuse', 'whole_triples', 'Flag', 'flag_of',
            'parameter', 'shows_default', 'all_options', 'built', 'takes', 'given_flags',
-           'Earlier', 'Command', 'Commands']
+           'Earlier', 'option_named', 'Command', 'Commands']
 
 # %% ../../nbs/app/40_terminal.ipynb #bccbebcd
 import json
@@ -359,6 +359,13 @@ def _help_all(context: click.Context, param: click.Parameter, value: bool) -> No
         context.exit()
 
 
+def option_named(text: str, command: click.Command) -> str:
+    "Return a message that begins with a parameter's name, with the option that gives it instead."
+    flags = {p.name: max(p.opts, key=len) for p in command.params if isinstance(p, click.Option)}
+    found = re.match(r"(\w+)(?= is |=| ')", text)
+    return flags[found[1]] + text[found.end() :] if found and found[1] in flags else text
+
+
 class Command(click.Command):
     "A command whose help shows its options in groups."
 
@@ -366,6 +373,15 @@ class Command(click.Command):
         own = [p for p in params if not isinstance(p, Flag) or name in (p.told.commands or (name,))]
         earlier = [e.parameter() for e in EARLIER if name in e.commands]
         super().__init__(name, params=[*own, *earlier], **how)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        "Run the command; an error about a parameter names the option instead."
+        try:
+            return super().invoke(ctx)
+        except ValueError as e:
+            if (text := option_named(str(e), self)) == str(e):
+                raise
+            raise ValueError(text) from e
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = super().get_params(ctx)
