@@ -90,7 +90,9 @@ def test_tiny_is_not_rounding():
             p.mul_(7)
     tracin = make(Run.from_model(model, training=graph(), learning_rates=[0.1]), 'bce')
     scores, result = tracin.scores(QUESTIONS), tracin.explain(QUESTIONS, k=graph().num_triples)
-    assert torch.equal(listed(result), scores != 0)
+    least = torch.finfo(torch.float32).tiny  # below it the last bits are chance, and 0 may be one
+    assert not ((listed(result) != (scores != 0)) & (scores.abs() >= least)).any()
+    assert (result.frame['influence'].abs() >= least).sum() == (scores.abs() >= least).sum()
     assert 0 < result.frame['influence'].abs().min() < 1e-12 * scores.abs().max()
 
 

@@ -359,11 +359,17 @@ def _help_all(context: click.Context, param: click.Parameter, value: bool) -> No
         context.exit()
 
 
-def option_named(text: str, command: click.Command) -> str:
-    "Return a message that begins with a parameter's name, with the option that gives it instead."
-    flags = {p.name: max(p.opts, key=len) for p in command.params if isinstance(p, click.Option)}
+def option_named(text: str, ctx: click.Context) -> str:
+    """Return a message that begins with a parameter's name, with the option that gives it instead,
+    and one of a missing file with the option that names it."""
+    flags = {
+        p.name: max(p.opts, key=len) for p in ctx.command.params if isinstance(p, click.Option)
+    }
     found = re.match(r"(\w+)(?= is |=| ')", text)
-    return flags[found[1]] + text[found.end() :] if found and found[1] in flags else text
+    if found and found[1] in flags:
+        return flags[found[1]] + text[found.end() :]
+    given = {f'{ctx.params.get(name)}: no such file': flag for name, flag in flags.items()}
+    return f'{given[text]}: {text}' if text in given else text
 
 
 class Command(click.Command):
@@ -379,7 +385,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except ValueError as e:
-            if (text := option_named(str(e), self)) == str(e):
+            if (text := option_named(str(e), ctx)) == str(e):
                 raise
             raise ValueError(text) from e
 

@@ -719,7 +719,9 @@ class FactoredEngine:
         self.names = {id(p): name for name, p in self.params.items()}
         self.routes, self.low = routes or choose_routes(model, objective), low
         self.loss_vectorised = True  # was it, in the last call? see `loss_gradient`
-        self.faint = torch.tensor(False)  # which slopes were, in the last call? see `_faint`
+        self.faint = torch.tensor(
+            False
+        )  # which slopes are, where the call is recorded; see `_faint`
         self.asked = self.tried = (
             0  # triples to explain, so far and when the routes were last tried on some
         )
@@ -874,9 +876,11 @@ def _slopes_of_loss(
     """Gradients of the losses by the `scores` `[B, c]`, and the triples' weights `[B]`, if there
     are any."""
     p, engine.loss_vectorised = loss_gradient(engine.objective, scores, extra)
-    engine.faint, weight = _faint(p, scores), None
-    if get_proxy_mode() is None and engine.faint.any():
-        at = engine.faint.nonzero()[:, 0]
+    faint, weight = _faint(p, scores), None
+    if get_proxy_mode() is not None:
+        engine.faint = faint  # for whoever records
+    elif faint.any():
+        at = faint.nonzero()[:, 0]
         if raised := _raised(engine.objective, scores[at], [x[at] for x in extra]):
             weight = p.new_ones(len(p), dtype=torch.float64).index_put((at,), raised[1])
             p = p.index_put((at,), raised[0].to(p.dtype))
