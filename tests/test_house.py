@@ -234,6 +234,17 @@ def test_import_order() -> None:
     assert not late
 
 
+def test_one_name_one_meaning() -> None:
+    "No two modules define the same public name; a class or function is known by it."
+    homes: dict[str, set[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_'):
+                if not any('patch' in ast.unparse(d) for d in node.decorator_list):
+                    homes.setdefault(node.name, set()).add(dotted(path))
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
 TALKING = ('workers.py', 'cluster.py')  # to processes that they started
 OPT_IN = (
     'reading.py',

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'EARLIER', 'say', 'say_once', 'one_line', 'reason', 'fail', 
            'warnings_as_lines', 'Cli', 'worker_failure', 'JsonObject', 'Numbers',
            'LabelList', 'Devices', 'refuse', 'whole_triples', 'Flag', 'flag_of',
            'parameter', 'shows_default', 'all_options', 'built', 'takes', 'given_flags',
-           'Earlier', 'option_named', 'Command', 'Commands']
+           'Earlier', 'flag_said', 'Command', 'Commands']
 
 # %% ../../nbs/app/40_terminal.ipynb #bccbebcd
 import json
@@ -359,7 +359,7 @@ def _help_all(context: click.Context, param: click.Parameter, value: bool) -> No
         context.exit()
 
 
-def option_named(text: str, ctx: click.Context) -> str:
+def flag_said(text: str, ctx: click.Context) -> str:
     """Return a message that begins with a parameter's name, with the option that gives it instead,
     and one of a missing file with the option that names it."""
     flags = {
@@ -385,7 +385,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except ValueError as e:
-            if (text := option_named(str(e), ctx)) == str(e):
+            if (text := flag_said(str(e), ctx)) == str(e):
                 raise
             raise ValueError(text) from e
 
