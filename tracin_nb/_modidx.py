@@ -2861,8 +2861,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tracin_nb/influence/settings.py'),
                                               'tracin_nb.influence.settings.option': ( 'influence/settings.html#option',
                                                                                        'tracin_nb/influence/settings.py'),
-                                              'tracin_nb.influence.settings.option_named': ( 'influence/settings.html#option_named',
-                                                                                             'tracin_nb/influence/settings.py'),
                                               'tracin_nb.influence.settings.options_of': ( 'influence/settings.html#options_of',
                                                                                            'tracin_nb/influence/settings.py'),
                                               'tracin_nb.influence.settings.parse_bytes': ( 'influence/settings.html#parse_bytes',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'REQUIRED', 'ENGINE_NAMES', 'OBJECTIVE_NAMES', 'PRECISION_NAMES',
-           'WEIGHTING_NAMES', 'Option', 'option', 'options_of', 'option_named', 'again',
-           'names_in', 'Known', 'parse_bytes', 'positive', 'Settings']
+           'WEIGHTING_NAMES', 'Option', 'option', 'options_of', 'again', 'names_in',
+           'Known', 'parse_bytes', 'positive', 'Settings']
 
 # %% ../../nbs/influence/05_settings.ipynb #40720cc4
 from ast import Assign, Dict, literal_eval, parse
@@ -60,11 +60,6 @@ def option(default: Any, help: str, group: str, **more: Any) -> Any:
 def options_of(cls: type) -> Iterator[tuple[Field, Option]]:
     "Yield those fields of a dataclass that are options, with what is told of them."
     yield from ((f, f.metadata['option']) for f in fields(cls) if 'option' in f.metadata)
-
-
-def option_named(cls: type, name: str) -> Option:
-    "Return what is told of one of the options of a dataclass."
-    return next(told for f, told in options_of(cls) if f.name == name)
 
 # %% ../../nbs/influence/05_settings.ipynb #15176403
 def again(cls: type, name: str, default: Any = None, **changes: Any) -> Any:
