@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from docdata import parse_docdata
 from pykeen.datasets.base import PathDataset
+from pykeen.triples import TriplesFactory
 
 # %% ../../nbs/graph/20_drugmechdb.ipynb #40d227d8
 DRUGMECHDB = Path(str(files('tracin_nb.graph'))) / 'data' / 'drugmechdb'
@@ -47,6 +48,21 @@ class DrugMechDB(PathDataset):
         super().__init__(
             *(DRUGMECHDB / f'{name}.txt.gz' for name in ('train', 'test', 'valid')), **options
         )
+
+    def _load(self) -> None:
+        super()._load()
+        self._training, self._testing = map(_named, (self._training, self._testing))
+
+    def _load_validation(self) -> None:
+        super()._load_validation()
+        self._validation = _named(self._validation)
+
+
+def _named(factory: TriplesFactory) -> TriplesFactory:
+    "The same triples with the names of the entities."
+    from tracin_nb.graph.names import as_names, name_triples  # needs `pykeen.datasets` complete
+
+    return name_triples(factory, as_names(names(), factory))
 
 # %% ../../nbs/graph/20_drugmechdb.ipynb #b777d695
 def read_part(
