@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Side', 'splits', 'agreeing', 'Stated', 'stated', 'sizes_of', 'known_from',
-           'occurrences', 'standing', 'width', 'batches', 'filtered_ranks', 'ranked',
-           'beliefs', 'heads_too_dear', 'chance', 'believed']
+           'occurrences', 'standing', 'width', 'room', 'batches', 'filtered_ranks',
+           'ranked', 'beliefs', 'heads_too_dear', 'chance', 'believed']
 
 # %% ../../nbs/engine/05_beliefs.ipynb #e3794b77
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -174,15 +174,19 @@ def width(model: Model, queries: Queries) -> int:
     return max(16, (written[1] - written[0]) // 64)
 
 # %% ../../nbs/engine/05_beliefs.ipynb #3fe8a238
-_ROOM = 2**28  # bytes that may be written at once, and
-_MOST = 1024  # triples
+_MOST = 1024  # triples at once
 
 
-def batches(triples: int, entities: int, each: int) -> Iterator[tuple[slice, int | None]]:
+def room(device: torch.device) -> int:
+    "Bytes that may be written at once: what a processor's caches bear, or a GPU's memory."
+    return 2**26 if device.type == 'cpu' else 2**30
+
+
+def batches(triples: int, entities: int, most: int) -> Iterator[tuple[slice, int | None]]:
     """Slices of `range(triples)` that are scored at once, and how many of the entities at once;
-    None: all. `each`: the bytes that a candidate takes."""
-    n = max(1, min(_MOST, _ROOM // (entities * each)))
-    part = None if entities * each <= _ROOM else max(1, _ROOM // each)
+    None: all. `most`: how many candidates there is room for."""
+    n = max(1, min(_MOST, most // entities))
+    part = None if entities <= most else max(1, most)
     for start in range(0, triples, n):
         yield slice(start, min(start + n, triples)), part
 
@@ -212,7 +216,7 @@ def ranked(
     model: Model,  # of the run
     triples: Tensor,  # `[M, 3]`
     sides: Sequence[Side],
-    progress: Progress = silent,
+    add: Callable[[int], Any] = lambda n: None,  # told how many more ranks are known
 ) -> pd.DataFrame:
     """The `score` that a model gives each triple, and for each of the `sides` the filtered rank
     from 1 (`tail_rank`) and among how many (`tails`)."""
@@ -220,12 +224,11 @@ def ranked(
     with torch.no_grad():
         scores = [model.score_hrt(some.to(model.device))[:, 0] for some in triples.split(_MOST)]
     found['score'] = torch.cat(scores).float().cpu().numpy()
-    add = counter(progress, 'ranks', len(sides) * len(triples))
     for side in sides:
         known = stated(triples, [*splits(run).values()], side, sizes_of(run))
-        each = width(model, Softmax(side, inverse).queries(triples[:1]))
+        most = room(model.device) // width(model, Softmax(side, inverse).queries(triples[:1]))
         ranks, among = [], []
-        for some, part in batches(len(triples), model.num_entities, each):
+        for some, part in batches(len(triples), model.num_entities, most):
             held = filtered_ranks(model, triples[some], known.cells(some), inverse, side, part)
             ranks.append(held.realistic.cpu())
             among.append(held.number_of_options.cpu())
@@ -244,7 +247,8 @@ def beliefs(
 ) -> pd.DataFrame:
     """Return what the model holds of each triple: `score`, and for each of the `sides` the
     filtered rank from 1 (`tail_rank`) and among how many (`tails`)."""
-    return ranked(run, run.model(checkpoint), triples, sides, progress)
+    add = counter(progress, 'ranks', len(sides) * len(triples))
+    return ranked(run, run.model(checkpoint), triples, sides, add)
 
 # %% ../../nbs/engine/05_beliefs.ipynb #8417b232
 _DEAR = 8  # times the bytes of a tail
@@ -273,12 +277,12 @@ def believed(
     run: Run,
     model: Model,  # of the run
     triples: Tensor,  # `[M, 3]`
-    looked_at: int,  # training triples of which the influence is computed
-    progress: Progress = silent,
+    looked_at: int,  # passes of training triples through the model, for their influence
+    add: Callable[[int], Any] = lambda n: None,  # told how many more ranks are known
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     "Return `ranked` and `standing` of each triple, and the facts that they have in common."
     left = heads_too_dear(run, model, triples, looked_at)
-    held = ranked(run, model, triples, ('tail',) if left else ('tail', 'head'), progress)
+    held = ranked(run, model, triples, ('tail',) if left else ('tail', 'head'), add)
     facts: dict[str, Any] = dict(parts=[*splits(run)])
     if left:
         facts['heads'] = 'not ranked: scoring all heads would take longer than the explanation'
