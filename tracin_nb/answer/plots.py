@@ -130,14 +130,14 @@ def shares(
     """Shares of the influence of the training triples kept, by group. Raises `ValueError` for
     another `by`, for a result without the columns it needs, and if nothing had any influence."""
     at_least_one('k', k)
-    title, sides = result.block(i)
+    _, sides = result.block(i)
     if not len(rows := pd.concat(sides.values())):
         raise nothing(result, i)
     table = few_groups(share_table(rows, by), k)
     ax = canvas(ax, 7, 1.3 + 0.32 * len(table))
     share_bars(ax, table)
     ax.set_xlabel(f'share of the |influence| of the {len(rows)} training triples kept, by {by}')
-    ax.set_title(title, parse_math=False)
+    ax.set_title(result.title(i), parse_math=False)
     legend_below(ax)
     return ax
 
@@ -174,7 +174,7 @@ def over_checkpoints(
     """Influence of the strongest training triples at each checkpoint. Raises `ValueError` for
     other results."""
     at_least_one('k', k)
-    title, sides = result.block(i)
+    _, sides = result.block(i)
     columns = part_columns(result.frame, 'checkpoint')
     if not sum(map(len, sides.values())):
         raise nothing(result, i)
@@ -193,7 +193,7 @@ def over_checkpoints(
     ax.set_xticks(range(len(columns)), [number for _, number in names])
     ax.axhline(0, color='gray', linewidth=0.8)
     ax.set(xlabel=names[0][0], ylabel='influence at the checkpoint')
-    ax.set_title(title, parse_math=False)
+    ax.set_title(result.title(i), parse_math=False)
     ax.spines[['top', 'right']].set_visible(False)
     legend_below(ax, columns=1)
     return ax

@@ -112,8 +112,9 @@ def html_cells(frame: pd.DataFrame, numbers: list[str]) -> list[str]:
     ]
 
 
-def html_block(title: str, sides: dict[str, pd.DataFrame]) -> str:
-    "A block as a table with its rankings side by side, `SHOWN_ROWS` rows at most."
+def html_block(title: str, sides: dict[str, pd.DataFrame], said: Sequence[str] = ()) -> str:
+    """A block as a table with its rankings side by side, `SHOWN_ROWS` rows at most, below what is
+    `said` of it."""
     shown = {name: frame.iloc[:SHOWN_ROWS] for name, frame in sides.items()}
     numbers = iter(signed(pd.concat(shown.values())['influence'].tolist()))
     cells = [
@@ -129,7 +130,8 @@ def html_block(title: str, sides: dict[str, pd.DataFrame]) -> str:
     )
     hidden = max(map(len, sides.values())) - SHOWN_ROWS
     more = f'<p class="note">and {hidden} more ranks: see to_frame()</p>' if hidden > 0 else ''
-    return f'<p><b>{html.escape(title)}</b></p><table><tr>{head}</tr>{body}</table>{more}'
+    notes = ''.join(map(html_note, said))
+    return f'<p><b>{html.escape(title)}</b></p>{notes}<table><tr>{head}</tr>{body}</table>{more}'
 
 
 def html_note(note: str) -> str:
