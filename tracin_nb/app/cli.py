@@ -80,7 +80,7 @@ def main(context: click.Context) -> None:
     """Which training triples made a knowledge-graph embedding believe a prediction?
 
     Start with `tracin demo`. Then `tracin train` trains a PyKEEN model and keeps checkpoints,
-    `tracin run` names the training triples that pushed it towards a prediction (proponents) and
+    `tracin explain` names the training triples that pushed it towards a prediction (proponents) and
     away from it (opponents), and `tracin self` ranks the training triples that are most
     peculiar. `tracin COMMAND --help` explains each."""
     if context.invoked_subcommand is None:
@@ -160,7 +160,7 @@ def train_command(asked: TrainAsked) -> None:
     with flags_named(), settings_blamed(how):
         run = train(asked.dataset, out=asked.out, header=header, **how)
     click.echo(f'{run!r}\nin {asked.out}')
-    say(f'next: tracin run {asked.out} --max 3')
+    say(f'next: tracin explain {asked.out} --max 3')
 
 # %% ../../nbs/app/70_cli.ipynb #6b943547
 def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:
@@ -258,7 +258,7 @@ class Why:
 # %% ../../nbs/app/70_cli.ipynb #ff31607c
 @dataclass(frozen=True)
 class Asked:
-    "What `tracin run` is asked."
+    "What `tracin explain` is asked."
 
     analysis: Analysis
     choice: Choice
@@ -374,7 +374,7 @@ def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
 
 # %% ../../nbs/app/70_cli.ipynb #59aad7bb
 def answer(asked: Asked) -> None:
-    "What `tracin run` does."
+    "What `tracin explain` does."
     asked.check()
     to, why = asked.to, asked.why
     with claimed(to, asked.begun):
@@ -395,7 +395,7 @@ def answer(asked: Asked) -> None:
         deliver(report, to, asked.saved)
 
 # %% ../../nbs/app/70_cli.ipynb #fee7e51c
-@main.command('run', short_help='Explain predictions by training triples.')
+@main.command('explain', short_help='Explain predictions by training triples.')
 @takes
 def run_command(asked: Asked) -> None:
     """Name the training triples that pushed a model most towards a prediction (proponents) and
@@ -403,10 +403,10 @@ def run_command(asked: Asked) -> None:
     comes from --model-path.
 
     \b
-    tracin run runs/umls --triple vitamin affects neoplastic_process
-    tracin run runs/umls --test my_predictions.tsv -k 50 --out results/
-    tracin run runs/umls --relation treats --max 5 --format csv > treats.csv
-    tracin run --model-path model.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
+    tracin explain runs/umls --triple vitamin affects neoplastic_process
+    tracin explain runs/umls --test my_predictions.tsv -k 50 --out results/
+    tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
+    tracin explain --model-path model.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
     answer(asked)
 
 # %% ../../nbs/app/70_cli.ipynb #33b8e5ff
@@ -735,10 +735,10 @@ class ResumeAsked(Begun):
     form: str | None = again(Output, 'form', help='Also print the result on stdout.', shown=None)
 
 
-@main.command('resume', short_help='Finish a `tracin run` that was interrupted.')
+@main.command('resume', short_help='Finish a `tracin explain` that was interrupted.')
 @takes
 def resume_command(asked: ResumeAsked) -> None:
-    "Finish what `tracin run ... --out DIR` began. Only what is missing is done."
+    "Finish what `tracin explain ... --out DIR` began. Only what is missing is done."
     from tracin_nb.influence.tracin import resume
 
     with resumable(asked.out):
@@ -746,10 +746,10 @@ def resume_command(asked: ResumeAsked) -> None:
     deliver(report, Output(asked.out, form=asked.form), saved=True)
 
 # %% ../../nbs/app/70_cli.ipynb #a1af87d0
-@main.command('status', short_help='Say how much of a `tracin run` is done.')
+@main.command('status', short_help='Say how much of a `tracin explain` is done.')
 @takes
 def status_command(asked: Begun) -> None:
-    "Say what was asked in DIR by `tracin run ... --out DIR`, and how much of it is done."
+    "Say what was asked in DIR by `tracin explain ... --out DIR`, and how much of it is done."
     from tracin_nb.influence.parts import Parts, read_question
 
     parts = Parts(asked.out, read_question(asked.out))
@@ -800,7 +800,7 @@ def self_command(asked: SelfAsked) -> None:
 # %% ../../nbs/app/70_cli.ipynb #88c32202
 @main.group('cache', short_help='Show or remove kept gradients.')
 def cache_group() -> None:
-    "Show or remove the gradients that `tracin run --cache DIR` kept."
+    "Show or remove the gradients that `tracin explain --cache DIR` kept."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -946,9 +946,9 @@ def demo_command(asked: DemoAsked) -> None:
     )
     click.echo(
         f'Full result (50 a side, as CSV, Parquet and JSON): {result.save(out / "explanations")}\n'
-        f'Next: tracin run {out} --relation treats --max 3   (explains other test triples of this '
+        f'Next: tracin explain {out} --relation treats --max 3   (explains other test triples of this '
         f'run)\n'
-        f'      tracin run --help   (what else can be asked)\n'
+        f'      tracin explain --help   (what else can be asked)\n'
         f'      nbs/influence/90_tracin.ipynb   (how it works, and the same from Python)'
     )
 

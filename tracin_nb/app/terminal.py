@@ -308,7 +308,7 @@ class Earlier:
 
     flag: str
     why: str
-    commands: tuple[str, ...] = ('run', 'batch', 'paths', 'self')  # that accept it
+    commands: tuple[str, ...] = ('explain', 'batch', 'paths', 'self')  # that accept it
     value: bool = False  # does it take one?
 
     def parameter(self) -> click.Option:
@@ -343,7 +343,7 @@ EARLIER = (
     Earlier(
         '--filter-method',
         'there is one way, and it is exact',
-        commands=('run', 'batch', 'filter'),
+        commands=('explain', 'batch', 'filter'),
         value=True,
     ),
 )
