@@ -21,7 +21,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from pykeen.triples import TriplesFactory
 from torch import Tensor
 
-from .bars import ranking_bars
+from .bars import ranking_bars, triple_text, triples_called
 from .ranking import Ranking, TopK
 from .standing import BELIEFS, COUNTS, belief_line, doubts, short_line, summary_of
 from tracin_nb.answer.table import (
@@ -43,9 +43,10 @@ from tracin_nb.answer.table import (
     html_block,
     html_note,
     note_lines,
-    visible,
+    triples_shown,
 )
 from ..files import entry, replacing, write_json
+from ..graph.names import Names, named_frame, names_of
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
 
@@ -452,6 +453,11 @@ class Report:
             raise nothing(self, i)
         return ranking_bars(self.title(i), sides, k, ax)
 
+    def with_names(self, names: Names | None) -> Self:
+        "The same report with these names beside its labels, in columns such as `head_name`."
+        frames = [f.name for f in fields(self) if f.name != 'facts']
+        return replace(self, **{n: named_frame(getattr(self, n), names) for n in frames})
+
     def save(
         self,
         out: str | os.PathLike,  # a folder, or a file ending in .csv, .parquet or .json
@@ -624,16 +630,14 @@ class Result(Report):
         frame = result_frame(tests, training, tables, groups)
         if has_slope is not None:
             tests = tests.assign(has_slope=has_slope.cpu().numpy())
-        return cls(frame, facts, tests)
+        return cls(frame, facts, tests).with_names(names_of(training))
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
         """Test triple `i` and its proponents and opponents. Raises `IndexError` if there is no such
         test triple."""
         if not -len(self) <= i < len(self):
             raise IndexError(f'there is no test triple {i}, the result has {len(self)}')
-        title = '  '.join(
-            visible(label) for label in self.tests.iloc[i][['test_' + part for part in TRIPLE]]
-        )
+        title = '  '.join(triples_shown(self.tests.iloc[[i]], 'test_')[0])
         first, last = np.searchsorted(self.frame['test_index'], [i % len(self), i % len(self) + 1])
         mine = self.frame.iloc[first:last]
         return title, {kind + 's': mine[mine['kind'] == kind] for kind in SIDES}
@@ -645,7 +649,8 @@ class Result(Report):
 
     def title(self, i: int) -> str:
         "Test triple `i` and its rank."
-        return f'{self.block(i)[0]}\n{short_line(self.tests.iloc[i].to_dict())}'
+        called = triple_text(triples_called(self.tests.iloc[[i]], 'test_')[0], 80)
+        return f'{called}\n{short_line(self.tests.iloc[i].to_dict())}'
 
     def outlook(self) -> str:
         "How many of several test triples the model does not predict; nothing if it predicts all."
@@ -714,7 +719,8 @@ class SelfInfluence(Report):
     ) -> Self:
         """A ranking from a table `[1, k]` of training indices and self-influences, or rankings from
         several rows."""
-        return cls(ranked_rows(top, training).drop(columns='test_index'), facts)
+        frame = ranked_rows(top, training).drop(columns='test_index')
+        return cls(frame, facts).with_names(names_of(training))
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
         "The ranking."

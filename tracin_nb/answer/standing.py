@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from .table import TRIPLE, visible
+from .table import TRIPLE, part_shown
 
 # %% ../../nbs/answer/08_standing.ipynb #c15e909d
 BELIEFS = ('score', 'tail_rank', 'tails', 'head_rank', 'heads', 'known')  # of a test triple
@@ -96,7 +96,8 @@ def rare(test: Mapping[str, Any]) -> list[str]:
         if (n := int(test[f'{part}_count'])) < SEEN:
             seen = f'{n} training triple{"s" * (n > 1)} only: the model hardly saw it'
             said = seen if n else 'no training triple: the model never saw it'
-            found.append(f'{part} {visible(test[f"test_{part}"])} is in {said}')
+            name = part_shown(test[f'test_{part}'], test.get(f'test_{part}_name', ''))
+            found.append(f'{part} {name} is in {said}')
     return found
 
 
