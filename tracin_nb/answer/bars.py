@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .table import SHOWN_ROWS, TRIPLE, names_beside, signed, visible
-from ..graph.names import beside
+from ..graph.names import label_shown
 from ..graph.neighbourhoods import at_least_one
 
 # %% ../../nbs/answer/07_bars.ipynb #a66dd86d
@@ -134,7 +134,7 @@ def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
     columns = [[(x, name or x) for x, name in zip(*place)] for place in places]
     for label, name in chain(*columns):
         called[name].add(label)
-    text = lambda label, name: name if len(called[name]) == 1 else beside(label, name)
+    text = lambda label, name: name if len(called[name]) == 1 else label_shown(label, name)
     return [[text(*pair) for pair in row] for row in zip(*columns)]
 
 # %% ../../nbs/answer/07_bars.ipynb #f88356f4

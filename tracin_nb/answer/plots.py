@@ -52,7 +52,7 @@ from tracin_nb.answer.bars import (
 )
 from .results import Result, nothing
 from .table import signed
-from ..graph.names import NAMELESS, beside, names_of
+from ..graph.names import NAMELESS, label_shown, names_of
 from tracin_nb.graph.neighbourhoods import (
     Graph,
     at_least_one,
@@ -360,7 +360,7 @@ def called_nodes(training: TriplesFactory, nodes: Iterable[int]) -> dict[int, st
     names, label = names_of(training) or NAMELESS, training.entity_id_to_label
     called = {node: names.called(label[node]) for node in nodes}
     count = Counter(called.values())
-    return {n: x if count[x] == 1 else beside(label[n], x) for n, x in called.items()}
+    return {n: x if count[x] == 1 else label_shown(label[n], x) for n, x in called.items()}
 
 
 def draw_entities(

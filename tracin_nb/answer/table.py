@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..graph.names import beside
+from ..graph.names import label_shown
 
 # %% ../../nbs/answer/05_table.ipynb #9f383b06
 def visible(label: str, limit: int = 40) -> str:
@@ -78,7 +78,7 @@ def part_shown(
     limit: int = 40,  # characters of each
 ) -> str:
     "A label on one line, behind the name that people use if there is one."
-    return beside(visible(label, limit), visible(name, limit))
+    return label_shown(visible(label, limit), visible(name, limit))
 
 
 def names_beside(

@@ -37,7 +37,8 @@ from tracin_nb.app.options import (
     Header,
     Keeping,
     Measured,
-    Names,
+    Named,
+    OtherNames,
     Output,
     Part,
     Source,
@@ -121,6 +122,7 @@ class TrainAsked:
     )
     training: Training
     header: Header
+    named: Named
 
 
 @main.command('train', short_help='Train a PyKEEN model and keep checkpoints.')
@@ -138,7 +140,14 @@ def train_command(asked: TrainAsked) -> None:
 
     header, how = asked.header.header, asked.training.to_dict()
     with settings_blamed(how):
-        run = train(asked.dataset, out=asked.out, header=header, progress=on_terminal(), **how)
+        run = train(
+            asked.dataset,
+            out=asked.out,
+            header=header,
+            names=asked.named.names,
+            progress=on_terminal(),
+            **how,
+        )
     click.echo(f'{run!r}\nin {asked.out}')
     say(f'next: tracin explain {asked.out} --max 3')
 
@@ -146,11 +155,11 @@ def train_command(asked: TrainAsked) -> None:
 def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:
     """Refuse an `--against` that is no entity, or the tail of one of the triples `[M, 3]` to
     explain."""
-    from tracin_nb.graph.triples import select
+    from tracin_nb.graph.triples import label_named
 
     with naming_lines('--against'):
-        select(training, tail=against)
-        if training.entity_to_id[against] in test[:, 2].tolist():
+        tail = training.entity_to_id[label_named(against, training)]
+        if tail in test[:, 2].tolist():
             raise ValueError(f'{against!r} is itself the tail of a triple to explain')
 
 # %% ../../nbs/app/70_cli.ipynb #5831c471
@@ -449,7 +458,7 @@ class BatchAsked:
     around: Around
     part: Part
     keeping: Keeping
-    names: Names
+    names: OtherNames
 
     @property
     def effective(self) -> Around:
@@ -526,20 +535,27 @@ class Graphed:
     )
     test: Path | None = again(Choice, 'test', help='Predictions in a file.')
     header: Header
+    named: Named
 
     def training(self) -> 'TriplesFactory':
         "The training triples of a run, or of a file."
         if self.folder and not self.train:
             from tracin_nb.runs.run import Run
 
-            return Run.open(self.folder).training
+            return self._named(Run.open(self.folder).training)
         if self.train and not self.folder:
             from tracin_nb.graph.triples import load_files
 
-            return load_files(self.train, header=self.header.header).training
+            return self._named(load_files(self.train, header=self.header.header).training)
         raise click.UsageError(
             'give either RUN_DIR or --train', click.get_current_context(silent=True)
         )
+
+    def _named(self, training: 'TriplesFactory') -> 'TriplesFactory':
+        from tracin_nb.graph.names import as_names, name_triples
+
+        given = self.named.names
+        return name_triples(training, as_names(given, training)) if given else training
 
     def predictions(self, training: 'TriplesFactory') -> 'Tensor':
         "Ids `[M, 3]` of the predictions."
@@ -1028,6 +1044,7 @@ class ServeAsked:
     no_browser: bool = option(False, 'Only print the address.', 'How', kind='flag')
     memory: str = again(Settings, 'memory')
     batch_size: int | None = again(Settings, 'batch_size', advanced=False)
+    names: Path | None = again(Named, 'names')
     node_names: Path | None = option(
         None,
         'Names to show: lines of a name, a tab and the index of the entity.',
@@ -1057,6 +1074,7 @@ def serve_command(asked: ServeAsked) -> None:
         host=asked.host,
         port=asked.port,
         theme=asked.theme,
+        names=asked.names,
         node_names=asked.node_names,
         edge_names=asked.edge_names,
         memory=asked.memory,

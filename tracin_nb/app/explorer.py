@@ -410,5 +410,7 @@ def draw(self: InfluenceExplorer) -> None:
     if self.result is None:
         raise ValueError('there is nothing to draw yet: press Run')
     drawn = png(PICTURES[self.picture.value](self).figure)
-    self.image.value = picture(drawn, f'{self.picture.value} of {"  ".join(self.question.triple)}')
+    self.image.value = picture(
+        drawn, f'{self.picture.value} of {"  ".join(map(self.named, self.question.triple))}'
+    )
     self.export(drawn)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SUFFIXES', 'model_files', 'Source', 'Header', 'Shortcuts', 'OtherWords',
-           'every_gpu', 'Analysis', 'Keeping', 'naming_lines', 'file_triples',
+           'every_gpu', 'Named', 'Analysis', 'Keeping', 'naming_lines', 'file_triples',
            'asked_rows', 'own_triples', 'exclude_each_other', 'Choice', 'Conditions',
            'Where', 'Around', 'Part', 'Output', 'is_folder', 'check_writable',
-           'check_out', 'claimed', 'deliver', 'print_frame', 'Names', 'Table', 'Training',
-           'Measured', 'fits', 'check_settings', 'settings_named']
+           'check_out', 'claimed', 'deliver', 'print_frame', 'OtherNames', 'Table',
+           'Training', 'Measured', 'fits', 'check_settings', 'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
 import csv
@@ -337,6 +337,27 @@ def every_gpu(devices: object) -> list[str]:
         refuse('--enable-multi-gpu', 'PyTorch sees no GPU on this machine')
     return [f'cuda:{i}' for i in range(n)]
 
+# %% ../../nbs/app/50_options.ipynb #628ef0a8
+@dataclass(frozen=True)
+class Named:
+    "What entities and relations are called."
+
+    names: Path | None = option(
+        None,
+        'What labels are called, to be shown and accepted: a table (TSV or CSV) with columns id, '
+        'name and, if it has them, type.',
+        'Model',
+        kind='path',
+        metavar='FILE',
+        shown='as the run has it',
+    )
+
+    def on(self, source: 'Path | Run') -> 'Path | Run':
+        "The run with these names, if there are any."
+        from tracin_nb.runs.run import as_run
+
+        return source if self.names is None else as_run(source, self.names)
+
 # %% ../../nbs/app/50_options.ipynb #dea29fe0
 @dataclass(frozen=True)
 class Analysis:
@@ -347,6 +368,7 @@ class Analysis:
     settings: Settings
     words: OtherWords
     shortcuts: Shortcuts
+    named: Named = Named()
 
     def check(self, *files: Path | None) -> None:
         "Refuse a model that is given twice or not at all, and `--header` without one of `files`."
@@ -359,7 +381,7 @@ class Analysis:
 
         around = self.shortcuts.around(self.settings.weighting)
         settings = self.words.said(replace(self.settings, weighting=around))
-        run = self.source.opened(self.shortcuts.seed, self.header.header)
+        run = self.named.on(self.source.opened(self.shortcuts.seed, self.header.header))
         return TracIn(run, cache=cache, progress=on_terminal(), **settings.to_dict())
 
 # %% ../../nbs/app/50_options.ipynb #c6b3c508
@@ -794,7 +816,11 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
 
 # %% ../../nbs/app/50_options.ipynb #3a530539
 def _as_table(frame: 'pd.DataFrame') -> str:
-    return frame.to_string(index=False, float_format=lambda x: f'{x:+.4g}')
+    width = {name: max(map(len, [name, *frame[name]])) for name in frame.select_dtypes(object)}
+    texts = {name: f'{{:<{n}}}'.format for name, n in width.items()}  # flush left
+    return frame.to_string(
+        index=False, float_format=lambda x: f'{x:+.4g}', formatters=texts, justify='left'
+    )
 
 
 def print_frame(
@@ -818,8 +844,8 @@ def print_frame(
 
 # %% ../../nbs/app/50_options.ipynb #623a87f7
 @dataclass(frozen=True)
-class Names:
-    "Names of nodes and predicates."
+class OtherNames:
+    "Names of nodes and predicates, in two files of an earlier form."
 
     node_name_dict: Path | None = option(
         None,
@@ -851,7 +877,7 @@ class Names:
 class Table:
     "The table of 14 columns."
 
-    names: Names
+    names: OtherNames
     csv_output: Path | None = option(
         None,
         'Also write the influences as a table of 14 columns; an older file is replaced.',
