@@ -453,8 +453,14 @@ class Report:
             raise nothing(self, i)
         return ranking_bars(self.title(i), sides, k, ax)
 
-    def with_names(self, names: Names | None) -> Self:
+    def with_names(
+        self,
+        names: Names | None,
+        keep: bool = False,  # None: leave those that are there
+    ) -> Self:
         "The same report with these names beside its labels, in columns such as `head_name`."
+        if keep and names is None:
+            return self
         frames = [f.name for f in fields(self) if f.name != 'facts']
         return replace(self, **{n: named_frame(getattr(self, n), names) for n in frames})
 

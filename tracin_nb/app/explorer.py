@@ -348,7 +348,7 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
     self.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )
-    self.code.value = question.code(source_of(self.run), self.options)
+    self.code.value = question.code(source_of(self.run), self.told)
     self.picture.value, self.image.value = 'ranking', ''
     if len(frame):
         self.draw()

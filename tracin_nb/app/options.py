@@ -816,7 +816,8 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
 
 # %% ../../nbs/app/50_options.ipynb #3a530539
 def _as_table(frame: 'pd.DataFrame') -> str:
-    width = {name: max(map(len, [name, *frame[name]])) for name in frame.select_dtypes(object)}
+    words = [name for name in frame if isinstance(frame[name].iloc[0], str)] if len(frame) else []
+    width = {name: max(map(len, [name, *frame[name]])) for name in words}
     texts = {name: f'{{:<{n}}}'.format for name, n in width.items()}  # flush left
     return frame.to_string(
         index=False, float_format=lambda x: f'{x:+.4g}', formatters=texts, justify='left'

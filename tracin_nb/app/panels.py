@@ -614,9 +614,9 @@ class RunPanel(Panel):
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
         self.run, self.options = as_run(run, names), options
+        file = isinstance(names, (str, Path))
+        self.told = options | (dict(names=str(names)) if file else {})  # in the code that is shown
         super().__init__(self.run.training, node_names, edge_names)
-        if self.names and self.names != self.run.names:
-            self.run = self.run.with_names(self.names)  # so that results have them, too
         self.kept = Kept(self.run, options, self.job.progress)
         self._controls()
         self.box = self._arranged()

@@ -159,7 +159,7 @@ def _fields(lines: Iterable[str], tabs: bool) -> Iterable[tuple[int, list[str]]]
 
 
 def _fault(data: bytes, tabs: bool, width: int) -> str:
-    "What is wrong with the first line of `data` that is malformed."
+    "What is wrong with the first line of `data` that is malformed; nothing if none is."
     for i, raw in enumerate(data.split(b'\n'), 1):
         try:
             raw.decode('utf-8')
@@ -177,7 +177,7 @@ def _fault(data: bytes, tabs: bool, width: int) -> str:
                 )
     except csv.Error as e:
         return f'line {line + 1}: {e}'
-    return 'cannot be read as a table'
+    return ''
 
 # %% ../../nbs/graph/05_names.ipynb #ebd36220
 def _column(data: bytes, tabs: bool, width: int, wanted: Sequence[int]) -> list[np.ndarray]:
@@ -224,8 +224,11 @@ def _read_table(path: Path) -> tuple[dict[str, list[np.ndarray]], Any]:
     wanted = sorted(i for places in at.values() for i in places)
     try:
         columns = dict(zip(wanted, _column(data, tabs, width, wanted)))
-    except pa.ArrowInvalid:
-        raise TriplesFileError(f'{path}: {_fault(data, tabs, width)}') from None
+    except pa.ArrowInvalid as e:
+        raise TriplesFileError(f'{path}: {_fault(data, tabs, width) or e}') from None
+    odd = not tabs and data.count(b'"') % 2  # the last quote may have no end
+    if odd and (fault := _fault(data, tabs, width)):
+        raise TriplesFileError(f'{path}: {fault}')
 
     def line(row: int) -> str:
         lines = _fields(io.StringIO(data.decode('utf-8'), newline=''), tabs)
@@ -270,7 +273,7 @@ def _check_rows(table: pd.DataFrame, where: Any) -> None:
         row = table.index[empty][0]
         raise TriplesFileError(
             f'{where(row)}: the name of {table["id"][row]!r} is empty; '
-            f'{empty.sum():,} rows have none'
+            f'rows without a name: {empty.sum():,}'
         )
     if not table['id'].is_unique:
         row = table.index[table['id'].duplicated()][0]
@@ -405,6 +408,6 @@ def named_frame(
         for place in _PLACES:
             if place in frame and known:
                 found = [known.get(x, '') for x in frame[place]]
-                if any(found) or what == 'name' and 'relation' not in place:
+                if any(found) or 'relation' not in place:
                     more[f'{place}_{what}'] = np.array(found, dtype=object)
     return frame.assign(**more)

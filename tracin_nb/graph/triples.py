@@ -1273,9 +1273,11 @@ def never_seen(
         _seen(training), (ids[:, [0, 2]], ids[:, 1]), ('entity', 'relation')
     ):
         missing = [i for i in columns.unique().tolist() if not seen[i]]
-        names = getattr(training, f'{what}_id_to_label', {})
+        labels = getattr(training, f'{what}_id_to_label', {})
+        naming = naming_of(training)
         if missing:
-            parts.append(f'{what} {_named([names.get(i, str(i)) for i in missing])}')
+            these = [labels.get(i, str(i)) for i in missing]
+            parts.append(f'{what} {_named(map(naming.shown, these) if naming else these)}')
     return f'in no training triple: {"; ".join(parts)}' if parts else None
 
 # %% ../../nbs/graph/00_triples.ipynb #a10b6aab

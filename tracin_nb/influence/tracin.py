@@ -212,7 +212,7 @@ class TracIn:
         progress: bool
         | Progress = True,  # show a bar when it takes longer than a second; or tell a function
         **options: Any,
-    ):  # the options in `Settings`; for a model: `training`, `learning_rates`, ...
+    ):  # the options in `Settings`; `names`; for a model: `training`, `learning_rates`, ...
         named = {f.name for f in fields(Settings)}
         self.settings = Settings(objective, **{n: x for n, x in options.items() if n in named})
         self.run = as_run(run, **{n: x for n, x in options.items() if n not in named})
@@ -272,7 +272,7 @@ class TracIn:
             parts = None if folder is None or overwrite else continued(folder, question.asked())
             if folder and parts and parts.complete:
                 with stage('read'):
-                    return said(Result.load(folder))
+                    return said(Result.load(folder).with_names(self.run.names, keep=True))
             result, parts = self._answered(question, folder, parts, overwrite, start)
         if folder and parts:
             with stage('write', whole=True, adds=True) as gave:
