@@ -122,7 +122,7 @@ class TrainAsked:
     )
     training: Training
     header: Header
-    named: Named
+    named: Named = Named()
 
 
 @main.command('train', short_help='Train a PyKEEN model and keep checkpoints.')
@@ -535,7 +535,7 @@ class Graphed:
     )
     test: Path | None = again(Choice, 'test', help='Predictions in a file.')
     header: Header
-    named: Named
+    named: Named = Named()
 
     def training(self) -> 'TriplesFactory':
         "The training triples of a run, or of a file."
@@ -1044,7 +1044,9 @@ class ServeAsked:
     no_browser: bool = option(False, 'Only print the address.', 'How', kind='flag')
     memory: str = again(Settings, 'memory')
     batch_size: int | None = again(Settings, 'batch_size', advanced=False)
-    names: Path | None = again(Named, 'names')
+    names: Path | None = again(
+        Named, 'names', help='A table of names, to be shown and searched, as for `tracin explain`.'
+    )
     node_names: Path | None = option(
         None,
         'Names to show: lines of a name, a tab and the index of the entity.',

@@ -353,10 +353,14 @@ class Named:
     )
 
     def on(self, source: 'Path | Run') -> 'Path | Run':
-        "The run with these names, if there are any."
+        "The run with these names, if there are any, and a note of how many they are."
+        if self.names is None:
+            return source
         from tracin_nb.runs.run import as_run
 
-        return source if self.names is None else as_run(source, self.names)
+        run = as_run(source, self.names)
+        say(f'tracin: note: {self.names}: {run.names!r}')
+        return run
 
 # %% ../../nbs/app/50_options.ipynb #dea29fe0
 @dataclass(frozen=True)

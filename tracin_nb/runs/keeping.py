@@ -26,7 +26,7 @@ from pykeen.models import Model
 from pykeen.triples import CoreTriplesFactory, TriplesFactory, TriplesNumericLiteralsFactory
 
 from ..files import entry, replacing, write_json
-from ..graph.names import Names, name_triples, names_in, names_of, names_text
+from ..graph.names import Names, name_triples, names_of, names_of_text, names_text
 from ..graph.triples import triples_fingerprint
 from .models import check_scored, rng_state, state_fingerprint, unfit
 from .settings import RunError, number
@@ -237,7 +237,7 @@ def write_names(folder: Path, names: Names | None) -> dict[str, Any]:
 def read_kept_names(path: Path) -> Names:
     "Reads what `write_names` wrote"
     try:
-        return names_in(path.read_bytes().decode())
+        return names_of_text(path.read_bytes().decode())
     except ValueError as e:
         raise RunError(f'{path} holds no names of a run: {e}') from e
 

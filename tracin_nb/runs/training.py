@@ -101,7 +101,8 @@ def _resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[st
 
 # %% ../../nbs/runs/60_training.ipynb #a3b1af8c
 _HALF = re.compile(
-    r'\.(run\.json|checkpoint|triples\.safetensors|((entity|relation|literal)_to_id|names)\.tsv)[-.]'
+    r'\.(run\.json|checkpoint|triples\.safetensors|'
+    r'((entity|relation|literal)_to_id|names)\.tsv)[-.]'
 )
 
 
