@@ -419,4 +419,4 @@ def test_names(runs: list[Run]) -> None:
     panel.relation.complete()
     assert panel.asked() == Ask(relation='embassy')
     panel.k.value = 3
-    assert all('embassy (has embassy in)' in text for text, _ in pressed(panel).ranking.options)
+    assert all('has embassy in [embassy]' in text for text, _ in pressed(panel).ranking.options)

@@ -220,14 +220,14 @@ def test_names(run: Run, tracin: TracIn) -> None:
     explorer = InfluenceExplorer(run, **names)
     explorer.head.label = 'brazil'
     explorer.relation.field.value = 'has emb'
-    assert explorer.relation.field.options == ('embassy (has embassy in)',)
+    assert explorer.relation.field.options == ('has embassy in [embassy]',)
     explorer.relation.complete()
     explorer.tail.field.value = 'united'
     explorer.tail.complete()
     assert explorer.asked().triple == TRIPLE
     explorer.show(explorer.asked(), tracin.explain(TRIPLE, k=20, breakdown=True))
     assert any(
-        'uk (United Kingdom)' in text
+        'United Kingdom [uk]' in text
         for rows in explorer.lists.values()
         for text, _ in rows.options
     )
@@ -418,7 +418,7 @@ def test_page(run: Run, tmp_path: Path) -> None:
     *lines, last = cell.splitlines()
     exec('\n'.join([*lines, f'explorer = {last}']), space := {})
     assert space['explorer'].options == dict(batch_size=7)
-    assert space['explorer'].named('brazil') == 'brazil (Federative Republic)'
+    assert space['explorer'].named('brazil') == 'Federative Republic [brazil]'
 
 
 def test_settings() -> None:

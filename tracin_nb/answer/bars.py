@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES',
            'SERIES', 'ink', 'canvas', 'legend_below', 'shortened', 'triple_text',
-           'folded', 'side_of', 'signed_bars', 'ranking_bars']
+           'folded', 'triples_called', 'side_of', 'signed_bars', 'ranking_bars']
 
 # %% ../../nbs/answer/07_bars.ipynb #34af959c
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +19,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .table import SHOWN_ROWS, TRIPLE, signed, visible
+from .table import SHOWN_ROWS, TRIPLE, names_beside, signed, visible
+from ..graph.names import label_shown
 from ..graph.neighbourhoods import at_least_one
 
 # %% ../../nbs/answer/07_bars.ipynb #a66dd86d
@@ -122,6 +125,18 @@ def folded(
         lines[-1] += piece
     return '\n'.join(shortened(line.strip(), width + 4) for line in lines)
 
+
+def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
+    """Head, relation and tail of each row in few characters: the names where there are any, with
+    the label only where two labels of the frame have the same name."""
+    called = defaultdict(set)
+    places = [(frame[prefix + part], names_beside(frame, prefix + part)) for part in TRIPLE]
+    columns = [[(x, name or x) for x, name in zip(*place)] for place in places]
+    for label, name in chain(*columns):
+        called[name].add(label)
+    text = lambda label, name: name if len(called[name]) == 1 else label_shown(label, name)
+    return [[text(*pair) for pair in row] for row in zip(*columns)]
+
 # %% ../../nbs/answer/07_bars.ipynb #f88356f4
 def side_of(values: np.ndarray) -> dict[str, np.ndarray]:
     "Where the numbers `[N]` belong to proponents and where to opponents, as booleans `[N]`."
@@ -165,7 +180,7 @@ def ranking_bars(
     rows = rows.sort_values('influence', ascending=False, kind='stable')
     ax = canvas(ax, 9, 1.2 + 0.27 * len(rows))
     values = rows['influence'].to_numpy()
-    names = [triple_text(triple) for triple in rows[TRIPLE].to_numpy()]
+    names = [triple_text(triple) for triple in triples_called(rows)]
     signed_bars(ax, values, signed(values.tolist()), names)
     cut = max(map(len, sides.values())) > k
     ax.set_xlabel(f'influence, the {k} strongest of each side' if cut else 'influence')

@@ -15,6 +15,7 @@ import pandas as pd
 from pykeen.triples import TriplesFactory
 
 from .results import Result
+from .table import names_beside
 from ..files import replacing
 from ..graph.triples import TriplesFileError, read_table
 
@@ -85,9 +86,10 @@ def influence_table(
         )
         for part, column, names in parts:
             labels = frame[prefix + column]
+            known = zip(labels, names_beside(frame, prefix + column))
             columns |= {
                 side + part: labels,
-                f'{side}{part}_label': labels.map(lambda x: names.get(x, x)),
+                f'{side}{part}_label': [names.get(x) or name or x for x, name in known],
             }
     own = frame['test_self_influence'] if 'test_self_influence' in frame else float('nan')
     return pd.DataFrame(dict(columns, TracInScore=frame['influence'], SelfInfluence=own))

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['PARTS', 'GROUPS', 'part_columns', 'share_table', 'few_groups', 'shares', 'share_bars',
            'over_checkpoints', 'score_row', 'mark_own', 'distribution', 'strongest_at',
-           'columns', 'spread_places', 'node_places', 'Edge', 'draw_entities', 'bends',
-           'name_edge', 'draw_edges', 'ego_edges', 'strongest_links', 'best_paths',
-           'ego_graph', 'explain_ego', 'checked_frame', 'panels', 'byte_unit',
-           'stage_plot', 'stage_bars', 'benchmark_rows', 'speedups', 'ratio_points',
-           'checked_metrics', 'curves', 'comparison']
+           'columns', 'spread_places', 'node_places', 'Edge', 'called_nodes',
+           'draw_entities', 'bends', 'name_edge', 'draw_edges', 'ego_edges',
+           'strongest_links', 'best_paths', 'ego_graph', 'explain_ego', 'checked_frame',
+           'panels', 'byte_unit', 'stage_plot', 'stage_bars', 'benchmark_rows',
+           'speedups', 'ratio_points', 'checked_metrics', 'curves', 'comparison']
 
 # %% ../../nbs/answer/30_plots.ipynb #9a078269
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
+from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from tracin_nb.answer.bars import (
@@ -46,9 +48,11 @@ from tracin_nb.answer.bars import (
     shortened,
     side_of,
     triple_text,
+    triples_called,
 )
 from .results import Result, nothing
-from .table import TRIPLE, signed
+from .table import signed
+from ..graph.names import NAMELESS, label_shown, names_of
 from tracin_nb.graph.neighbourhoods import (
     Graph,
     at_least_one,
@@ -130,14 +134,14 @@ def shares(
     """Shares of the influence of the training triples kept, by group. Raises `ValueError` for
     another `by`, for a result without the columns it needs, and if nothing had any influence."""
     at_least_one('k', k)
-    title, sides = result.block(i)
+    _, sides = result.block(i)
     if not len(rows := pd.concat(sides.values())):
         raise nothing(result, i)
     table = few_groups(share_table(rows, by), k)
     ax = canvas(ax, 7, 1.3 + 0.32 * len(table))
     share_bars(ax, table)
     ax.set_xlabel(f'share of the |influence| of the {len(rows)} training triples kept, by {by}')
-    ax.set_title(title, parse_math=False)
+    ax.set_title(result.title(i), parse_math=False)
     legend_below(ax)
     return ax
 
@@ -174,18 +178,19 @@ def over_checkpoints(
     """Influence of the strongest training triples at each checkpoint. Raises `ValueError` for
     other results."""
     at_least_one('k', k)
-    title, sides = result.block(i)
+    _, sides = result.block(i)
     columns = part_columns(result.frame, 'checkpoint')
     if not sum(map(len, sides.values())):
         raise nothing(result, i)
     ax = canvas(ax, 7, 4 + 0.2 * min(k, 6))
     for (name, rows), face in zip(sides.items(), (None, 'none')):
         looks = cycle(SERIES)
-        for _, row in rows.iloc[:k].iterrows():
+        called = triples_called(rows.iloc[:k])
+        for triple, (_, row) in zip(called, rows.iloc[:k].iterrows()):
             ax.plot(
                 range(len(columns)),
                 row[columns].astype(float),
-                label=triple_text(row[TRIPLE], 80),
+                label=triple_text(triple, 80),
                 markerfacecolor=face,
                 **(next(looks) | dict(linestyle=LINES[name]['linestyle'])),
             )
@@ -193,7 +198,7 @@ def over_checkpoints(
     ax.set_xticks(range(len(columns)), [number for _, number in names])
     ax.axhline(0, color='gray', linewidth=0.8)
     ax.set(xlabel=names[0][0], ylabel='influence at the checkpoint')
-    ax.set_title(title, parse_math=False)
+    ax.set_title(result.title(i), parse_math=False)
     ax.spines[['top', 'right']].set_visible(False)
     legend_below(ax, columns=1)
     return ax
@@ -350,6 +355,14 @@ class Edge(FancyArrowPatch):
         super().draw(renderer)
 
 
+def called_nodes(training: TriplesFactory, nodes: Iterable[int]) -> dict[int, str]:
+    "The name of each entity, with its label where several of these have that name."
+    names, label = names_of(training) or NAMELESS, training.entity_id_to_label
+    called = {node: names.called(label[node]) for node in nodes}
+    count = Counter(called.values())
+    return {n: x if count[x] == 1 else label_shown(label[n], x) for n, x in called.items()}
+
+
 def draw_entities(
     ax: Axes,
     names: Mapping[int, str],
@@ -448,7 +461,9 @@ def ego_edges(
         dict(
             head=graph.head[rows],
             tail=graph.tail[rows],
-            relation=graph.frame(rows)['relation'],
+            relation=graph.frame(rows)['relation'].map(
+                (names_of(graph.training) or NAMELESS).called
+            ),
             influence=values[rows],
             on_path=np.isin(rows, on_path),
         ),
@@ -520,11 +535,13 @@ def ego_graph(
     places = node_places(joined, chains)
     lines = [y for _, y in places.values()]
     ax = canvas(ax, 12, 1.5 + 0.68 * (max(lines) - min(lines) + 1) + 0.17 * len(table))
-    names = graph.training.entity_id_to_label
+    names = called_nodes(graph.training, places)
     draw_edges(ax, draw_entities(ax, names, places, (ids[0], ids[2])), edges)
     ax.set(xticks=[], yticks=[], xlim=(-0.62, 1.62), ylim=(min(lines) - 0.6, max(lines) + 0.6))
     ax.spines[:].set_visible(False)
-    relation = graph.training.relation_id_to_label[ids[1]]
+    relation = (names_of(graph.training) or NAMELESS).called(
+        graph.training.relation_id_to_label[ids[1]]
+    )
     ax.set_title(triple_text([names[ids[0]], relation, names[ids[2]]]), parse_math=False)
     explain_ego(ax, table)
     return ax

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRIPLE', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'visible', 'columns_of', 'aligned',
-           'signed', 'block_lines', 'note_lines', 'html_cells', 'html_block', 'html_note',
+           'signed', 'part_shown', 'names_beside', 'triples_shown', 'block_lines',
+           'note_lines', 'html_triple', 'html_cells', 'html_block', 'html_note',
            'markdown']
 
 # %% ../../nbs/answer/05_table.ipynb #7fa599ef
@@ -17,6 +18,8 @@ from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
+
+from ..graph.names import label_shown
 
 # %% ../../nbs/answer/05_table.ipynb #9f383b06
 def visible(label: str, limit: int = 40) -> str:
@@ -65,19 +68,50 @@ def signed(values: list[float]) -> list[str]:
         return [f'{v:+.3e}' for v in values]
     return [f'{v:+.{decimals}f}' for v in values]
 
-# %% ../../nbs/answer/05_table.ipynb #10483eef
+# %% ../../nbs/answer/05_table.ipynb #824a9f91
 TRIPLE = ['head', 'relation', 'tail']
 
 
+def part_shown(
+    label: str,
+    name: str = '',
+    limit: int = 40,  # characters of each
+) -> str:
+    "A label on one line, behind the name that people use if there is one."
+    return label_shown(visible(label, limit), visible(name, limit))
+
+
+def names_beside(
+    frame: pd.DataFrame,
+    place: str,  # of the column with labels
+    what: str = 'name',  # or 'type'
+) -> list[str]:
+    "The name or type of each label in a column, '' where there is none."
+    return frame[f'{place}_{what}'].tolist() if f'{place}_{what}' in frame else [''] * len(frame)
+
+
+def triples_shown(
+    frame: pd.DataFrame,  # columns head, relation, tail, and their names if there are any
+    prefix: str = '',  # of these columns
+    limit: int = 40,  # characters of a label, and of a name
+) -> list[list[str]]:
+    "Head, relation and tail of each row as people read them."
+    columns = [
+        [
+            part_shown(*x, limit)
+            for x in zip(frame[prefix + part], names_beside(frame, prefix + part))
+        ]
+        for part in TRIPLE
+    ]
+    return [list(row) for row in zip(*columns)]
+
+# %% ../../nbs/answer/05_table.ipynb #10483eef
 def block_lines(title: str, sides: dict[str, pd.DataFrame]) -> list[str]:
     "A block as lines of text."
     rows = pd.concat(sides.values())
-    cells = zip(
-        rows['rank'].astype(str),
-        signed(rows['influence'].tolist()),
-        *(rows[part].map(visible) for part in TRIPLE),
-    )
-    lines = iter(aligned([list(row) for row in cells], right=2))
+    numbers = zip(rows['rank'].astype(str), signed(rows['influence'].tolist()))
+    cells = [[*pair, *triple] for pair, triple in zip(numbers, triples_shown(rows))]
+    lines = iter(aligned(cells, right=2))
     text = [title]
     for name, frame in sides.items():
         text.append(f'  {name}' if len(frame) else f'  no {name}')
@@ -97,23 +131,40 @@ STYLE = """<style>
 .tracin th { border-bottom: 1px solid rgba(128, 128, 128, .6); }
 .tracin td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tracin .note { opacity: .8; }
+.tracin td small { display: block; opacity: .7; }
 </style>"""
 SHOWN_BLOCKS, SHOWN_ROWS = 10, 20
 
 
+def html_triple(
+    labels: Sequence[str],  # head, relation and tail
+    names: Sequence[str],  # of these, '' where there is none
+    types: Sequence[str],
+) -> str:
+    "A triple in names, and small beneath its labels and their types; or only in labels."
+    text = lambda part: html.escape(visible(part, 80))
+    head, relation, tail = (text(name or label) for label, name in zip(labels, names))
+    if not any(names):
+        return f'{head} <i>{relation}</i> {tail}'
+    about = [' · '.join(map(text, filter(None, pair))) for pair in zip(labels, types)]
+    beneath = [x for x, place in zip(about, TRIPLE) if place != 'relation' or names[1]]
+    return f'{head} <i>{relation}</i> {tail}<small>{" &ensp; ".join(beneath)}</small>'
+
+
 def html_cells(frame: pd.DataFrame, numbers: list[str]) -> list[str]:
     "Two cells for each row of a ranking: influence and triple."
-    triples = zip(
-        *(frame[part].map(lambda label: html.escape(visible(label, 80))) for part in TRIPLE)
-    )
+    names = zip(*(names_beside(frame, part) for part in TRIPLE))
+    types = zip(*(names_beside(frame, part, 'type') for part in TRIPLE))
+    triples = map(html_triple, frame[TRIPLE].to_numpy().tolist(), names, types)
     return [
-        f'<td class="number">{number}</td><td>{head} <i>{relation}</i> {tail}</td>'
-        for number, (head, relation, tail) in zip(numbers, triples)
+        f'<td class="number">{number}</td><td>{triple}</td>'
+        for number, triple in zip(numbers, triples)
     ]
 
 
-def html_block(title: str, sides: dict[str, pd.DataFrame]) -> str:
-    "A block as a table with its rankings side by side, `SHOWN_ROWS` rows at most."
+def html_block(title: str, sides: dict[str, pd.DataFrame], said: Sequence[str] = ()) -> str:
+    """A block as a table with its rankings side by side, `SHOWN_ROWS` rows at most, below what is
+    `said` of it."""
     shown = {name: frame.iloc[:SHOWN_ROWS] for name, frame in sides.items()}
     numbers = iter(signed(pd.concat(shown.values())['influence'].tolist()))
     cells = [
@@ -129,7 +180,8 @@ def html_block(title: str, sides: dict[str, pd.DataFrame]) -> str:
     )
     hidden = max(map(len, sides.values())) - SHOWN_ROWS
     more = f'<p class="note">and {hidden} more ranks: see to_frame()</p>' if hidden > 0 else ''
-    return f'<p><b>{html.escape(title)}</b></p><table><tr>{head}</tr>{body}</table>{more}'
+    notes = ''.join(map(html_note, said))
+    return f'<p><b>{html.escape(title)}</b></p>{notes}<table><tr>{head}</tr>{body}</table>{more}'
 
 
 def html_note(note: str) -> str:

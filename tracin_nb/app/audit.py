@@ -64,6 +64,7 @@ from ..engine.beliefs import beliefs
 from ..engine.gradients import ENGINES
 from ..engine.weightings import WEIGHTINGS
 from ..evaluation.stability import chance, near_triples, ranking_similarity
+from ..graph.names import NamesGiven
 from ..graph.triples import select, to_ids, to_labels
 from ..influence.cache import FactorCache
 from ..influence.settings import Settings, again
@@ -299,7 +300,7 @@ def export(self: TrainingAudit) -> None:
         facts_line(self.result.facts)
     )
     triples = [tuple(row) for row in self.marked[TRIPLE].to_numpy().tolist()] if marks else []
-    self.code.value = self.ask.code(source_of(self.run), self.options, triples)
+    self.code.value = self.ask.code(source_of(self.run), self.told, triples)
 
 # %% ../../nbs/app/30_audit.ipynb #b6fea0fd
 @patch
@@ -496,9 +497,10 @@ class CompareRuns(Panel):
         *,
         node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
         edge_names: Mapping[str, str] | None = None,  # the same by relation label
+        names: NamesGiven | None = None,  # or a table of names by label; None: those of the run
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
-        self.runs, self.options, self.result = (as_run(a), as_run(b)), options, None
+        self.runs, self.options, self.result = (as_run(a, names), as_run(b, names)), options, None
         super().__init__(self.runs[0].training, node_names, edge_names)
         check_same_graph(*self.runs)
         self.kept = [

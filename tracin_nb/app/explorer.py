@@ -348,7 +348,7 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
     self.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )
-    self.code.value = question.code(source_of(self.run), self.options)
+    self.code.value = question.code(source_of(self.run), self.told)
     self.picture.value, self.image.value = 'ranking', ''
     if len(frame):
         self.draw()
@@ -410,5 +410,7 @@ def draw(self: InfluenceExplorer) -> None:
     if self.result is None:
         raise ValueError('there is nothing to draw yet: press Run')
     drawn = png(PICTURES[self.picture.value](self).figure)
-    self.image.value = picture(drawn, f'{self.picture.value} of {"  ".join(self.question.triple)}')
+    self.image.value = picture(
+        drawn, f'{self.picture.value} of {"  ".join(map(self.named, self.question.triple))}'
+    )
     self.export(drawn)

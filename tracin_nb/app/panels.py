@@ -7,8 +7,8 @@ __all__ = ['STYLE', 'Stopped', 'duration', 'progress_line', 'message', 'complain
            'LabelIndex', 'Search', 'cell', 'html_table', 'new_axes', 'png', 'picture',
            'download', 'links', 'up_to', 'choice', 'amount', 'rows_list', 'beside',
            'code_area', 'checkpoint_field', 'chosen_checkpoints', 'objectives', 'panel',
-           'Panel', 'entity_index', 'relation_index', 'Kept', 'RunPanel', 'arguments',
-           'source_of']
+           'panel_names', 'Panel', 'entity_index', 'relation_index', 'Kept', 'RunPanel',
+           'arguments', 'source_of']
 
 # %% ../../nbs/app/10_panels.ipynb #5a478e16
 import base64
@@ -18,9 +18,8 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +33,7 @@ from matplotlib.figure import Figure
 from pykeen.triples import TriplesFactory
 
 from ..answer.results import Report
+from ..graph.names import NAMELESS, Names, NamesGiven, label_shown, name_triples, names_of
 from ..graph.triples import nearest_labels
 from ..influence.tracin import TracIn
 from ..progress import Progress
@@ -223,7 +223,7 @@ class LabelIndex:
         lines = (
             self.labels
             if names is None
-            else [f'{a} ({b})' if b else a for a, b in zip(labels, names, strict=True)]
+            else [label_shown(a, b) for a, b in zip(labels, names, strict=True)]
         )
         text = '\n'.join(lines)
         if text.count('\n') >= len(lines):
@@ -243,12 +243,8 @@ class LabelIndex:
         return {label: i for i, label in enumerate(self.labels)}
 
     def text_of(self, i: int) -> str:
-        "A label, and its name if it has one."
-        return (
-            f'{self.labels[i]} ({self.names[i]})'
-            if self.names and self.names[i]
-            else self.labels[i]
-        )
+        "A label, behind its name if it has one."
+        return label_shown(self.labels[i], self.names[i] if self.names else '')
 
     def search(self, typed: str, limit: int = 20) -> list[int]:
         "Places of at most `limit` labels, the best first."
@@ -256,12 +252,25 @@ class LabelIndex:
         if (at := self.text.find(typed)) < 0:
             return []
         first = self._holding(f'\n{typed}', 10 * limit, max(0, at - 1))
-        first.sort(key=lambda i: not self.text.startswith(f'{typed}\n', self.breaks[i] + 1))
+        whole = f'{typed}\n', f'{typed} ['
+        first.sort(key=lambda i: not self.text.startswith(whole, self.breaks[i] + 1))
         if len(first) >= limit or not typed:
             return first[:limit]
         more = [i for i in self._holding(typed, 10 * limit, at) if i not in set(first)]
-        more.sort(key=lambda i: not re.search(rf'(?<![^\W_]){re.escape(typed)}', self.line(i)))
+        starts = re.compile(rf'(?<![^\W_]){re.escape(typed)}')
+        more.sort(
+            key=lambda i: (not self.line(i).endswith(f'[{typed}]'), not starts.search(self.line(i)))
+        )
         return [*first, *more][:limit]
+
+    def near(self, typed: str) -> list[str]:
+        "Texts of up to three labels that hold what was typed, or are close to it."
+        if found := [self.text_of(i) for i in self.search(typed, 3)]:
+            return found
+        names = nearest_labels(typed, filter(None, self.names)) if self.names else []
+        places = [i for i, name in enumerate(self.names or ()) if name in names]
+        close = [self.text_of(i) for i in places] + nearest_labels(typed, self.labels)
+        return list(dict.fromkeys(close))[:3]
 
     def line(self, i: int) -> str:
         "What is searched at place `i`."
@@ -277,11 +286,17 @@ class LabelIndex:
         return found
 
     def label(self, typed: str) -> str | None:
-        "The label that was typed, or that `text_of` made a text of; `None` if there is none."
+        """The label that was typed, or that `text_of` made a text of, or the only one of that
+        name; `None` if there is none."""
         if typed in self._ids:
             return typed
-        short = typed.rpartition(' (')[0]
-        return short if short in self._ids and self.text_of(self._ids[short]) == typed else None
+        for bracket in re.finditer(r' \[', typed):
+            short = typed[bracket.end() : -1]
+            if short in self._ids and self.text_of(self._ids[short]) == typed:
+                return short
+        start = f'\n{typed.strip().casefold()} ['
+        found = self._holding(start, 2, 0) if self.names and typed.strip() else []
+        return self.labels[found[0]] if len(found) == 1 else None
 
 # %% ../../nbs/app/10_panels.ipynb #ac99cea2
 class Search:
@@ -328,9 +343,7 @@ class Search:
             raise ValueError(f'{self.description}: type a label, or part of one and choose')
         if (label := self.index.label(typed)) is not None:
             return label
-        near = [self.index.labels[i] for i in self.index.search(typed, 3)] or nearest_labels(
-            typed, self.index.labels
-        )
+        near = self.index.near(typed)
         nearest = f'; near it: {", ".join(map(repr, near))}' if near else ''
         raise ValueError(f'{self.description}: there is no {typed!r}{nearest}')
 
@@ -487,6 +500,15 @@ def panel(title: str, *parts: w.Widget) -> w.VBox:
     return box
 
 # %% ../../nbs/app/10_panels.ipynb #1df7bf31
+def panel_names(
+    training: TriplesFactory, node_names: Mapping[int, str], edge_names: Mapping[str, str]
+) -> Names:
+    "The names that the triples carry, and over them those by entity index and relation label."
+    known, label = names_of(training) or NAMELESS, training.entity_id_to_label
+    given = {label[i]: name for i, name in node_names.items()} | dict(edge_names)
+    return Names({**known.name, **given}, known.type)
+
+
 class Panel:
     "A box of widgets around the triples of a graph. Shows itself in a notebook."
 
@@ -498,11 +520,8 @@ class Panel:
     ):  # the same by relation label
         if not isinstance(training, TriplesFactory):
             raise ValueError('a panel needs triples with labels')
-        self.training, self.node_names, self.edge_names = (
-            training,
-            node_names or {},
-            edge_names or {},
-        )
+        self.names = panel_names(training, node_names or {}, edge_names or {})
+        self.training = name_triples(training, self.names) if self.names else training
         self.job, self.alert, self.box = Task(), w.HTML(), w.VBox()
         self.error: BaseException | None = None
 
@@ -536,24 +555,25 @@ class Panel:
 # %% ../../nbs/app/10_panels.ipynb #6258f2e7
 @patch
 def named(self: Panel, label: str) -> str:
-    "A label with the name that people use, if there is one."
-    name = self.node_names.get(self.training.entity_to_id.get(label)) or self.edge_names.get(label)
-    return f'{label} ({name})' if name else label
+    "A label, behind the name that people use if there is one."
+    return self.names.shown(label)
 
 # %% ../../nbs/app/10_panels.ipynb #f5069b74
 def entity_index(panel: Panel) -> LabelIndex:
     "The labels of the entities, by index."
     every = range(panel.training.num_entities)
-    labels = list(map(panel.training.entity_id_to_label.__getitem__, every))
-    return LabelIndex(
-        labels, list(map(panel.node_names.get, every, repeat(''))) if panel.node_names else None
-    )
+    return _index(panel, map(panel.training.entity_id_to_label.__getitem__, every))
 
 
 def relation_index(panel: Panel) -> LabelIndex:
     "The labels of the relations, in alphabetical order."
-    labels = sorted(panel.training.relation_to_id)
-    return LabelIndex(labels, [panel.edge_names.get(label, '') for label in labels])
+    return _index(panel, sorted(panel.training.relation_to_id))
+
+
+def _index(panel: Panel, labels: Iterable[str]) -> LabelIndex:
+    labels = list(labels)
+    named = [panel.names.name.get(label, '') for label in labels] if panel.names else []
+    return LabelIndex(labels, named if any(named) else None)
 
 # %% ../../nbs/app/10_panels.ipynb #f7565862
 class Kept:
@@ -590,9 +610,12 @@ class RunPanel(Panel):
         *,
         node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
         edge_names: Mapping[str, str] | None = None,  # the same by relation label
+        names: NamesGiven | None = None,  # or a table of names by label; None: those of the run
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
-        self.run, self.options = as_run(run), options
+        self.run, self.options = as_run(run, names), options
+        file = isinstance(names, (str, Path))
+        self.told = options | (dict(names=str(names)) if file else {})  # in the code that is shown
         super().__init__(self.run.training, node_names, edge_names)
         self.kept = Kept(self.run, options, self.job.progress)
         self._controls()

@@ -33,7 +33,7 @@ from ..locks import LOCK, locked
 # %% ../../nbs/app/60_serve.ipynb #b2bcac50
 def page(
     folder: Path,
-    names: Mapping[str, Path | None],  # `node_names` and `edge_names`: the files with them
+    names: Mapping[str, Path | None],  # `names`, `node_names` and `edge_names`: their files
     options: Mapping[str, Any],  # of `TracIn`
 ) -> nbformat.NotebookNode:
     "A notebook with one cell, which opens the explorer of a run."
@@ -43,6 +43,8 @@ def page(
         f'run = Run.open({str(folder)!r})',
         'names = {}',
     ]
+    if path := names.get('names'):
+        lines.append(f"names['names'] = {str(path)!r}")
     if path := names.get('node_names'):
         lines.append(
             f"names['node_names'] = read_node_names({str(path)!r}, run.training.num_entities)"
@@ -240,6 +242,7 @@ def served(
     host: str = '127.0.0.1',
     port: int = 8866,  # 0: any that is free
     theme: str = 'light',  # or "dark"
+    names: Path | None = None,  # a table for `read_names`; by default the names of the run
     node_names: Path | None = None,  # a file for `formats.read_node_names`
     edge_names: Path | None = None,  # a file for `formats.read_edge_names`
     **options: Any,  # of `TracIn`: plain values
@@ -249,15 +252,13 @@ def served(
     folder = Path(folder).resolve()
     check_served(folder)
     port, token = free_port(host, port), secrets.token_urlsafe(24)
-    names = {
-        name: path and Path(path).resolve()
-        for name, path in dict(node_names=node_names, edge_names=edge_names).items()
-    }
+    given = dict(names=names, node_names=node_names, edge_names=edge_names)
+    files = {name: path and Path(path).resolve() for name, path in given.items()}
     sweep_served()
     private, lock = _private_folder()
     try:
         address = address_of(host, port, token)
-        _put(private / 'explorer.ipynb', nbformat.writes(page(folder, names, options)))
+        _put(private / 'explorer.ipynb', nbformat.writes(page(folder, files, options)))
         _put(private / 'voila.json', json.dumps(settings(host, port, token, theme)))
         _put(private / DOOR, door(address))
         process = Serving(private)

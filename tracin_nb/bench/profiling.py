@@ -56,6 +56,7 @@ STAGES = (
     'workers',
     'breakdown',
     'checks',
+    'beliefs',
     'facts',
     'table',
     'release',

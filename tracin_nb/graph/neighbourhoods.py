@@ -25,6 +25,7 @@ from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
+from .names import NAMELESS, names_of
 from .triples import label_columns, to_ids
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #3956724c
@@ -734,9 +735,12 @@ def pattern(
         raise ValueError('this graph was not made from a TriplesFactory, so it has no labels')
     along = entities_along(self, path, h)
     labels = [name(self.training.entity_id_to_label[entity]) for entity in along]
+    shown = (names_of(self.training) or NAMELESS).shown
     relations = [self.training.relation_id_to_label[int(self.relation[row])] for row in path]
     return chain_text(
-        labels, relations, [int(self.head[row]) == here for row, here in zip(path, along)]
+        labels,
+        [*map(shown, relations)],
+        [int(self.head[row]) == here for row, here in zip(path, along)],
     )
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #315ffce8
@@ -747,12 +751,13 @@ def path_table(
     scores: np.ndarray,  # `[P]`
 ) -> pd.DataFrame:
     "Columns score, edges, path (in words) and rows; the best first, those without a score last."
-    h = graph.entity(h)
+    h, names = graph.entity(h), graph.training and names_of(graph.training)
+    shown = (names or NAMELESS).shown
     table = pd.DataFrame(
         dict(
             score=scores,
             edges=[len(path) for path in paths],
-            path=[graph.pattern(path, h) for path in paths],
+            path=[graph.pattern(path, h, shown) for path in paths],
             rows=[tuple(path) for path in paths],
         )
     )

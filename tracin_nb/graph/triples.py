@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['HEADERS', 'TriplesFileError', 'TriplesWarning', 'machine_memory', 'size_text',
-           'read_table', 'read_numbered', 'read_triples', 'read_label_map', 'load_files',
-           'nearest_labels', 'load_dataset', 'UnknownLabelError', 'to_ids', 'to_labels',
-           'named', 'label_columns', 'select', 'never_seen', 'triples_fingerprint']
+           'read_bytes', 'read_table', 'read_numbered', 'read_triples', 'read_label_map',
+           'load_files', 'nearest_labels', 'load_dataset', 'Naming', 'naming_of',
+           'UnknownLabelError', 'AmbiguousNameError', 'label_named', 'to_ids',
+           'to_labels', 'named', 'label_columns', 'select', 'never_seen',
+           'triples_fingerprint']
 
 # %% ../../nbs/graph/00_triples.ipynb #d9746be9
 import codecs
@@ -24,7 +26,7 @@ import zlib
 from collections import Counter, defaultdict
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Protocol, Sequence
 
 import numpy as np
 import pandas as pd
@@ -97,7 +99,7 @@ def _unzipped(file: gzip.GzipFile, most: int) -> bytes:
     return b''.join(parts)
 
 # %% ../../nbs/graph/00_triples.ipynb #416acf9d
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     "The content of `path`, unzipped, without byte order mark and final line ends."
     most = machine_memory() // 4
     try:
@@ -240,7 +242,7 @@ def read_table(
 ) -> tuple[np.ndarray, int]:
     "Strings `[N, width]` of the file and the number of the line that row 0 comes from."
     path = Path(path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         rows = _parse(data, width)
     except ValueError as e:
@@ -749,9 +751,14 @@ def nearest_labels(label: str, known: Iterable[str], k: int = 3) -> list[str]:
     return [by_case[x] for x in difflib.get_close_matches(label.casefold(), by_case, n=k)]
 
 # %% ../../nbs/graph/00_triples.ipynb #74a77b3c
+def _nearest_hint(near: Sequence[str]) -> str:
+    "The end of an error message that tells what is near, if there is anything."
+    return f'; nearest: {", ".join(near)}' if near else ''
+
+
 def _did_you_mean(near: Sequence[str]) -> str:
     "The end of an error message that names the labels `near`, if there are any."
-    return f'; nearest: {", ".join(map(repr, near))}' if near else ''
+    return _nearest_hint([*map(repr, near)])
 
 # %% ../../nbs/graph/00_triples.ipynb #c6885e10
 def _split_file(folder: Path, name: str) -> Path | None:
@@ -826,6 +833,30 @@ def load_dataset(
         f'{str(source)!r} is neither a folder nor a data set that PyKEEN knows{_did_you_mean(near)}'
     )
 
+# %% ../../nbs/graph/00_triples.ipynb #1a67440d
+_NAMES = 'names'  # where PyKEEN's factory keeps them, among its metadata
+
+
+class Naming(Protocol):
+    "What people call entities and relations; `Names` of the next chapter is one."
+
+    def shown(self, label: str) -> str:
+        "A label, with its name if it has one."
+
+    def typed(self, label: str) -> str:
+        "A label, with its type if it has one."
+
+    def resolve(self, text: str, known: Mapping[str, Any]) -> list[str]:
+        "The labels among `known` that go by that name."
+
+    def nearest(self, text: str, known: Mapping[str, Any]) -> list[str]:
+        "The labels among `known` whose names are closest to `text`."
+
+
+def naming_of(factory: CoreTriplesFactory) -> Any:
+    "The names that `factory` carries (see `name_triples`), or `None`."
+    return factory.metadata.get(_NAMES)
+
 # %% ../../nbs/graph/00_triples.ipynb #423281d6
 class UnknownLabelError(ValueError):
     """A label that the graph does not know: `label`, `kind` ('entity' or 'relation'), `row` (or
@@ -836,6 +867,29 @@ class UnknownLabelError(ValueError):
     row: int | None
     nearest: list[str]
 
+
+class AmbiguousNameError(UnknownLabelError):
+    "A name that several entities or relations have, whose labels are `nearest`."
+
+
+def _label_error(
+    sort: type[UnknownLabelError],
+    text: str,
+    label: str,
+    kind: str,
+    row: int | None,
+    nearest: list[str],
+) -> UnknownLabelError:
+    "An error about a label, which says in which row that is."
+    error = sort(f'{"" if row is None else f"row {row}: "}{text}')
+    error.label, error.kind, error.row, error.nearest = (
+        label,
+        kind,
+        row,
+        list(dict.fromkeys(nearest)),
+    )
+    return error
+
 # %% ../../nbs/graph/00_triples.ipynb #88a7adf5
 def _unknown_label(
     label: str, kind: str, factory: TriplesFactory, row: int | None = None
@@ -844,13 +898,43 @@ def _unknown_label(
     known, other = factory.entity_to_id, factory.relation_to_id
     if kind == 'relation':
         known, other = other, known
-    near = nearest_labels(label, known)
-    hint = _swapped(label, kind, other) or _did_you_mean(near) + _twin_of(label, near)
-    error = UnknownLabelError(
-        f'{"" if row is None else f"row {row}: "}unknown {kind} {_show(label)}{hint}'
+    naming, near = naming_of(factory), nearest_labels(label, known)
+    named = naming.nearest(label, known) if naming else []
+    told = [naming.shown(x) for x in named] if naming else []
+    told += [repr(x) for x in near if x not in named]
+    hint = _swapped(label, kind, other) or _nearest_hint(told[:3]) + _twin_of(label, near)
+    return _label_error(
+        UnknownLabelError, f'unknown {kind} {_show(label)}{hint}', label, kind, row, named + near
     )
-    error.label, error.kind, error.row, error.nearest = label, kind, row, near
-    return error
+
+# %% ../../nbs/graph/00_triples.ipynb #34338711
+def label_named(
+    text: str,  # a label or a name
+    factory: TriplesFactory,
+    kind: str = 'entity',  # or 'relation'
+    row: int | None = None,  # of a table, for the error
+) -> str:
+    """The label that `text` means: itself, or the only one of that name. Raises
+    `UnknownLabelError` with the nearest, `AmbiguousNameError` with all that have the name."""
+    known = factory.entity_to_id if kind == 'entity' else factory.relation_to_id
+    if text in known:
+        return text
+    naming = naming_of(factory)
+    found = naming.resolve(text, known) if naming else []
+    if not found:
+        raise _unknown_label(text, kind, factory, row)
+    if len(found) > 1:
+        kinds = 'entities' if kind == 'entity' else 'relations'
+        these = ', '.join(naming.typed(x) for x in found[:5]) + ', ...' * (len(found) > 5)
+        raise _label_error(
+            AmbiguousNameError,
+            f'{_show(text)} is the name of {len(found)} {kinds}, give one by its label: {these}',
+            text,
+            kind,
+            row,
+            found,
+        )
+    return found[0]
 
 # %% ../../nbs/graph/00_triples.ipynb #084f921a
 def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[int]:
@@ -859,8 +943,13 @@ def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[i
         raise ValueError(f'{type(factory).__name__} has no labels: give the triples as ids')
     known = factory.entity_to_id if kind == 'entity' else factory.relation_to_id
     ids = [known.get(x, -1) for x in labels]
-    if -1 in ids:
-        raise _unknown_label(labels[ids.index(-1)], kind, factory, ids.index(-1))
+    if -1 in ids:  # then they may be names
+        rows: dict[str, int] = {}
+        for i, x in enumerate(labels):
+            if x not in known:
+                rows.setdefault(x, i)
+        found = {x: known[label_named(x, factory, kind, row)] for x, row in rows.items()}
+        ids = [found.get(x, i) for x, i in zip(labels, ids)]
     return ids
 
 # %% ../../nbs/graph/00_triples.ipynb #a07f58fa
@@ -1184,9 +1273,11 @@ def never_seen(
         _seen(training), (ids[:, [0, 2]], ids[:, 1]), ('entity', 'relation')
     ):
         missing = [i for i in columns.unique().tolist() if not seen[i]]
-        names = getattr(training, f'{what}_id_to_label', {})
+        labels = getattr(training, f'{what}_id_to_label', {})
+        naming = naming_of(training)
         if missing:
-            parts.append(f'{what} {_named([names.get(i, str(i)) for i in missing])}')
+            these = [labels.get(i, str(i)) for i in missing]
+            parts.append(f'{what} {_named(map(naming.shown, these) if naming else these)}')
     return f'in no training triple: {"; ".join(parts)}' if parts else None
 
 # %% ../../nbs/graph/00_triples.ipynb #a10b6aab

@@ -77,8 +77,8 @@ def read_items(
 
 def _item(index: int, triple: tuple[str, str, str], training: TriplesFactory) -> Item:
     try:
-        h, r, t = to_ids(triple, training)[0].tolist()
-        return Item(index, triple, (h, r, t))
+        h, r, t = (ids := to_ids(triple, training))[0].tolist()
+        return Item(index, to_labels(ids, training)[0], (h, r, t))
     except UnknownLabelError as e:
         return Item(index, triple, error=str(e).removeprefix('row 0: '))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from fastcore.meta import delegates
@@ -31,6 +32,7 @@ from ..answer.ranking import Ranking
 from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
+from ..engine.beliefs import believed
 from ..engine.gradients import Engine, FactoredEngine
 from ..engine.objectives import Objective, left_out, make_objective
 from ..engine.shortcuts import Sample
@@ -70,6 +72,7 @@ from tracin_nb.influence.steps import (
 )
 from .tiles import Pass
 from ..locks import alone_in_out
+from ..progress import bar
 from ..runs.run import Run, as_run
 
 # %% ../../nbs/influence/90_tracin.ipynb #2bd558f1
@@ -209,7 +212,7 @@ class TracIn:
         progress: bool
         | Progress = True,  # show a bar when it takes longer than a second; or tell a function
         **options: Any,
-    ):  # the options in `Settings`; for a model: `training`, `learning_rates`, ...
+    ):  # the options in `Settings`; `names`; for a model: `training`, `learning_rates`, ...
         named = {f.name for f in fields(Settings)}
         self.settings = Settings(objective, **{n: x for n, x in options.items() if n in named})
         self.run = as_run(run, **{n: x for n, x in options.items() if n not in named})
@@ -269,7 +272,7 @@ class TracIn:
             parts = None if folder is None or overwrite else continued(folder, question.asked())
             if folder and parts and parts.complete:
                 with stage('read'):
-                    return said(Result.load(folder))
+                    return said(Result.load(folder).with_names(self.run.names, keep=True))
             result, parts = self._answered(question, folder, parts, overwrite, start)
         if folder and parts:
             with stage('write', whole=True, adds=True) as gave:
@@ -445,6 +448,7 @@ class TracIn:
                 else dict(routes=routes_taken(self.steps), route_error=maker.route_error)
             )
             return dict(
+                model=type(self.steps[-1].train.model).__name__,
                 objective=str(self.objective),
                 **other,
                 weighting=metric['weighting'],
@@ -541,6 +545,7 @@ class TracIn:
             parts = parts or self._begun(out, question, whole, tried, overwrite)
         with naming(question.test, every, training):
             ranking, facts = self._ranked(question, side, slopes, whole, kept, parts)
+        beliefs, facts['beliefs'] = self._believed(question.test, len(whole))
         groups = None
         if question.breakdown:
             groups = aggregation.breakdown(self.steps, side, ranking, every, whole.part)
@@ -550,11 +555,18 @@ class TracIn:
         with stage('release'):
             release()
         with stage('table', whole=True):
-            strengths = own.cpu(), slopes.cpu()
-            result = Result.of(question.test, training, ranking, facts, groups, *strengths)
+            held = own.cpu(), slopes.cpu(), beliefs
+            result = Result.of(question.test, training, ranking, facts, groups, *held)
             if question.near:
                 result = aggregation.with_near(result, question.near, ranking.sums)
         return result, parts
+
+    def _believed(self, test: Tensor, looked_at: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+        "What the model of the last chosen checkpoint holds of the `test` triples, and the facts."
+        last, passes = self.checkpoints.index(max(self.checkpoints)), looked_at * len(self.steps)
+        telling, model = self.steps.telling, self.steps[last].train.model
+        with stage('beliefs', whole=True), bar(telling.progress, 2 * len(test), 'ranks') as add:
+            return believed(self.run, model, test, passes, add)
 
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
         "What `prepare` kept, if it serves the question."

@@ -375,8 +375,8 @@ def _model(
     name, kwargs = recognise(opened, counts, model, model_kwargs)
     if missing := unsaid(name, kwargs):
         warnings.warn(
-            f"{opened.path} does not say {as_options(missing)} of {name}: PyKEEN's own are taken, "
-            'model_kwargs= says otherwise',
+            f"{opened.path} does not say {', '.join(missing)} of {name}: PyKEEN's own are taken, "
+            f'{as_options(missing)}; give others if it was trained with others',
             stacklevel=3,
         )
     settings = dict(model=name, model_kwargs=kwargs)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['NESTED', 'file_facts', 'write_torch', 'verified', 'state_in', 'read_state',
            'check_file_finite', 'save_optimizer', 'read_saved', 'read_checkpoint',
-           'read_optimizer', 'check_labels', 'write_data', 'read_data', 'start_facts',
-           'write_facts', 'read_facts', 'finished']
+           'read_optimizer', 'check_labels', 'write_names', 'read_kept_names',
+           'write_data', 'read_data', 'start_facts', 'write_facts', 'read_facts',
+           'finished']
 
 # %% ../../nbs/runs/20_keeping.ipynb #7feba4bd
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -24,6 +26,7 @@ from pykeen.models import Model
 from pykeen.triples import CoreTriplesFactory, TriplesFactory, TriplesNumericLiteralsFactory
 
 from ..files import entry, replacing, write_json
+from ..graph.names import Names, name_triples, names_of, names_of_text, names_text
 from ..graph.triples import triples_fingerprint
 from .models import check_scored, rng_state, state_fingerprint, unfit
 from .settings import RunError, number
@@ -221,9 +224,26 @@ def check_labels(factory: CoreTriplesFactory) -> None:
         if '\n' in label or '\r' in label:
             raise RunError(f'label {label!r} has a line break in it')
 
+# %% ../../nbs/runs/20_keeping.ipynb #43938544
+def write_names(folder: Path, names: Names | None) -> dict[str, Any]:
+    "Writes `names.tsv` if there are names; returns the facts of the file"
+    if names is None:
+        return {}
+    with replacing(path := folder / 'names.tsv') as p:
+        p.write_bytes(names_text(names).encode())
+    return dict(names=file_facts(path))
+
+
+def read_kept_names(path: Path) -> Names:
+    "Reads what `write_names` wrote"
+    try:
+        return names_of_text(path.read_bytes().decode())
+    except ValueError as e:
+        raise RunError(f'{path} holds no names of a run: {e}') from e
+
 # %% ../../nbs/runs/20_keeping.ipynb #4b323b6b
 def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    "Writes label maps, triples and literals of `dataset`; returns the facts of the files"
+    "Writes label maps, triples, literals and names of `dataset`; returns the facts of the files"
     parts = dict(training=dataset.training, validation=dataset.validation, testing=dataset.testing)
     tensors = {n: f.mapped_triples.cpu().contiguous() for n, f in parts.items() if f is not None}
     maps = {n: getattr(dataset.training, n) for n in ('entity_to_id', 'relation_to_id')}
@@ -235,6 +255,7 @@ def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
     return dict(
         triples=file_facts(path),
         **{n: _write_labels(folder / f'{n}.tsv', m) for n, m in maps.items()},
+        **write_names(folder, names_of(dataset.training)),
     )
 
 
@@ -267,13 +288,15 @@ def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str
     more = _read_literals(paths, triples.pop('literals', None), len(maps['entity_to_id']))
     first = TriplesNumericLiteralsFactory if more else TriplesFactory
     more |= maps | dict(create_inverse_triples=inverse)
+    names = read_kept_names(paths['names']) if 'names' in paths else None
     try:
-        return {
+        parts = {
             n: first(mapped_triples=t, **more) if n == 'training' else TriplesFactory(t, **maps)
             for n, t in triples.items()
         }
     except (ValueError, TypeError) as e:
         raise RunError(f'{paths["triples"]} does not fit the label maps beside it: {e}') from e
+    return {n: name_triples(f, names) for n, f in parts.items()} if names else parts
 
 # %% ../../nbs/runs/20_keeping.ipynb #cf5134b0
 _FORMAT = dict(format='tracin_nb run', version=1)
@@ -291,6 +314,8 @@ def start_facts(settings: Mapping[str, Any], training: CoreTriplesFactory) -> di
     if isinstance(training, TriplesNumericLiteralsFactory):
         names = json.dumps({str(name): int(i) for name, i in training.literals_to_id.items()})
         dataset['literals'] = state_fingerprint({names: training.get_numeric_literals_tensor()})
+    if kept := names_of(training):
+        dataset['names'] = hashlib.sha256(names_text(kept).encode()).hexdigest()
     return dict(
         **_FORMAT,
         packages=packages,

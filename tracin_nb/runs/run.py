@@ -22,6 +22,7 @@ from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.instances import BatchedSLCWAInstances
 from pykeen.triples.weights import LossWeighter
 
+from ..graph.names import Names, NamesGiven, as_names, name_triples, names_of
 from ..graph.triples import triples_fingerprint
 from tracin_nb.runs.given import (
     RECORDED,
@@ -284,6 +285,18 @@ class Run:
             | {n: v for n, v in said.items() if v},
         )
 
+    @property
+    def names(self) -> Names | None:
+        "What the labels of the triples are called; None: no names are known"
+        return names_of(self.training)
+
+    def with_names(self, names: NamesGiven | None) -> 'Run':
+        "The same run with other names: a file, a frame, a mapping, `Names`, or none at all"
+        found = None if names is None else as_names(names, self.training)
+        parts = ('training', 'validation', 'testing')
+        there = {n: f for n in parts if (f := getattr(self, n)) is not None}
+        return replace(self, **{n: name_triples(f, found) for n, f in there.items()})
+
     def model(self, k: int, device: str | torch.device | None = None) -> Model:
         """The model at checkpoint `k` (-1: the last): parameters and buffers, in eval mode, on
         `device` (None: pick one)"""
@@ -348,8 +361,14 @@ class Run:
         return instances.negative_sampler
 
 # %% ../../nbs/runs/40_run.ipynb #2a6754ce
-def as_run(source: 'Run | Path | str | Model | PipelineResult', **kwargs: Any) -> Run:
+def as_run(
+    source: 'Run | Path | str | Model | PipelineResult',
+    names: NamesGiven | None = None,  # what its labels are called; None: as the run has it
+    **kwargs: Any,
+) -> Run:
     "The run that `source` is or leads to; a model also needs `training` and `learning_rates`"
+    if names is not None:
+        return as_run(source, **kwargs).with_names(names)
     if isinstance(source, torch.nn.Module):
         source = as_model(source)
         if 'training' not in kwargs:

@@ -21,13 +21,14 @@ from typing import IO, Any
 
 import torch
 from pykeen.checkpoints import CheckpointSchedule
-from pykeen.datasets import Dataset
+from pykeen.datasets import Dataset, EagerDataset
 from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.triples import CoreTriplesFactory
 from pykeen.triples.weights import LossWeighter
 from pykeen.utils import set_random_seed
 
+from ..graph.names import NamesGiven, as_names, name_triples
 from ..graph.triples import load_dataset, machine_memory, size_text
 from ..locks import LOCK, locked
 from .keeping import check_labels, finished, read_facts, start_facts, write_facts
@@ -73,6 +74,7 @@ def _asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
         **facts['settings'],
         'training triples': data['fingerprint'][:12],
         'literals': data.get('literals', '')[:12],
+        **({'names': data['names'][:12]} if 'names' in data else {}),
     }
 
 
@@ -99,7 +101,8 @@ def _resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[st
 
 # %% ../../nbs/runs/60_training.ipynb #a3b1af8c
 _HALF = re.compile(
-    r'\.(run\.json|checkpoint|triples\.safetensors|(entity|relation|literal)_to_id\.tsv)[-.]'
+    r'\.(run\.json|checkpoint|triples\.safetensors|'
+    r'((entity|relation|literal)_to_id|names)\.tsv)[-.]'
 )
 
 
@@ -212,6 +215,15 @@ def _check_room(
 _TURN = threading.Lock()
 
 
+def _named_data(data: Dataset, names: NamesGiven | None) -> Dataset:
+    "The same data set, whose triples carry `names`, or those that they had"
+    if names is None:
+        return data
+    found = as_names(names, data.training)
+    parts = (data.training, data.testing, data.validation)
+    return EagerDataset(*(f if f is None else name_triples(f, found) for f in parts))
+
+
 def _load_data(dataset: str | Path | Dataset, inverse: bool, **options: Any) -> Dataset:
     """The data set of a training, with labels that can be kept; `RunError` for `options` that
     would do nothing"""
@@ -307,12 +319,13 @@ def train(
     device: str | torch.device | None = None,  # None: CUDA if there
     unseen: str | None = None,  # 'drop' leaves out test triples with labels unknown to training
     header: bool | None = None,  # of a folder: do its files begin with one? None: known names tell
+    names: NamesGiven | None = None,  # what its labels are called: a table, or what `Names` takes
     resume: bool = False,  # go on from the last checkpoint in `out`, if there is one
     progress: bool = True,  # PyKEEN's progress bars
 ) -> Run:
     "Trains a PyKEEN model, keeps it in `out`, opens the run; bad options raise `RunError` before"
     out, device, epochs = Path(out), pick_device(device), number(epochs, 'epochs', 1, kind=int)
-    data = _load_data(dataset, inverse, unseen=unseen, header=header)
+    data = _named_data(_load_data(dataset, inverse, unseen=unseen, header=header), names)
     settings = model_settings(model, model_kwargs)
     check_literals(settings['model'], data.training)
     settings |= loss_settings(**settings, loss=loss, loss_kwargs=loss_kwargs)
