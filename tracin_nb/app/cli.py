@@ -530,6 +530,10 @@ def batch_status(summary: dict[str, Any], folder: Path) -> int:
             f'tracin: note: {folder} also holds {len(others)} files of other predictions or '
             f'questions, such as {others[0]}; batch_tracin_summary.json names them as "others"'
         )
+    if poor := summary['not_predicted']:
+        say(
+            f'tracin: note: {poor} of {summary["total"]} predictions are not predicted by the model'
+        )
     counts = ', '.join(f'{summary[name]} {name}' for name in ('successful', 'failed', 'skipped'))
     click.echo(f'{summary["total"]} predictions: {counts}; in {folder}')
     return 1 if summary['failed'] else 0

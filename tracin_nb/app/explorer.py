@@ -344,7 +344,7 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
         rows.value = None
     self.title.value = message(
         f'{triple}{f", and not {self.named(question.against)}" if question.against else ""}'
-    )
+    ) + ''.join(map(message, result.said(0)))
     self.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )

@@ -743,6 +743,8 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
 
     if to.out:
         say(f'saved in {to.out if saved else report.save(to.out)}')
+    if (to.out or to.form) and to.form != 'table' and (words := report.outlook()):
+        say(words)
     if to.form in ('csv', 'json'):
         with tempfile.TemporaryDirectory() as folder:
             WRITERS[f'.{to.form}'](report, path := Path(folder) / to.form)

@@ -32,10 +32,12 @@ from tracin_nb.runs.given import (
     checked_states,
     copied,
     labelled,
+    last_measured,
     moments_reader,
     pipeline_end,
     pipeline_kwargs,
     pipeline_loop,
+    pipeline_measured,
     pipeline_optimizer,
     pipeline_rates,
     second_moments,
@@ -148,7 +150,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
         folder=folder,
-        settings=settings,
+        settings=settings | last_measured(settings, facts['evaluations']),
         stopped=facts['stopped'],
     )
 
@@ -281,6 +283,7 @@ class Run:
             build=partial(build_frozen, run.build, frozen) if frozen else run.build,
             settings=run.settings
             | dict(training_kwargs=pipeline_kwargs(facts))
+            | pipeline_measured(result)
             | {n: v for n, v in said.items() if v},
         )
 
