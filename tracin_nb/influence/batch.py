@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'SUMMARY', 'Item', 'read_items', 'read_batch_manifest', 'is_done', 'held_in',
-           'unwritten', 'check_same_question', 'Batch', 'write_triples',
+           'told_of', 'unwritten', 'check_same_question', 'Batch', 'write_triples',
            'write_neighbourhoods']
 
 # %% ../../nbs/influence/95_batch.ipynb #c310199a
@@ -131,6 +131,11 @@ def _row(
 def held_in(result: Result) -> dict[str, Any]:
     "What the model holds of the one test triple of a result: score, ranks, known or new."
     return records(result.tests.filter([*BELIEFS, *COUNTS]))[0]
+
+
+def told_of(found: Any) -> dict[str, Any]:
+    "What an entry of the manifest tells of the same; one from before it was kept tells nothing."
+    return found['held'] if isinstance(found, dict) and isinstance(found.get('held'), dict) else {}
 
 
 def _write_object(content: Mapping[str, Any], path: Path) -> None:
@@ -297,7 +302,7 @@ class Batch:
                     done.get(i.index, i),
                     status.get(i.index, 'failed'),
                     i.files,
-                    manifest.get(i.stem, {}).get('held'),
+                    told_of(manifest.get(i.stem)),
                 )
                 for i in items
             ]
