@@ -95,7 +95,6 @@ def test_ranks_are_those_of_pykeen(name: str, inverse: bool) -> None:
         additional_filter_triples=training.mapped_triples,
         batch_size=8,
         use_tqdm=False,
-        mode=mode_of(model),
     )
     for side in ('tail', 'head'):
         ranks = ours[f'{side}_rank']
