@@ -90,11 +90,7 @@ def test_ranks_are_those_of_pykeen(name: str, inverse: bool) -> None:
     run = Run.from_model(model, training, learning_rates=[0.1])
     ours = beliefs(run, some, ('tail', 'head'))
     truth = RankBasedEvaluator().evaluate(
-        model,
-        some,
-        additional_filter_triples=training.mapped_triples,
-        batch_size=8,
-        use_tqdm=False,
+        model, some, additional_filter_triples=training.mapped_triples, batch_size=8, use_tqdm=False
     )
     for side in ('tail', 'head'):
         ranks = ours[f'{side}_rank']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'SUMMARY', 'Item', 'read_items', 'read_batch_manifest', 'is_done', 'held_in',
-           'told_of', 'unwritten', 'check_same_question', 'Batch', 'write_triples',
+           'held_before', 'unwritten', 'check_same_question', 'Batch', 'write_triples',
            'write_neighbourhoods']
 
 # %% ../../nbs/influence/95_batch.ipynb #c310199a
@@ -133,7 +133,7 @@ def held_in(result: Result) -> dict[str, Any]:
     return records(result.tests.filter([*BELIEFS, *COUNTS]))[0]
 
 
-def told_of(found: Any) -> dict[str, Any]:
+def held_before(found: Any) -> dict[str, Any]:
     "What an entry of the manifest tells of the same; one from before it was kept tells nothing."
     return found['held'] if isinstance(found, dict) and isinstance(found.get('held'), dict) else {}
 
@@ -302,7 +302,7 @@ class Batch:
                     done.get(i.index, i),
                     status.get(i.index, 'failed'),
                     i.files,
-                    told_of(manifest.get(i.stem)),
+                    held_before(manifest.get(i.stem)),
                 )
                 for i in items
             ]
