@@ -99,7 +99,8 @@ def test_ranking() -> None:
     assert ticks(ax) == triples
     assert [t.get_text() for t in ax.texts] == signed([0.75, 0.5, -0.25, -1.0])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ['proponents', 'opponents']
-    assert ax.get_title() == '  '.join(TEST) and ax.get_ylim()[0] > ax.get_ylim()[1]
+    title = '  '.join(TEST) + '\nrank not known'
+    assert ax.get_title() == title and ax.get_ylim()[0] > ax.get_ylim()[1]
     assert made({1: 1.0}).plot(k=1).get_xlabel() == 'influence'
     assert 'the 1 strongest' in made({1: 1.0, 2: 2.0}).plot(k=1).get_xlabel()
 

@@ -88,16 +88,16 @@ class Page(HTMLParser):
 def test_frame_columns_and_ranks() -> None:
     frame = example().to_frame()
     assert list(frame.columns) == [
-        'test_index',
-        'test_head',
-        'test_relation',
-        'test_tail',
         'head',
         'relation',
         'tail',
         'influence',
         'kind',
         'rank',
+        'test_head',
+        'test_relation',
+        'test_tail',
+        'test_index',
         'training_index',
     ]
     assert set(frame.test_index) == {0, 1}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Side', 'splits', 'agreeing', 'Stated', 'stated', 'sizes_of', 'known_from',
            'occurrences', 'standing', 'width', 'room', 'batches', 'filtered_ranks',
-           'ranked', 'beliefs', 'heads_too_dear', 'chance', 'believed']
+           'ranked', 'beliefs', 'heads_too_dear', 'guessed', 'believed']
 
 # %% ../../nbs/engine/05_beliefs.ipynb #e3794b77
 import math
@@ -263,13 +263,13 @@ def heads_too_dear(run: Run, model: Model, triples: Tensor, looked_at: int) -> b
     return head > _DEAR * tail
 
 
-def chance(metric: str, entities: int) -> float | None:
+def guessed(metric: str, entities: int) -> float | None:
     "What guessing reaches in PyKEEN's mean reciprocal rank or hits at k; None for other metrics."
     name = metric.rpartition('.')[2]
     if name == 'inverse_harmonic_mean_rank':
         return (math.log(entities) + 0.5772) / entities if entities > 1 else 1.0
-    if name.startswith('hits_at_'):
-        return min(1.0, int(name.removeprefix('hits_at_')) / entities)
+    if (k := name.removeprefix('hits_at_')).isdecimal():
+        return min(1.0, int(k) / entities)
     return None
 
 
@@ -287,6 +287,6 @@ def believed(
     if left:
         facts['heads'] = 'not ranked: scoring all heads would take longer than the explanation'
     if measured := run.settings.get('measured'):
-        expected = chance(measured['metric'], run.training.num_entities)
+        expected = guessed(measured['metric'], run.training.num_entities)
         facts['measured'] = measured | (dict(chance=expected) if expected is not None else {})
     return held.join(standing(run, triples)), facts

@@ -6,8 +6,8 @@
 __all__ = ['RECORDED', 'unwrapped', 'as_model', 'bare', 'plain_names', 'copied', 'check_counts',
            'labelled', 'title_of', 'check_length', 'checked_rates', 'checked_states',
            'state_at', 'moments_reader', 'pipeline_optimizer', 'pipeline_rates',
-           'pipeline_loop', 'pipeline_end', 'pipeline_kwargs', 'steps_made',
-           'second_moments', 'untrained']
+           'pipeline_loop', 'pipeline_end', 'pipeline_kwargs', 'last_measured',
+           'pipeline_measured', 'steps_made', 'second_moments', 'untrained']
 
 # %% ../../nbs/runs/30_given.ipynb #698b923d
 import copy
@@ -43,7 +43,13 @@ from tracin_nb.runs.optimizers import (
     not_held,
     rate_at,
 )
-from .settings import TRAINING_KWARGS, RunError, check_descends, number
+from tracin_nb.runs.settings import (
+    TRAINING_KWARGS,
+    RunError,
+    check_descends,
+    number,
+    ranking_metric,
+)
 
 # %% ../../nbs/runs/30_given.ipynb #10573a57
 _WRAPPERS = ('_orig_mod', 'module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
@@ -406,6 +412,37 @@ def pipeline_kwargs(configuration: Mapping[str, Any]) -> dict[str, Any]:
     given = given if isinstance(given, (list, tuple)) else [given]
     names = [c if isinstance(c, str) else getattr(c, '__name__', type(c).__name__) for c in given]
     return kwargs | (dict(callbacks=names) if names else {})
+
+# %% ../../nbs/runs/30_given.ipynb #4a07e82c
+_MEAN_RECIPROCAL_RANK = 'both.realistic.inverse_harmonic_mean_rank'
+
+
+def last_measured(
+    settings: Mapping[str, Any],  # of `train`
+    evaluations: Sequence[Sequence[float]],  # rows of epoch and value
+) -> dict[str, Any]:
+    "Return the last value of early stopping as `measured`; nothing if there is none"
+    if not evaluations or not settings.get('early_stopping'):
+        return {}
+    (epoch, value), metric = evaluations[-1], settings['early_stopping']['stop_metric']
+    return dict(measured=dict(metric=metric, value=value, split='validation', epoch=epoch))
+
+
+def pipeline_measured(result: PipelineResult) -> dict[str, Any]:
+    """Return what a PyKEEN pipeline measured of its model last, as `measured`: of its stopper, or
+    the mean reciprocal rank at its end; nothing if there is neither"""
+    stopper, (epoch, stopped) = result.stopper, pipeline_end(result)
+    if isinstance(stopper, EarlyStopper) and stopper.results:
+        metric = ranking_metric(stopper.metric)[0]
+        value = stopper.best_metric if stopped else stopper.results[-1]
+        found = dict(metric=metric, value=float(value), split='validation')
+        return dict(measured=found | dict(epoch=epoch))
+    try:
+        value = float(result.metric_results.get_metric(_MEAN_RECIPROCAL_RANK))
+    except (AttributeError, KeyError, ValueError):  # another evaluator's, or none
+        return {}
+    found = dict(metric=_MEAN_RECIPROCAL_RANK, value=value, split='held-out', epoch=epoch)
+    return dict(measured=found)
 
 # %% ../../nbs/runs/30_given.ipynb #dd98e588
 def steps_made(states: Iterable[Mapping[str, Any]]) -> int | None:

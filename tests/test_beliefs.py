@@ -1,0 +1,408 @@
+"Every explanation says what it explains: the right numbers, and in every form it is given out."
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from models import build, graph
+from pykeen.evaluation import RankBasedEvaluator
+from pykeen.models import DistMult
+from pykeen.triples import CoreTriplesFactory
+
+from tracin_nb.answer.results import Result, read_csv, text_table
+from tracin_nb.answer.standing import BELIEFS, UNKNOWN, belief_line, doubts, summary_of
+from tracin_nb.app import cli
+from tracin_nb.app.audit import compare
+from tracin_nb.app.explorer import ExplorerQuestion, InfluenceExplorer
+from tracin_nb.engine import beliefs as module
+from tracin_nb.engine.beliefs import beliefs, guessed, heads_too_dear, standing
+from tracin_nb.influence.batch import SUMMARY
+from tracin_nb.influence.tracin import TracIn, resume
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.training import train
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+KNOWN = ('israel', 'militaryactions', 'egypt')
+
+
+def labels(run: Run, ids: torch.Tensor) -> list[tuple[str, str, str]]:
+    "Labels of triples."
+    return [tuple(row) for row in run.training.label_triples(ids).tolist()]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    "DistMult on Nations, two checkpoints."
+    return train(
+        'nations',
+        'DistMult',
+        out=tmp_path_factory.mktemp('beliefs') / 'run',
+        epochs=6,
+        keep_every=3,
+        lr=0.05,
+        model_kwargs=dict(embedding_dim=8),
+        progress=False,
+        device='cpu',
+    )
+
+
+@pytest.fixture(scope='module')
+def test(run: Run) -> torch.Tensor:
+    "A training triple, a validation triple, two test triples, and two that the graph lacks."
+    every = {
+        tuple(t)
+        for part in (run.training, run.validation, run.testing)
+        for t in part.mapped_triples.tolist()
+    }
+    new = [
+        (h, r, t) for h in range(3) for r in range(3) for t in range(14) if (h, r, t) not in every
+    ]
+    parts = [
+        run.training.mapped_triples[5:6],
+        run.validation.mapped_triples[:1],
+        run.testing.mapped_triples[:2],
+    ]
+    return torch.cat([*parts, torch.tensor(new[:2])])
+
+
+@pytest.fixture(scope='module')
+def result(run: Run, test: torch.Tensor) -> Result:
+    return TracIn(run, weighting='sgd', progress=False).explain(test, k=3)
+
+
+# ---- the numbers
+
+MODELS = 'DistMult TransE RotatE ComplEx ConvE TuckER RESCAL ProjE CrossE KG2E ConvKB RGCN'.split()
+INVERSE = ['DistMult', 'ConvE', 'RotatE', 'CompGCN', 'NodePiece']
+
+
+@pytest.mark.parametrize(
+    'name, inverse', [(n, False) for n in MODELS] + [(n, True) for n in INVERSE]
+)
+def test_ranks_are_those_of_pykeen(name: str, inverse: bool) -> None:
+    "On both sides, also of models that score all heads by an inverse relation."
+    training = graph(inverse)
+    model, some = build(name, training).eval(), training.mapped_triples[::60]
+    run = Run.from_model(model, training, learning_rates=[0.1])
+    ours = beliefs(run, some, ('tail', 'head'))
+    truth = RankBasedEvaluator().evaluate(
+        model, some, additional_filter_triples=training.mapped_triples, batch_size=8, use_tqdm=False
+    )
+    for side in ('tail', 'head'):
+        ranks = ours[f'{side}_rank']
+        for metric, value in (
+            ('inverse_harmonic_mean_rank', (1 / ranks).mean()),
+            ('arithmetic_mean_rank', ranks.mean()),
+        ):
+            assert truth.get_metric(f'{side}.realistic.{metric}') == pytest.approx(value, rel=1e-5)
+    exact = model.score_hrt(some)[:, 0].detach().numpy()
+    np.testing.assert_allclose(ours['score'], exact, rtol=1e-4, atol=1e-5)
+
+
+def test_counted_by_hand(run: Run, test: torch.Tensor) -> None:
+    "Ranks, candidates, counts and where each triple is known from, with sets and loops."
+    model, found = run.model(-1), beliefs(run, test, ('tail', 'head')).join(standing(run, test))
+    parts = [x.mapped_triples.tolist() for x in (run.training, run.validation, run.testing)]
+    every = {tuple(t) for part in parts for t in part}
+    for (h, r, t), row in zip(test.tolist(), found.to_dict('records')):
+        tails = model.score_t(torch.tensor([[h, r]]))[0].tolist()
+        left = [x for e, x in enumerate(tails) if e == t or (h, r, e) not in every]
+        better, equal = (sum(f(x) for x in left) for f in (tails[t].__lt__, tails[t].__eq__))
+        assert (row['tail_rank'], row['tails']) == (better + (1 + equal) / 2, len(left))
+        assert row['heads'] == sum(e == h or (e, r, t) not in every for e in range(14))
+        for part, entity in (('head', h), ('tail', t)):
+            assert row[f'{part}_count'] == sum(entity in (x[0], x[2]) for x in parts[0])
+        assert row['relation_count'] == sum(x[1] == r for x in parts[0])
+    assert found['known'].tolist() == ['training', 'validation', 'test', 'test', 'new', 'new']
+
+
+@pytest.mark.parametrize('most', [1, 5, 14, 40])
+def test_slices_give_the_same(run: Run, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    "However few candidates there is room for, and however few triples are looked at together."
+    some = run.testing.mapped_triples[:30]
+    whole = beliefs(run, some, ('tail', 'head')).join(standing(run, some))
+    monkeypatch.setattr(module, 'room', lambda device: most * 1000)
+    monkeypatch.setattr(module, 'width', lambda model, queries: 1000)
+    monkeypatch.setattr(module, '_CHUNK', 100 * most)
+    again = beliefs(run, some, ('tail', 'head')).join(standing(run, some))
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def test_one_look_at_the_known_triples(monkeypatch: pytest.MonkeyPatch) -> None:
+    "The graph is gone through once for each side, not for each batch of triples."
+    looks, real = [], module.agreeing
+    monkeypatch.setattr(module, 'agreeing', lambda *args: looks.append(args) or real(*args))
+    training = graph()
+    model = build('DistMult', training).eval()
+    monkeypatch.setattr(module, '_MOST', 10)
+    run = Run.from_model(model, training, learning_rates=[0.1])
+    beliefs(run, training.mapped_triples[:200], ('tail', 'head'))
+    assert len(looks) == 2
+
+
+def test_dear_heads_are_left_out_and_it_is_said() -> None:
+    "A ConvE without inverse relations passes each head through its network."
+    training = graph()
+    conve = Run.from_model(build('ConvE', training), training, learning_rates=[0.1])
+    some = training.mapped_triples[:3]
+    assert heads_too_dear(conve, conve.model(-1), some, looked_at=40)
+    assert not heads_too_dear(conve, conve.model(-1), some, looked_at=42)
+    both = graph(inverse=True)
+    for name, triples in (('ConvE', both), ('DistMult', training), ('RotatE', training)):
+        cheap = Run.from_model(build(name, triples), triples, learning_rates=[0.1])
+        assert not heads_too_dear(cheap, cheap.model(-1), some, looked_at=1)
+    found = TracIn(conve, weighting='sgd', progress=False).explain(some, k=2, train=some)
+    assert 'head_rank' not in found.tests and 'tail_rank' in found.tests
+    assert 'not ranked' in found.facts['beliefs']['heads']
+    assert 'head rank not computed' in found.said(0)[0]
+    assert 'new: not in training' not in found.said(0)[0]
+
+
+def test_width_is_that_of_a_candidate() -> None:
+    "Of DistMult: at least its row of products, and no more than some copies of it."
+    few = CoreTriplesFactory(torch.tensor([[0, 0, 1]]), num_entities=5000, num_relations=1)
+    model = DistMult(triples_factory=few, embedding_dim=32).eval()
+    queries = module.Softmax('tail').queries(few.mapped_triples)
+    assert 128 <= module.width(model, queries) <= 8 * 128
+
+
+def test_unseen_and_few(run: Run) -> None:
+    "No validation or test triples: new means not in training."
+    training = graph()
+    plain = Run.from_model(build('DistMult', training), training, learning_rates=[0.1])
+    found = TracIn(plain, weighting='sgd', progress=False).explain(
+        run.testing.mapped_triples[:1], k=2
+    )
+    assert found.said(0)[0].split(' · ')[2] == 'new: not in training'
+
+
+def test_last_chosen_checkpoint(run: Run, test: torch.Tensor) -> None:
+    "In whatever order the checkpoints were given."
+    for chosen, place in (([0], 0), ([1, 0], 1)):
+        found = TracIn(run, checkpoints=chosen, weighting='sgd', progress=False).explain(test, k=1)
+        held = beliefs(run, test, checkpoint=place)
+        np.testing.assert_allclose(found.tests['score'], held['score'], rtol=1e-5)
+        assert found.tests['tail_rank'].tolist() == held['tail_rank'].tolist()
+
+
+def test_measured_is_handed_on(tmp_path: Path) -> None:
+    "What early stopping measured, and what guessing reaches; nothing is evaluated for it."
+    found = train(
+        'nations',
+        'DistMult',
+        out=tmp_path / 'run',
+        epochs=8,
+        keep_every=4,
+        patience=1,
+        evaluate_every=2,
+        lr=1e-6,
+        model_kwargs=dict(embedding_dim=4),
+        progress=False,
+        device='cpu',
+    )
+    facts = json.loads((tmp_path / 'run/run.json').read_text())
+    measured = found.settings['measured']
+    assert [measured['epoch'], measured['value']] == facts['evaluations'][-1]
+    said = TracIn(found, weighting='sgd', progress=False).explain(
+        found.training.mapped_triples[:1], k=1
+    )
+    assert said.facts['beliefs']['measured'] == measured | dict(chance=10 / 14)
+    assert guessed('both.realistic.arithmetic_mean_rank', 14) is None
+
+
+# ---- the words
+
+
+def test_warnings() -> None:
+    row = dict(zip(BELIEFS, (1.0, 2.0, 500, 1.0, 500, 'new'))) | dict(
+        test_head='a',
+        test_relation='r',
+        test_tail='b',
+        head_count=3,
+        relation_count=9,
+        tail_count=5,
+    )
+    assert doubts(row, {}) == []
+    for change, word in (
+        (dict(tail_rank=101.0), 'not predicted: 100 of 500'),
+        (dict(tail_rank=10.0, tails=15), 'not predicted: 9 of 15'),
+        (dict(known='training'), 'already in training'),
+        (dict(head_count=2), 'head a is in 2 training triples only'),
+        (dict(relation_count=1), 'relation r is in 1 training triple only'),
+        (dict(tail_count=0), 'tail b is in no training triple'),
+    ):
+        (said,) = doubts(row | change, {})
+        assert said.startswith(word)
+    poor = dict(metric='both.realistic.hits_at_10', value=0.05, split='validation', chance=0.02)
+    (said,) = doubts(row, dict(beliefs=dict(measured=poor)))
+    assert said.startswith('the model is weak: hits at 10 0.05 on validation')
+    assert doubts(row, dict(beliefs=dict(measured=poor | dict(value=0.5)))) == []
+    assert summary_of(pd.DataFrame([row, row | dict(tail_rank=400.0)])).startswith('1 of 2 test')
+
+
+# ---- every form
+
+
+def numbers(test: dict) -> tuple[str, str, str]:
+    "What a text has to hold: score, rank, known or new."
+    known = 'new: not in' if test['known'] == 'new' else f'in {test["known"]}'
+    rank = f'tail rank {test["tail_rank"]:g} of {test["tails"]}'
+    return f'score {test["score"]:.3g}', rank, known
+
+
+def in_text(text: str, result: Result, n: int = 1000) -> None:
+    "Assert that a text tells them of the first `n` test triples."
+    for test in result.tests.to_dict('records')[:n]:
+        line = belief_line(test, result.facts)
+        assert line in text and all(part in line for part in numbers(test))
+
+
+def in_rows(frame: pd.DataFrame, result: Result) -> None:
+    "Assert that a table tells them in every row."
+    assert len(frame) == len(result.frame)
+    for row in frame.to_dict('records'):
+        test = result.tests.iloc[row['test_index']]
+        for name in BELIEFS:
+            assert (
+                row[f'test_{name}'] == pytest.approx(test[name], rel=1e-6)
+                if name != 'known'
+                else row[f'test_{name}'] == test[name]
+            )
+
+
+def in_content(content: dict, result: Result) -> None:
+    "Assert that what was read from JSON tells them of every test triple."
+    assert len(content['tests']) == len(result)
+    for told, test in zip(content['tests'], result.tests.to_dict('records')):
+        assert {name: told[name] for name in BELIEFS} == {name: test[name] for name in BELIEFS}
+
+
+def test_on_the_screen(result: Result) -> None:
+    "Whole text, HTML, print, pictures, and those of a part of the result."
+    for shown in (result, result[3], result.by_strength(2), result[4]):
+        in_text(text_table(shown), shown)
+        in_text(shown._repr_html_(), shown)
+        in_text(repr(shown), shown, 3)
+        assert shown.plot().get_title().split('\n')[1].startswith('tail rank ')
+    assert 'and 3 more test triples' in repr(result)
+    assert result.outlook() in text_table(result)
+    assert repr(result).count('proponents') == 4  # of three blocks, and of the summary
+    line = result.frame.iloc[0]
+    assert f'1  {line["influence"]:+.4f}'[:5] in repr(result) and line['head'] in repr(result)
+
+
+def test_frames_lead_with_the_training_triple(result: Result) -> None:
+    for frame in (result.to_frame(), result.proponents, result.opponents, result[0].frame):
+        first = ['head', 'relation', 'tail', 'influence', 'kind', 'rank', 'test_head']
+        assert [*frame.columns[:7]] == first
+        assert [*frame.columns[-2:]] == ['test_index', 'training_index']
+
+
+def test_in_files(result: Result, tmp_path: Path) -> None:
+    "CSV, Parquet, JSON and the folder; the folder gives back all of it."
+    folder = result.save(tmp_path / 'saved')
+    in_rows(read_csv(folder / 'result.csv'), result)
+    in_rows(pd.read_parquet(folder / 'result.parquet'), result)
+    in_content(json.loads((folder / 'result.json').read_text()), result)
+    again = Result.load(folder)
+    assert text_table(again) == text_table(result) and again._repr_html_() == result._repr_html_()
+    for suffix, read in (('.csv', read_csv), ('.parquet', pd.read_parquet)):
+        in_rows(read(result.save(tmp_path / f'one{suffix}')), result)
+
+
+def test_an_older_result_says_that_it_does_not_know(result: Result, tmp_path: Path) -> None:
+    "Saved without these columns, and in the earlier order."
+    names = [f'test_{name}' for name in BELIEFS]
+    older = result.frame.drop(columns=names)
+    older = older[['test_index', *(c for c in older if c != 'test_index')]]
+    tests = result.tests[
+        ['test_head', 'test_relation', 'test_tail', 'head_id', 'relation_id', 'tail_id']
+    ]
+    made = Result(older, {n: x for n, x in result.facts.items() if n != 'beliefs'}, tests)
+    made.frame = older
+    again = Result.load(made.save(tmp_path / 'older'))
+    assert [*again.frame.columns[:4]] == ['head', 'relation', 'tail', 'influence']
+    assert text_table(again).count(UNKNOWN) == len(result) and UNKNOWN in again._repr_html_()
+    assert UNKNOWN in repr(again) and 'rank not known' in again.plot().get_title()
+    assert again.outlook() == ''
+
+
+def test_resumed_and_spread(run: Run, test: torch.Tensor, result: Result, tmp_path: Path) -> None:
+    "What workers and a folder give holds the same."
+    folder = tmp_path / 'folder'
+    TracIn(run, weighting='sgd', progress=False).explain(test, k=3, out=folder)
+    for again in (resume(folder, progress=False), Result.load(folder)):
+        pd.testing.assert_frame_equal(again.tests, result.tests, check_dtype=False)
+        assert again.facts['beliefs'] == result.facts['beliefs']
+
+
+def test_made_from_another(run: Run, result: Result) -> None:
+    "By checkpoint, and by neighbourhood."
+    in_text(text_table(TracIn(run, weighting='sgd', progress=False).by_checkpoint(result)), result)
+
+
+def test_on_the_command_line(run: Run, result: Result, test: torch.Tensor, tmp_path: Path) -> None:
+    "As table, CSV and JSON, and beside a folder."
+    ask = [
+        'run',
+        str(run.folder),
+        '--test-triples',
+        str(file := tmp_path / 'test.tsv'),
+        '-k',
+        '3',
+        '--weighting',
+        'sgd',
+    ]
+    file.write_text(''.join('\t'.join(row) + '\n' for row in labels(run, test)))
+    forms = dict(
+        table=[], csv=['--format', 'csv'], json=['--format', 'json', '--out', tmp_path / 'o']
+    )
+    done = {
+        form: CliRunner().invoke(cli.main, [*ask, *map(str, more)]) for form, more in forms.items()
+    }
+    assert all(x.exit_code == 0 for x in done.values()), [x.output for x in done.values()]
+    in_text(done['table'].stdout, result)
+    (tmp_path / 'out.csv').write_text(done['csv'].stdout, newline='')
+    in_rows(read_csv(tmp_path / 'out.csv'), result)
+    in_content(json.loads(done['json'].stdout), result)
+    words = result.outlook()
+    assert words and words in done['table'].stdout and words in done['csv'].stderr
+    assert words in done['json'].stderr
+
+
+def test_in_a_batch(run: Run, result: Result, test: torch.Tensor, tmp_path: Path) -> None:
+    "In the summary, new or skipped, and in the file of each prediction."
+    (tmp_path / 'test.tsv').write_text(''.join('\t'.join(row) + '\n' for row in labels(run, test)))
+    ask = [
+        'batch',
+        str(run.folder),
+        '--test',
+        str(tmp_path / 'test.tsv'),
+        '--output-dir',
+        str(tmp_path / 'out'),
+    ]
+    for more in ([], ['--skip-existing']):
+        assert CliRunner().invoke(cli.main, [*ask, *more]).exit_code == 0
+        summary = json.loads((tmp_path / 'out' / SUMMARY).read_text())
+        in_content(dict(tests=summary['results']), result)
+        assert f'{summary["not_predicted"]} of 6' in result.outlook()
+    for i, row in enumerate(summary['results']):
+        (name,) = (x for x in row['files'] if x.endswith('.json'))
+        in_content(json.loads((tmp_path / 'out' / name).read_text()), result[i])
+
+
+def test_in_panels(run: Run, result: Result, test: torch.Tensor) -> None:
+    "The explorer, and two runs compared."
+    explorer, one = InfluenceExplorer(run), result[3]
+    explorer.draw = lambda: None
+    explorer.show(ExplorerQuestion(labels(run, test)[3]), one)
+    in_text(explorer.title.value, one)
+    a = TracIn(run, weighting='sgd', progress=False)
+    both = compare(a, a, test[3], k=2)
+    for text in (repr(both), both._repr_html_(), text_table(both)):
+        assert text.count('tail rank') == 2 and text.count(' · in test') == 2
+    assert (both.frame['test_known'] == 'test').all() and both.facts['beliefs'][0]['run'] == 'a'
