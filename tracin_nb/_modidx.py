@@ -3433,9 +3433,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tracin_nb/runs/models.py'),
                                        'tracin_nb.runs.models.low_weights': ('runs/models.html#low_weights', 'tracin_nb/runs/models.py'),
                                        'tracin_nb.runs.models.probe_scores': ('runs/models.html#probe_scores', 'tracin_nb/runs/models.py'),
+                                       'tracin_nb.runs.models.rebuild_model': ( 'runs/models.html#rebuild_model',
+                                                                                'tracin_nb/runs/models.py'),
                                        'tracin_nb.runs.models.rng_state': ('runs/models.html#rng_state', 'tracin_nb/runs/models.py'),
                                        'tracin_nb.runs.models.set_rng_state': ( 'runs/models.html#set_rng_state',
                                                                                 'tracin_nb/runs/models.py'),
+                                       'tracin_nb.runs.models.silenced': ('runs/models.html#silenced', 'tracin_nb/runs/models.py'),
                                        'tracin_nb.runs.models.state_differences': ( 'runs/models.html#state_differences',
                                                                                     'tracin_nb/runs/models.py'),
                                        'tracin_nb.runs.models.state_fingerprint': ( 'runs/models.html#state_fingerprint',
@@ -3664,5 +3667,4 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tracin_nb.runs.trial.milder': ('runs/trial.html#milder', 'tracin_nb/runs/trial.py'),
                                       'tracin_nb.runs.trial.reason_of': ('runs/trial.html#reason_of', 'tracin_nb/runs/trial.py'),
                                       'tracin_nb.runs.trial.schedule': ('runs/trial.html#schedule', 'tracin_nb/runs/trial.py'),
-                                      'tracin_nb.runs.trial.silenced': ('runs/trial.html#silenced', 'tracin_nb/runs/trial.py'),
                                       'tracin_nb.runs.trial.try_step': ('runs/trial.html#try_step', 'tracin_nb/runs/trial.py')}}}

@@ -618,8 +618,10 @@ class PathsAsked:
         'What',
         metavar='FILE',
     )
-    form: str | None = again(Output, 'form', shown='table')
-    verbose: bool = again(Output, 'verbose')
+    form: str | None = again(
+        Output, 'form', help='What to print: paths, or with csv and --types their kinds.'
+    )
+    verbose: bool = again(Output, 'verbose', help='Below the tables, also tell all facts.')
     csv_output: Path | None = again(Table, 'csv_output', help='Save all paths as a table.')
     metapath_output: Path | None = option(None, 'Save all kinds of path.', 'Output', kind='file')
 

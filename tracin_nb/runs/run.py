@@ -53,12 +53,12 @@ from tracin_nb.runs.keeping import (
     verified,
 )
 from tracin_nb.runs.models import (
-    build_model,
     check_probe,
     check_scores,
     check_weights,
     load_strictly,
     low_weights,
+    rebuild_model,
     state_fingerprint,
 )
 from .optimizers import build_frozen
@@ -140,7 +140,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
     return dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
-        build=partial(build_model, settings, data['training']),
+        build=partial(rebuild_model, settings, data['training']),
         state=partial(read_checkpoint, folder, rows),
         loss=build_loss(settings['loss'], settings['loss_kwargs']),
         **{n: settings[n] for n in same},
