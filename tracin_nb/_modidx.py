@@ -3586,6 +3586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tracin_nb.runs.run._chosen_loss': ('runs/run.html#_chosen_loss', 'tracin_nb/runs/run.py'),
                                     'tracin_nb.runs.run._described': ('runs/run.html#_described', 'tracin_nb/runs/run.py'),
                                     'tracin_nb.runs.run._kept_fields': ('runs/run.html#_kept_fields', 'tracin_nb/runs/run.py'),
+                                    'tracin_nb.runs.run._kept_loss': ('runs/run.html#_kept_loss', 'tracin_nb/runs/run.py'),
                                     'tracin_nb.runs.run.as_run': ('runs/run.html#as_run', 'tracin_nb/runs/run.py')},
             'tracin_nb.runs.settings': { 'tracin_nb.runs.settings.RunError': ('runs/settings.html#runerror', 'tracin_nb/runs/settings.py'),
                                          'tracin_nb.runs.settings._check_counts': ( 'runs/settings.html#_check_counts',

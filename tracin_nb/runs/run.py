@@ -126,6 +126,17 @@ def _described(run: 'Run') -> str:
     )
 
 
+def _kept_loss(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    "Return loss and loss weighter of a run by the fields of `Run`; `RunError` names the file"
+    try:
+        weighter = build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs'])
+        return dict(
+            loss=build_loss(settings['loss'], settings['loss_kwargs']), loss_weighter=weighter
+        )
+    except RunError as e:
+        raise RunError(f'{path}: {e}') from e
+
+
 def _kept_fields(folder: Path) -> dict[str, Any]:
     "Return what `train` kept in `folder`, by the fields of `Run`; `RunError` if it is damaged"
     facts = read_facts(folder)
@@ -142,9 +153,8 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
         build=partial(rebuild_model, settings, data['training']),
         state=partial(read_checkpoint, folder, rows),
-        loss=build_loss(settings['loss'], settings['loss_kwargs']),
+        **_kept_loss(settings, folder / 'run.json'),
         **{n: settings[n] for n in same},
-        loss_weighter=build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs']),
         optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
         folder=folder,
