@@ -380,13 +380,13 @@ def answer(asked: Asked) -> None:
 def run_command(asked: Asked) -> None:
     """Name the training triples that pushed a model most towards a prediction (proponents) and
     most away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or
-    comes from --model-path.
+    comes from --model-path. (`tracin run` is the earlier name of this command.)
 
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
     tracin explain runs/umls --test my_predictions.tsv -k 50 --out results/
     tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
-    tracin explain --model-path model.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
+    tracin explain --model-path ck/*.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
     answer(asked)
 
 # %% ../../nbs/app/70_cli.ipynb #33b8e5ff
