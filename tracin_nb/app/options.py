@@ -173,12 +173,12 @@ class Source:
             )
         if not self.folder and not self.model_path:
             raise click.UsageError('give RUN_DIR, or --model-path and --train', context)
-        if self.folder and not self.folder.is_dir():
-            refuse('RUN_DIR', f'{self.folder} is not a folder; files are given by --model-path')
 
     def opened(self, seed: int, header: bool | None = None) -> 'Path | Run':
         "The run, or its folder. Raises click's errors for contradictions."
         self.check()
+        if self.folder and not self.folder.is_dir():
+            refuse('RUN_DIR', f'{self.folder} is not a folder; files are given by --model-path')
         if self.folder:
             return self.folder
         from tracin_nb.runs.foreign import open_files
