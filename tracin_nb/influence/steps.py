@@ -48,7 +48,9 @@ def chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
     found = [int(c) % n if isinstance(c, Integral) and -n <= c < n else c for c in checkpoints]
     for c in found:
         if not isinstance(c, int) or not 0 <= c < n:
-            raise ValueError(f'there is no checkpoint {c!r}: the run has {n}, numbered from 0')
+            raise ValueError(
+                f'checkpoints: there is no checkpoint {c!r}: the run has {n}, numbered from 0'
+            )
     if not found or len(set(found)) < len(found):
         raise ValueError(
             f'checkpoints {list(checkpoints)}: expected each one once, and at least one'
