@@ -136,11 +136,20 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
             f'{folder / "run.json"}: the fingerprint of the training triples is not that of '
             f'{facts["files"]["triples"]["file"]}'
         )
-    same = ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')
+    build = partial(build_model, settings, data['training'])
+    frozen = settings.get('frozen')
+    same = (
+        'loop',
+        'target',
+        'label_smoothing',
+        'negative_sampler',
+        'negative_sampler_kwargs',
+        'seed',
+    )
     return dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
-        build=partial(build_model, settings, data['training']),
+        build=partial(build_frozen, build, frozen) if frozen else build,
         state=partial(read_checkpoint, folder, rows),
         loss=build_loss(settings['loss'], settings['loss_kwargs']),
         **{n: settings[n] for n in same},
