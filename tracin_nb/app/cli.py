@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODES', 'DEMO', 'PREDICTIONS', 'main', 'flags_named', 'given_settings',
-           'settings_blamed', 'TrainAsked', 'train_command', 'check_against', 'resumable',
+           'settings_blamed', 'TrainAsked', 'train_command', 'Predicted', 'PredictAsked',
+           'write_frame', 'frame_text', 'predict_command', 'check_against', 'resumable',
            'Ranked', 'Why', 'Asked', 'refuse_with', 'check_mode', 'check_all_scores',
            'profiled', 'explained', 'known_paths', 'marked', 'answer', 'run_command',
            'own_influence', 'BatchAsked', 'batch_command', 'batch_status', 'Graphed',
@@ -161,6 +162,135 @@ def train_command(asked: TrainAsked) -> None:
         run = train(asked.dataset, out=asked.out, header=header, **how)
     click.echo(f'{run!r}\nin {asked.out}')
     say(f'next: tracin run {asked.out} --max 3')
+
+# %% ../../nbs/app/70_cli.ipynb #5ba7f916
+@dataclass(frozen=True)
+class Predicted:
+    "What is predicted: a triple with one or two open parts."
+
+    first: str | None = option(
+        None, 'The head, or - to leave it open.', 'What', metavar='[HEAD]', argument=True
+    )
+    second: str | None = option(
+        None, 'The relation, or -.', 'What', metavar='[RELATION]', argument=True
+    )
+    third: str | None = option(None, 'The tail, or -.', 'What', metavar='[TAIL]', argument=True)
+    head: str | None = again(Choice, 'head', help='The head, by its label.')
+    relation: str | None = option(None, 'The relation.', 'What', metavar='LABEL')
+    tail: str | None = again(Choice, 'tail', help='The tail.')
+    k: int = option(10, 'So many predictions.', 'What', kind='count', flags=('-k', '--top-k'))
+    known: str = option(
+        'hide',
+        'Leave out what training, validation or test triples state, or show it with a mark.',
+        'What',
+        choices=('hide', 'show'),
+    )
+    checkpoint: int = option(
+        -1,
+        'Of which checkpoint, counted from 0; -1 is the last.',
+        'Model',
+        kind='whole',
+        advanced=True,
+    )
+
+    @property
+    def given(self) -> dict[str, str]:
+        "The labels of those parts that are not open."
+        found = {}
+        for part, place in (('head', self.first), ('relation', self.second), ('tail', self.third)):
+            place = None if place == '-' else place
+            if place is not None and getattr(self, part) is not None:
+                refuse(f'--{part}', f'the {part} is given by its place, too: {place}')
+            if (label := getattr(self, part) if place is None else place) is not None:
+                found[part] = label
+        return found
+
+    def check(self) -> None:
+        "Refuse a triple without, or with nothing but, open parts."
+        if len(self.given) not in (1, 2):
+            raise click.UsageError(
+                'give one or two of --head, --relation and --tail; what is open is predicted',
+                click.get_current_context(silent=True),
+            )
+
+    def found(self, run: 'Run') -> 'pd.DataFrame':
+        "The predictions, the best first."
+        with naming_lines(' and '.join(f'--{part}' for part in self.given)):
+            return run.predict(**self.given, k=self.k, known=self.known, checkpoint=self.checkpoint)
+
+# %% ../../nbs/app/70_cli.ipynb #6c7aae60
+@dataclass(frozen=True)
+class PredictAsked:
+    "What `tracin predict` is asked."
+
+    source: Source
+    what: Predicted
+    header: Header
+    to: Output
+
+    def check(self) -> None:
+        "Refuse contradictions."
+        self.source.check()
+        self.what.check()
+        self.header.check(self.source.train)
+        if self.to.out is not None and self.to.in_folder:
+            refuse('--out', f'{self.to.out}: expected a file ending in .csv, .parquet or .json')
+
+
+def write_frame(frame: 'pd.DataFrame', path: Path) -> None:
+    "Write predictions to a file of the kind that its ending tells."
+    from tracin_nb.files import replacing
+
+    with replacing(path) as draft:
+        if path.suffix == '.parquet':
+            frame.to_parquet(draft, index=False)
+        else:
+            draft.write_text(frame_text(frame, path.suffix[1:]), encoding='utf-8')
+
+
+def frame_text(frame: 'pd.DataFrame', form: str | None) -> str:
+    "Predictions as CSV, as JSON, or as a table for a terminal."
+    if form == 'csv':
+        return frame.to_csv(index=False, lineterminator='\n')
+    if form == 'json':
+        return frame.to_json(orient='records', force_ascii=False, indent=1) + '\n'
+    from tracin_nb.answer.table import aligned, visible
+
+    numbers = dict(score='{:+.4g}', rank='{:g}')
+    rows = [
+        [numbers[n].format(x) if n in numbers else visible(str(x)) for n, x in row.items()]
+        for row in frame.to_dict('records')
+    ]
+    return '\n'.join(aligned([[*frame.columns], *rows], right=0)) + '\n'
+
+
+@main.command('predict', short_help='What the model predicts, the best first.')
+@takes
+def predict_command(asked: PredictAsked) -> None:
+    """Name the triples that a model finds most likely, where one or two of head, relation and
+    tail are open. Triples that it was given are left out.
+
+    \b
+    tracin predict runs/umls vitamin affects
+    tracin predict runs/umls - treats neoplastic_process -k 20
+    tracin predict runs/umls --head vitamin --known show --format csv > vitamin.csv"""
+    from tracin_nb.runs.run import as_run
+
+    asked.check()
+    to = asked.to
+    with claimed(to):
+        run = as_run(asked.source.opened(0, asked.header.header))
+        found = asked.what.found(run)
+        if to.out:
+            write_frame(found, to.out)
+            say(f'saved in {to.out}')
+        if to.form or not to.out:
+            click.echo(frame_text(found, to.form), nl=False)
+    if not len(found):
+        say('tracin: note: the run knows all such triples already: none is new')
+    elif asked.source.folder:
+        about = ' '.join(f'--{part} {json.dumps(x)}' for part, x in asked.what.given.items())
+        say(f'next: tracin run {asked.source.folder} --top 3 {about}')
 
 # %% ../../nbs/app/70_cli.ipynb #6b943547
 def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:

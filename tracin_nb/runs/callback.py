@@ -79,9 +79,9 @@ def _at_work(function: Callable, needed: Iterable[str]) -> dict[str, Any]:
     return found
 
 # %% ../../nbs/runs/65_callback.ipynb #da35d4d4
-_GIVEN = {'self', 'triples_factory', 'loss', 'loss_kwargs', 'random_seed', 'predict_with_sigmoid'}
+_GIVEN = {'self', 'triples_factory', 'loss', 'loss_kwargs', 'random_seed'}
 
-_ELSEWHERE = dict(adversarial_temperature='inverse_softmax_temperature')  # in NSSA
+_ELSEWHERE = dict(adversarial_temperature='inverse_softmax_temperature', scoring_fct_norm='p')
 
 
 def _settings_in(thing: object, places: Iterable[object]) -> dict[str, Any]:
@@ -92,6 +92,8 @@ def _settings_in(thing: object, places: Iterable[object]) -> dict[str, Any]:
             continue
         for place in places:
             value = getattr(place, name, getattr(place, _ELSEWHERE.get(name, name), None))
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                value = value.item()  # as the weight of a regulariser
             if isinstance(value, (str, bool, int, float)) and value != known.default:
                 found[name] = value
                 break
@@ -137,7 +139,9 @@ def _sights(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for place, module in model.named_modules():
         found[f'{place or "the model"}'] = type(module).__qualname__
-        for name, value in vars(module).items():
+        weight = getattr(module, 'weight', None) if isinstance(module, Regularizer) else None
+        more = dict(weight=weight.item()) if weight is not None else {}
+        for name, value in (vars(module) | more).items():
             if name not in _PASSING and (sight := _sight(value)) is not None:
                 found[f'{place}.{name}'.lstrip('.')] = sight
     return found
@@ -203,14 +207,8 @@ def _optimizer_settings(loop: TrainingLoop, names: Mapping[torch.Tensor, str]) -
     state = scheduler.state_dict() if scheduler else {}
     takes = inspect.signature(type(scheduler)).parameters if scheduler else {}
     asked = {n: state[n] for n in takes if n in state and n != 'last_epoch'}
-    asked = {n: str(v) if callable(v) or _has_functions(v) else v for n, v in asked.items()}
     kind = type(scheduler) if scheduler else None
     return optimizer_settings(type(optimizer), None, given | dict(lr=known['lr']), kind, asked)
-
-
-def _has_functions(value: Any) -> bool:
-    "Return whether a list, as of a scheduler by functions, cannot be written down"
-    return isinstance(value, list) and any(v is None or callable(v) for v in value)
 
 
 def optimizer_defaults(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
