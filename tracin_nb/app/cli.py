@@ -52,6 +52,7 @@ from tracin_nb.app.options import (
     deliver,
     file_triples,
     naming_lines,
+    naming_parts,
     settings_named,
 )
 from .terminal import Commands, given_flags, refuse, say, say_once, takes
@@ -215,26 +216,35 @@ class Predicted:
 
     def found(self, run: 'Run') -> 'pd.DataFrame':
         "The predictions, the best first."
-        with naming_lines(' and '.join(f'--{part}' for part in self.given)):
+        with naming_parts(self.given):
             return run.predict(**self.given, k=self.k, known=self.known, checkpoint=self.checkpoint)
 
 # %% ../../nbs/app/70_cli.ipynb #6c7aae60
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PredictAsked:
     "What `tracin predict` is asked."
 
     source: Source
     what: Predicted
     header: Header
-    to: Output
+    out: Path | None = again(
+        Output, 'out', help='Save to a file ending in .csv, .parquet or .json.'
+    )
+    overwrite: bool = again(Output, 'overwrite', help='Replace an older file of predictions.')
+    form: str | None = again(Output, 'form', help='How to print the predictions.')
+
+    @property
+    def to(self) -> Output:
+        "Where they go."
+        return Output(self.out, self.overwrite, self.form)
 
     def check(self) -> None:
         "Refuse contradictions."
         self.source.check()
         self.what.check()
         self.header.check(self.source.train)
-        if self.to.out is not None and self.to.in_folder:
-            refuse('--out', f'{self.to.out}: expected a file ending in .csv, .parquet or .json')
+        if self.out is not None and self.to.in_folder:
+            refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
 
 
 def write_frame(frame: 'pd.DataFrame', path: Path) -> None:

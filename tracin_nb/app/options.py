@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'Source', 'Header', 'Shortcuts', 'OtherWords', 'every_gpu', 'Analysis',
-           'Keeping', 'naming_lines', 'file_triples', 'asked_rows', 'own_triples',
-           'exclude_each_other', 'Choice', 'Conditions', 'Where', 'Around', 'Part',
-           'Output', 'is_folder', 'check_writable', 'check_out', 'claimed', 'deliver',
-           'Names', 'Table', 'Training', 'Measured', 'fits', 'check_settings',
+           'Keeping', 'naming_lines', 'naming_parts', 'file_triples', 'asked_rows',
+           'own_triples', 'exclude_each_other', 'Choice', 'Conditions', 'Where', 'Around',
+           'Part', 'Output', 'is_folder', 'check_writable', 'check_out', 'claimed',
+           'deliver', 'Names', 'Table', 'Training', 'Measured', 'fits', 'check_settings',
            'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
@@ -372,6 +372,18 @@ def naming_lines(where: str, first: int | None = None) -> Iterator[None]:
         line = '' if first is None or row is None else f': line {first + row}'
         raise ValueError(f'{where}{line}: {str(e).removeprefix(f"row {row}: ")}') from e
 
+# %% ../../nbs/app/50_options.ipynb #0df526b2
+@contextmanager
+def naming_parts(given: Mapping[str, str]) -> Iterator[None]:
+    "Let an error about a label begin with the flag of the part that was `given` by it."
+    try:
+        yield
+    except ValueError as e:
+        flags = [f'--{part}' for part, label in given.items() if label == getattr(e, 'label', None)]
+        if not flags:
+            raise
+        raise ValueError(f'{flags[0]}: {str(e).removeprefix("row 0: ")}') from e
+
 # %% ../../nbs/app/50_options.ipynb #7cc04076
 def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor':
     "Ids `[M, 3]` of the triples in a file, numbered as in training."
@@ -523,7 +535,7 @@ class Choice:
 
         about = dict(head=self.head, relation=next(iter(self.relation), None), tail=self.tail)
         about = {part: label for part, label in about.items() if label is not None}
-        with naming_lines(' and '.join(f'--{part}' for part in about)):
+        with naming_parts(about):
             found = run.predict(**about, k=self.top or 1)
         if not len(found):
             raise ValueError('--top: the run knows all such triples already: none is new')

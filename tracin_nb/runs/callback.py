@@ -239,6 +239,8 @@ def _training_kwargs(steps: Mapping[str, Any]) -> dict[str, Any]:
         for other in steps['callback'].callbacks:
             if isinstance(other, kind):
                 asked[name] = getattr(other, attribute)
+    if asked.get('gradient_clipping_norm_type') == 2.0:
+        del asked['gradient_clipping_norm_type']  # as if it was not asked for
     more = [type(c) for c in steps['callback'].callbacks if not isinstance(c, (KeepRun, *_CLIPS))]
     own = [kind.__name__ for kind in more if kind.__module__ != _PYKEENS]
     return plain(asked | (dict(callbacks=own) if own else {}), 'training_kwargs')

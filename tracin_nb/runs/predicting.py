@@ -17,6 +17,7 @@ import torch
 from pykeen.models import Model
 from pykeen.predict import (
     PartiallyRestrictedPredictionDataset,
+    Predictions,
     TopKScoreConsumer,
     TriplePredictions,
     predict_target,
@@ -59,6 +60,13 @@ def _stated(parts: Parts) -> dict[str, Tensor]:
     return {name: part.mapped_triples for name, part in parts.items() if part is not None}
 
 
+def _members(found: Predictions, stated: Mapping[str, Tensor]) -> pd.DataFrame:
+    "Return the rows of PyKEEN's predictions, with columns that tell which part states them"
+    with warnings.catch_warnings():  # PyKEEN only reads what pandas gives it to read
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+        return found.add_membership_columns(**stated).df
+
+
 def _marks(frame: pd.DataFrame, parts: Iterable[str]) -> np.ndarray:
     "Return which part states each row, by PyKEEN's columns, or 'new'; training goes first"
     found = np.full(len(frame), 'new', dtype=object)
@@ -77,9 +85,7 @@ def one_open(model: Model, given: Mapping[str, int], parts: Parts) -> pd.DataFra
         whole = found.df.assign(relation_id=found.df['relation_id'] // 2)
         found = found.exchange_df(whole)
     stated = _stated(parts)
-    with warnings.catch_warnings():  # PyKEEN only reads what pandas gives it to read
-        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
-        frame = found.add_membership_columns(**stated).df
+    frame = _members(found, stated)
     ids = {part: given.get(part, frame.get(f'{part}_id')) for part in PARTS}
     frame = pd.DataFrame(dict(ids, score=frame['score'], known=_marks(frame, stated)))
     return frame.sort_values(['score', target], ascending=[False, True], ignore_index=True)
@@ -137,7 +143,7 @@ def two_open(
     forget_representations(model)
     frame = best.finalize().process().df
     frame = frame[frame['score'] > -np.inf].reset_index(drop=True)
-    marked = TriplePredictions(frame, None).add_membership_columns(**stated).df
+    marked = _members(TriplePredictions(frame, None), stated)
     ids = {part: marked[f'{part}_id'] for part in PARTS}
     return pd.DataFrame(dict(ids, score=marked['score'], known=_marks(marked, stated)))
 
