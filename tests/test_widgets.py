@@ -249,6 +249,7 @@ def test_ranks(explorer: InfluenceExplorer, run: Run) -> None:
 
 def test_predictions(explorer: InfluenceExplorer, run: Run) -> None:
     "The model's own best new predictions for what is typed; one that is chosen fills the fields."
+    explorer.head.label = explorer.relation.label = explorer.tail.label = ''
     explorer.predict_button.click()
     assert 'type a head, a relation or a tail' in explorer.alert.value
     explorer.head.label, explorer.relation.label = TRIPLE[:2]
