@@ -271,7 +271,11 @@ def test_begun_again(tmp_path: Path) -> None:
 
 
 def test_folder_is_never_written_over(tmp_path: Path) -> None:
-    piped(tmp_path / 'run')
+    "Not even by the same callback."
+    keep = KeepRun(tmp_path / 'run')
+    pipeline(**SMALL, training_kwargs=dict(callbacks=keep))
+    with pytest.raises(RunError, match='holds a run already: give another folder'):
+        pipeline(**SMALL, training_kwargs=dict(callbacks=keep))
     with pytest.raises(RunError, match='holds a run already: give another folder'):
         KeepRun(tmp_path / 'run')
     (tmp_path / 'other').mkdir()

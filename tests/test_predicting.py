@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
+from click.testing import Result as Outcome
 from pykeen.predict import predict_target
 
 from tracin_nb import Run, TracIn, train
+from tracin_nb.app.cli import main
+from tracin_nb.app.options import Choice
 from tracin_nb.graph.triples import UnknownLabelError, to_ids
 from tracin_nb.runs.settings import RunError
 
@@ -154,3 +160,64 @@ def test_errors_name_what_is_meant(run: Run) -> None:
         run.predict('brazil', 'embassy', known='mark')
     with pytest.raises(RunError, match='k has to be a whole number at least 1'):
         run.predict('brazil', 'embassy', k=0)
+
+
+# ---- the command
+
+
+def command(*args: object) -> Outcome:
+    return CliRunner().invoke(main, ['predict', *map(str, args)])
+
+
+def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
+    "In each form, on stdout and in a file, by place and by flag."
+    best = run.predict(relation='embassy', tail='cuba', k=3)
+    by_place = command(run.folder, '-', 'embassy', 'cuba', '-k', 3, '--format', 'csv')
+    assert by_place.exit_code == 0 and by_place.stdout == best.to_csv(index=False)
+    flags = '--relation', 'embassy', '--tail', 'cuba', '-k', 3
+    assert json.loads(command(run.folder, *flags, '--format', 'json').stdout)[0]['known'] == 'new'
+    table = command(run.folder, *flags)
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ['head', *best['head']]
+    for ending, read in (('.csv', pd.read_csv), ('.parquet', pd.read_parquet)):
+        path = tmp_path / f'found{ending}'
+        assert command(run.folder, *flags, '--out', path).exit_code == 0
+        assert [*read(path)['head']] == [*best['head']]
+    refused = command(run.folder, *flags, '--out', tmp_path / 'found.csv')
+    assert refused.exit_code == 2 and 'exists already' in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        (['chnia', 'embassy'], "--head: unknown entity 'chnia'; nearest: 'china'"),
+        (['china', '--relation', 'embasy'], "--relation: unknown relation 'embasy'"),
+        ([], 'give one or two of --head, --relation and --tail'),
+        (['china', 'embassy', 'cuba'], 'give one or two of --head, --relation and --tail'),
+        (['china', '--head', 'cuba'], 'the head is given by its place, too: china'),
+        (['china', '--known', 'mark'], '--known'),
+        (['china', '--out', 'some/folder'], 'expected a file ending in .csv'),
+        (['china', '--checkpoint', '7'], 'there is no checkpoint 7'),
+    ],
+)
+def test_command_errors(run: Run, args: list[str], said: str) -> None:
+    done = command(run.folder, *args)
+    assert done.exit_code == 2 and said in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_top(run: Run) -> None:
+    "`--top` explains the best new predictions, and says what it lacks."
+    choice = Choice(top=2, relation=('embassy',), tail='cuba')
+    choice.check()
+    best = run.predict(relation='embassy', tail='cuba', k=2)
+    assert choice.chosen(run).tolist() == to_ids(best, run.training).tolist()
+    for wrong, said in (
+        (Choice(top=2), 'say about what, by one or two of --head, --relation and --tail'),
+        (Choice(top=2, relation=('a', 'b')), 'takes --relation once'),
+        (Choice(top=2, head='cuba', maximum=1), '--top says already how many'),
+        (Choice(head='cuba', maximum=1), 'needs --top'),
+    ):
+        with pytest.raises(click.BadParameter, match=said):
+            wrong.check()
+    both = Choice(top=2, head='cuba', triple=(('china', 'embassy', 'cuba'),))
+    with pytest.raises(click.UsageError, match='--triple and --top exclude each other'):
+        both.check()

@@ -3265,6 +3265,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tracin_nb/runs/callback.py'),
                                          'tracin_nb.runs.callback.KeepRun.pre_batch': ( 'runs/callback.html#keeprun.pre_batch',
                                                                                         'tracin_nb/runs/callback.py'),
+                                         'tracin_nb.runs.callback.KeepRun.register_training_loop': ( 'runs/callback.html#keeprun.register_training_loop',
+                                                                                                     'tracin_nb/runs/callback.py'),
                                          'tracin_nb.runs.callback.KeepRun.settle': ( 'runs/callback.html#keeprun.settle',
                                                                                      'tracin_nb/runs/callback.py'),
                                          'tracin_nb.runs.callback._Keeper': ('runs/callback.html#_keeper', 'tracin_nb/runs/callback.py'),

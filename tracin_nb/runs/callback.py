@@ -437,6 +437,10 @@ class KeepRun(TrainingCallback):
         self.rate, self.trace = 0.0, (0, 0)
         _check_free(self.out)
 
+    def register_training_loop(self, training_loop: TrainingLoop) -> None:
+        super().register_training_loop(training_loop)
+        self.keeper = None  # each training begins a run, also with a callback used before
+
     def pre_batch(self, **kwargs: Any) -> None:
         if self.keeper is None:
             self.begin()
@@ -462,7 +466,8 @@ class KeepRun(TrainingCallback):
         steps['callback'].register_callback(_Last(self))
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
-        self.at_work().post_batch(epoch, batch)
+        if self.keeper is not None:
+            self.keeper.post_batch(epoch, batch)
 
     def at_work(self) -> _Keeper:
         "Return what writes the folder; `RunError` if another training has taken it"
