@@ -141,14 +141,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         )
     build = partial(build_model, settings, data['training'])
     frozen = settings.get('frozen')
-    same = (
-        'loop',
-        'target',
-        'label_smoothing',
-        'negative_sampler',
-        'negative_sampler_kwargs',
-        'seed',
-    )
+    same = ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')
     return dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
@@ -156,6 +149,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         state=partial(read_checkpoint, folder, rows),
         loss=build_loss(settings['loss'], settings['loss_kwargs']),
         **{n: settings[n] for n in same},
+        target=settings.get('target', 'tail'),
         loss_weighter=build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs']),
         optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
