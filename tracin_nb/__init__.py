@@ -4,6 +4,8 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING
 
+from .runs.registering import register_callback as _register_callback
+
 if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__`
     from .app.audit import CompareRuns as CompareRuns
     from .app.audit import ProfilePanel as ProfilePanel
@@ -12,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__
     from .engine.gradients import describe as describe
     from .graph.triples import load_dataset as load_dataset
     from .influence.tracin import TracIn as TracIn
+    from .runs.callback import KeepRun as KeepRun
     from .runs.run import Run as Run
     from .runs.training import train as train
 
@@ -19,6 +22,7 @@ _HOME = {
     "TracIn": "influence.tracin",
     "Run": "runs.run",
     "train": "runs.training",
+    "KeepRun": "runs.callback",
     "describe": "engine.gradients",
     "load_dataset": "graph.triples",
     "InfluenceExplorer": "app.explorer",
@@ -27,6 +31,7 @@ _HOME = {
     "ProfilePanel": "app.audit",
 }
 __all__ = [*_HOME]
+_register_callback()  # PyKEEN's `callbacks='tracin'`; imports nothing but the standard library
 
 
 def __getattr__(name: str) -> object:
