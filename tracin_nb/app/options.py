@@ -527,6 +527,15 @@ class Choice:
         kind='count',
         flags=('--max', '--max-test-triples'),
     )
+    top: int | None = option(
+        None,
+        "Explain the model's own N best new predictions for one or two of --head, --relation and "
+        '--tail.',
+        'What',
+        kind='count',
+    )
+    head: str | None = option(None, 'For --top: the head.', 'What', metavar='LABEL')
+    tail: str | None = option(None, 'For --top: the tail.', 'What', metavar='LABEL')
 
     @property
     def rows(self) -> list[int]:
@@ -539,14 +548,44 @@ class Choice:
         ways = {
             '--triple': self.triple,
             '--test': self.test,
-            own: self.relation or self.rows and not self.test,
+            '--top': self.top,
+            own: self.relation and not self.top or self.rows and not self.test,
         }
         exclude_each_other(ways)
+        self.check_top()
         if not any(ways.values()) and self.maximum is None:
             raise click.UsageError(
-                'say what to explain: --triple, --test, --relation, --test-index or --max',
+                'say what to explain: --triple, --test, --top, --relation, --test-index or --max',
                 click.get_current_context(silent=True),
             )
+
+    def check_top(self) -> None:
+        "Refuse `--top` without, or with more than, what it is about, and that without `--top`."
+        given = given_flags(self, 'triple', 'test', 'relation', 'test_index', 'test_indices', 'top')
+        if self.top is None:
+            for flag in ('--head', '--tail'):
+                if flag in given:
+                    refuse(flag, 'needs --top')
+            return
+        about = [x for x in (self.head, *self.relation[:1], self.tail) if x is not None]
+        if len(self.relation) > 1:
+            refuse('--top', 'takes --relation once')
+        if len(about) not in (1, 2):
+            refuse('--top', 'say about what, by one or two of --head, --relation and --tail')
+        if self.maximum is not None:
+            refuse('--max', '--top says already how many')
+
+    def predicted(self, run: 'Run') -> 'Tensor':
+        "Ids `[N, 3]` of the best new predictions."
+        from tracin_nb.graph.triples import to_ids
+
+        about = dict(head=self.head, relation=next(iter(self.relation), None), tail=self.tail)
+        about = {part: label for part, label in about.items() if label is not None}
+        with naming_lines(' and '.join(f'--{part}' for part in about)):
+            found = run.predict(**about, k=self.top or 1)
+        if not len(found):
+            raise ValueError('--top: the run knows all such triples already: none is new')
+        return to_ids(found, run.training)
 
     def chosen(self, run: 'Run', header: bool | None = None) -> 'Tensor':
         "Ids `[M, 3]` of the triples to explain."
@@ -557,6 +596,8 @@ class Choice:
         elif self.triple:
             with naming_lines('--triple'):
                 ids = to_ids(list(self.triple), run.training)
+        elif self.top:
+            ids = self.predicted(run)
         else:
             ids = own_triples(run, self.relation, self.rows)
         return ids[: self.maximum]

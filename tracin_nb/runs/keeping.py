@@ -454,7 +454,11 @@ _SETTINGS = dict(
     early_stopping=(dict, type(None)),
 )
 _LATER: dict[str, Any] = dict(
-    precision='fp32', early_stopping=None, loss_weighter=None, loss_weighter_kwargs={}
+    precision='fp32',
+    early_stopping=None,
+    loss_weighter=None,
+    loss_weighter_kwargs={},
+    target='tail',
 )
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pykeen.losses import Loss
 from pykeen.models import Model
@@ -24,6 +25,7 @@ from pykeen.triples.weights import LossWeighter
 
 from ..graph.names import Names, NamesGiven, as_names, name_triples, names_of
 from ..graph.triples import triples_fingerprint
+from ..progress import Progress, silent
 from tracin_nb.runs.given import (
     RECORDED,
     as_model,
@@ -63,6 +65,7 @@ from tracin_nb.runs.models import (
     state_fingerprint,
 )
 from .optimizers import build_frozen
+from .predicting import given_ids, predictions
 from tracin_nb.runs.settings import (
     RunError,
     build_loss,
@@ -137,11 +140,20 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
             f'{folder / "run.json"}: the fingerprint of the training triples is not that of '
             f'{facts["files"]["triples"]["file"]}'
         )
-    same = ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')
+    build = partial(build_model, settings, data['training'])
+    frozen = settings.get('frozen')
+    same = (
+        'loop',
+        'target',
+        'label_smoothing',
+        'negative_sampler',
+        'negative_sampler_kwargs',
+        'seed',
+    )
     return dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
-        build=partial(build_model, settings, data['training']),
+        build=partial(build_frozen, build, frozen) if frozen else build,
         state=partial(read_checkpoint, folder, rows),
         loss=build_loss(settings['loss'], settings['loss_kwargs']),
         **{n: settings[n] for n in same},
@@ -347,6 +359,26 @@ class Run:
     def fingerprint(self, k: int) -> str:
         "SHA-256 over the parameters and buffers of checkpoint `k`"
         return self.checkpoint(k).fingerprint or state_fingerprint(self.state(k))
+
+    def predict(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        k: int = 10,
+        *,
+        known: str = 'hide',  # or 'show': known triples in their places, marked
+        checkpoint: int = -1,
+        device: str | torch.device | None = None,  # None: CUDA if there
+        progress: Progress = silent,
+    ) -> pd.DataFrame:
+        """Return the `k` triples that the model finds most likely with these labels, one or two of
+        three: head, relation, tail, score, filtered rank, known ('training', ... or 'new').
+        `UnknownLabelError` names the nearest labels"""
+        given = given_ids(self.training, head=head, relation=relation, tail=tail)
+        parts = dict(training=self.training, validation=self.validation, test=self.testing)
+        model = self.model(checkpoint, device)
+        return predictions(model, self.training, parts, given, k, known, progress)
 
     def sampler(self) -> NegativeSampler:
         """PyKEEN's negative sampler of this run, bound to its training triples; `RunError` under
