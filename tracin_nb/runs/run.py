@@ -23,7 +23,7 @@ from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.instances import BatchedSLCWAInstances
 from pykeen.triples.weights import LossWeighter
 
-from ..graph.names import Names, NamesGiven, as_names, name_triples, names_of
+from ..graph.names import Names, NamesGiven, as_names, name_triples, named_frame, names_of
 from ..graph.triples import triples_fingerprint
 from ..progress import Progress, silent
 from tracin_nb.runs.given import (
@@ -378,7 +378,8 @@ class Run:
         given = given_ids(self.training, head=head, relation=relation, tail=tail)
         parts = dict(training=self.training, validation=self.validation, test=self.testing)
         model = self.model(checkpoint, device)
-        return predictions(model, self.training, parts, given, k, known, progress)
+        found = predictions(model, self.training, parts, given, k, known, progress)
+        return named_frame(found, self.names)
 
     def sampler(self) -> NegativeSampler:
         """PyKEEN's negative sampler of this run, bound to its training triples; `RunError` under
