@@ -6,9 +6,9 @@
 __all__ = ['CAVEAT', 'SHALLOW', 'WRITERS', 'READ_CSV', 'SIDES', 'COLUMNS', 'IDS', 'ranked_rows',
            'plain_facts', 'facts_line', 'facts_text', 'why_nothing', 'few_digits',
            'to_csv', 'to_parquet', 'records', 'to_json', 'read_csv', 'save_report',
-           'naming_place', 'read_manifest', 'Report', 'nothing', 'led', 'check_fit',
-           'test_table', 'result_frame', 'Result', 'SelfInfluence', 'block_text',
-           'text_table', 'brief_text']
+           'naming_place', 'read_manifest', 'block_text', 'text_table', 'brief_text',
+           'Report', 'nothing', 'led', 'check_fit', 'test_table', 'result_frame',
+           'Result', 'SelfInfluence']
 
 # %% ../../nbs/answer/10_results.ipynb #e0c6045c
 import csv
@@ -99,7 +99,7 @@ def _checkpoints_said(facts: dict[str, Any]) -> list[str]:
     "The number of checkpoints with their epochs."
     if not (checkpoints := facts.get('checkpoints')):
         return []
-    epochs = ', '.join(str(c['epoch']) for c in checkpoints if 'epoch' in c)
+    epochs = ', '.join(str(c['epoch']) for c in checkpoints if c.get('epoch') is not None)
     n = f'{len(checkpoints)} checkpoint{"s" * (len(checkpoints) != 1)}'
     return [f'{n} (epoch{"s" * ("," in epochs)} {epochs})' if epochs else n]
 
@@ -372,6 +372,41 @@ def read_manifest(folder: Path, kind: str) -> None:
     for name, expected in manifest['files'].items():
         if not (folder / name).is_file() or entry(folder / name) != expected:
             raise ValueError(f'{folder / name} is missing or is not the file that was saved')
+
+# %% ../../nbs/answer/10_results.ipynb #e36a72c2
+def block_text(
+    report: 'Report',
+    i: int,
+    k: int | None = None,  # ranks of each side; None: all
+) -> str:
+    "Block `i` of a report as plain text: title, what is said of it, rankings, note."
+    title, sides = report.block(i)
+    line, *rest = block_lines(title, {name: frame.iloc[:k] for name, frame in sides.items()})
+    first, *doubt = report.said(i) or ['']
+    said = [f'  {first}'] * bool(first) + [x for d in doubt for x in note_lines(d)]
+    return '\n'.join([line, *said, *rest, *note_lines(report.note(i))])
+
+
+def text_table(
+    report: 'Report',
+    verbose: bool = False,  # all facts, not only what the numbers are
+) -> str:
+    """A report as plain text for a terminal: a block for each test triple, then one line of what
+    the numbers are, or all facts and the caveat."""
+    blocks = [block_text(report, i) for i in range(len(report))]
+    more = [facts_text(report.facts), CAVEAT] if verbose else []
+    foot = '\n'.join(filter(None, [report.outlook(), facts_line(report.facts)]))
+    return '\n\n'.join([*blocks, *more, foot])
+
+
+def brief_text(report: 'Report') -> str:
+    """The first blocks of a report with their first ranks, how many more there are, and the
+    facts, as plain text."""
+    n = min(len(report), 3)
+    blocks = [block_text(report, i, 5 if n == 1 else 3) for i in range(n)]
+    more = [f'and {len(report) - n} more test triples'] if len(report) > n else []
+    facts = f'{type(report).__name__}: {report.summary()}; {facts_line(report.facts)}'
+    return '\n\n'.join([*blocks, *more, '\n'.join(filter(None, [report.outlook(), facts]))])
 
 # %% ../../nbs/answer/10_results.ipynb #bf4c7151
 @dataclass(eq=False, repr=False)
@@ -738,38 +773,3 @@ class SelfInfluence(Report):
         if sloped >= len(self.frame):
             return ''
         return f'{_counted(self.facts, "a slope")}; the influence of the others on themselves is 0'
-
-# %% ../../nbs/answer/10_results.ipynb #e36a72c2
-def block_text(
-    report: Report,
-    i: int,
-    k: int | None = None,  # ranks of each side; None: all
-) -> str:
-    "Block `i` of a report as plain text: title, what is said of it, rankings, note."
-    title, sides = report.block(i)
-    line, *rest = block_lines(title, {name: frame.iloc[:k] for name, frame in sides.items()})
-    first, *doubt = report.said(i) or ['']
-    said = [f'  {first}'] * bool(first) + [x for d in doubt for x in note_lines(d)]
-    return '\n'.join([line, *said, *rest, *note_lines(report.note(i))])
-
-
-def text_table(
-    report: Report,
-    verbose: bool = False,  # all facts, not only what the numbers are
-) -> str:
-    """A report as plain text for a terminal: a block for each test triple, then one line of what
-    the numbers are, or all facts and the caveat."""
-    blocks = [block_text(report, i) for i in range(len(report))]
-    more = [facts_text(report.facts), CAVEAT] if verbose else []
-    foot = '\n'.join(filter(None, [report.outlook(), facts_line(report.facts)]))
-    return '\n\n'.join([*blocks, *more, foot])
-
-
-def brief_text(report: Report) -> str:
-    """The first blocks of a report with their first ranks, how many more there are, and the
-    facts, as plain text."""
-    n = min(len(report), 3)
-    blocks = [block_text(report, i, 5 if n == 1 else 3) for i in range(n)]
-    more = [f'and {len(report) - n} more test triples'] if len(report) > n else []
-    facts = f'{type(report).__name__}: {report.summary()}; {facts_line(report.facts)}'
-    return '\n\n'.join([*blocks, *more, '\n'.join(filter(None, [report.outlook(), facts]))])

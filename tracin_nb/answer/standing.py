@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BELIEFS', 'COUNTS', 'UNKNOWN', 'RANKED', 'SEEN', 'ABOVE_CHANCE', 'rank_text',
            'top_percent', 'known_text', 'ranks_text', 'belief_line', 'short_line',
-           'is_predicted', 'rare', 'weak', 'doubts', 'unpredicted', 'summary_of']
+           'is_predicted', 'rare', 'hardly_better', 'doubts', 'unpredicted', 'summary_of']
 
 # %% ../../nbs/answer/08_standing.ipynb #f08edd7b
 from collections.abc import Mapping
@@ -50,6 +50,8 @@ def ranks_text(test: Mapping[str, Any]) -> str:
         if f'{side}_rank' in test
     ]
     found[0] += f' (top {top_percent(test["tail_rank"], test["tails"]):g} %)'
+    if 'head_rank' not in test:
+        found.append('head rank not computed: it would take longer than the explanation')
     return ', '.join(found)
 
 
@@ -101,7 +103,7 @@ def rare(test: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def weak(measured: Mapping[str, Any]) -> str:
+def hardly_better(measured: Mapping[str, Any]) -> str:
     "What has to be said of a model that was measured and is hardly better than guessing."
     value, by_chance = measured['value'], measured.get('chance')
     if by_chance is None or value >= by_chance + ABOVE_CHANCE * (1 - by_chance):
@@ -125,7 +127,7 @@ def doubts(test: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
         found.append('already in training: the model was fitted to this triple itself')
     found += rare(test)
     if measured := facts.get('beliefs', {}).get('measured'):
-        found.append(weak(measured))
+        found.append(hardly_better(measured))
     return list(filter(None, found))
 
 # %% ../../nbs/answer/08_standing.ipynb #544c50af

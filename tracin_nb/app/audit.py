@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'SHOWN', 'KEEP', 'TILES', 'without', 'Ask', 'TrainingAudit', 'check_same_graph',
-           'places_of', 'strongest_of_runs', 'agreement', 'Comparison', 'compare',
-           'CompareRuns', 'ranked_lines', 'draw_both', 'EngineSetting', 'in_double',
-           'told_of', 'contender', 'compare_settings', 'setting_bars', 'device_choices',
-           'ProfilePanel']
+           'places_of', 'strongest_of_runs', 'agreement', 'Comparison', 'held_of_runs',
+           'compare', 'CompareRuns', 'ranked_lines', 'draw_both', 'EngineSetting',
+           'in_double', 'told_of', 'contender', 'compare_settings', 'setting_bars',
+           'device_choices', 'ProfilePanel']
 
 # %% ../../nbs/app/30_audit.ipynb #5993ef54
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,7 @@ from torch import Tensor
 from ..answer.bars import BLUE, shortened
 from ..answer.plots import byte_unit, panels, stage_bars
 from ..answer.results import CAVEAT, SIDES, Report, Result, SelfInfluence, facts_line
+from ..answer.standing import known_text, rank_text
 from ..answer.table import TRIPLE, aligned, signed, visible
 from .explorer import lines_of
 from tracin_nb.app.panels import (
@@ -60,7 +61,7 @@ from tracin_nb.app.panels import (
 from ..bench.engine import machine
 from ..bench.profiling import Contender, compared
 from ..engine.amp import PRECISIONS
-from ..engine.beliefs import beliefs
+from ..engine.beliefs import beliefs, standing
 from ..engine.gradients import ENGINES
 from ..engine.weightings import WEIGHTINGS
 from ..evaluation.stability import chance, near_triples, ranking_similarity
@@ -332,7 +333,9 @@ def doubting(
     shown = lambda frame: frame[[*TRIPLE, 'influence']].assign(
         **{part: frame[part].map(self.named) for part in TRIPLE}
     )
-    self.against.value = ''.join(html_table(shown(frame), title) for title, frame in sides.items())
+    said = map(message, self.doubt.said(0))
+    tables = (html_table(shown(frame), title) for title, frame in sides.items())
+    self.against.value = ''.join([*said, *tables])
 
 # %% ../../nbs/app/30_audit.ipynb #c15bf987
 def check_same_graph(a: Run, b: Run) -> None:
@@ -432,7 +435,7 @@ class Comparison(Report):
     what they predict."""
 
     agreement: pd.DataFrame  # measure, value, by chance
-    beliefs: pd.DataFrame  # run, score, rank, among
+    beliefs: pd.DataFrame  # run, score, rank, among, known
     scores: np.ndarray  # `[2, N]`: the influence of each training triple in both
 
     def __len__(self) -> int:
@@ -446,11 +449,28 @@ class Comparison(Report):
         "The rows of one run and one side."
         return self.frame[(self.frame['run'] == run) & (self.frame['kind'] == kind)]
 
+    def said(self, i: int) -> list[str]:
+        "What each run holds of the prediction."
+        return [
+            f'run {x.run}: score {x.score:.3g} · tail rank {rank_text(x.rank)} of {x.among:,} · '
+            f'{known_text(x.known, ["training", "validation", "test"])}'
+            for x in self.beliefs.itertuples()
+        ]
+
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
         "The prediction and the four rankings."
         return '  '.join(self.facts['triple']), {
             f'{kind}s, run {run}': self.side(run, kind) for kind in SIDES for run in RUNS
         }
+
+
+def held_of_runs(runs: Sequence[Run], test: Tensor) -> pd.DataFrame:
+    "What the last checkpoint of each run holds of one triple, and where it is known from."
+    held = pd.concat([beliefs(run, test).join(standing(run, test)) for run in runs])
+    held = held.rename(columns=dict(tail_rank='rank', tails='among'))
+    held = held[['score', 'rank', 'among', 'known']].reset_index(drop=True)
+    held.insert(0, 'run', RUNS)
+    return held
 
 
 def compare(
@@ -471,15 +491,15 @@ def compare(
         to_labels(training.mapped_triples[found['training_index'].tolist()], training),
         columns=TRIPLE,
     )
-    held = pd.concat([beliefs(x.run, test) for x in (a, b)], ignore_index=True)
-    held = held.set_axis(['score', 'rank', 'among'], axis=1)
-    held.insert(0, 'run', RUNS)
+    held = held_of_runs((a.run, b.run), test)
+    of_run = held.set_index('run').loc[found['run']].add_prefix('test_').reset_index(drop=True)
     facts = dict(
         triple=to_labels(test, training)[0],
+        beliefs=held.to_dict('records'),
         **{name: x.facts(x.test_objective) for name, x in zip(RUNS, (a, b))},
     )
     return Comparison(
-        pd.concat([found.iloc[:, :3], labels, found.iloc[:, 3:]], axis=1),
+        pd.concat([found.iloc[:, :3], labels, found.iloc[:, 3:], of_run], axis=1),
         facts,
         agreement(scores, test, training),
         held,

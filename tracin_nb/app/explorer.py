@@ -14,6 +14,7 @@ from typing import Any
 
 import ipywidgets as w
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -117,14 +118,15 @@ def code(
 # %% ../../nbs/app/20_explorer.ipynb #10ee4c0d
 def ranked_tests(
     run: Run,
-    n: int,  # the first test triples
+    n: int,  # so many test triples, from everywhere
     tell: Progress,
 ) -> pd.DataFrame:
     """Head, relation, tail, rank of the tail at the last checkpoint, and among how many; the
     best rank first. Raises `ValueError` for a run without test triples."""
     if run.testing is None or not run.testing.num_triples:
         raise ValueError('the run has no test triples to rank')
-    test = run.testing.mapped_triples[:n]
+    rows = torch.linspace(0, run.testing.num_triples - 1, min(n, run.testing.num_triples))
+    test = run.testing.mapped_triples[rows.round().long()]
     found = beliefs(run, test, progress=tell)
     ranks = dict(rank=found['tail_rank'], among=found['tails'])
     frame = pd.DataFrame({**label_columns(test, run.training), **ranks})
@@ -181,11 +183,11 @@ def _controls(self: InfluenceExplorer) -> None:
     self.head, self.tail = Search(entities, 'Head'), Search(entities, 'Tail')
     self.relation = Search(relation_index(self), 'Relation')
     self.against = Search(entities, 'Why not', 'another tail (may be empty)')
-    self.count = amount(
-        'Test triples', 100, max(1, self.run.testing.num_triples if self.run.testing else 1)
-    )
+    tests = self.run.testing.num_triples if self.run.testing else 0
+    self.count = amount('How many', 100, max(100, tests))
+    self.predict_button = w.Button(description='Predict')
     self.rank_button = w.Button(description='Rank test triples')
-    self.predictions = rows_list('Test predictions by rank', 6)
+    self.predictions = rows_list('Predictions by rank', 6)
     self.objective = choice('Objective', [*objectives(self.run), 'softmax', 'softmax-head'])
     self.weighting, self.checkpoints = (
         choice('Weighting', [*WEIGHTINGS]),
@@ -215,6 +217,7 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
     "Everything in its place, and each button with its method."
     for button, method in (
         (self.job.button, self.start),
+        (self.predict_button, self.start_predicting),
         (self.rank_button, self.start_ranking),
         (self.draw_button, self.start_drawing),
     ):
@@ -238,7 +241,7 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
         self.relation.field,
         self.tail.field,
         self.against.field,
-        beside(self.count, self.rank_button),
+        beside(self.count, self.predict_button, self.rank_button),
         beside(self.predictions),
         beside(self.objective, self.weighting, self.k, self.checkpoints),
         beside(self.hops, self.path_length, self.restrict),
@@ -274,6 +277,21 @@ def start(self: InfluenceExplorer) -> None:
 
 
 @patch
+def start_predicting(self: InfluenceExplorer) -> None:
+    """Offer the best new predictions with the head, relation or tail that are typed; with all
+    three, other tails. Raises `ValueError` for a label that is not known, and for none typed,
+    `RuntimeError` while other work goes on."""
+    fields = {part: getattr(self, part) for part in TRIPLE}
+    given = {part: field.label for part, field in fields.items() if field.typed}
+    if not given:
+        raise ValueError('type a head, a relation or a tail, or two of them')
+    if len(given) == len(TRIPLE):
+        del given['tail']
+    ask = partial(self.run.predict, **given, k=self.count.value, progress=self.job.progress)
+    self.begin(lambda: self.offer(ask()))
+
+
+@patch
 def start_ranking(self: InfluenceExplorer) -> None:
     "Rank test triples. Raises `RuntimeError` while other work goes on."
     self.begin(lambda: self.offer(ranked_tests(self.run, self.count.value, self.job.progress)))
@@ -299,10 +317,11 @@ def explain(self: InfluenceExplorer, question: ExplorerQuestion) -> Result:
 # %% ../../nbs/app/20_explorer.ipynb #d5f4de36
 @patch
 def offer(self: InfluenceExplorer, tests: pd.DataFrame) -> None:
-    "Show ranked test triples."
+    "Show ranked test triples, or predictions."
+    among = lambda row: f' of {row.among:,}' if hasattr(row, 'among') else ''
     cells = [
         [
-            f'rank {row.rank:g} of {row.among:,}',
+            f'rank {row.rank:g}{among(row)}',
             *(visible(self.named(getattr(row, part)), 60) for part in TRIPLE),
         ]
         for row in tests.itertuples()
@@ -314,7 +333,7 @@ def offer(self: InfluenceExplorer, tests: pd.DataFrame) -> None:
 
 @patch
 def take(self: InfluenceExplorer) -> None:
-    "Put the chosen test triple into the fields."
+    "Put the chosen triple into the fields."
     if self.predictions.value is None:
         return
     for part in TRIPLE:
@@ -344,7 +363,7 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
         rows.value = None
     self.title.value = message(
         f'{triple}{f", and not {self.named(question.against)}" if question.against else ""}'
-    )
+    ) + ''.join(map(message, result.said(0)))
     self.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SUFFIXES', 'model_files', 'Source', 'Header', 'Shortcuts', 'OtherWords',
-           'every_gpu', 'Named', 'Analysis', 'Keeping', 'naming_lines', 'file_triples',
-           'asked_rows', 'own_triples', 'exclude_each_other', 'Choice', 'Conditions',
-           'Where', 'Around', 'Part', 'Output', 'is_folder', 'check_writable',
-           'check_out', 'claimed', 'deliver', 'print_frame', 'OtherNames', 'Table',
-           'Training', 'Measured', 'fits', 'check_settings', 'settings_named']
+           'every_gpu', 'Named', 'Analysis', 'Keeping', 'naming_lines', 'naming_parts',
+           'file_triples', 'asked_rows', 'own_triples', 'exclude_each_other', 'Choice',
+           'Conditions', 'Where', 'Around', 'Part', 'Output', 'is_folder',
+           'check_writable', 'check_out', 'claimed', 'deliver', 'print_frame',
+           'OtherNames', 'Table', 'Training', 'Measured', 'fits', 'check_settings',
+           'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
 import csv
@@ -177,6 +178,8 @@ class Source:
     def opened(self, seed: int, header: bool | None = None) -> 'Path | Run':
         "The run, or its folder. Raises click's errors for contradictions."
         self.check()
+        if self.folder and not self.folder.is_dir():
+            refuse('RUN_DIR', f'{self.folder} is not a folder; files are given by --model-path')
         if self.folder:
             return self.folder
         from tracin_nb.runs.foreign import open_files
@@ -434,6 +437,18 @@ def naming_lines(where: str, first: int | None = None) -> Iterator[None]:
         line = '' if first is None or row is None else f': line {first + row}'
         raise ValueError(f'{where}{line}: {str(e).removeprefix(f"row {row}: ")}') from e
 
+# %% ../../nbs/app/50_options.ipynb #0df526b2
+@contextmanager
+def naming_parts(given: Mapping[str, str]) -> Iterator[None]:
+    "Let an error about a label begin with the flag of the part that was `given` by it."
+    try:
+        yield
+    except ValueError as e:
+        flags = [f'--{part}' for part, label in given.items() if label == getattr(e, 'label', None)]
+        if not flags:
+            raise
+        raise ValueError(f'{flags[0]}: {str(e).removeprefix("row 0: ")}') from e
+
 # %% ../../nbs/app/50_options.ipynb #7cc04076
 def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor':
     "Ids `[M, 3]` of the triples in a file, numbered as in training."
@@ -531,6 +546,15 @@ class Choice:
         kind='count',
         flags=('--max', '--max-test-triples'),
     )
+    top: int | None = option(
+        None,
+        "Explain the model's own N best new predictions for one or two of --head, --relation and "
+        '--tail.',
+        'What',
+        kind='count',
+    )
+    head: str | None = option(None, 'For --top: the head.', 'What', metavar='LABEL')
+    tail: str | None = option(None, 'For --top: the tail.', 'What', metavar='LABEL')
 
     @property
     def rows(self) -> list[int]:
@@ -543,14 +567,44 @@ class Choice:
         ways = {
             '--triple': self.triple,
             '--test': self.test,
-            own: self.relation or self.rows and not self.test,
+            '--top': self.top,
+            own: self.relation and not self.top or self.rows and not self.test,
         }
         exclude_each_other(ways)
+        self.check_top()
         if not any(ways.values()) and self.maximum is None:
             raise click.UsageError(
-                'say what to explain: --triple, --test, --relation, --test-index or --max',
+                'say what to explain: --triple, --test, --top, --relation, --test-index or --max',
                 click.get_current_context(silent=True),
             )
+
+    def check_top(self) -> None:
+        "Refuse `--top` without, or with more than, what it is about, and that without `--top`."
+        given = given_flags(self, 'triple', 'test', 'relation', 'test_index', 'test_indices', 'top')
+        if self.top is None:
+            for flag in ('--head', '--tail'):
+                if flag in given:
+                    refuse(flag, 'needs --top')
+            return
+        about = [x for x in (self.head, *self.relation[:1], self.tail) if x is not None]
+        if len(self.relation) > 1:
+            refuse('--top', 'takes --relation once')
+        if len(about) not in (1, 2):
+            refuse('--top', 'say about what, by one or two of --head, --relation and --tail')
+        if self.maximum is not None:
+            refuse('--max', '--top says already how many')
+
+    def predicted(self, run: 'Run') -> 'Tensor':
+        "Ids `[N, 3]` of the best new predictions."
+        from tracin_nb.graph.triples import to_ids
+
+        about = dict(head=self.head, relation=next(iter(self.relation), None), tail=self.tail)
+        about = {part: label for part, label in about.items() if label is not None}
+        with naming_parts(about):
+            found = run.predict(**about, k=self.top or 1)
+        if not len(found):
+            raise ValueError('--top: the run knows all such triples already: none is new')
+        return to_ids(found, run.training)
 
     def chosen(self, run: 'Run', header: bool | None = None) -> 'Tensor':
         "Ids `[M, 3]` of the triples to explain."
@@ -561,6 +615,8 @@ class Choice:
         elif self.triple:
             with naming_lines('--triple'):
                 ids = to_ids(list(self.triple), run.training)
+        elif self.top:
+            ids = self.predicted(run)
         else:
             ids = own_triples(run, self.relation, self.rows)
         return ids[: self.maximum]
@@ -811,6 +867,8 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
 
     if to.out:
         say(f'saved in {to.out if saved else report.save(to.out)}')
+    if (to.out or to.form) and to.form != 'table' and (words := report.outlook()):
+        say(words)
     if to.form in ('csv', 'json'):
         with tempfile.TemporaryDirectory() as folder:
             WRITERS[f'.{to.form}'](report, path := Path(folder) / to.form)

@@ -703,8 +703,10 @@ def entities_along(
     for row in path:
         ends = int(graph.head[row]), int(graph.tail[row])
         if along[-1] not in ends:
+            labels = getattr(graph.training, 'entity_id_to_label', {})
             raise ValueError(
-                f'triple {row} does not begin where the path has come to, at entity {along[-1]}'
+                f'triple {row} does not begin where the path has come to, at entity '
+                f'{labels.get(along[-1], along[-1])!r}'
             )
         along.append(ends[1] if ends[0] == along[-1] else ends[0])
     return along

@@ -1029,6 +1029,8 @@ def _as_table(triples: Any) -> np.ndarray:
         table = triples.detach().cpu().numpy()
     elif isinstance(triples, pd.DataFrame):
         table = _frame_columns(triples)
+    elif isinstance(triples, pd.Series) and {*_COLUMNS} <= {*triples.index}:
+        table = _frame_columns(triples.to_frame().T)  # a row of a frame
     elif isinstance(triples, np.ndarray):
         table = triples
     elif isinstance(triples, (str, bytes, Mapping)) or not isinstance(triples, Iterable):

@@ -487,6 +487,8 @@ def read_facts(folder: Path, begun: bool = False) -> dict[str, Any]:
     facts = dict(evaluations=[], stopped=None) | facts
     facts['settings'] = _LATER | facts['settings']  # which earlier versions did not write
     _check_keys(facts['settings'], _SETTINGS, f'{path}: settings')
+    if (side := facts['settings'].get('target', 'tail')) not in ('tail', 'head'):
+        raise RunError(f'{path}: settings: target {side!r} is unknown')
     if (loop := facts['settings']['loop']) not in ('slcwa', 'lcwa'):
         raise RunError(f'{path}: settings: loop {loop!r} is unknown')
     counts = dict(fingerprint=str, entities=int, relations=int, triples=int)

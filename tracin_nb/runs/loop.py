@@ -146,9 +146,13 @@ class KeepCheckpoints(TrainingCallback):
         rows.append([epoch, _validation_value(self.model, self.dataset, asked['stop_metric'])])
         self.facts['stopped'] = why_stop(asked, rows)
 
-    def keep(self, epoch: int) -> None:
-        """Writes the checkpoint of `epoch`, and then says so in `run.json`; `RunError` if training
-        diverged"""
+    def rate(self) -> float:
+        "Return the learning rate in force at the last step"
+        return _rate_now(self.facts['settings'], self.optimizer, self.step)
+
+    def keep(self, epoch: int, rate: float | None = None) -> None:
+        """Writes the checkpoint of `epoch`, trained at `rate` (None: that of now), and then says so
+        in `run.json`; `RunError` if training diverged"""
         _check_diverged(self.model, epoch)
         probe = probe_scores(self.model, self.dataset.training.mapped_triples[:8])
         check_scored(probe, f'training diverged: after epoch {epoch}')
@@ -157,7 +161,7 @@ class KeepCheckpoints(TrainingCallback):
         row = dict(
             epoch=epoch,
             step=self.step,
-            learning_rate=_rate_now(self.facts['settings'], self.optimizer, self.step),
+            learning_rate=self.rate() if rate is None else rate,
             model=write_torch(path, partial(save_model, self.model)),
             optimizer=write_torch(path.with_suffix('.optimizer.pt'), save),
             fingerprint=state_fingerprint(self.model.state_dict()),

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pykeen.losses import Loss
 from pykeen.models import Model
@@ -22,8 +23,9 @@ from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.instances import BatchedSLCWAInstances
 from pykeen.triples.weights import LossWeighter
 
-from ..graph.names import Names, NamesGiven, as_names, name_triples, names_of
+from ..graph.names import Names, NamesGiven, as_names, name_triples, named_frame, names_of
 from ..graph.triples import triples_fingerprint
+from ..progress import Progress, silent
 from tracin_nb.runs.given import (
     RECORDED,
     as_model,
@@ -33,10 +35,12 @@ from tracin_nb.runs.given import (
     checked_states,
     copied,
     labelled,
+    last_measured,
     moments_reader,
     pipeline_end,
     pipeline_kwargs,
     pipeline_loop,
+    pipeline_measured,
     pipeline_optimizer,
     pipeline_rates,
     second_moments,
@@ -54,15 +58,16 @@ from tracin_nb.runs.keeping import (
     verified,
 )
 from tracin_nb.runs.models import (
-    build_model,
     check_probe,
     check_scores,
     check_weights,
     load_strictly,
     low_weights,
+    rebuild_model,
     state_fingerprint,
 )
 from .optimizers import build_frozen
+from .predicting import given_ids, predictions
 from tracin_nb.runs.settings import (
     RunError,
     build_loss,
@@ -127,6 +132,17 @@ def _described(run: 'Run') -> str:
     )
 
 
+def _kept_loss(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    "Return loss and loss weighter of a run by the fields of `Run`; `RunError` names the file"
+    try:
+        weighter = build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs'])
+        return dict(
+            loss=build_loss(settings['loss'], settings['loss_kwargs']), loss_weighter=weighter
+        )
+    except RunError as e:
+        raise RunError(f'{path}: {e}') from e
+
+
 def _kept_fields(folder: Path) -> dict[str, Any]:
     "Return what `train` kept in `folder`, by the fields of `Run`; `RunError` if it is damaged"
     facts = read_facts(folder)
@@ -137,19 +153,21 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
             f'{folder / "run.json"}: the fingerprint of the training triples is not that of '
             f'{facts["files"]["triples"]["file"]}'
         )
+    build = partial(rebuild_model, settings, data['training'])
+    frozen = settings.get('frozen')
     same = ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')
     return dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
-        build=partial(build_model, settings, data['training']),
+        build=partial(build_frozen, build, frozen) if frozen else build,
         state=partial(read_checkpoint, folder, rows),
-        loss=build_loss(settings['loss'], settings['loss_kwargs']),
+        **_kept_loss(settings, folder / 'run.json'),
         **{n: settings[n] for n in same},
-        loss_weighter=build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs']),
+        target=settings.get('target', 'tail'),
         optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
         folder=folder,
-        settings=settings,
+        settings=settings | last_measured(settings, facts['evaluations']),
         stopped=facts['stopped'],
     )
 
@@ -282,6 +300,7 @@ class Run:
             build=partial(build_frozen, run.build, frozen) if frozen else run.build,
             settings=run.settings
             | dict(training_kwargs=pipeline_kwargs(facts))
+            | pipeline_measured(result)
             | {n: v for n, v in said.items() if v},
         )
 
@@ -347,6 +366,27 @@ class Run:
     def fingerprint(self, k: int) -> str:
         "SHA-256 over the parameters and buffers of checkpoint `k`"
         return self.checkpoint(k).fingerprint or state_fingerprint(self.state(k))
+
+    def predict(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        k: int = 10,
+        *,
+        known: str = 'hide',  # or 'show': known triples in their places, marked
+        checkpoint: int = -1,
+        device: str | torch.device | None = None,  # None: CUDA if there
+        progress: Progress = silent,
+    ) -> pd.DataFrame:
+        """Return the `k` triples that the model finds most likely with these labels, one or two of
+        three: head, relation, tail, score, filtered rank, known ('training', ... or 'new').
+        `UnknownLabelError` names the nearest labels"""
+        given = given_ids(self.training, head=head, relation=relation, tail=tail)
+        parts = dict(training=self.training, validation=self.validation, test=self.testing)
+        model = self.model(checkpoint, device)
+        found = predictions(model, self.training, parts, given, k, known, progress)
+        return named_frame(found, self.names)
 
     def sampler(self) -> NegativeSampler:
         """PyKEEN's negative sampler of this run, bound to its training triples; `RunError` under
