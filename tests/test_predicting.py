@@ -175,9 +175,13 @@ def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
     by_place = command(run.folder, '-', 'embassy', 'cuba', '-k', 3, '--format', 'csv')
     assert by_place.exit_code == 0 and by_place.stdout == best.to_csv(index=False)
     flags = '--relation', 'embassy', '--tail', 'cuba', '-k', 3
-    assert json.loads(command(run.folder, *flags, '--format', 'json').stdout)[0]['known'] == 'new'
+    assert (
+        json.loads(command(run.folder, *flags, '--format', 'json').stdout)['rows'][0]['known']
+        == 'new'
+    )
     table = command(run.folder, *flags)
-    assert [line.split()[0] for line in table.stdout.splitlines()] == ['head', *best['head']]
+    rows = [line.split()[2] for line in table.stdout.splitlines()[1:]]
+    assert rows == ['head', *best['head']]
     for ending, read in (('.csv', pd.read_csv), ('.parquet', pd.read_parquet)):
         path = tmp_path / f'found{ending}'
         assert command(run.folder, *flags, '--out', path).exit_code == 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'main', 'given_settings', 'settings_blamed', 'TrainAsked', 'train_command',
-           'Predicted', 'PredictAsked', 'write_frame', 'frame_text', 'predict_command',
+           'Predicted', 'PredictAsked', 'predictions_table', 'predict_command',
            'check_against', 'resumable', 'Ranked', 'Why', 'Asked', 'refuse_with',
            'check_mode', 'check_all_scores', 'profiled', 'explained', 'known_paths',
            'marked', 'answer', 'run_command', 'own_influence', 'BatchAsked',
@@ -50,6 +50,7 @@ from tracin_nb.app.options import (
     claimed,
     deliver,
     file_triples,
+    frame_text,
     naming_lines,
     naming_parts,
     print_frame,
@@ -234,32 +235,41 @@ class PredictAsked:
         if self.out is not None and self.to.in_folder:
             refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
 
+    def text(self, frame: 'pd.DataFrame', form: str | None) -> str:
+        "Predictions as CSV, as JSON, or as a table of what was open."
+        if form in ('csv', 'json'):
+            about = dict(given=self.what.given, checkpoint=self.what.checkpoint)
+            return frame_text(frame, form, **about)
+        return predictions_table(frame, self.what.given) + '\n'
 
-def write_frame(frame: 'pd.DataFrame', path: Path) -> None:
-    "Write predictions to a file of the kind that its ending tells."
-    from tracin_nb.files import replacing
+    def write(self, frame: 'pd.DataFrame', path: Path) -> None:
+        "Write predictions to a file of the kind that its ending tells."
+        from tracin_nb.files import replacing
 
-    with replacing(path) as draft:
-        if path.suffix == '.parquet':
-            frame.to_parquet(draft, index=False)
-        else:
-            draft.write_text(frame_text(frame, path.suffix[1:]), encoding='utf-8')
+        with replacing(path) as draft:
+            if path.suffix == '.parquet':
+                frame.to_parquet(draft, index=False)
+            else:
+                draft.write_text(self.text(frame, path.suffix[1:]), encoding='utf-8')
 
 
-def frame_text(frame: 'pd.DataFrame', form: str | None) -> str:
-    "Predictions as CSV, as JSON, or as a table for a terminal."
-    if form == 'csv':
-        return frame.to_csv(index=False, lineterminator='\n')
-    if form == 'json':
-        return frame.to_json(orient='records', force_ascii=False, indent=1) + '\n'
-    from tracin_nb.answer.table import aligned, visible
+def predictions_table(frame: 'pd.DataFrame', given: Mapping[str, str]) -> str:
+    "Predictions as a table for a terminal: rank, score, what was open by name, its type, mark."
+    from tracin_nb.answer.table import TRIPLE, aligned, names_beside, triples_shown
 
-    numbers = dict(score='{:+.4g}', rank='{:g}')
-    rows = [
-        [numbers[n].format(x) if n in numbers else visible(str(x)) for n, x in row.items()]
-        for row in frame.to_dict('records')
-    ]
-    return '\n'.join(aligned([[*frame.columns], *rows], right=0)) + '\n'
+    parts = [part for part in TRIPLE if part not in given]
+    shown = dict(zip(TRIPLE, zip(*triples_shown(frame, limit=60)))) if len(frame) else {}
+    kinds = {f'{part} type': names_beside(frame, part, 'type') for part in parts}
+    columns = {
+        'rank': [f'{rank:g}' for rank in frame['rank']],
+        'score': [f'{score:+.4g}' for score in frame['score']],
+        **{part: [*shown.get(part, ())] for part in parts},
+        **{name: kind for name, kind in kinds.items() if any(kind)},
+        'known': frame['known'].tolist(),
+    }
+    asked = '  '.join(next(iter(shown[x]), x) if x in given else '?' for x in TRIPLE if shown)
+    rows = [[*columns], *(list(row) for row in zip(*columns.values()))]
+    return '\n'.join(filter(None, [asked, *('  ' + line for line in aligned(rows, right=2))]))
 
 
 @main.command('predict', short_help='What the model predicts, the best first.')
@@ -280,15 +290,15 @@ def predict_command(asked: PredictAsked) -> None:
         run = as_run(asked.source.opened(0, asked.header.header))
         found = asked.what.found(run)
         if to.out:
-            write_frame(found, to.out)
+            asked.write(found, to.out)
             say(f'saved in {to.out}')
         if to.form or not to.out:
-            click.echo(frame_text(found, to.form), nl=False)
+            click.echo(asked.text(found, to.form).encode(), nl=False)
     if not len(found):
         say('tracin: note: the run knows all such triples already: none is new')
     elif asked.source.folder:
         about = ' '.join(f'--{part} {json.dumps(x)}' for part, x in asked.what.given.items())
-        say(f'next: tracin run {asked.source.folder} --top 3 {about}')
+        say(f'next: tracin explain {asked.source.folder} --top 3 {about}')
 
 # %% ../../nbs/app/70_cli.ipynb #6b943547
 def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:

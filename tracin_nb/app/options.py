@@ -7,9 +7,9 @@ __all__ = ['WEIGHTS', 'SUFFIXES', 'model_files', 'Source', 'Header', 'Shortcuts'
            'every_gpu', 'Named', 'Analysis', 'Keeping', 'naming_lines', 'naming_parts',
            'file_triples', 'asked_rows', 'own_triples', 'exclude_each_other', 'Choice',
            'Conditions', 'Where', 'Around', 'Part', 'Output', 'is_folder',
-           'check_writable', 'check_out', 'claimed', 'deliver', 'print_frame',
-           'OtherNames', 'Table', 'Training', 'Measured', 'fits', 'check_settings',
-           'settings_named']
+           'check_writable', 'check_out', 'claimed', 'deliver', 'frame_text',
+           'print_frame', 'OtherNames', 'Table', 'Training', 'Measured', 'fits',
+           'check_settings', 'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
 import csv
@@ -886,24 +886,30 @@ def _as_table(frame: 'pd.DataFrame') -> str:
     )
 
 
-def print_frame(
+def frame_text(
     frame: 'pd.DataFrame',
     form: str | None = None,  # 'csv', 'json', or as a table
     k: int | None = None,  # rows at most; by default all
     **facts: Any,  # of how it was made, for JSON
-) -> None:
-    "Print the first rows of a frame on stdout, as a table, as CSV or as JSON."
+) -> str:
+    "The first rows of a frame as a table, as CSV or as JSON."
     from tracin_nb.answer.results import records
 
     rows = frame if k is None else frame.head(k)
     if form == 'csv':
         how: dict[str, Any] = dict(quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n')
-        click.echo(rows.to_csv(index=False, **how).encode(), nl=False)
-    elif form == 'json':
-        click.echo(json.dumps(dict(**facts, rows=records(rows)), ensure_ascii=False).encode())
-    else:
-        more = f'\n({len(frame) - len(rows):,} more)' if len(frame) > len(rows) else ''
-        click.echo(_as_table(rows) + more)
+        return rows.to_csv(index=False, **how)
+    if form == 'json':
+        return json.dumps(dict(**facts, rows=records(rows)), ensure_ascii=False) + '\n'
+    more = f'({len(frame) - len(rows):,} more)\n' if len(frame) > len(rows) else ''
+    return _as_table(rows) + '\n' + more
+
+
+def print_frame(
+    frame: 'pd.DataFrame', form: str | None = None, k: int | None = None, **facts: Any
+) -> None:
+    "Print `frame_text` on stdout."
+    click.echo(frame_text(frame, form, k, **facts).encode(), nl=False)
 
 # %% ../../nbs/app/50_options.ipynb #623a87f7
 @dataclass(frozen=True)
