@@ -279,7 +279,7 @@ def test_the_command_says_it(margin, tmp_path):
     ]
     flat = [names[i] for names, i in zip(labels, every[~sloped(margin, every)][0].tolist())]
     done = CliRunner().invoke(
-        cli.main, ['run', str(margin.folder), '--triple', *flat, '--weighting', 'sgd']
+        cli.main, ['explain', str(margin.folder), '--triple', *flat, '--weighting', 'sgd']
     )
     assert done.exit_code == 0, done.output
     for text in (done.stdout.replace('\n  ', ' '), done.stderr):

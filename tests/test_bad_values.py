@@ -204,7 +204,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_run(options: tuple[Any, ...], said: str, run: Path) -> None:
-    refused(tracin('run', run, '--triple', 'brazil', 'commonbloc1', 'india', *options), said)
+    refused(tracin('explain', run, '--triple', 'brazil', 'commonbloc1', 'india', *options), said)
 
 
 # ---- the trial changes nothing

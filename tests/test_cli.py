@@ -243,7 +243,7 @@ def test_train_in_mixed_precision_until_it_gets_no_better(tmp_path: Path) -> Non
     before = tree(tmp_path)
     succeeded(*train_it, '--stop-metric', 'mrr', '--out', tmp_path / 'full', '--resume')
     assert tree(tmp_path) == before
-    succeeded('run', tmp_path / 'low', '--max', 1, '--out', tmp_path / 'result')
+    succeeded('explain', tmp_path / 'low', '--max', 1, '--out', tmp_path / 'result')
 
 
 def test_train_resumes(run: Path, original: Path) -> None:
@@ -287,7 +287,7 @@ def test_train_from_a_folder_of_files(tmp_path: Path) -> None:
         f'each is kept once'
     ]
     table = succeeded(
-        'run', tmp_path / 'run', '--triple', 'Ö,"x"', 'mag', 'b', '--format', 'csv'
+        'explain', tmp_path / 'run', '--triple', 'Ö,"x"', 'mag', 'b', '--format', 'csv'
     ).stdout
     assert pd.read_csv(StringIO(table))['test_head'].unique().tolist() == ['Ö,"x"']
 
@@ -308,10 +308,10 @@ def same_rows(frame: pd.DataFrame, result: Result | SelfInfluence) -> None:
 
 def test_run_prints_what_explain_gives(original: Path) -> None:
     expected = TracIn(original, progress=False).explain([TRIPLE], k=10)
-    done = succeeded('run', original, *ASK)
+    done = succeeded('explain', original, *ASK)
     assert done.stdout.startswith('china  embassy  cuba\n  proponents\n     1  +')
-    same_rows(rows(succeeded('run', original, *ASK, '--format', 'csv')), expected)
-    content = json.loads(succeeded('run', original, *ASK, '--format', 'json').stdout)
+    same_rows(rows(succeeded('explain', original, *ASK, '--format', 'csv')), expected)
+    content = json.loads(succeeded('explain', original, *ASK, '--format', 'json').stdout)
     assert [r['influence'] for r in content['rows']] == pytest.approx(
         expected.frame['influence'].tolist()
     )
@@ -332,7 +332,7 @@ def test_run_hands_on_every_option(original: Path, engine: str) -> None:
         progress=False,
     ).explain([TRIPLE], k=3, breakdown=True)
     done = succeeded(
-        'run',
+        'explain',
         original,
         *ASK,
         '--objective',
@@ -364,7 +364,7 @@ def test_run_hands_on_every_option(original: Path, engine: str) -> None:
 
 
 def test_run_against(original: Path) -> None:
-    done = succeeded('run', original, *ASK, '--against', 'brazil', '--format', 'csv')
+    done = succeeded('explain', original, *ASK, '--against', 'brazil', '--format', 'csv')
     same_rows(
         rows(done), TracIn(original, progress=False).explain([TRIPLE], k=10, against='brazil')
     )
@@ -390,38 +390,40 @@ def test_run_chooses(original: Path, tmp_path: Path) -> None:
     (tmp_path / 'ask.tsv').write_text(
         'head\trelation\ttail\n' + ''.join('\t'.join(t) + '\n' for t in labels[3:6])
     )
-    assert asked(succeeded('run', original, *ASK, '--triple', *labels[5], *csv)) == [
+    assert asked(succeeded('explain', original, *ASK, '--triple', *labels[5], *csv)) == [
         TRIPLE,
         labels[5],
     ]
-    assert asked(succeeded('run', original, '--test', tmp_path / 'ask.tsv', *csv)) == labels[3:6]
     assert (
-        asked(succeeded('run', original, '--test', tmp_path / 'ask.tsv', '--max', 2, *csv))
+        asked(succeeded('explain', original, '--test', tmp_path / 'ask.tsv', *csv)) == labels[3:6]
+    )
+    assert (
+        asked(succeeded('explain', original, '--test', tmp_path / 'ask.tsv', '--max', 2, *csv))
         == labels[3:5]
     )
-    assert asked(succeeded('run', original, '--relation', 'treaties', *csv)) == treaties
+    assert asked(succeeded('explain', original, '--relation', 'treaties', *csv)) == treaties
     assert (
-        asked(succeeded('run', original, '--relation', 'treaties', '--max', 1, *csv))
+        asked(succeeded('explain', original, '--relation', 'treaties', '--max', 1, *csv))
         == treaties[:1]
     )
-    assert asked(succeeded('run', original, '--test-index', 7, '--test-index', 2, *csv)) == [
+    assert asked(succeeded('explain', original, '--test-index', 7, '--test-index', 2, *csv)) == [
         labels[7],
         labels[2],
     ]
-    assert asked(succeeded('run', original, '--max', 4, *csv)) == labels[:4]
+    assert asked(succeeded('explain', original, '--max', 4, *csv)) == labels[:4]
 
 
 def test_run_saves(original: Path, tmp_path: Path) -> None:
     "With `--out` the result is in files and stdout stays free, unless a format is asked for."
-    done = succeeded('run', original, *ASK, '--out', tmp_path / 'new/result')
+    done = succeeded('explain', original, *ASK, '--out', tmp_path / 'new/result')
     assert done.stdout == '' and f'saved in {tmp_path / "new/result"}' in done.stderr
     expected = TracIn(original, progress=False).explain([TRIPLE], k=10)
     pd.testing.assert_frame_equal(Result.load(tmp_path / 'new/result').frame, expected.frame)
     for suffix in flags.SUFFIXES:
-        succeeded('run', original, *ASK, '--out', tmp_path / f'one{suffix}')
+        succeeded('explain', original, *ASK, '--out', tmp_path / f'one{suffix}')
         assert (tmp_path / f'one{suffix}').read_bytes()
     done = succeeded(
-        'run',
+        'explain',
         original,
         *ASK,
         '--out',
@@ -438,7 +440,7 @@ def test_run_saves(original: Path, tmp_path: Path) -> None:
 def test_more_than_there_are(original: Path) -> None:
     "A k beyond the number of training triples gives them all."
     n = Run.open(original).training.num_triples
-    assert len(rows(succeeded('run', original, *ASK, '-k', 10**12, '--format', 'csv'))) <= n
+    assert len(rows(succeeded('explain', original, *ASK, '-k', 10**12, '--format', 'csv'))) <= n
     assert len(rows(succeeded('self', original, '-k', 10**12, '--format', 'csv'))) == n
 
 
@@ -508,7 +510,7 @@ def test_help(command: str) -> None:
 
 
 def test_help_lists_the_commands() -> None:
-    assert {'demo', 'train', 'run', 'self'} <= set(cli.main.commands)
+    assert {'demo', 'train', 'explain', 'self'} <= set(cli.main.commands)
     text = succeeded('--help').stdout
     assert all(f'\n  {name} ' in text for name in cli.main.commands)
 
@@ -534,7 +536,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    'args', [['--help'], ['run', '--help'], ['--version'], ['run', 'x'], ['train', 'umls']]
+    'args', [['--help'], ['explain', '--help'], ['--version'], ['explain', 'x'], ['train', 'umls']]
 )
 def test_light(args: list[str]) -> None:
     "Help and errors of use import neither PyTorch nor pandas."
@@ -550,14 +552,14 @@ def test_light(args: list[str]) -> None:
 
 def test_process_succeeds(original: Path) -> None:
     done = subprocess.run(
-        [*MODULE, 'run', original, *ASK, '--format', 'json'], capture_output=True, text=True
+        [*MODULE, 'explain', original, *ASK, '--format', 'json'], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)['rows']
 
 
 def test_process_is_refused(original: Path) -> None:
-    command = [*MODULE, 'run', original, '--triple', 'chnia', 'embassy', 'cuba']
+    command = [*MODULE, 'explain', original, '--triple', 'chnia', 'embassy', 'cuba']
     done = subprocess.run(command, capture_output=True, text=True)
     check_refusal(
         done.returncode,
@@ -574,7 +576,7 @@ def test_a_fault_keeps_its_traceback(original: Path, monkeypatch: pytest.MonkeyP
         raise ZeroDivisionError('a fault')
 
     monkeypatch.setattr(flags.Keeping, 'tracin', broken)
-    done = CliRunner().invoke(cli.main, ['run', str(original), *ASK])
+    done = CliRunner().invoke(cli.main, ['explain', str(original), *ASK])
     assert done.exit_code == 1 and isinstance(done.exception, ZeroDivisionError)
 
 
@@ -583,7 +585,7 @@ def test_interrupted(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(flags.Keeping, 'tracin', stopped)
-    done = invoke('run', original, *ASK)
+    done = invoke('explain', original, *ASK)
     assert done.exit_code == 130 and done.stderr.splitlines()[-1] == 'tracin: error: interrupted'
 
 
@@ -654,7 +656,10 @@ def test_malformed_test_file(original: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / ('ask.tsv.gz' if 'gzip' in name else 'ask.tsv')
     path.write_bytes(content)
     refused(
-        tmp_path, ('run', original, '--test', path, '--out', tmp_path / 'result'), str(path), *parts
+        tmp_path,
+        ('explain', original, '--test', path, '--out', tmp_path / 'result'),
+        str(path),
+        *parts,
     )
 
 
@@ -663,7 +668,9 @@ def test_missing_test_file(original: Path, tmp_path: Path) -> None:
         (tmp_path / 'no.tsv', ('no.tsv', 'no such file')),
         (tmp_path, (str(tmp_path), 'directory')),
     ):
-        refused(tmp_path, ('run', original, '--test', path, '--out', tmp_path / 'r.csv'), *parts)
+        refused(
+            tmp_path, ('explain', original, '--test', path, '--out', tmp_path / 'r.csv'), *parts
+        )
 
 
 # ---- malformed: data sets
@@ -866,7 +873,7 @@ def test_malformed_run(
     damage, *parts = RUNS[name]
     monkeypatch.chdir(tmp_path)
     damage(run)
-    for args in (('run', run, *ASK), ('self', run)):
+    for args in (('explain', run, *ASK), ('self', run)):
         refused(tmp_path, (*args, '--out', tmp_path / 'result'), *parts)
 
 
@@ -884,8 +891,8 @@ def without_testing(run: Path) -> None:
 
 def test_run_without_testing_triples(run: Path, tmp_path: Path) -> None:
     without_testing(run)
-    refused(tmp_path, ('run', run, '--max', 3), str(run), 'no testing triples', '--triple')
-    succeeded('run', run, *ASK)
+    refused(tmp_path, ('explain', run, '--max', 3), str(run), 'no testing triples', '--triple')
+    succeeded('explain', run, *ASK)
 
 
 CHOICES = {
@@ -981,10 +988,10 @@ def test_malformed_options_of_run(
     monkeypatch.chdir(tmp_path)
     args, *parts = CHOICES[name]
     out = () if 'out' in name or 'overwrite' in name else ('--out', tmp_path / 'result')
-    refused(tmp_path, ('run', original, *args, *out), *parts)
+    refused(tmp_path, ('explain', original, *args, *out), *parts)
 
 
-@pytest.mark.parametrize('command', [('run', *ASK), ('self',)])
+@pytest.mark.parametrize('command', [('explain', *ASK), ('self',)])
 def test_out_is_not_lost(original: Path, tmp_path: Path, command: tuple) -> None:
     "An older result, a file in the way, and a place where nothing can be written."
     name, *more = command
@@ -1016,7 +1023,7 @@ def test_disk_errors_are_told(
     monkeypatch.setitem(results.WRITERS, '.csv', full)
     refused(
         tmp_path,
-        ('run', original, *ASK, '--out', tmp_path / 'x.csv'),
+        ('explain', original, *ASK, '--out', tmp_path / 'x.csv'),
         'x.csv cannot be saved (No space left on device)',
     )
 
@@ -1163,7 +1170,7 @@ def test_demo_keeps_what_is_there(run: Path, tmp_path: Path) -> None:
 def test_unknown_command(tmp_path: Path) -> None:
     refused(tmp_path, ('rum',), "'rum'", 'tracin --help')
     refused(tmp_path, ('--verison',), '--verison')
-    refused(tmp_path, ('run',), 'RUN_DIR', 'tracin run --help')
+    refused(tmp_path, ('explain',), 'RUN_DIR', 'tracin explain --help')
     refused(tmp_path, ('self',), 'RUN_DIR')
 
 

@@ -66,11 +66,11 @@ def done(*args) -> Outcome:
 
 def frame(run: Run, *args) -> pd.DataFrame:
     "What `run` prints for one triple."
-    return pd.read_csv(StringIO(done('run', run.folder, *ASK, '--format', 'csv', *args).stdout))
+    return pd.read_csv(StringIO(done('explain', run.folder, *ASK, '--format', 'csv', *args).stdout))
 
 
 def facts(run: Run, *args) -> dict:
-    return json.loads(done('run', run.folder, *ASK, '--format', 'json', *args).stdout)['facts']
+    return json.loads(done('explain', run.folder, *ASK, '--format', 'json', *args).stdout)['facts']
 
 
 def refused(*args) -> str:
@@ -90,7 +90,7 @@ def test_names_of_earlier_scripts(run: Run, plain: Result, tmp_path: Path) -> No
     "Other names for the same thing."
     (tests := tmp_path / 'tests.tsv').write_text('usa\tembassy\tcuba\nchina\tembassy\tcuba\n')
     out = done(
-        'run',
+        'explain',
         run.folder,
         '--test-triples',
         tests,
@@ -115,7 +115,7 @@ def test_pointless_flags_say_why_and_change_nothing(run: Run, plain: Result) -> 
         '--disable-test-gradient-caching',
     )
     out = done(
-        'run',
+        'explain',
         run.folder,
         *ASK,
         '--format',
@@ -142,7 +142,7 @@ def test_the_loop(run: Run) -> None:
     result = tracin.explain(CUBA, 10, sample=Sample(0.05))
     same(frame(run, '--disable-vectorized-gradients', *few), result, rtol=1e-4)
     assert '--engine is vmap' in refused(
-        'run', run.folder, *ASK, '--disable-vectorized-gradients', '--engine', 'vmap'
+        'explain', run.folder, *ASK, '--disable-vectorized-gradients', '--engine', 'vmap'
     )
 
 
@@ -151,7 +151,7 @@ def test_mixed_precision(run: Run) -> None:
     assert found['precision'] == 'bf16' and 0 < found['precision_error']['relative_error'] < 0.05
     assert facts(run, '--use-mixed-precision', '--precision', 'fp16')['precision'] == 'fp16'
     assert '--precision is tf32' in refused(
-        'run', run.folder, *ASK, '--use-mixed-precision', '--precision', 'tf32'
+        'explain', run.folder, *ASK, '--use-mixed-precision', '--precision', 'tf32'
     )
 
 
@@ -175,7 +175,7 @@ def test_top_k_and_rank_by(run: Run, plain: Result) -> None:
 
 def test_rank_by_strength_in_a_folder_and_in_the_table(run: Run, tmp_path: Path) -> None:
     done(
-        'run',
+        'explain',
         run.folder,
         *ASK,
         '-k',
@@ -223,7 +223,7 @@ def test_shortcuts_that_contradict(run: Run) -> None:
         (('--stratify-by', 'equal'), 'needs --sample-rate'),
         (('--sample-rate', 2), 'sample rate is 2'),
     ):
-        assert why in refused('run', run.folder, *ASK, *args)
+        assert why in refused('explain', run.folder, *ASK, *args)
 
 
 @pytest.mark.parametrize('strata', ['proportional', 'equal'])
@@ -382,10 +382,10 @@ def test_filter_refuses(run: Run, tmp_path: Path) -> None:
 def test_modes(run: Run, plain: Result, tmp_path: Path) -> None:
     same(frame(run, '--mode', 'single'), plain)
     assert '--mode single explains one triple, not 2' in refused(
-        'run', run.folder, '--max', 2, '--mode', 'single'
+        'explain', run.folder, '--max', 2, '--mode', 'single'
     )
     own = pd.read_csv(
-        StringIO(done('run', run.folder, '--mode', 'self', '-k', 4, '--format', 'csv').stdout)
+        StringIO(done('explain', run.folder, '--mode', 'self', '-k', 4, '--format', 'csv').stdout)
     )
     assert (
         own['training_index'].tolist()
@@ -399,18 +399,18 @@ def test_modes(run: Run, plain: Result, tmp_path: Path) -> None:
         (('--n-hops', 1), '--n-hops'),
         (('--csv-output', tmp_path / 'x'), '--csv-output'),
     ):
-        assert f'does not go with {name}' in refused('run', run.folder, '--mode', 'self', *args)
+        assert f'does not go with {name}' in refused('explain', run.folder, '--mode', 'self', *args)
 
 
 def test_max_test_triples(run: Run) -> None:
     content = json.loads(
-        done('run', run.folder, '--max-test-triples', 3, '--format', 'json').stdout
+        done('explain', run.folder, '--max-test-triples', 3, '--format', 'json').stdout
     )
     assert len(content['tests']) == 3
 
 
 def test_all_scores(run: Run, tmp_path: Path) -> None:
-    done('run', run.folder, '--max', 3, '--all-scores', tmp_path / 'all.parquet')
+    done('explain', run.folder, '--max', 3, '--all-scores', tmp_path / 'all.parquet')
     scores = TracIn(run, devices='cpu', progress=False).scores(run.testing.mapped_triples[:3])
     assert torch.equal(
         torch.tensor(
@@ -419,12 +419,12 @@ def test_all_scores(run: Run, tmp_path: Path) -> None:
         scores,
     )
     assert '--all-scores does not go with --rank-by' in refused(
-        'run', run.folder, '--max', 3, '--all-scores', tmp_path / 'x', '--rank-by', 'absolute'
+        'explain', run.folder, '--max', 3, '--all-scores', tmp_path / 'x', '--rank-by', 'absolute'
     )
 
 
 def test_profile(run: Run, plain: Result) -> None:
-    out = done('run', run.folder, *ASK, '--format', 'csv', '--profile')
+    out = done('explain', run.folder, *ASK, '--format', 'csv', '--profile')
     same(pd.read_csv(StringIO(out.stdout)), plain)
     assert all(
         stage in out.stderr
@@ -434,7 +434,7 @@ def test_profile(run: Run, plain: Result) -> None:
 
 def test_multi_gpu_needs_gpus(run: Run, monkeypatch) -> None:
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
-    assert 'PyTorch sees no GPU' in refused('run', run.folder, *ASK, '--enable-multi-gpu')
+    assert 'PyTorch sees no GPU' in refused('explain', run.folder, *ASK, '--enable-multi-gpu')
 
 
 def test_self_per_relation(run: Run) -> None:
@@ -499,7 +499,17 @@ def test_mechanism_paths(run: Run, tmp_path: Path) -> None:
         'record\tdrug\tdisease\thead\trelation\ttail\nA\tchina\tcuba\tchina\tviolentactions\tindia\n'
         'A\tchina\tcuba\tcuba\tconferences\tindia\nB\tchina\tcuba\tchina\tnowhere\tcuba\n'
     )
-    done('run', run.folder, *ASK, '-k', 1592, '--mechanism-paths', paths, '--out', tmp_path / 'out')
+    done(
+        'explain',
+        run.folder,
+        *ASK,
+        '-k',
+        1592,
+        '--mechanism-paths',
+        paths,
+        '--out',
+        tmp_path / 'out',
+    )
     found = Result.load(tmp_path / 'out').frame
     on = found[found['IsGroundTruth']]
     assert set(zip(on['head'], on['relation'], on['tail'])) <= {
@@ -510,9 +520,9 @@ def test_mechanism_paths(run: Run, tmp_path: Path) -> None:
         ['china', 'cuba', 'india']
     )
     assert found['In_path'].tolist() == inside.tolist()
-    assert '1 triples of' in invoke('run', run.folder, *ASK, '--mechanism-paths', paths).stderr
+    assert '1 triples of' in invoke('explain', run.folder, *ASK, '--mechanism-paths', paths).stderr
     paths.write_text('record\n')
-    assert 'paths.tsv' in refused('run', run.folder, *ASK, '--mechanism-paths', paths)
+    assert 'paths.tsv' in refused('explain', run.folder, *ASK, '--mechanism-paths', paths)
 
 
 # ---- batch

@@ -66,9 +66,9 @@ def ask(run: Run, *words: object) -> Outcome:
 
 QUESTIONS = {
     'self': ('self', '-k', 3),
-    'absolute': ('run', '--triple', *TOKYO, '--rank-by', 'absolute'),
-    'mode self': ('run', '--mode', 'self'),
-    'run': ('run', '--triple', *TOKYO),
+    'absolute': ('explain', '--triple', *TOKYO, '--rank-by', 'absolute'),
+    'mode self': ('explain', '--mode', 'self'),
+    'run': ('explain', '--triple', *TOKYO),
 }
 
 
@@ -306,14 +306,14 @@ def test_counters_of_a_resumed_answer(run: Run, tmp_path: Path, size: dict, weig
 # ---- narrow terminals
 
 NARROW = {
-    'run': ('run', '--triple', *TOKYO),
+    'run': ('explain', '--triple', *TOKYO),
     'self': ('self', '-k', '3'),
-    'mode self': ('run', '--mode', 'self'),
-    'csv': ('run', '--triple', *TOKYO, '--format', 'csv'),
+    'mode self': ('explain', '--mode', 'self'),
+    'csv': ('explain', '--triple', *TOKYO, '--format', 'csv'),
     'json': ('self', '--format', 'json'),
     'paths': ('paths', '--triple', *TOKYO),
-    'unknown label': ('run', '--triple', '大阪', 'r1', 'x1'),
-    'profile': ('run', '--triple', *TOKYO, '--profile'),
+    'unknown label': ('explain', '--triple', '大阪', 'r1', 'x1'),
+    'profile': ('explain', '--triple', *TOKYO, '--profile'),
 }
 
 

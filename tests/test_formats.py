@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 
 def ask(run, *options):
-    return CliRunner().invoke(main, ['run', str(run.folder), *ASK, *map(str, options)])
+    return CliRunner().invoke(main, ['explain', str(run.folder), *ASK, *map(str, options)])
 
 
 def test_the_table(run, tmp_path):

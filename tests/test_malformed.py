@@ -133,7 +133,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         '--max-triples',
         2,
     )
-    good('run', run.folder, '--max', 1, '--cache', d / 'cache', '--keep-training', '1GiB')
+    good('explain', run.folder, '--max', 1, '--cache', d / 'cache', '--keep-training', '1GiB')
     return World(d, known, test, truth)
 
 
@@ -498,7 +498,7 @@ def a_test_file(rng: random.Random, world: World, folder: Path) -> Case:
     data = damaged(rng, world['graph/test.txt'], path := folder / 'tests.tsv', table_or_bytes)
     rows = lines_of(data, 3, TRIPLE_HEADERS)
     accepts = rows is not None and all(row in world.truth for row in rows)
-    args = ('run', world['run'], '--test', path, *PRINT)
+    args = ('explain', world['run'], '--test', path, *PRINT)
     return Case(args, (str(path),), lambda done: answers(world, done, rows), accepts)
 
 
@@ -537,7 +537,7 @@ def a_label_map(rng: random.Random, world: World, folder: Path) -> Case:
     needed = ENTITIES if name == 'entity_to_id' else RELATIONS
     accepts = maps[name] is not None and set(maps[name]) == set(needed)
     args = (
-        'run',
+        'explain',
         '--model-path',
         world['state.pt'],
         '--train',
@@ -569,7 +569,7 @@ def a_label_map(rng: random.Random, world: World, folder: Path) -> Case:
 
 def foreign(world: World, path: Path | None = None, *more: Any) -> Outcome:
     return invoke(
-        'run',
+        'explain',
         '--model-path',
         path or world['state.pt'],
         '--train',
@@ -604,7 +604,7 @@ def names_file(rng: random.Random, world: World, folder: Path) -> Case:
         assert table['TrainHead_label'].tolist() == [by_label.get(x, x) for x in table['TrainHead']]
 
     args = (
-        'run',
+        'explain',
         world['run'],
         '--triple',
         *world.test[0],
@@ -639,7 +639,7 @@ def edge_file(rng: random.Random, world: World, folder: Path) -> Case:
         )
 
     args = (
-        'run',
+        'explain',
         world['run'],
         '--triple',
         *world.test[0],
@@ -693,7 +693,7 @@ def mechanism_file(rng: random.Random, world: World, folder: Path) -> Case:
                     assert (r['head'], r['relation'], r['tail']) in known
 
     args = (
-        'run',
+        'explain',
         world['run'],
         '--triple',
         *world.test[0],
@@ -739,23 +739,23 @@ def run_folder(rng: random.Random, world: World, folder: Path) -> Case:
         note(run, path)
     exact = where is None or not set(where) & set(LEGITIMATE)
     exact &= path.suffix != '.tsv'  # noted labels are other labels
-    command = rng.choice(['run', 'run', 'self', 'adam', 'filter'])
+    command = rng.choice(['explain', 'explain', 'self', 'adam', 'filter'])
     out = folder / 'out.tsv'
 
     def right(done: Outcome) -> None:
-        if command in ('run', 'adam'):
-            answers(world, done, None, exact and command == 'run')
+        if command in ('explain', 'adam'):
+            answers(world, done, None, exact and command == 'explain')
         elif command == 'self':
             assert len(json.loads(done.stdout)['rows']) == K
         else:
             assert out.read_text()
 
     args = dict(
-        run=('run', run, '--triple', *world.test[0], *PRINT),
+        explain=('explain', run, '--triple', *world.test[0], *PRINT),
         self=('self', run, *PRINT),
         filter=('filter', run, '--triple', *world.test[0], '--min-degree', 1, '--out', out),
     )
-    args['adam'] = (*args['run'], '--weighting', 'adam')
+    args['adam'] = (*args['explain'], '--weighting', 'adam')
     return Case(args[command], (str(run), '--triple', 'weighting'), right, None, out)
 
 
@@ -784,7 +784,7 @@ def result_folder(rng: random.Random, world: World, folder: Path) -> Case:
         path.write_bytes(object_changed(rng, path.read_bytes())[0])
     else:
         path.write_bytes(bytes_changed(rng, path.read_bytes()))
-    command = rng.choice(['resume', 'resume', 'status', 'run'])
+    command = rng.choice(['resume', 'resume', 'status', 'explain'])
 
     def right(done: Outcome) -> None:
         if command == 'status':
@@ -797,8 +797,8 @@ def result_folder(rng: random.Random, world: World, folder: Path) -> Case:
     args = dict(
         resume=('resume', out),
         status=('status', out),
-        run=(
-            'run',
+        explain=(
+            'explain',
             world['run'],
             '--triple',
             *world.test[0],
@@ -1013,7 +1013,7 @@ def checkpoint_file(rng: random.Random, world: World, folder: Path) -> Case:
 
     name = () if rng.random() < 0.1 else ('--model', 'distmult')
     args = (
-        'run',
+        'explain',
         '--model-path',
         path,
         '--train',
@@ -1158,12 +1158,12 @@ def drawn(rng: random.Random, option: click.Option) -> list[str]:
 
 def an_option(rng: random.Random, world: World, folder: Path) -> Case:
     "A right command with one to three options more."
-    name = rng.choice(['run', 'run', 'run', 'batch', 'filter', 'paths', 'self', 'self', 'files'])
-    command = main.commands['run' if name == 'files' else name]
+    name = rng.choice([*['explain'] * 3, 'batch', 'filter', 'paths', 'self', 'self', 'files'])
+    command = main.commands['explain' if name == 'files' else name]
     out, test = folder / 'out', world.test[0]
     tests = ('--test', world['graph/test.txt'])
     base = dict(
-        run=[world['run'], *PRINT],
+        explain=[world['run'], *PRINT],
         self=[world['run'], *PRINT],
         batch=[world['run'], *tests, '--output-dir', out, '--max-triples', 1, *QUICK],
         filter=[world['run'], '--triple', *test, '--out', out],
@@ -1180,7 +1180,7 @@ def an_option(rng: random.Random, world: World, folder: Path) -> Case:
             *PRINT,
         ],
     )[name]
-    if name in ('run', 'files') and rng.random() < 0.8:
+    if name in ('explain', 'files') and rng.random() < 0.8:
         base += ['--triple', *test]
     if name == 'filter' and rng.random() < 0.7:
         base += ['--n-hops', 1]
@@ -1191,7 +1191,7 @@ def an_option(rng: random.Random, world: World, folder: Path) -> Case:
     ]
 
     def right(done: Outcome) -> None:
-        if name in ('run', 'files', 'self'):
+        if name in ('explain', 'files', 'self'):
             printed(done)
         elif name == 'paths':
             assert done.stdout.strip()
@@ -1316,7 +1316,7 @@ def other_commands(rng: random.Random, world: World, folder: Path) -> Case:
                 no_file(rng, path)
             else:
                 path.write_bytes(bytes_changed(rng, path.read_bytes()))
-        ask = ('run', world['run'], '--max', 1, *PRINT, '--cache', place)
+        ask = ('explain', world['run'], '--max', 1, *PRINT, '--cache', place)
         args = rng.choice([('cache', 'info', place), ('cache', 'clear', place), ask, ask])
     else:
         args = rng.choice(
@@ -1330,7 +1330,7 @@ def other_commands(rng: random.Random, world: World, folder: Path) -> Case:
         )
 
     def right(done: Outcome) -> None:
-        if args[0] == 'run':
+        if args[0] == 'explain':
             answers(world, done)
         else:
             assert args[0] == 'cache' and done.stdout.strip()

@@ -528,9 +528,9 @@ def test_header_of_a_training_and_of_questions(tmp_path: Path) -> None:
     )
     ask = ('--device', 'cpu', '--batch-size', 8)
     tests = write(tmp_path / 'tests.tsv', tsv(GRAPH[:2], names))
-    done = tracin('run', out, '--test', tests, '--header', '--format', 'json', *ask)
+    done = tracin('explain', out, '--test', tests, '--header', '--format', 'json', *ask)
     assert done.exit_code == 0 and len(json.loads(done.stdout)['tests']) == 2
-    done = tracin('run', out, '--test', tests, *ask)
+    done = tracin('explain', out, '--test', tests, *ask)
     assert (
         done.exit_code == 2
         and done.stdout == ''
@@ -538,7 +538,7 @@ def test_header_of_a_training_and_of_questions(tmp_path: Path) -> None:
     )
     done = tracin('batch', out, '--test', tests, '--header', '--output-dir', tmp_path / 'why', *ask)
     assert done.exit_code == 0 and '2 predictions: 2 successful' in done.stdout
-    done = tracin('run', out, '--triple', *GRAPH[0], '--header', *ask)
+    done = tracin('explain', out, '--triple', *GRAPH[0], '--header', *ask)
     assert done.exit_code == 2 and '--header' in done.stderr.splitlines()[-1]
     torch.save(run.model(-1).state_dict(), tmp_path / 'state.pt')
     done = tracin(

@@ -85,16 +85,16 @@ def test_defaults_are_values() -> None:
 
     tool = terminal.Commands('tool')
 
-    @tool.command('run')
+    @tool.command('explain')
     @takes
     def run(how: Settings) -> None:
         asked.append(how)
 
-    assert invoke('run', group=tool).exit_code == 0
+    assert invoke('explain', group=tool).exit_code == 0
     assert asked == [Settings()]
 
 
-@pytest.mark.parametrize('command', ['run', 'batch', 'paths', 'self'])
+@pytest.mark.parametrize('command', ['explain', 'batch', 'paths', 'self'])
 def test_settings_reach_the_commands(command: str) -> None:
     "`TracIn` and each analysis have all of `Settings`, but for what only one command has."
     own = {f.name: told for f, told in options_of(Settings)}
@@ -104,7 +104,7 @@ def test_settings_reach_the_commands(command: str) -> None:
     }
     there = {p.name for p in COMMANDS[command,].params}
     assert {n for n, told in own.items() if command in (told.commands or (command,))} <= there
-    assert ('test_objective' in there) == (command == 'run')
+    assert ('test_objective' in there) == (command == 'explain')
 
 
 def test_a_new_option(tmp_path: Path) -> None:
@@ -116,15 +116,15 @@ def test_a_new_option(tmp_path: Path) -> None:
 
     tool = terminal.Commands('tool')
 
-    @tool.command('run')
+    @tool.command('explain')
     @takes
     def run(how: More) -> None:
         click.echo(how.deep_breath)
 
-    assert invoke('run', '--deep-breath', '3', group=tool).stdout == '3\n'
-    refused = invoke('run', '--deep-breath', '0', group=tool)
+    assert invoke('explain', '--deep-breath', '3', group=tool).stdout == '3\n'
+    refused = invoke('explain', '--deep-breath', '0', group=tool)
     assert refused.exit_code == 2 and "'--deep-breath'" in refused.stderr
-    shown, every = (invoke('run', h, group=tool).stdout for h in ('--help', '--help-all'))
+    shown, every = (invoke('explain', h, group=tool).stdout for h in ('--help', '--help-all'))
     assert '--deep-breath' not in shown and '--deep-breath N' in every
     assert More().asked() == Settings().asked() | dict(deep_breath=2)
 
@@ -161,6 +161,6 @@ def test_names_are_read_where_they_are_defined() -> None:
     "A new weighting is known to the command line by its entry in `WEIGHTINGS` alone."
     from tracin_nb.engine.weightings import WEIGHTINGS
 
-    weighting = next(p for p in COMMANDS['run',].params if p.name == 'weighting')
+    weighting = next(p for p in COMMANDS['explain',].params if p.name == 'weighting')
     assert list(weighting.type.choices) == list(WEIGHTINGS)
     assert settings.names_in('engine.weightings', 'WEIGHTINGS') == tuple(WEIGHTINGS)

@@ -106,8 +106,8 @@ def test_module_runs(installed: Path) -> None:
     "`python -m tracin_nb` of what was installed is the command, named as the command."
     done = python(installed, '-m', 'tracin_nb', '--version')
     assert (done.returncode, done.stdout) == (0, f'tracin, version {__version__}\n'), done.stderr
-    done = python(installed, '-m', 'tracin_nb', 'run', '--help')
-    assert done.returncode == 0 and done.stdout.startswith('Usage: tracin run '), done.stderr
+    done = python(installed, '-m', 'tracin_nb', 'explain', '--help')
+    assert done.returncode == 0 and done.stdout.startswith('Usage: tracin explain '), done.stderr
 
 
 def test_light(installed: Path) -> None:

@@ -241,7 +241,7 @@ def test_open_refuses_weights_that_are_not_finite(copied: Path, value: float, k:
         match=rf"checkpoint-000{k + 1}.pt: '{TABLE}' holds {value:.3g}".replace('+', r'\+'),
     ):
         Run.open(copied)
-    for command in (('run', copied, '--max', 1), ('self', copied)):
+    for command in (('explain', copied, '--max', 1), ('self', copied)):
         assert TABLE in refused(*command)
     with pytest.raises(RunError, match=TABLE):
         train('nations', **TINY, out=copied, resume=True)
@@ -258,7 +258,7 @@ def test_moments_that_are_not_finite(copied: Path, key: str) -> None:
     with pytest.raises(RunError, match=f"{name}: training diverged: '{key} of {TABLE}' holds nan"):
         run.moments(3)
     assert run.moments(2)
-    assert TABLE in refused('run', copied, '--max', 1, '--weighting', 'adam')
+    assert TABLE in refused('explain', copied, '--max', 1, '--weighting', 'adam')
 
 
 @pytest.mark.parametrize('lost', ['state', 'parameters', 'rng'])
@@ -634,7 +634,9 @@ def test_sizes_on_the_command_line(tmp_path: Path, whole: Run) -> None:
     ):
         line = refused(*train_it, *args)
         assert said in line and (args[1] == '1e10' or 'iB of memory' in line)
-    line = refused('run', whole.folder, '--max', 1, '--use-projection', '--projection-dim', 10**12)
+    line = refused(
+        'explain', whole.folder, '--max', 1, '--use-projection', '--projection-dim', 10**12
+    )
     assert '--projection-dim' in line and '7.28 TiB of memory' in line
     with pytest.raises(ValueError, match='7.28 TiB'):
         Projected(10**12)
@@ -649,7 +651,7 @@ def test_files_without_an_end(tmp_path: Path, whole: Run) -> None:
         (tmp_path / 'pipe', 'a pipe'),
         (tmp_path / 'huge.tsv', '4 TiB'),
     ):
-        assert said in refused('run', whole.folder, '--test', path)
+        assert said in refused('explain', whole.folder, '--test', path)
         (tmp_path / 'graph').mkdir(exist_ok=True)
         (tmp_path / 'graph/train.txt').unlink(missing_ok=True)
         (tmp_path / 'graph/train.txt').symlink_to(path)
@@ -676,7 +678,7 @@ def test_too_many_triples_to_explain(
     with pytest.raises(ValueError, match='of 1,400 triples would take about 26.7 MiB of memory'):
         tracin.explain(asked, k=10)
     assert tracin.counters.train_passes == 0 and len(tracin.explain(asked[:3], k=10).tests) == 3
-    assert '1,400 triples' in refused('run', whole.folder, '--test', tmp_path / 'ask.tsv')
+    assert '1,400 triples' in refused('explain', whole.folder, '--test', tmp_path / 'ask.tsv')
     batch = (
         'batch',
         whole.folder,

@@ -113,7 +113,7 @@ def test_equal_scores_keep_their_order(runs):
 def test_the_command_line(runs, tmp_path):
     ask = ['--triple', 'china', 'embassy', 'cuba', '-k', '5', '--out', tmp_path / 'out']
     how = ['--batch-size', '64', '--devices', 'cpu,cpu']
-    command = [sys.executable, '-m', 'tracin_nb', 'run', runs['conve'].folder, *ask, *how]
+    command = [sys.executable, '-m', 'tracin_nb', 'explain', runs['conve'].folder, *ask, *how]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one = make(runs['conve'], weighting='natural').explain(('china', 'embassy', 'cuba'), 5)
@@ -125,7 +125,7 @@ def test_no_gpu_is_an_error(runs):
     done = CliRunner().invoke(
         main,
         [
-            'run',
+            'explain',
             str(runs['conve'].folder),
             '--triple',
             'china',

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'SHALLOW', 'WRITERS', 'READ_CSV', 'SIDES', 'COLUMNS', 'ranked_rows',
-           'plain_facts', 'facts_line', 'why_nothing', 'few_digits', 'to_csv',
-           'to_parquet', 'records', 'to_json', 'read_csv', 'save_report', 'naming_place',
-           'read_manifest', 'Report', 'nothing', 'check_fit', 'test_table',
-           'result_frame', 'Result', 'SelfInfluence', 'text_table']
+           'plain_facts', 'facts_line', 'facts_text', 'why_nothing', 'few_digits',
+           'to_csv', 'to_parquet', 'records', 'to_json', 'read_csv', 'save_report',
+           'naming_place', 'read_manifest', 'Report', 'nothing', 'check_fit',
+           'test_table', 'result_frame', 'Result', 'SelfInfluence', 'text_table']
 
 # %% ../../nbs/answer/10_results.ipynb #e0c6045c
 import csv
@@ -46,6 +46,7 @@ from tracin_nb.answer.table import (
 from ..files import entry, replacing, write_json
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
+from ..runs.assumed import assumed_line
 
 # %% ../../nbs/answer/10_results.ipynb #c6db589b
 def ranked_rows(
@@ -92,17 +93,50 @@ def plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _checkpoints_said(facts: dict[str, Any]) -> list[str]:
+    "The number of checkpoints with their epochs."
+    if not (checkpoints := facts.get('checkpoints')):
+        return []
+    epochs = ', '.join(str(c['epoch']) for c in checkpoints if 'epoch' in c)
+    n = f'{len(checkpoints)} checkpoint{"s" * (len(checkpoints) != 1)}'
+    return [f'{n} (epoch{"s" * ("," in epochs)} {epochs})' if epochs else n]
+
+
+def _error(measured: dict[str, float] | None) -> str:
+    "How far off a part that was computed both ways is."
+    return f' (relative error {measured["relative_error"]:.2g})' if measured else ''
+
+
+def _approximations(facts: dict[str, Any]) -> list[str]:
+    "Whatever makes the numbers less than exact, or something that was assumed."
+    found = []
+    if facts.get('precision', 'fp32') != 'fp32':
+        found.append(f'precision {facts["precision"]}{_error(facts.get("precision_error"))}')
+    if shortcut := facts.get('shortcut_error'):
+        found.append(f'by a shortcut{_error(shortcut)}')
+    if sample := facts.get('sample'):
+        found.append(f'from {sample["kept"]:,} of {sample["of"]:,} training triples')
+    if assumed := facts.get('assumed'):
+        found.append(f'assumed: {assumed_line(assumed)}')
+    return found
+
+
 def facts_line(facts: dict[str, Any]) -> str:
-    "The facts that fit a line: single values, and the number of checkpoints with their epochs."
-    parts = [
-        f'{name.replace("_", " ")} {value}'
-        for name, value in facts.items()
-        if isinstance(value, str | int | float) and name != 'fingerprint' and 'seconds' not in name
-    ]
-    if checkpoints := facts.get('checkpoints'):
-        epochs = ', '.join(str(c['epoch']) for c in checkpoints if 'epoch' in c)
-        parts.append(f'{len(checkpoints)} checkpoints' + (f' (epochs {epochs})' if epochs else ''))
-    return ', '.join(parts)
+    "What the numbers are: of which model, checkpoints and loss, and what makes them less exact."
+    losses = {'loss': 'objective', 'loss of the prediction': 'test_objective'}
+    said = [f'{what} "{facts[name]}"' for what, name in losses.items() if name in facts]
+    parts = [*([facts['model']] if 'model' in facts else []), *_checkpoints_said(facts), *said]
+    parts += [f'weighting {facts["weighting"]}'] if 'weighting' in facts else []
+    return 'TracIn estimate, first order, of this one run: ' + '; '.join(
+        [*parts, *_approximations(facts)]
+    )
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    "All facts, a line for each, as a table's reader may want them for a report."
+    plain = {name: value for name, value in facts.items() if value not in (None, [], {})}
+    said = lambda x: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)
+    return '\n'.join(f'{name.replace("_", " ")}: {said(x)}' for name, x in plain.items())
 
 # %% ../../nbs/answer/10_results.ipynb #7dbec3ed
 def _counted(facts: dict[str, Any], what: str = 'one') -> str:
@@ -641,11 +675,15 @@ class SelfInfluence(Report):
         return f'{_counted(self.facts, "a slope")}; the influence of the others on themselves is 0'
 
 # %% ../../nbs/answer/10_results.ipynb #e36a72c2
-def text_table(report: Report) -> str:
-    """A report as plain text for a terminal: a block for each test triple, then the facts and
-    the caveat."""
+def text_table(
+    report: Report,
+    verbose: bool = False,  # all facts, not only what the numbers are
+) -> str:
+    """A report as plain text for a terminal: a block for each test triple, then one line of what
+    the numbers are, or all facts and the caveat."""
     blocks = [
         '\n'.join(block_lines(*report.block(i)) + note_lines(report.note(i)))
         for i in range(len(report))
     ]
-    return '\n\n'.join([*blocks, facts_line(report.facts) + '\n' + CAVEAT])
+    foot = facts_line(report.facts)
+    return '\n\n'.join([*blocks, *([facts_text(report.facts), CAVEAT] if verbose else []), foot])

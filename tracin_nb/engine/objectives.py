@@ -157,9 +157,11 @@ class Contrast(Objective):
 
     against: int
     inverse: bool = False
+    label: str | None = field(default=None, compare=False)  # of that entity, if it is known
 
     def __str__(self) -> str:
-        return f'contrast with entity {self.against}'
+        entity = f'entity {self.against}' if self.label is None else self.label
+        return f'contrast with {entity}'
 
     def queries(self, triples: Tensor) -> Queries:
         ids = directions(triples, self.inverse)[:, :1]

@@ -70,9 +70,10 @@ def contrast(test: Tensor, against: str | int, training: TriplesFactory) -> Obje
     labels = (training.entity_id_to_label[head], training.relation_id_to_label[relation], against)
     other = torch.tensor([[head, relation, against]]) if isinstance(against, Integral) else labels
     tail = int(to_ids(other, training)[0, 2])
+    label = training.entity_id_to_label[tail]
     if (test[:, 2] == tail).any():
-        raise ValueError(f'against={against!r} is the tail of a triple to explain itself')
-    return Contrast(tail, training.create_inverse_triples)
+        raise ValueError(f'against={label!r} is the tail of a triple to explain itself')
+    return Contrast(tail, training.create_inverse_triples, label)
 
 # %% ../../nbs/influence/70_question.ipynb #d154ae5f
 def untaught(test: Tensor, training: TriplesFactory) -> dict[str, str]:

@@ -140,7 +140,7 @@ class Settings:
         'How',
         choices=OBJECTIVE_NAMES,
         shown='the same',
-        commands=('run',),
+        commands=('explain',),
         asked=False,
     )
     weighting: 'str | Weighting' = option(

@@ -445,6 +445,7 @@ class TracIn:
                 else dict(routes=routes_taken(self.steps), route_error=maker.route_error)
             )
             return dict(
+                model=type(self.steps[-1].train.model).__name__,
                 objective=str(self.objective),
                 **other,
                 weighting=metric['weighting'],
@@ -455,6 +456,7 @@ class TracIn:
                 left_out=left_out(self.run, self.steps[-1].train.model, self.objective),
                 precision=settings.precision,
                 **self.run.weights(self.checkpoints),
+                **(dict(assumed=dict(self.run.assumed)) if self.run.assumed else {}),
                 **maker.compile_facts,
                 dtype=str(self.steps.dtype).removeprefix('torch.'),
                 device=str(self.device),

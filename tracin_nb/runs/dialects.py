@@ -58,7 +58,9 @@ _PHASES = (
 
 def _pyg_tables(opened: Opened) -> dict[str, torch.Tensor]:
     "The tables of PyTorch Geometric in a file, by their short names; empty: it is none of its"
-    found = {m[1].removesuffix('.weight'): t for n, t in opened.state.items() if (m := _PYG.search(n))}
+    found = {
+        m[1].removesuffix('.weight'): t for n, t in opened.state.items() if (m := _PYG.search(n))
+    }
     return found if {'node_emb', 'rel_emb'} <= found.keys() else {}
 
 
@@ -84,7 +86,9 @@ def _pyg_model(opened: Opened, tables: Mapping[str, torch.Tensor], model: str | 
     return model.lower() if model is not None else fits[0]
 
 # %% ../../nbs/runs/85_dialects.ipynb #2a74e978
-_ONE_NEGATIVE = dict(loop='slcwa', negative_sampler='basic', num_negs_per_pos=1, label_smoothing=0.0)
+_ONE_NEGATIVE = dict(
+    loop='slcwa', negative_sampler='basic', num_negs_per_pos=1, label_smoothing=0.0
+)
 _PYG_LOSS: dict[str, tuple[str, dict[str, Any]]] = dict(
     transe=('marginranking', dict(margin=1.0)),
     distmult=('marginranking', dict(margin=1.0)),
@@ -180,9 +184,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise RunError(f'{path} cannot be read: {e}') from e
     name = config.get('model') if isinstance(config, dict) else None
     if name not in _DGLKE:
-        raise RunError(
-            f'{path}: model {name!r} of DGL-KE is not opened: {", ".join(_DGLKE)} are'
-        )
+        raise RunError(f'{path}: model {name!r} of DGL-KE is not opened: {", ".join(_DGLKE)} are')
     return config
 
 # %% ../../nbs/runs/85_dialects.ipynb #2e315438

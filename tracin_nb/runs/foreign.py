@@ -396,8 +396,8 @@ def _model(
     name, kwargs = recognise(opened, counts, model, model_kwargs)
     if missing := unsaid(name, kwargs):
         warnings.warn(
-            f"{opened.path} does not say {as_options(missing)} of {name}: PyKEEN's own are taken, "
-            'model_kwargs= says otherwise',
+            f"{opened.path} does not say {', '.join(missing)} of {name}: PyKEEN's own are taken, "
+            f'{as_options(missing)}; give others if it was trained with others',
             stacklevel=3,
         )
     settings = dict(model=name, model_kwargs=kwargs)
@@ -494,7 +494,7 @@ def _files_at(path: Path) -> list[Path]:
     if not path.exists() and glob.has_magic(str(path)):
         found = sorted(map(Path, glob.glob(str(path))), key=_natural)
         if not found:
-            raise RunError(f'no file fits {path}')
+            raise RunError(f'no file matches {path}')
         return found
     whole = any((path / name).is_file() for name in ('trained_model.pkl', 'run.json'))
     if not path.is_dir() or whole or is_dglke(path):
@@ -502,8 +502,9 @@ def _files_at(path: Path) -> list[Path]:
     found = sorted((p for p in path.iterdir() if p.suffix in _SUFFIXES), key=_natural)
     if not found:
         raise RunError(
-            f'{path} holds no checkpoints ({", ".join(_SUFFIXES)}), and it is not a folder of '
-            "PyKEEN's pipeline (trained_model.pkl) or of DGL-KE (*_entity.npy)"
+            f"{path} is a folder without trained_model.pkl, so it is not one of PyKEEN's pipeline "
+            f'folders, nor is it of DGL-KE (*_entity.npy), and it holds no checkpoint, a file '
+            f'ending in {", ".join(_SUFFIXES)}'
         )
     return found
 

@@ -167,7 +167,9 @@ def _layouts() -> dict[str, list[tuple[dict[str, Any], frozenset[str]]]]:
     for name in KNOWN:
         for variant in _variants(name):
             try:
-                names = frozenset(_skeleton(name, dict(embedding_dim=4, **variant)).state_dict())
+                names = frozenset(
+                    _skeleton(name, dict(embedding_dim=4, **variant), (3, 2, True)).state_dict()
+                )
             except RunError:
                 continue
             if all(names != known for _, known in found[name]):
@@ -349,8 +351,8 @@ def _misfit(
 
 # %% ../../nbs/runs/34_recognition.ipynb #40281d07
 def as_options(settings: Mapping[str, Any]) -> str:
-    "Settings as they are written in a call"
-    return ', '.join(f'{n}={v!r}' for n, v in settings.items())
+    "Settings as they are written in an argument `model_kwargs`"
+    return f'model_kwargs={dict(settings)!r}'
 
 
 def _distinct(ways: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -389,7 +391,7 @@ def recognise(
     ((name, ways),) = found.items()
     if len(ways) > 1:
         raise RunError(
-            f'{opened.path} fits {name} in {len(ways)} ways; give model_kwargs= with one of: '
+            f'{opened.path} fits {name} in {len(ways)} ways; give one of: '
             + '; or '.join(map(as_options, _distinct(ways)))
         )
     return name, ways[0]

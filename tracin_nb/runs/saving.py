@@ -192,7 +192,9 @@ def write_moments(
     them; returns the facts of the file"""
     order = list(names)
     own = {
-        order.index(n): {k: v.detach().cpu().clone() if torch.is_tensor(v) else v for k, v in s.items()}
+        order.index(n): {
+            k: v.detach().cpu().clone() if torch.is_tensor(v) else v for k, v in s.items()
+        }
         for n, s in states.items()
     }
     return write_torch(path, partial(torch.save, dict(state=own, parameters=order, rng={})))
