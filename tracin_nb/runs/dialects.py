@@ -65,12 +65,12 @@ def _pyg_tables(opened: Opened) -> dict[str, torch.Tensor]:
 
 
 def _pyg_model(opened: Opened, tables: Mapping[str, torch.Tensor], model: str | None) -> str:
-    "Which of the models of PyTorch Geometric has these tables; `RunError` if it is none, or several"
+    "The model of PyTorch Geometric with these tables; `RunError` if there is none, or several"
     fits = [n for n, names in _PYG_TABLES.items() if names == tables.keys()]
     if model is not None and model.lower() not in fits:
         raise RunError(
             f'{opened.path} holds tables of PyTorch Geometric ({", ".join(tables)}), which '
-            f'are not those of model {model!r}; they fit {" or ".join(fits) or "none that is known"}'
+            f'are not those of model {model!r}; they fit {" or ".join(fits) or "none known"}'
         )
     if len(fits) > 1 and model is None:
         raise RunError(
@@ -79,9 +79,8 @@ def _pyg_model(opened: Opened, tables: Mapping[str, torch.Tensor], model: str | 
         )
     if len(tables) != len(opened.state) or not fits:
         raise RunError(
-            f'{opened.path} holds weights that no model of PyTorch Geometric which PyKEEN has, too, '
-            f'is made of: {", ".join(list(opened.state)[:6])}; TransE, DistMult, ComplEx and RotatE '
-            'are opened'
+            f'{opened.path} holds weights of PyTorch Geometric, but not those of TransE, DistMult, '
+            f'ComplEx or RotatE, which PyKEEN has, too: {", ".join(list(opened.state)[:6])}'
         )
     return model.lower() if model is not None else fits[0]
 
@@ -104,7 +103,7 @@ def _pyg_notes(name: str, norm: float, told: bool) -> dict[str, str]:
         notes['margin'] = "1; the file does not hold it, and it is the library's default"
     if name == 'transe':
         notes['entity_rows'] = (
-            'scaled to norm 1 once; the library scales them in each pass, and so its gradients leave '
+            'scaled to norm 1 once; the library scales them in each pass, so its gradients leave '
             'out the part along a row'
         )
         if not told:

@@ -335,8 +335,8 @@ class _Facts:
 def _facts(
     opened: Opened, shapes: Mapping[str, torch.Size], rates_given: bool, own: bool = True
 ) -> _Facts:
-    """The facts of one file; `shapes`: of the trained parameters. If the file is not PyKEEN's `own`,
-    its weights are kept in memory"""
+    """The facts of one file; `shapes`: of the trained parameters. If the names in it are not
+    PyKEEN's `own`, its weights are kept in memory"""
     moments = _named_moments(opened, shapes) if opened.safe and own else {}
     return _Facts(
         opened.path if opened.safe and own else opened.state,
@@ -642,9 +642,9 @@ def open_files(
     """A run from checkpoint files of other programs.
 
     A folder is one of PyKEEN's pipeline or of DGL-KE, or holds checkpoints. What was assumed stands
-    in `Run.assumed`. Raises `ValueError` (`RunError`, or `TriplesFileError` for triples and label maps) naming the
-    file and what is missing, does not fit, or leaves a choice. Warns of settings that change
-    scores but leave no trace in weights."""
+    in `Run.assumed`. Raises `ValueError` (`RunError`, or `TriplesFileError` for triples and label
+    maps) naming the file and what is missing, does not fit, or leaves a choice. Warns of settings
+    that change scores but leave no trace in weights."""
     paths = checkpoint_files(checkpoints)
     if not paths:
         raise RunError('checkpoints is empty: give at least one file')
