@@ -150,7 +150,9 @@ def test_html_says_what_it_leaves_out() -> None:
 def test_text_is_aligned_and_printable() -> None:
     text = text_table(example())
     assert all(c.isprintable() or c == '\n' for c in text)
-    assert 'no proponents' in text and 'no opponents' in text and text.endswith(CAVEAT)
+    assert 'no proponents' in text and 'no opponents' in text and CAVEAT not in text
+    assert CAVEAT in text_table(example(), verbose=True)
+    assert '2 checkpoints (epochs 5, 10)' in text.splitlines()[-1]
     plain = text_table(example(labels=['a', 'bbbb', 'cc', 'ddd', 'eeeee'])).split('\n')
     rows = [line for line in plain if line.startswith('    ')][:10]
     assert (

@@ -71,9 +71,9 @@ def folder(kept, tmp_path):
 def built(monkeypatch):
     """The models that training and loading build, in their order."""
     models = []
-    for module in (training, opening):
+    for module, name in ((training, 'build_model'), (opening, 'rebuild_model')):
         monkeypatch.setattr(
-            module, 'build_model', lambda *args: models.append(build_model(*args)) or models[-1]
+            module, name, lambda *args: models.append(build_model(*args)) or models[-1]
         )
     return models
 

@@ -627,7 +627,7 @@ def test_what_fits_alone_but_not_in_training(
 def test_sizes_on_the_command_line(tmp_path: Path, whole: Run) -> None:
     train_it = ('train', 'nations', '--model', 'DistMult', '--out', tmp_path / 'run')
     for args, said in (
-        (('--epochs', 10**10), '--epochs=10000000000'),
+        (('--epochs', 10**10), '--epochs 10000000000'),
         (('--epochs', '1e10'), '--epochs'),
         (('--num-negs-per-pos', 10**9), 'num_negs_per_pos'),
         (('--model-kwargs', '{"embedding_dim": 1000000000}'), '--model-kwargs'),

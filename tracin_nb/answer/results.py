@@ -97,7 +97,7 @@ def _checkpoints_said(facts: dict[str, Any]) -> list[str]:
     "The number of checkpoints with their epochs."
     if not (checkpoints := facts.get('checkpoints')):
         return []
-    epochs = ', '.join(str(c['epoch']) for c in checkpoints if 'epoch' in c)
+    epochs = ', '.join(str(c['epoch']) for c in checkpoints if c.get('epoch') is not None)
     n = f'{len(checkpoints)} checkpoint{"s" * (len(checkpoints) != 1)}'
     return [f'{n} (epoch{"s" * ("," in epochs)} {epochs})' if epochs else n]
 

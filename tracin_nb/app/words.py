@@ -120,15 +120,23 @@ def _subjects_said(text: str, flags: Mapping[str, tuple[str, str]]) -> str:
     text = re.sub(rf"\A({names})(?= is | ')", flag, text)
     text = re.sub(rf'(?:(?<=[:;,] )|(?<=\()|\A)({names}){_VERBS}', flag, text)
     long = '|'.join(name for name in flags if '_' in name) or '(?!)'
-    return re.sub(rf'(?<![\w.\-])({long}){_VERBS}', flag, text)
+    return re.sub(rf"""(?<![\w.\-/'"])({long})(?![\w.\-/'"=])""", flag, text)
+
+
+_PLACE = re.compile(r'\A(?:\S*/\S*|[\w-]+\.\w+): ')
 
 
 def flags_said(
     text: str,  # of an error or a warning
     flags: Mapping[str, tuple[str, str]],  # of `flags_of`
 ) -> str:
-    "Return a message in the words of a command with these flags."
+    """Return a message in the words of a command with these flags. What is said of a file, after
+    its path, is about names in that file; only what to give instead is about flags."""
     if not flags:
         return text
-    text = _subjects_said(_arguments_said(_calls_said(text), flags), flags)
-    return re.sub(r'(--[\w-]+) \(\1\)', r'\1', text)
+    start = place.end() if (place := _PLACE.match(text)) else 0
+    if place and (own := _ARGUMENT.match(text, start)):
+        start = _past(text, own.end())
+    said = _arguments_said(_calls_said(text[start:]), flags)
+    said = text[:start] + (said if place else _subjects_said(said, flags))
+    return re.sub(r'(--[\w-]+) \(\1\)', r'\1', said)

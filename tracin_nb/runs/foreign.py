@@ -27,7 +27,7 @@ from ..graph.triples import load_files, read_label_map
 from .assumed import UNTOLD, assumed_loss
 from .dialects import Dialect, is_dglke, open_dglke, read_id_first, translated
 from .given import check_counts, checked_rates, pipeline_rates, steps_made, title_of
-from .models import build_model, check_weights, load_strictly, probe_scores
+from .models import check_weights, load_strictly, probe_scores, rebuild_model
 from .optimizers import group_settings, optimizer_of, rate_at
 from .reading import Opened, fault, open_file, own_state, read_checkpoint_file
 from .recognition import RELATIONS, as_options, recognise, typed, unsaid
@@ -401,7 +401,7 @@ def _model(
             stacklevel=3,
         )
     settings = dict(model=name, model_kwargs=kwargs)
-    built = build_model(
+    built = rebuild_model(
         {**settings, **loss_settings(name, kwargs, None, None), 'seed': 0}, training
     )
     return typed(built, opened), settings

@@ -280,7 +280,7 @@ def train_epochs(
             label_smoothing=settings['label_smoothing'],
             callbacks=[*callbacks, *clipping],
             use_tqdm=progress,
-            use_tqdm_batch=progress,
+            use_tqdm_batch=False,  # one bar, of epochs, with the loss and the time that is left
             checkpoint_directory=folder,
             pin_memory=loop.device.type == 'cuda',
             **kwargs,

@@ -8,7 +8,6 @@ __all__ = ['ENTITIES', 'RELATIONS', 'KNOWN', 'images', 'typed', 'as_options', 'r
 # %% ../../nbs/runs/34_recognition.ipynb #24a1adeb
 import inspect
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -18,7 +17,13 @@ from pykeen.models import Model, model_resolver
 from pykeen.nn.quaternion import multiplication_table
 from pykeen.triples import CoreTriplesFactory
 
-from .models import build_model, load_strictly, state_differences, wide_type, widened
+from tracin_nb.runs.models import (
+    load_strictly,
+    rebuild_model,
+    state_differences,
+    wide_type,
+    widened,
+)
 from .reading import Opened
 from .settings import RunError, model_settings
 
@@ -152,9 +157,8 @@ def _skeleton(
     factory = CoreTriplesFactory(torch.zeros(1, 3, dtype=torch.long), entities, relations, inverse)
     # PyKEEN keeps it for every QuatE of the process: the first call must not be on `meta`
     multiplication_table()
-    with torch.device('meta'), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # nothing is initialised there, and PyTorch says so
-        return build_model(
+    with torch.device('meta'):  # where nothing is initialised, which PyTorch says
+        return rebuild_model(
             dict(model=name, model_kwargs=dict(kwargs), loss=None, loss_kwargs=None, seed=0),
             factory,
         )
@@ -167,9 +171,7 @@ def _layouts() -> dict[str, list[tuple[dict[str, Any], frozenset[str]]]]:
     for name in KNOWN:
         for variant in _variants(name):
             try:
-                names = frozenset(
-                    _skeleton(name, dict(embedding_dim=4, **variant), (3, 2, True)).state_dict()
-                )
+                names = frozenset(_skeleton(name, dict(embedding_dim=4, **variant)).state_dict())
             except RunError:
                 continue
             if all(names != known for _, known in found[name]):

@@ -59,13 +59,13 @@ from tracin_nb.runs.keeping import (
     write_facts,
 )
 from tracin_nb.runs.models import (
-    build_model,
     check_probe,
     check_scores,
     check_weights,
     load_strictly,
     low_weights,
     probe_scores,
+    rebuild_model,
     state_fingerprint,
 )
 from .optimizers import build_frozen
@@ -145,6 +145,17 @@ def _described(run: 'Run') -> str:
     )
 
 
+def _kept_loss(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    "Return loss and loss weighter of a run by the fields of `Run`; `RunError` names the file"
+    try:
+        weighter = build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs'])
+        return dict(
+            loss=build_loss(settings['loss'], settings['loss_kwargs']), loss_weighter=weighter
+        )
+    except RunError as e:
+        raise RunError(f'{path}: {e}') from e
+
+
 def _kept_fields(folder: Path) -> dict[str, Any]:
     "Return what `train` kept in `folder`, by the fields of `Run`; `RunError` if it is damaged"
     facts = read_facts(folder)
@@ -159,11 +170,11 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
     fields = dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
-        build=partial(build_model, settings, data['training']),
+        build=partial(rebuild_model, settings, data['training']),
         state=partial(read_checkpoint, folder, rows),
-        loss=build_loss(settings['loss'], settings['loss_kwargs']),
+        **_kept_loss(settings, folder / 'run.json'),
         **{n: settings[n] for n in same},
-        loss_weighter=build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs']),
+        optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
         folder=folder,
         settings=settings,
