@@ -178,8 +178,9 @@ class ImportAsked:
 @main.command('import', short_help='Make a run of a model that was trained elsewhere.')
 @takes
 def import_command(asked: ImportAsked) -> None:
-    """Make a run folder, which all other commands take, of FILES: checkpoints of one model, a folder
-    of them, the folder of a PyKEEN pipeline, weights of PyTorch Geometric, or a folder of DGL-KE.
+    """Make a run folder, which all other commands take, of FILES: checkpoints of one model, a
+    folder of them, the folder of a PyKEEN pipeline, weights of PyTorch Geometric, or a folder of
+    DGL-KE.
 
     What neither the files nor options tell of the training is said here and with every result,
     as assumed. The learning rate is never assumed.

@@ -174,7 +174,6 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         state=partial(read_checkpoint, folder, rows),
         **_kept_loss(settings, folder / 'run.json'),
         **{n: settings[n] for n in same},
-        optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
         folder=folder,
         settings=settings,
