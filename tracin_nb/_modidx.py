@@ -3279,8 +3279,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tracin_nb.runs.dialects._complex_rows': ( 'runs/dialects.html#_complex_rows',
                                                                                     'tracin_nb/runs/dialects.py'),
                                          'tracin_nb.runs.dialects._config': ('runs/dialects.html#_config', 'tracin_nb/runs/dialects.py'),
-                                         'tracin_nb.runs.dialects._dglke_notes': ( 'runs/dialects.html#_dglke_notes',
-                                                                                   'tracin_nb/runs/dialects.py'),
                                          'tracin_nb.runs.dialects._dglke_said': ( 'runs/dialects.html#_dglke_said',
                                                                                   'tracin_nb/runs/dialects.py'),
                                          'tracin_nb.runs.dialects._dglke_state': ( 'runs/dialects.html#_dglke_state',

@@ -150,9 +150,11 @@ _DGLKE = dict(
     TransE_l2=('transe', dict(scoring_fct_norm=2)),
     DistMult=('distmult', {}),
     ComplEx=('complex', {}),
-    RotatE=('rotate', dict(interaction_kwargs=dict(p=1))),
 )
-_INITIAL_MARGIN = 2.0  # DGL-KE draws its first weights between -(gamma + 2) / d and that
+_SUM = (
+    '; its RotatE adds absolute values, where that of PyKEEN takes the root of the sum of squares, '
+    'so the scores are others'
+)
 
 
 def is_dglke(folder: Path) -> bool:
@@ -183,7 +185,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise RunError(f'{path} cannot be read: {e}') from e
     name = config.get('model') if isinstance(config, dict) else None
     if name not in _DGLKE:
-        raise RunError(f'{path}: model {name!r} of DGL-KE is not opened: {", ".join(_DGLKE)} are')
+        known = f'{", ".join(_DGLKE)} are' + _SUM * (name == 'RotatE')
+        raise RunError(f'{path}: model {name!r} of DGL-KE is not opened: {known}')
     return config
 
 # %% ../../nbs/runs/85_dialects.ipynb #2e315438
@@ -197,16 +200,9 @@ def _halves(table: torch.Tensor, what: str) -> torch.Tensor:
 def _dglke_state(folder: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     "The tables of a folder of DGL-KE in PyKEEN's layout"
     nodes, relations = _array(folder, 'entity'), _array(folder, 'relation')
-    name = config['model']
-    if name in ('ComplEx', 'RotatE'):
+    if config['model'] == 'ComplEx':
         nodes = _halves(nodes, f'{folder}: entities')
-    if name == 'ComplEx':
         relations = _halves(relations, f'{folder}: relations')
-    if name == 'RotatE':
-        place = f'{folder / "config.json"}: '
-        size = number(config.get('emb_size'), f'{place}emb_size', 1, kind=int)
-        gamma = number(config.get('gamma'), f'{place}gamma')
-        relations = _rotations(relations * (math.pi * size / (gamma + _INITIAL_MARGIN)))
     return {ENTITIES: nodes, RELATIONS: relations}
 
 
@@ -239,7 +235,7 @@ def _maps_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str,
 # %% ../../nbs/runs/85_dialects.ipynb #b4c23f72
 def _dglke_said(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     "What `config.json` says of the training, by `train`'s names"
-    margin = float(config.get('gamma') or 0.0) if name in ('transe', 'rotate') else 0.0
+    margin = float(config.get('gamma') or 0.0) if name == 'transe' else 0.0
     weighted = float(config.get('adversarial_temperature') or 1.0)
     temperature = weighted if config.get('neg_adversarial_sampling') else 0.0  # 0: all alike
     loss_kwargs = dict(margin=margin, adversarial_temperature=temperature)
@@ -249,16 +245,11 @@ def _dglke_said(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return said
 
 
-def _dglke_notes(name: str) -> dict[str, str]:
-    "What is assumed of a model of DGL-KE, or not the same in PyKEEN"
-    notes = dict(
-        loss="nssa; config.json does not name it, and DGL-KE's usual one is the log-sigmoid",
-        negative_sampler='basic; DGL-KE shares its negatives among the triples of a chunk',
-        optimizer='unknown moments; DGL-KE trains with Adagrad, whose sums it does not save',
-    )
-    if name == 'rotate':
-        notes['relation_rows'] = _PHASES
-    return notes
+_DGLKE_NOTES = dict(
+    loss="nssa; config.json does not name it, and DGL-KE's usual one is the log-sigmoid",
+    negative_sampler='basic; DGL-KE shares its negatives among the triples of a chunk',
+    optimizer='unknown moments; DGL-KE trains with Adagrad, whose sums it does not save',
+)
 
 
 def open_dglke(folder: Path) -> tuple[Opened, Dialect]:
@@ -266,7 +257,7 @@ def open_dglke(folder: Path) -> tuple[Opened, Dialect]:
     config = _config(folder)
     name, kwargs = _DGLKE[config['model']]
     content = dict(_maps_beside(folder, config), learning_rate=config.get('lr'))
-    said, notes = _dglke_said(config, name), _dglke_notes(name)
+    said, notes = _dglke_said(config, name), dict(_DGLKE_NOTES)
     opened = Opened(folder, content, _dglke_state(folder, config))
     return opened, Dialect('DGL-KE', name, dict(kwargs), said, notes)
 

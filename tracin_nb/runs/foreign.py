@@ -655,6 +655,11 @@ def open_files(
     training = _training_triples(first, train, **maps, header=header, id_first=dialect is not None)
     if _counts_of(first, training)[2]:
         training = _with_inverse(training)
+        if dialect:
+            raise RunError(
+                f'{first.path} has twice as many relations as the label map, and {dialect.library} '
+                'has no inverse relations: give relation_to_id= of all'
+            )
     given = dict(
         loop=loop,
         loss=loss,

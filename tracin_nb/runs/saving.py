@@ -25,7 +25,7 @@ from pykeen.triples import CoreTriplesFactory
 
 from .given import title_of
 from .keeping import write_torch
-from .models import build_model, load_strictly, probe_scores, wide_type
+from .models import load_strictly, probe_scores, rebuild_model, wide_type
 from .reading import Opened
 from .recognition import recognise
 from .settings import RunError, build_loss, loss_settings, plain
@@ -116,8 +116,8 @@ def _parts(model: Model) -> dict[str, str]:
 
 
 def build_saved(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Model:
-    "The model of a saved run: `build_model`, in float64 if its weights are, and parts frozen"
-    model = build_model(settings, training)
+    "The model of a saved run: `rebuild_model`, in float64 if its weights are, and parts frozen"
+    model = rebuild_model(settings, training)
     model = model.double() if settings.get('double') else model
     for name, p in model.named_parameters():
         p.requires_grad_(p.requires_grad and name not in settings.get('constant', ()))
