@@ -7,7 +7,6 @@ __all__ = ['Dialect', 'is_dglke', 'read_id_first', 'open_dglke', 'translated']
 
 # %% ../../nbs/runs/85_dialects.ipynb #ef170d09
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

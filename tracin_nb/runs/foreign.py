@@ -10,9 +10,10 @@ import glob
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -512,6 +513,8 @@ def _files_at(path: Path) -> list[Path]:
 def checkpoint_files(given: Path | str | Sequence[Path | str]) -> list[Path]:
     "Files, and folders of PyKEEN's pipeline and of DGL-KE, that the `given` ones stand for"
     paths = [given] if isinstance(given, (str, Path)) else list(given)
+    if not paths:
+        raise RunError('checkpoints is empty: give at least one file')
     return [file for path in paths for file in _files_at(Path(path))]
 
 
@@ -618,6 +621,37 @@ def _assumed_of(
             found |= assumed_loss(build_loss(**loss), settings['model'])
     return found
 
+# %% ../../nbs/runs/90_foreign.ipynb #04673c04
+def _training_of(
+    first: Opened,
+    dialect: Dialect | None,
+    train: Path | str | None,
+    maps: Mapping[str, Any],
+    header: bool | None,
+) -> TriplesFactory:
+    """The training triples in the numbering of the weights, with inverse relations if the tables
+    have them; `RunError` if another library's have"""
+    training = _training_triples(first, train, **maps, header=header, id_first=dialect is not None)
+    if not _counts_of(first, training)[2]:
+        return training
+    if dialect:
+        raise RunError(
+            f'{first.path} has twice as many relations as the label map, and {dialect.library} '
+            'has no inverse relations: give relation_to_id= of all'
+        )
+    return _with_inverse(training)
+
+
+def _checked(
+    files: Iterable[Opened], model: Model, training: TriplesFactory, own_triples: bool
+) -> Iterator[Opened]:
+    "Yield the files, each of which has to fit the first one's `model` and, if told so, triples"
+    for opened in files:
+        _check_fits(opened, model, training)
+        if own_triples:
+            _check_same_triples(opened, training)
+        yield opened
+
 # %% ../../nbs/runs/90_foreign.ipynb #ab85de97
 def open_files(
     checkpoints: Path | str | Sequence[Path | str],  # files or folders of one model
@@ -646,41 +680,23 @@ def open_files(
     maps) naming the file and what is missing, does not fit, or leaves a choice. Warns of settings
     that change scores but leave no trace in weights."""
     paths = checkpoint_files(checkpoints)
-    if not paths:
-        raise RunError('checkpoints is empty: give at least one file')
     first, dialect = _open(paths[0], allow_pickle, model, model_kwargs)
     if dialect:
         model, model_kwargs = dialect.model, {**dialect.model_kwargs, **(model_kwargs or {})}
     maps = dict(entity_to_id=entity_to_id, relation_to_id=relation_to_id)
-    training = _training_triples(first, train, **maps, header=header, id_first=dialect is not None)
-    if _counts_of(first, training)[2]:
-        training = _with_inverse(training)
-        if dialect:
-            raise RunError(
-                f'{first.path} has twice as many relations as the label map, and {dialect.library} '
-                'has no inverse relations: give relation_to_id= of all'
-            )
-    given = dict(
-        loop=loop,
-        loss=loss,
-        loss_kwargs=loss_kwargs,
-        label_smoothing=label_smoothing,
-        negative_sampler=negative_sampler,
-        num_negs_per_pos=num_negs_per_pos,
-        negative_sampler_kwargs=negative_sampler_kwargs,
-    )
+    training = _training_of(first, dialect, train, maps, header)
+    given: dict[str, Any] = dict(loop=loop, loss=loss, loss_kwargs=loss_kwargs)
+    given |= dict(label_smoothing=label_smoothing, num_negs_per_pos=num_negs_per_pos)
+    given |= dict(negative_sampler=negative_sampler)
+    given |= dict(negative_sampler_kwargs=negative_sampler_kwargs)
     told = _training_told(given, _said_training(first, dialect))
     smoothing = _smoothing(first, told.pop('label_smoothing', None))
     assumed = _assumed_numbering(first, dialect, maps)
     built, settings = _model(first, training, training.create_inverse_triples, model, model_kwargs)
     shapes = {n: p.shape for n, p in built.named_parameters() if p.requires_grad}
-    facts: list[_Facts] = []
-    for path in paths:
-        opened = first if not facts else _open(path, allow_pickle, model, model_kwargs)[0]
-        _check_fits(opened, built, training)
-        if train is None:
-            _check_same_triples(opened, training)
-        facts.append(_facts(opened, shapes, learning_rates is not None, dialect is None))
+    files = chain([first], (_open(p, allow_pickle, model, model_kwargs)[0] for p in paths[1:]))
+    checked = _checked(files, built, training, train is None)
+    facts = [_facts(x, shapes, learning_rates is not None, dialect is None) for x in checked]
     facts, rates = _in_order(facts, _rates(facts, learning_rates))
     assumed |= _assumed_of(first, dialect, told, given, settings)
     run = Run.from_model(
@@ -688,8 +704,7 @@ def open_files(
         training,
         learning_rates=rates,
         states=[f.path for f in facts],
-        label_smoothing=smoothing,
-        seed=seed,
+        **dict(label_smoothing=smoothing, seed=seed),
         epochs=[f.epoch for f in facts],
         steps=[f.step for f in facts],
         **dict(told, loss=_loss(told.get('loss'), told.pop('loss_kwargs', None))),
