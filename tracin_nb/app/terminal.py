@@ -264,7 +264,7 @@ def parameter(option: Field, told: Option) -> click.Parameter:
         how |= dict(metavar=told.metavar)
     how |= dict(required=True) if option.default is REQUIRED else dict(default=option.default)
     if told.argument:
-        return click.Argument([option.name], **how)
+        return click.Argument([option.name], nargs=-1 if told.multiple else 1, **how)
     how |= dict(multiple=told.multiple, show_default=shows_default(option.default, told))
     return Flag([*(told.flags or [flag_of(option.name, told)]), option.name], told, **how)
 
