@@ -49,6 +49,7 @@ from ..files import entry, replacing, write_json
 from ..graph.names import Names, named_frame, names_of
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
+from ..runs.assumed import assumed_line
 
 # %% ../../nbs/answer/10_results.ipynb #c6db589b
 def ranked_rows(
@@ -119,7 +120,7 @@ def _approximations(facts: dict[str, Any]) -> list[str]:
     if sample := facts.get('sample'):
         found.append(f'from {sample["kept"]:,} of {sample["of"]:,} training triples')
     if assumed := facts.get('assumed'):
-        found.append(f'assumed: {", ".join(assumed)}')
+        found.append(f'assumed: {assumed_line(assumed)}')
     return found
 
 

@@ -459,6 +459,7 @@ class TracIn:
                 left_out=left_out(self.run, self.steps[-1].train.model, self.objective),
                 precision=settings.precision,
                 **self.run.weights(self.checkpoints),
+                **(dict(assumed=dict(self.run.assumed)) if self.run.assumed else {}),
                 **maker.compile_facts,
                 dtype=str(self.steps.dtype).removeprefix('torch.'),
                 device=str(self.device),

@@ -6,8 +6,8 @@
 __all__ = ['NESTED', 'file_facts', 'write_torch', 'verified', 'state_in', 'read_state',
            'check_file_finite', 'save_optimizer', 'read_saved', 'read_checkpoint',
            'read_optimizer', 'check_labels', 'write_names', 'read_kept_names',
-           'write_data', 'read_data', 'start_facts', 'write_facts', 'read_facts',
-           'finished']
+           'write_data', 'read_data', 'start_facts', 'write_facts', 'is_saved',
+           'read_facts', 'finished']
 
 # %% ../../nbs/runs/20_keeping.ipynb #7feba4bd
 import hashlib
@@ -362,11 +362,15 @@ _ROW = dict(
     fingerprint=str,
     probe=list,
 )
+_SAVED_ROW = _ROW | dict(
+    epoch=(int, type(None)), step=(int, type(None)), optimizer=(dict, type(None))
+)  # of a run that `train` did not make: what is not known is null
 _STOPPED = dict(epoch=int, best_epoch=(int, type(None)), why=str)
 
 
-def _check_rows(rows: Sequence[Any], where: str) -> None:
-    "Raises `RunError` unless `rows` is a table of checkpoints in the order of their epochs"
+def _check_rows(rows: Sequence[Any], where: str, saved: bool = False) -> None:
+    """Raises `RunError` unless `rows` is a table of checkpoints in the order of their epochs, which
+    may be unknown if they are of a `saved` run"""
     if not rows:
         raise RunError(
             f'{where} lists no checkpoint: training was interrupted before the first one; the same '
@@ -374,16 +378,18 @@ def _check_rows(rows: Sequence[Any], where: str) -> None:
         )
     for i, row in enumerate(rows):
         place = f'{where}: checkpoints[{i}]'
-        _check_keys(row, _ROW, place)
+        _check_keys(row, _SAVED_ROW if saved else _ROW, place)
         number(row['learning_rate'], f'{place}: learning_rate')
         for name in ('epoch', 'step'):
-            number(row[name], f'{place}: {name}', kind=int)
+            if row[name] is not None:
+                number(row[name], f'{place}: {name}', kind=int)
         if any(not isinstance(s, float) for s in row['probe']):
             raise RunError(f'{place}: probe is no list of numbers')
         check_scored(row['probe'], f'{place}: training diverged:')
         for part in ('model', 'optimizer'):
-            _check_keys(row[part], _FILE, f'{place}: {part}')
-    if (epochs := [r['epoch'] for r in rows]) != sorted(set(epochs)):
+            if row[part] is not None:
+                _check_keys(row[part], _FILE, f'{place}: {part}')
+    if not saved and (epochs := [r['epoch'] for r in rows]) != sorted(set(epochs)):
         raise RunError(f'{where}: the epochs {epochs} do not increase')
 
 
@@ -453,9 +459,31 @@ _SETTINGS = dict(
     precision=str,
     early_stopping=(dict, type(None)),
 )
+_SAVED = {
+    n: _SETTINGS[n]
+    for n in (
+        'model',
+        'model_kwargs',
+        'loss',
+        'loss_kwargs',
+        'loop',
+        'negative_sampler',
+        'negative_sampler_kwargs',
+        'loss_weighter',
+        'loss_weighter_kwargs',
+        'label_smoothing',
+        'seed',
+        'inverse',
+    )
+} | dict(target=str, double=bool, constant=list, known=dict, assumed=dict)
 _LATER: dict[str, Any] = dict(
     precision='fp32', early_stopping=None, loss_weighter=None, loss_weighter_kwargs={}
 )
+
+
+def is_saved(facts: Mapping[str, Any]) -> bool:
+    "Is a run folder one that `Run.save` wrote, of which less is known than of one of `train`?"
+    return facts.get('origin') == 'saved'
 
 
 def _json_in(folder: Path) -> Any:
@@ -485,8 +513,9 @@ def read_facts(folder: Path, begun: bool = False) -> dict[str, Any]:
             f'this one reads {_FORMAT["format"]!r} version 1'
         )
     facts = dict(evaluations=[], stopped=None) | facts
-    facts['settings'] = _LATER | facts['settings']  # which earlier versions did not write
-    _check_keys(facts['settings'], _SETTINGS, f'{path}: settings')
+    if not (saved := is_saved(facts)):
+        facts['settings'] = _LATER | facts['settings']  # which earlier versions did not write
+    _check_keys(facts['settings'], _SAVED if saved else _SETTINGS, f'{path}: settings')
     if (side := facts['settings'].get('target', 'tail')) not in ('tail', 'head'):
         raise RunError(f'{path}: settings: target {side!r} is unknown')
     if (loop := facts['settings']['loop']) not in ('slcwa', 'lcwa'):
@@ -495,14 +524,16 @@ def read_facts(folder: Path, begun: bool = False) -> dict[str, Any]:
     _check_keys(facts['dataset'], counts, f'{path}: dataset')
     if begun and not facts['checkpoints']:
         return facts
-    _check_rows(facts['checkpoints'], str(path))
+    _check_rows(facts['checkpoints'], str(path), saved)
     for name in ('entity_to_id', 'relation_to_id', 'triples', *facts['files']):
         _check_keys(facts['files'].get(name), _FILE, f'{path}: files: {name}')
     _check_optimizer(facts['optimizer'], str(path))
-    _check_stopping(facts, str(path))
+    if not saved:
+        _check_stopping(facts, str(path))
     return facts
 
 # %% ../../nbs/runs/20_keeping.ipynb #9d2336f1
 def finished(facts: Mapping[str, Any]) -> bool:
     "Is the last checkpoint of the run kept?"
-    return bool(facts['stopped']) or len(facts['checkpoints']) >= len(facts['settings']['keep'])
+    kept = facts['settings'].get('keep', ())  # a saved run has no epochs to come
+    return bool(facts['stopped']) or len(facts['checkpoints']) >= len(kept)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -26,6 +26,7 @@ from pykeen.triples.weights import LossWeighter
 from ..graph.names import Names, NamesGiven, as_names, name_triples, named_frame, names_of
 from ..graph.triples import triples_fingerprint
 from ..progress import Progress, silent
+from .assumed import assumed_settings
 from tracin_nb.runs.given import (
     RECORDED,
     as_model,
@@ -51,11 +52,16 @@ from tracin_nb.runs.given import (
 )
 from tracin_nb.runs.keeping import (
     check_file_finite,
+    check_labels,
+    is_saved,
     read_checkpoint,
     read_data,
     read_facts,
     read_optimizer,
+    start_facts,
     verified,
+    write_data,
+    write_facts,
 )
 from tracin_nb.runs.models import (
     check_probe,
@@ -63,19 +69,31 @@ from tracin_nb.runs.models import (
     check_weights,
     load_strictly,
     low_weights,
+    probe_scores,
     rebuild_model,
     state_fingerprint,
 )
 from .optimizers import build_frozen
 from .predicting import given_ids, predictions
+from tracin_nb.runs.saving import (
+    build_saved,
+    loss_facts,
+    model_facts,
+    new_folder,
+    write_moments,
+    write_weights,
+)
 from tracin_nb.runs.settings import (
     RunError,
     build_loss,
     build_weighter,
     check_weighted,
     loop_of,
+    loop_settings,
     number,
     pick_device,
+    plain,
+    weighter_settings,
 )
 
 # %% ../../nbs/runs/40_run.ipynb #b0a3e7df
@@ -94,7 +112,8 @@ class Checkpoint:
 def _checkpoint_of(folder: Path, row: Mapping[str, Any]) -> Checkpoint:
     "The row of `run.json` as a `Checkpoint`, its files being there and its weights finite"
     path = verified(folder, row['model'], content=False)
-    verified(folder, row['optimizer'], content=False)
+    if row['optimizer']:
+        verified(folder, row['optimizer'], content=False)
     check_file_finite(path, partial(verified, folder, row['model']))
     facts = row['epoch'], row['step'], row['learning_rate']
     return Checkpoint(*facts, path, row['fingerprint'], tuple(row['probe']))
@@ -156,7 +175,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
     build = partial(rebuild_model, settings, data['training'])
     frozen = settings.get('frozen')
     same = ('loop', 'label_smoothing', 'negative_sampler', 'negative_sampler_kwargs', 'seed')
-    return dict(
+    fields = dict(
         **data,
         checkpoints=[_checkpoint_of(folder, row) for row in rows],
         build=partial(build_frozen, build, frozen) if frozen else build,
@@ -164,12 +183,31 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         **_kept_loss(settings, folder / 'run.json'),
         **{n: settings[n] for n in same},
         target=settings.get('target', 'tail'),
-        optimizer=(settings['optimizer'], facts['optimizer']),
         optimizer_state=partial(read_optimizer, folder, rows),
         folder=folder,
         settings=settings | last_measured(settings, facts['evaluations']),
         stopped=facts['stopped'],
     )
+    if is_saved(facts):
+        return fields | _saved_fields(settings, facts, data['training'])
+    return fields | dict(optimizer=(settings['optimizer'], facts['optimizer']))
+
+
+def _saved_fields(
+    settings: Mapping[str, Any], facts: Mapping[str, Any], training: TriplesFactory
+) -> dict[str, Any]:
+    "Return those fields of a run that `Run.save` keeps in another way than `train`"
+    optimizer = dict(facts['optimizer'])
+    name = optimizer.pop('name', None)
+    fields = dict(
+        build=partial(build_saved, settings, training),
+        settings=dict(settings['known']),
+        target=settings['target'],
+        assumed=dict(settings['assumed']),
+        optimizer=(name, optimizer) if name else None,
+    )
+    kept = all(row['optimizer'] for row in facts['checkpoints'])
+    return fields if kept else fields | dict(optimizer_state=None)
 
 
 def _chosen_loss(loss: Loss | str | None, model: Model) -> Loss:
@@ -177,6 +215,61 @@ def _chosen_loss(loss: Loss | str | None, model: Model) -> Loss:
     if isinstance(loss, str):
         loss = build_loss(loss)
     return copy.deepcopy(model.loss if loss is None else loss).cpu()
+
+# %% ../../nbs/runs/40_run.ipynb #2c6d69c1
+class _Data(NamedTuple):
+    "The triples of a run, as `write_data` takes them"
+
+    training: TriplesFactory
+    validation: TriplesFactory | None
+    testing: TriplesFactory | None
+
+
+def _saved_settings(run: 'Run', model: Model, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    "Return what `run.json` says of a run with this `model`; `RunError` for what has no name"
+    training = run.training
+    check_labels(training)
+    known = kwargs if kwargs is not None else run.settings.get('model_kwargs')
+    sampler = run.negative_sampler_kwargs or None
+    drawn = (run.negative_sampler, None, sampler) if run.loop == 'slcwa' else (None, None, None)
+    return dict(
+        model_facts(model, training, loss_facts(run.loss), known),
+        **loop_settings(run.loop, *drawn),
+        **weighter_settings(run.loss_weighter, None, training.num_relations),
+        label_smoothing=run.label_smoothing,
+        seed=run.seed,
+        inverse=training.create_inverse_triples,
+        target=run.target,
+        assumed=dict(run.assumed),
+        known=plain({n: v for n, v in run.settings.items() if n != 'keep'}, 'settings'),
+    )
+
+
+def _write_checkpoint(run: 'Run', folder: Path, k: int) -> dict[str, Any]:
+    "Write checkpoint `k` of a run; return its row in `run.json`"
+    checkpoint, model, state = run.checkpoints[k], run.model(k, 'cpu'), run.state(k)
+    names = [n for n, _ in model.named_parameters()]
+    moments = run.optimizer_state(k) if run.optimizer_state else None
+    return dict(
+        epoch=checkpoint.epoch,
+        step=checkpoint.step,
+        learning_rate=float(checkpoint.learning_rate),
+        model=write_weights(folder / f'checkpoint-{k:05d}.pt', state),
+        optimizer=moments and write_moments(folder / f'optimizer-{k:05d}.pt', moments, names),
+        fingerprint=state_fingerprint(state),
+        probe=probe_scores(model, run.training.mapped_triples[:8]),
+    )
+
+
+def _write_run(run: 'Run', folder: Path, model_kwargs: Mapping[str, Any] | None) -> None:
+    "Write all files of a run into an empty folder, `run.json` last"
+    settings = _saved_settings(run, run.model(-1, 'cpu'), model_kwargs)
+    facts = start_facts(settings, run.training) | dict(origin='saved', stopped=run.stopped)
+    name, optimizer = run.optimizer or (None, {})
+    facts['optimizer'] = plain(optimizer | dict(name=name), 'optimizer') if name else {}
+    facts['files'] = write_data(folder, _Data(run.training, run.validation, run.testing))
+    facts['checkpoints'] = [_write_checkpoint(run, folder, k) for k in range(len(run.checkpoints))]
+    write_facts(folder, facts)
 
 # %% ../../nbs/runs/40_run.ipynb #b58cdfd7
 @dataclass(repr=False)
@@ -203,6 +296,7 @@ class Run:
     folder: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # of `train`; else the model's name
     stopped: dict[str, Any] | None = None  # the epoch of an early stop, and why; None: it was not
+    assumed: dict[str, str] = field(default_factory=dict)  # settings that nobody told: value; why
     low: dict[int, str] = field(default_factory=dict, init=False, compare=False)  # 16-bit weights
 
     def __repr__(self) -> str:
@@ -222,9 +316,9 @@ class Run:
         *,
         learning_rates: Sequence[float] | None = None,  # of each checkpoint; has to be given
         states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None = None,  # None: its own
-        loop: str = 'slcwa',  # or 'lcwa'
+        loop: str | None = None,  # 'slcwa' or 'lcwa'; None: slcwa is assumed
         loss: Loss | str | None = None,  # None: the model's
-        label_smoothing: float = 0.0,
+        label_smoothing: float | None = None,  # None: 0 is assumed
         negative_sampler: str | type | NegativeSampler | None = None,  # None: PyKEEN's basic one
         negative_sampler_kwargs: Mapping[str, Any] | None = None,
         loss_weighter: LossWeighter | str | type | None = None,  # of the examples; None: all alike
@@ -236,8 +330,11 @@ class Run:
         steps: Sequence[int | None] | None = None,  # optimiser steps made until each, if known
     ) -> 'Run':
         """A run without a folder, from a model and the states it went through; `RunError` if rates
-        or states do not fit"""
+        or states do not fit. What is not given but assumed stands in `assumed`"""
         model = as_model(model)
+        told = loop, label_smoothing, negative_sampler, negative_sampler_kwargs
+        loop = 'slcwa' if loop is None else loop
+        label_smoothing = 0.0 if label_smoothing is None else label_smoothing
         check_counts(model, training)
         template = copied(model, training.mapped_triples[:8])
         states, known = checked_states(template, states), list(template.state_dict())
@@ -259,6 +356,7 @@ class Run:
             optimizer=optimizer,
             settings=dict(model=title_of(model)),
             optimizer_state=moments,
+            assumed=assumed_settings(*told),
             **loop_of(loop, negative_sampler, negative_sampler_kwargs),
         )
 
@@ -297,6 +395,7 @@ class Run:
             run,
             target='head' if getattr(loop, 'target', 2) == 0 else 'tail',
             stopped=stopped,
+            assumed={},  # a loop knows all of its settings
             build=partial(build_frozen, run.build, frozen) if frozen else run.build,
             settings=run.settings
             | dict(training_kwargs=pipeline_kwargs(facts))
@@ -399,6 +498,20 @@ class Run:
             negative_sampler_kwargs=self.negative_sampler_kwargs,
         )
         return instances.negative_sampler
+
+    def save(
+        self,
+        folder: Path | str,  # made anew; one that holds something is refused
+        *,
+        model_kwargs: Mapping[str, Any] | None = None,  # as the model was made; None: found out
+    ) -> Path:
+        """Write the run into a folder that `Run.open` opens, without a pickle; return the folder.
+
+        It is there whole or not at all. Raises `RunError` for a folder that holds something, and
+        for a model, a loss or a sampler that names and numbers cannot tell."""
+        with new_folder(Path(folder)) as draft:
+            _write_run(self, draft, model_kwargs)
+        return Path(folder)
 
 # %% ../../nbs/runs/40_run.ipynb #2a6754ce
 def as_run(
