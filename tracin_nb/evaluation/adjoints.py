@@ -8,7 +8,7 @@ __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', '
            'constrainers', 'Stepped', 'second_half', 'Backwards', 'end_adjoint',
            'end_losses', 'stretches', 'backwards_through', 'in_double']
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #c490c2df
+# %% ../../nbs/evaluation/57_adjoints.ipynb #e113c1ad
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ..engine.objectives import Objective, directions, losses
-from .repeating import Moment, Repeater, put
+from .repeating import Moment, Repeater, moment_of, put
 from .updates import State, clipped, first_state, moments_of, updated
 from ..runs.models import forget_representations
 from ..runs.settings import RunError
@@ -403,7 +403,7 @@ def second_half(
         values[key] = _constrained(embedding, before)
     return Stepped(leaves, values)
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #6799795e
+# %% ../../nbs/evaluation/57_adjoints.ipynb #5dd3095a
 Adjoint = dict[str, Tensor]  # 'weight name', 'key name', 'buffer name' -> `[M, ...]`
 
 
@@ -436,7 +436,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class Backwards:
-    "Takes the derivatives of predictions back through the steps of a training."
+    "Takes the derivatives of predictions back through a training, whose loop is at its end."
 
     def __init__(self, gradient: Gradient) -> None:
         self.gradient, self.repeater = gradient, gradient.repeater
@@ -445,7 +445,7 @@ class Backwards:
         kwargs = settings['training_kwargs']
         self.clipping = {n: kwargs.get(f'gradient_clipping_{k}') for n, k in names.items()}
         self.optimizer, self.bounds = settings['optimizer'], constrainers(self.loop.model)
-        self.pull = _Pull()
+        self.pull, self.end = _Pull(), moment_of(self.loop)
 
     def step(self, i: int, moment: Moment, adjoint: Adjoint, total: Tensor) -> Adjoint:
         "Return the `adjoint` before step `i`, which began at `moment`."
@@ -535,7 +535,7 @@ def end_losses(loop: TrainingLoop, objective: Objective, test: Tensor) -> Tensor
     model.train()
     return found
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #fb6668ba
+# %% ../../nbs/evaluation/57_adjoints.ipynb #587f178b
 def stretches(repeater: Repeater, first: int, last: int, room: int) -> Iterator[tuple[int, Moment]]:
     "Yield the states before the steps from `last - 1` to `first`, keeping at most `room`."
     n = last - first
@@ -558,14 +558,18 @@ def backwards_through(
     total: Tensor,  # `[M, N]`, to which the derivatives by the weights are added
     room: int,  # states that may be kept besides those on the tape
     told: Callable[[int], Any] = lambda n: None,
+    last: int | None = None,  # the step before which to begin; None: the end
+    after: Callable[[int, Adjoint], Any] = lambda i, adjoint: None,  # told where it is, at times
 ) -> None:
     "Go back through all steps of a training."
     tape = backwards.repeater.tape
-    ends = [*sorted(tape.moments), len(tape.steps)]
-    for first, last in list(zip(ends, ends[1:]))[::-1]:
-        for i, moment in stretches(backwards.repeater, first, last, room):
+    last = len(tape.steps) if last is None else last
+    ends = [i for i in sorted(tape.moments) if i < last] + [last]
+    for first, stop in list(zip(ends, ends[1:]))[::-1]:
+        for i, moment in stretches(backwards.repeater, first, stop, room):
             adjoint = backwards.step(i, moment, adjoint, total)
             told(1)
+        after(first, adjoint)
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #6509fb4d
 def in_double(repeater: Repeater) -> None:
