@@ -142,7 +142,7 @@ def test_replay_is_the_derivative_of_real_trainings(tmp_path: Path, name: str) -
     _, adjoint = end_adjoint(loop, objective, test, gradient.names)
     total = torch.zeros(3, gradient.count, dtype=torch.float64)
     backwards_through(backwards, adjoint, total, room=2)
-    some = [0, 411, 1000, gradient.count - 1]
+    some = [0, 1000, gradient.count - 1]
     loss = lambda: end_losses(loop, objective, test)
     want = torch.stack([difference(gradient, loss, i) for i in some], 1)
     assert want.abs().max() > 1e-6

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', 'RowParts',
            'row_parts', 'Norms', 'Scored', 'Gradient', 'weighted_training',
-           'constrainers', 'Stepped', 'second_half', 'Backwards', 'end_adjoint',
-           'end_losses', 'stretches', 'backwards_through', 'in_double']
+           'constrainers', 'Stepped', 'second_half', 'plain_tables', 'touched_only',
+           'Backwards', 'end_adjoint', 'end_losses', 'stretches', 'backwards_through',
+           'in_double']
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #e113c1ad
+# %% ../../nbs/evaluation/57_adjoints.ipynb #2fa4d45f
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,17 +18,26 @@ from typing import Any
 
 import torch
 from pykeen.losses import Loss, PointwiseLoss
-from pykeen.models import Model
+from pykeen.models import ERModel, Model
 from pykeen.nn.representation import Embedding
 from pykeen.training import LCWATrainingLoop, TrainingLoop
 from pykeen.triples import CoreTriplesFactory
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ..engine.objectives import Objective, directions, losses
 from .repeating import Moment, Repeater, moment_of, put
-from .updates import State, clipped, first_state, moments_of, updated
+from tracin_nb.evaluation.updates import (
+    LeanUpdate,
+    State,
+    clipped,
+    first_state,
+    has_shortcut,
+    moments_of,
+    updated,
+)
 from ..runs.models import forget_representations
 from ..runs.settings import RunError
 
@@ -247,7 +257,7 @@ class Norms:
             self.now[name] = [(1 - rate) * a + rate * b for a, b in zip(self.now[name], new)]
         return mean, var
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #2110325c
+# %% ../../nbs/evaluation/57_adjoints.ipynb #73bf6315
 @dataclass
 class Scored:
     "Scores of a part of a batch, the slopes of the loss there, and whose they are."
@@ -289,10 +299,16 @@ class Gradient:
         return caught, rest
 
     def scored(
-        self, batch: Mapping[str, Tensor], start: int, stop: int, size: int, again: bool
+        self,
+        batch: Mapping[str, Tensor],
+        start: int,
+        stop: int,
+        size: int,
+        again: bool,
+        inner: Mapping[str, Tensor] | None = None,
     ) -> Scored:
-        "Return the scores and slopes of a part of a batch of `size`."
-        loss, (caught, rest) = self.loop.model.loss, self._caught(batch, start, stop)
+        "Return the scores and slopes of a part of a batch of `size`, to the model known as `inner`."
+        loss, (caught, rest) = self.loop.model.loss, self._caught(inner or batch, start, stop)
         share = (stop - start) / size if loss.reduction == 'mean' else 1.0
         if self.rowwise:
             made = partial(loss.process_lcwa_scores, labels=caught.labels, **caught.kwargs)
@@ -310,12 +326,16 @@ class Gradient:
         return Scored(caught.scores, u, parts, share * rest if rest.requires_grad else None)
 
     def __call__(
-        self, batch: Mapping[str, Tensor], w: Tensor | None = None, again: bool = False
+        self,
+        batch: Mapping[str, Tensor],
+        w: Tensor | None = None,
+        again: bool = False,
+        inner: Mapping[str, Tensor] | None = None,  # the batch in other ids, for the model
     ) -> tuple[list[Tensor | None], list[Scored]]:
         "Gradients by the parameters (None: not in the loss), and what they were made of."
         params, total, made = self.params, [None] * len(self.params), []
         for start, stop, size in self.repeater.parts(batch):
-            made.append(some := self.scored(batch, start, stop, size, again))
+            made.append(some := self.scored(batch, start, stop, size, again, inner))
             u = some.u if w is None else some.parts.weighted(some.u, some.scores, w)
             outputs, given = [*some.scores], [*u]
             if some.rest is not None:
@@ -403,7 +423,68 @@ def second_half(
         values[key] = _constrained(embedding, before)
     return Stepped(leaves, values)
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #5dd3095a
+# %% ../../nbs/evaluation/57_adjoints.ipynb #96b7f1cc
+def plain_tables(loop: TrainingLoop) -> dict[str, tuple[Embedding, bool]]:
+    """Return the tables of a model under sLCWA by the name of their weights, each with whether it
+    is one of entities; none if there are representations of another kind."""
+    model = loop.model
+    if isinstance(loop, LCWATrainingLoop) or not isinstance(model, ERModel):
+        return {}
+    names = {m: f'{n}._embeddings.weight' for n, m in model.named_modules()}
+    pairs = [(m, True) for m in model.entity_representations]
+    pairs += [(m, False) for m in model.relation_representations]
+    if any(type(m) is not Embedding or m.unique for m, _ in pairs) or len(dict(pairs)) < len(pairs):
+        return {}
+    return {names[m]: (m, of_entities) for m, of_entities in pairs}
+
+
+def _renumbered(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[bool, Tensor]]:
+    "Return a batch in the numbers of its own entities and relations, and which these are."
+    both = torch.cat([batch['positives'], batch['negatives'].flatten(0, 1)])
+    ids = {True: both[:, ::2].unique(), False: both[:, 1].unique()}
+    inner = dict(batch)
+    for name in ('positives', 'negatives'):
+        columns = [
+            torch.searchsorted(ids[i != 1], x.contiguous())
+            for i, x in enumerate(batch[name].unbind(-1))
+        ]
+        inner[name] = torch.stack(columns, -1)
+    return inner, ids
+
+
+@contextmanager
+def touched_only(
+    model: Model,
+    tables: Mapping[str, tuple[Embedding, bool]],
+    batch: Mapping[str, Tensor],
+    moment: Moment,
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    "Put `model` at `moment`, with the rows of a batch only; yield the batch for it, and the rows."
+    inner, ids = _renumbered(batch)
+    whole = {name: m._embeddings.weight for name, (m, _) in tables.items()}
+    rows = {name: ids[of_entities] for name, (_, of_entities) in tables.items()}
+    with torch.no_grad():
+        for name, x in model.state_dict().items():
+            if name not in tables:
+                x.copy_(moment.weights[name])
+    for name, (m, _) in tables.items():
+        small = moment.weights[name][rows[name].to(whole[name].device)]
+        m._embeddings.weight = nn.Parameter(small, requires_grad=whole[name].requires_grad)
+    try:
+        yield inner, rows
+    finally:
+        for name, (m, _) in tables.items():
+            m._embeddings.weight = whole[name]
+
+
+def _normalizes(embedding: Embedding) -> bool:
+    "Return whether the constrainer makes each row of unit length."
+    made = embedding.constrainer
+    function, settings = getattr(made, 'func', made), getattr(made, 'keywords', {})
+    usual = settings.get('p', 2) == 2 and settings.get('dim', -1) in (-1, 1)
+    return function is functional.normalize and usual and settings.keys() <= {'p', 'dim'}
+
+# %% ../../nbs/evaluation/57_adjoints.ipynb #31652cf4
 Adjoint = dict[str, Tensor]  # 'weight name', 'key name', 'buffer name' -> `[M, ...]`
 
 
@@ -446,9 +527,22 @@ class Backwards:
         self.clipping = {n: kwargs.get(f'gradient_clipping_{k}') for n, k in names.items()}
         self.optimizer, self.bounds = settings['optimizer'], constrainers(self.loop.model)
         self.pull, self.end = _Pull(), moment_of(self.loop)
+        self.tables = plain_tables(self.loop)
+        self.lean = self._can_be_lean(self.loop.optimizer.param_groups[0])
 
-    def step(self, i: int, moment: Moment, adjoint: Adjoint, total: Tensor) -> Adjoint:
-        "Return the `adjoint` before step `i`, which began at `moment`."
+    def _can_be_lean(self, group: Mapping[str, Any]) -> bool:
+        "Return whether steps go back by formulas, and by the rows that a batch holds."
+        bounded = all(map(_normalizes, self.bounds.values())) and 'adam' in self.optimizer
+        clips = any(x is not None for x in self.clipping.values())
+        usual = has_shortcut(self.optimizer, group) and (bounded or not self.bounds)
+        return bool(self.tables) and usual and not clips
+
+    def step(
+        self, i: int, moment: Moment, adjoint: Adjoint, total: Tensor, after: Moment
+    ) -> Adjoint:
+        "Return the `adjoint` before step `i`, which began at `moment` and led to `after`."
+        if self.lean:
+            return self._lean_step(i, moment, adjoint, total, after)
         put(self.loop, moment)
         self.loop.model.train()
         self.repeater.begin(step := self.repeater.tape.steps[i])
@@ -481,6 +575,7 @@ class Backwards:
         after: Mapping[str, Tensor],
         adjoint: Adjoint,
         total: Tensor,
+        rows: Mapping[str, Tensor] | None = None,  # of the tables, where not all are there
     ) -> Adjoint:
         "The `adjoint` before the first half of a step."
         by = [(g, adjoint.pop(f'gradient {n}', None)) for n, g in grads.items()]
@@ -490,11 +585,62 @@ class Backwards:
         inputs = [*self.gradient.params, *leaves.values(), *u]
         found = self.pull([x for x, _ in by], inputs, [g for _, g in by])
         names = [f'weight {n}' for n in self.gradient.names] + [f'buffer {n}' for n in leaves]
+        some = {f'weight {n}': ids for n, ids in (rows or {}).items()}
         for name, x in zip(names, found):
-            if x is not None:
+            if x is not None and name in some:
+                adjoint[name].index_add_(1, some[name].to(x.device), x)
+            elif x is not None:
                 adjoint[name] = _sum(adjoint.get(name), x)
         self._add(made, found[len(names) :], total)
         return adjoint
+
+    def _lean_step(
+        self, i: int, moment: Moment, adjoint: Adjoint, total: Tensor, after: Moment
+    ) -> Adjoint:
+        "The same as `step`, by the rows that the batch holds and by formulas for all others."
+        model, step = self.loop.model, self.repeater.tape.steps[i]
+        self.repeater.begin(step)
+        batch = step.batch
+        with touched_only(model, self.tables, batch, moment) as (inner, rows), Norms(model) as norms:
+            grads, made = self.gradient(batch, again=True, inner=inner)
+            named = {n: g for n, g in zip(self.gradient.names, grads) if g is not None}
+            for name, g in named.items():
+                both = moment, after
+                self._lean_update(name, step.group, g.detach(), rows.get(name), both, adjoint)
+            adjoint = self._before_gradient(
+                named, made, norms.leaves, norms.after, adjoint, total, rows
+            )
+        return adjoint
+
+    def _lean_update(
+        self,
+        name: str,
+        group: Mapping[str, Any],
+        g: Tensor | None,
+        rows: Tensor | None,
+        moments: tuple[Moment, Moment],  # before and after the step
+        adjoint: Adjoint,
+    ) -> None:
+        "Take the `adjoint` of a parameter back to before its update, in place; and to `g`."
+        p, (before, after) = adjoint[f'weight {name}'], moments
+        state = after.optimizer.get(name, {})
+        first = not moments_of(before.optimizer.get(name, {}))
+        mine = {k: f'{k} {name}' for k in moments_of(state)}
+        for key in mine.values():
+            if key not in adjoint:
+                adjoint[key] = torch.zeros_like(p)
+        update = LeanUpdate(
+            self.optimizer,
+            group,
+            int(state.get('step', 1 if first else 2)),
+            before.weights[name],
+            after.weights[name],
+            moments_of(state),
+            name in self.bounds,
+        )
+        found = update.back(p, {k: adjoint[key] for k, key in mine.items()}, g, rows)
+        if found is not None:
+            adjoint[f'gradient {name}'] = found
 
     def _add(self, made: Sequence[Scored], along: list[Tensor | None], total: Tensor) -> None:
         "Add what the triples of a step did to `total`; `along`: how far each score is moved."
@@ -535,7 +681,7 @@ def end_losses(loop: TrainingLoop, objective: Objective, test: Tensor) -> Tensor
     model.train()
     return found
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #587f178b
+# %% ../../nbs/evaluation/57_adjoints.ipynb #b44c6a73
 def stretches(repeater: Repeater, first: int, last: int, room: int) -> Iterator[tuple[int, Moment]]:
     "Yield the states before the steps from `last - 1` to `first`, keeping at most `room`."
     n = last - first
@@ -566,8 +712,10 @@ def backwards_through(
     last = len(tape.steps) if last is None else last
     ends = [i for i in sorted(tape.moments) if i < last] + [last]
     for first, stop in list(zip(ends, ends[1:]))[::-1]:
+        behind = tape.moments.get(stop, backwards.end)
         for i, moment in stretches(backwards.repeater, first, stop, room):
-            adjoint = backwards.step(i, moment, adjoint, total)
+            adjoint = backwards.step(i, moment, adjoint, total, behind)
+            behind = moment
             told(1)
         after(first, adjoint)
 

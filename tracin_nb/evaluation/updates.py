@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['State', 'Update', 'UPDATES', 'check_update', 'updated', 'first_state', 'moments_of',
-           'clipped']
+           'clipped', 'has_shortcut', 'adam_slopes', 'LeanUpdate']
 
-# %% ../../nbs/evaluation/52_updates.ipynb #bed3bd4e
+# %% ../../nbs/evaluation/52_updates.ipynb #685ccd8a
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -161,3 +162,112 @@ def clipped(
         factor = (norm / (total + 1e-6)).clamp(max=1.0)
         found = [g * factor for g in found]
     return found if most is None else [g.clamp(-most, most) for g in found]
+
+# %% ../../nbs/evaluation/52_updates.ipynb #c8bf8261
+def has_shortcut(optimizer: str, group: Mapping[str, Any]) -> bool:
+    "Return whether a step of the optimiser with these settings goes back by formulas."
+    if optimizer == 'adamw' or group.get('decoupled_weight_decay'):
+        return not group['amsgrad'] and all(group['betas'])
+    if optimizer == 'adam':
+        return not group['amsgrad'] and not group['weight_decay'] and all(group['betas'])
+    return optimizer in ('sgd', 'adagrad') and not group['weight_decay']
+
+
+def adam_slopes(
+    group: Mapping[str, Any], step: int, m: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    "Return the derivatives of Adam's weights by the moments `m` and `v` after the step."
+    (b1, b2), scale = group['betas'], (1 - group['betas'][1] ** step) ** 0.5
+    root = v.sqrt()
+    below = (root / scale).add_(group['eps'])
+    a = (-group['lr'] / (1 - b1**step) / below).mul_(v > 0)
+    b = torch.where(v > 0, a * m, 0.0).div_(below.mul_(root).mul_(-2 * scale).clamp_(max=-1e-38))
+    return a, b
+
+
+_BLOCK = 2**18  # numbers of a table that are worked on at once
+
+
+def _blocks(p: Tensor, width: int) -> list[slice]:
+    "Rows of a table `p` `[n, ...]`, so many at a time that `width` copies of them stay in cache."
+    each = max(1, _BLOCK // max(1, width * p[0].numel()))
+    return [slice(i, i + each) for i in range(0, len(p), each)]
+
+
+@dataclass
+class LeanUpdate:
+    "A step of one parameter, which goes back by formulas."
+
+    optimizer: str
+    group: Mapping[str, Any]
+    step: int  # of the parameter, counted from 1
+    before: Tensor  # its weights
+    after: Tensor  # its weights after the step, and after their bound
+    moments: State  # after the step
+    unit: bool  # are the rows of unit length after the step?
+
+    def back(
+        self,
+        p: Tensor,  # `[M, ...]`, the derivative by the weights after the step; changed in place
+        mine: State,  # `[M, ...]`, by the moments; changed in place
+        g: Tensor | None,  # the gradient, or its `rows`
+        rows: Tensor | None,  # rows that have one; None: all
+    ) -> Tensor | None:
+        "Return the derivative `[M, ...]` by the gradient; `p` and `mine` are then before the step."
+        name = 'adam' if self.optimizer == 'adamw' else self.optimizer
+        return getattr(self, f'_{name}')(p, mine, g, rows)
+
+    def _bound(self, p: Tensor, some: slice, x: Tensor) -> None:
+        "Take `p` back to before the rows `x` were made of unit length."
+        y, p = self.after[some], p[:, some]
+        along = torch.einsum('md,nmd->nm', y, p)[..., None]
+        p.addcmul_(y, along, value=-1).div_(x.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
+
+    def _adam(
+        self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None
+    ) -> Tensor | None:
+        group, (m, v) = self.group, (mine['exp_avg'], mine['exp_avg_sq'])
+        b1, b2 = group['betas']
+        keep = 1.0
+        if self.optimizer == 'adamw' or group.get('decoupled_weight_decay'):
+            keep -= group['lr'] * group['weight_decay']
+        for some in _blocks(self.before, len(p)):
+            now, square = self.moments['exp_avg'][some], self.moments['exp_avg_sq'][some]
+            a, b = adam_slopes(group, self.step, now, square)
+            if self.unit:
+                self._bound(p, some, torch.addcmul(self.before[some] * keep, a, now))
+            m[:, some].addcmul_(a, p[:, some]).mul_(b1)
+            v[:, some].addcmul_(b, p[:, some]).mul_(b2)
+        if keep != 1:
+            p.mul_(keep)
+        if g is None:
+            return None
+        by_m, by_v = (x if rows is None else x[:, rows] for x in (m, v))
+        return torch.addcmul(by_m * ((1 - b1) / b1), g, by_v, value=2 * (1 - b2) / b2)
+
+    def _sgd(
+        self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None
+    ) -> Tensor | None:
+        group, at = self.group, slice(None) if rows is None else rows
+        lr, momentum = group['lr'], group['momentum']
+        if not momentum:
+            return None if g is None else p[:, at] * -lr
+        along = mine['momentum_buffer'].add_(p, alpha=-lr * (momentum if group['nesterov'] else 1))
+        found = along[:, at] * (1 if self.step == 1 else 1 - group['dampening'])
+        if group['nesterov']:
+            found = found - lr * p[:, at]
+        along.mul_(momentum)
+        return found
+
+    def _adagrad(
+        self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None
+    ) -> Tensor | None:
+        if g is None:
+            return None
+        at = slice(None) if rows is None else rows
+        root = self.moments['sum'][at].sqrt()
+        below, moved = root + self.group['eps'], root > 0
+        rate = self.group['lr'] / (1 + (self.step - 1) * self.group['lr_decay'])
+        by_sum = torch.where(moved, rate * g / (2 * root * below * below), 0.0)
+        mine['sum'][:, at] += p[:, at] * by_sum
+        return mine['sum'][:, at] * (2 * g) - p[:, at] * torch.where(moved, rate / below, 0.0)
