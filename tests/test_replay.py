@@ -19,10 +19,16 @@ from tracin_nb.evaluation.adjoints import (
     backwards_through,
     end_adjoint,
     end_losses,
-    in_double,
+    trained_in_double,
     weighted_training,
 )
-from tracin_nb.evaluation.repeating import Repeater, check_repeatable, moment_of, put, record
+from tracin_nb.evaluation.repeating import (
+    Repeater,
+    check_repeatable,
+    moment_of,
+    put,
+    record_training,
+)
 from tracin_nb.evaluation.replay import replay
 from tracin_nb.evaluation.updates import updated
 from tracin_nb.runs.run import Run
@@ -133,10 +139,10 @@ def difference(gradient: Gradient, loss: Callable[[], torch.Tensor], i: int) -> 
 def test_replay_is_the_derivative_of_real_trainings(tmp_path: Path, name: str) -> None:
     model, kwargs = CASES[name]
     run = trained(tmp_path / 'run', model, **kwargs)
-    loop, tape = record(run, room=4)
+    loop, tape = record_training(run, room=4)
     assert tape.bits
     repeater = Repeater(loop, tape, check_repeatable(run))
-    in_double(repeater)
+    trained_in_double(repeater)
     gradient, test = Gradient(repeater, run.training), run.testing.mapped_triples[:3]
     objective, backwards = make_objective('training', run), Backwards(gradient)
     _, adjoint = end_adjoint(loop, objective, test, gradient.names)
@@ -158,7 +164,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def test_a_weighted_step_with_weights_of_1_is_that_of_pykeen(run: Run) -> None:
-    loop, tape = record(run, room=100)
+    loop, tape = record_training(run, room=100)
     gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
     want = moment_of(loop).weights
     weighted_training(gradient, torch.ones(gradient.count), lambda n: None)
@@ -181,7 +187,7 @@ def test_where_adam_has_no_derivative_it_is_0() -> None:
 
 def test_a_satisfied_hinge_moves_nothing(tmp_path: Path) -> None:
     run = trained(tmp_path / 'run', 'TransE', loss_kwargs=dict(margin=0.0), epochs=1, batch_size=64)
-    loop, tape = record(run, room=100)
+    loop, tape = record_training(run, room=100)
     gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
     (made,) = gradient(tape.steps[0].batch, again=True)[1]
     satisfied = made.scores[0] > made.scores[1]

@@ -7,17 +7,17 @@ __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', '
            'row_parts', 'Norms', 'Scored', 'Gradient', 'weighted_training',
            'constrainers', 'Stepped', 'second_half', 'plain_tables', 'touched_only',
            'Backwards', 'end_adjoint', 'end_losses', 'stretches', 'backwards_through',
-           'in_double']
+           'trained_in_double']
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #2fa4d45f
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from pykeen.losses import Loss, PointwiseLoss
+from pykeen.losses import Loss
 from pykeen.models import ERModel, Model
 from pykeen.nn.representation import Embedding
 from pykeen.training import LCWATrainingLoop, TrainingLoop
@@ -31,7 +31,6 @@ from ..engine.objectives import Objective, directions, losses
 from .repeating import Moment, Repeater, moment_of, put
 from tracin_nb.evaluation.updates import (
     LeanUpdate,
-    State,
     clipped,
     first_state,
     has_shortcut,
@@ -115,7 +114,9 @@ class SampledParts:
         "Return the slopes `u`, each times the weight of its triple."
         return [x * w[o].view_as(x).to(x) for x, o in zip(u, self.owners)]
 
-    def add(self, total: Tensor, u: list[Tensor], scores: list[Tensor], along: list[Tensor]) -> None:
+    def add(
+        self, total: Tensor, u: list[Tensor], scores: list[Tensor], along: list[Tensor]
+    ) -> None:
         "Add to `total` `[M, N]` the derivatives by the weights; `along` `[M, ...]`, as the scores."
         for x, o, s in zip(u, self.owners, along):
             total.index_add_(1, o.flatten(), (s * x.detach()).flatten(1).to(total))
@@ -177,7 +178,9 @@ class RowParts:
         more = factor[some, None].to(u) * self.change(u, scores[0], some)
         return [u.index_add(0, self.row[some], more)]
 
-    def add(self, total: Tensor, u: list[Tensor], scores: list[Tensor], along: list[Tensor]) -> None:
+    def add(
+        self, total: Tensor, u: list[Tensor], scores: list[Tensor], along: list[Tensor]
+    ) -> None:
         "Add to `total` `[M, N]` the derivatives by the weights; `along` `[M, b, E]`."
         (u,), (s,), (along,) = u, scores, along
         each = max(1, 2**24 // (along.shape[0] * along.shape[2]))
@@ -220,7 +223,9 @@ class Norms:
         self.now, self.leaves = {}, {}
         for name, m in self.modules.items():
             if m.track_running_stats:
-                leaves = [b.detach().clone().requires_grad_() for b in (m.running_mean, m.running_var)]
+                leaves = [
+                    b.detach().clone().requires_grad_() for b in (m.running_mean, m.running_var)
+                ]
                 self.now[name] = leaves
                 self.leaves |= {f'{name}.running_mean': leaves[0], f'{name}.running_var': leaves[1]}
             m.forward = partial(self.forward, name)
@@ -233,7 +238,9 @@ class Norms:
     @property
     def after(self) -> dict[str, Tensor]:
         "The running statistics after what was computed, by name."
-        pairs = [(name, dict(zip(('running_mean', 'running_var'), x))) for name, x in self.now.items()]
+        pairs = [
+            (name, dict(zip(('running_mean', 'running_var'), x))) for name, x in self.now.items()
+        ]
         return {f'{name}.{key}': x for name, found in pairs for key, x in found.items()}
 
     def forward(self, name: str, x: Tensor) -> Tensor:
@@ -257,7 +264,7 @@ class Norms:
             self.now[name] = [(1 - rate) * a + rate * b for a, b in zip(self.now[name], new)]
         return mean, var
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #73bf6315
+# %% ../../nbs/evaluation/57_adjoints.ipynb #71943f1d
 @dataclass
 class Scored:
     "Scores of a part of a batch, the slopes of the loss there, and whose they are."
@@ -307,7 +314,7 @@ class Gradient:
         again: bool,
         inner: Mapping[str, Tensor] | None = None,
     ) -> Scored:
-        "Return the scores and slopes of a part of a batch of `size`, to the model known as `inner`."
+        "Return the scores and slopes of a part of a batch of `size`; `inner`: for the model."
         loss, (caught, rest) = self.loop.model.loss, self._caught(inner or batch, start, stop)
         share = (stop - start) / size if loss.reduction == 'mean' else 1.0
         if self.rowwise:
@@ -556,7 +563,11 @@ class Backwards:
         return adjoint
 
     def _before_update(
-        self, group: Mapping[str, Any], moment: Moment, grads: Mapping[str, Tensor], adjoint: Adjoint
+        self,
+        group: Mapping[str, Any],
+        moment: Moment,
+        grads: Mapping[str, Tensor],
+        adjoint: Adjoint,
     ) -> Adjoint:
         "The `adjoint` before the second half of a step: by the gradients, too."
         half = second_half(self.optimizer, group, self.clipping, self.bounds, moment, grads)
@@ -601,7 +612,10 @@ class Backwards:
         model, step = self.loop.model, self.repeater.tape.steps[i]
         self.repeater.begin(step)
         batch = step.batch
-        with touched_only(model, self.tables, batch, moment) as (inner, rows), Norms(model) as norms:
+        with (
+            touched_only(model, self.tables, batch, moment) as (inner, rows),
+            Norms(model) as norms,
+        ):
             grads, made = self.gradient(batch, again=True, inner=inner)
             named = {n: g for n, g in zip(self.gradient.names, grads) if g is not None}
             for name, g in named.items():
@@ -719,8 +733,8 @@ def backwards_through(
             told(1)
         after(first, adjoint)
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #6509fb4d
-def in_double(repeater: Repeater) -> None:
+# %% ../../nbs/evaluation/57_adjoints.ipynb #e3dc0e91
+def trained_in_double(repeater: Repeater) -> None:
     "Take the whole training again in double precision, from the same beginning."
     loop, tape = repeater.loop, repeater.tape
     wide = lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -163,7 +163,7 @@ def clipped(
         found = [g * factor for g in found]
     return found if most is None else [g.clamp(-most, most) for g in found]
 
-# %% ../../nbs/evaluation/52_updates.ipynb #c8bf8261
+# %% ../../nbs/evaluation/52_updates.ipynb #4fee8a1f
 def has_shortcut(optimizer: str, group: Mapping[str, Any]) -> bool:
     "Return whether a step of the optimiser with these settings goes back by formulas."
     if optimizer == 'adamw' or group.get('decoupled_weight_decay'):
@@ -173,11 +173,10 @@ def has_shortcut(optimizer: str, group: Mapping[str, Any]) -> bool:
     return optimizer in ('sgd', 'adagrad') and not group['weight_decay']
 
 
-def adam_slopes(
-    group: Mapping[str, Any], step: int, m: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
+def adam_slopes(group: Mapping[str, Any], step: int, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     "Return the derivatives of Adam's weights by the moments `m` and `v` after the step."
-    (b1, b2), scale = group['betas'], (1 - group['betas'][1] ** step) ** 0.5
+    b1, b2 = group['betas']
+    scale = (1 - b2**step) ** 0.5
     root = v.sqrt()
     below = (root / scale).add_(group['eps'])
     a = (-group['lr'] / (1 - b1**step) / below).mul_(v > 0)
@@ -223,9 +222,7 @@ class LeanUpdate:
         along = torch.einsum('md,nmd->nm', y, p)[..., None]
         p.addcmul_(y, along, value=-1).div_(x.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
 
-    def _adam(
-        self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None
-    ) -> Tensor | None:
+    def _adam(self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None) -> Tensor | None:
         group, (m, v) = self.group, (mine['exp_avg'], mine['exp_avg_sq'])
         b1, b2 = group['betas']
         keep = 1.0
@@ -245,9 +242,7 @@ class LeanUpdate:
         by_m, by_v = (x if rows is None else x[:, rows] for x in (m, v))
         return torch.addcmul(by_m * ((1 - b1) / b1), g, by_v, value=2 * (1 - b2) / b2)
 
-    def _sgd(
-        self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None
-    ) -> Tensor | None:
+    def _sgd(self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None) -> Tensor | None:
         group, at = self.group, slice(None) if rows is None else rows
         lr, momentum = group['lr'], group['momentum']
         if not momentum:
