@@ -218,7 +218,7 @@ def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
 def test_little_memory_takes_steps_again_and_gives_the_same(run: Run) -> None:
     test = run.testing.mapped_triples[:3]
     ask = dict(k=3, check=0, progress=False)
-    much, little = replay(run, test, **ask), replay(run, test, memory='110KB', **ask)
+    much, little = replay(run, test, **ask), replay(run, test, memory='160KB', **ask)
     assert much.facts['replayed']['steps_taken_again'] == 0
     assert little.facts['replayed']['steps_taken_again'] > 0
     assert little.facts['replayed']['predictions_together'] < 3
@@ -228,16 +228,18 @@ def test_little_memory_takes_steps_again_and_gives_the_same(run: Run) -> None:
         replay(run, test, memory='20KB', progress=False)
 
 
+@pytest.mark.parametrize('at', [14, 20])  # in the first part of the way back, in the second
 def test_a_replay_that_was_killed_goes_on(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     monkeypatch.setattr(replaying, '_EVERY', 0.0)
-    ask = dict(k=3, check=0, memory='300KB')
+    ask = dict(k=3, check=0, memory='180KB')
     test, out = run.testing.mapped_triples[:2], tmp_path / 'out'
     want = replay(run, test, progress=False, **ask)
+    assert want.facts['replayed']['predictions_together'] == 1
 
     def stop(label: str, done: int, total: int) -> None:
-        if done >= 14:
+        if done >= at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -246,11 +248,42 @@ def test_a_replay_that_was_killed_goes_on(
     told: list[int] = []
     found = replay(run, test, progress=lambda label, done, total: told.append(done), out=out, **ask)
     assert found.frame['influence'].tolist() == want.frame['influence'].tolist()
+    assert (
+        found.facts['replayed']['steps_taken_again'] < want.facts['replayed']['steps_taken_again']
+    )
     assert not (out / 'replay.pt').exists()
     again = replay(run, test, progress=stop, out=out, **ask)  # which makes no step
     assert again.frame.equals(found.frame)
     with pytest.raises(ValueError, match='the answer to another question'):
         replay(run, test[:1], progress=False, out=out, **ask)
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(optimizer='adamw', loss='bcewithlogits', num_negs_per_pos=2),
+        dict(model='TransE', optimizer='adagrad', loss='nssa', model_kwargs=D),
+        dict(model='ComplEx', optimizer='sgd', optimizer_kwargs=dict(momentum=0.9), inverse=True),
+    ],
+    ids=['adam', 'adamw', 'dense', 'sgd'],
+)
+def test_formulas_and_touched_rows_give_what_autograd_gives(
+    tmp_path: Path, kwargs: dict[str, Any]
+) -> None:
+    run = trained(tmp_path / 'run', **kwargs)
+    loop, tape = record_training(run, room=4)
+    gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+    objective, test = make_objective('softmax', run), run.testing.mapped_triples[:2]
+    backwards, found = Backwards(gradient), []
+    assert backwards.lean == (kwargs.get('optimizer') != 'adagrad')  # which has TransE's bound
+    for backwards.lean in {True: (True, False), False: (False,)}[backwards.lean]:
+        put(loop, backwards.end)
+        _, adjoint = end_adjoint(loop, objective, test, gradient.names)
+        found.append(torch.zeros(2, gradient.count))
+        backwards_through(backwards, adjoint, found[-1], room=4)
+    for x in found[1:]:
+        assert ((x - found[0]).norm() / x.norm()) < 1e-4
 
 
 def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', '
 # %% ../../nbs/evaluation/57_adjoints.ipynb #2fa4d45f
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from pykeen.losses import Loss
+from pykeen.losses import Loss, PointwiseLoss
 from pykeen.models import ERModel, Model
 from pykeen.nn.representation import Embedding
 from pykeen.training import LCWATrainingLoop, TrainingLoop
@@ -31,6 +31,7 @@ from ..engine.objectives import Objective, directions, losses
 from .repeating import Moment, Repeater, moment_of, put
 from tracin_nb.evaluation.updates import (
     LeanUpdate,
+    State,
     clipped,
     first_state,
     has_shortcut,
@@ -695,11 +696,11 @@ def end_losses(loop: TrainingLoop, objective: Objective, test: Tensor) -> Tensor
     model.train()
     return found
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #b44c6a73
+# %% ../../nbs/evaluation/57_adjoints.ipynb #ae524712
 def stretches(repeater: Repeater, first: int, last: int, room: int) -> Iterator[tuple[int, Moment]]:
     "Yield the states before the steps from `last - 1` to `first`, keeping at most `room`."
     n = last - first
-    apart = -(-n // max(room, 1))
+    apart = -(-n // max(room, 2))
     kept = {i: m for i, m in repeater.walk(first, last) if not (i - first) % apart}
     for i in sorted(kept, reverse=True):
         moment = kept.pop(i)
