@@ -12,6 +12,7 @@ import torch
 from models import CONVE
 
 import tracin_nb.evaluation.replay as replaying
+from tracin_nb.answer.results import Result
 from tracin_nb.engine.objectives import make_objective
 from tracin_nb.evaluation.adjoints import (
     Backwards,
@@ -256,6 +257,8 @@ def test_a_replay_that_was_killed_goes_on(
     assert again.frame.equals(found.frame)
     with pytest.raises(ValueError, match='the answer to another question'):
         replay(run, test[:1], progress=False, out=out, **ask)
+    assert len(replay(run, test[:1], progress=False, out=out, overwrite=True, **ask)) == 1
+    assert len(Result.load(out)) == 1
 
 
 @pytest.mark.parametrize(

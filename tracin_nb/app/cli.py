@@ -765,7 +765,7 @@ def status_command(asked: Begun) -> None:
     )
     click.echo(f'{asked.out}: {state}')
 
-# %% ../../nbs/app/70_cli.ipynb #fc9802ad
+# %% ../../nbs/app/70_cli.ipynb #2e65fcfc
 @dataclass(frozen=True, kw_only=True)
 class ReplayAsked:
     "What `tracin replay` is asked."
@@ -775,7 +775,7 @@ class ReplayAsked:
     )
     choice: Choice
     header: Header
-    k: int = again(Ranked, 'k')
+    k: int = again(Ranked, 'k', help='Proponents and opponents to name for each prediction.')
     test_objective: str | None = option(
         None,
         'The loss of the triples to explain, if it shall not be that of the training.',
@@ -811,7 +811,7 @@ def replay_command(asked: ReplayAsked) -> None:
     to, choice = asked.to, asked.choice
     choice.check()
     asked.header.check(choice.test)
-    kept = to.out if to.in_folder and not to.overwrite else None
+    kept = to.out if to.in_folder else None
     with nullcontext() if kept and begun_in(kept) else claimed(to):
         run = Run.open(asked.folder)
         report = replay(
@@ -823,6 +823,7 @@ def replay_command(asked: ReplayAsked) -> None:
             memory=asked.memory,
             device=asked.device,
             out=kept,
+            overwrite=kept is not None and to.overwrite,
         )
         deliver(report, to, saved=kept is not None)
 

@@ -161,7 +161,7 @@ def really_dropped(
     noise = (whole - first.cpu()).abs().max().item()
     return Dropped(list(rows), influence[:, list(rows)].cpu(), changes, noise)
 
-# %% ../../nbs/evaluation/60_replay.ipynb #982c4743
+# %% ../../nbs/evaluation/60_replay.ipynb #053e9520
 _ASKED, _HALFWAY = 'replay.json', 'replay.pt'
 _EVERY = 30.0  # seconds between two times that the way back is saved
 
@@ -227,11 +227,15 @@ def begun_in(folder: Path) -> bool:
     return (folder / _ASKED).is_file()
 
 
-def _begun(folder: Path, asked: dict[str, Any]) -> Result | None:
+def _begun(folder: Path, asked: dict[str, Any], overwrite: bool) -> Result | None:
     "Return the finished result in `folder`, or begin there. Raises `ValueError` if it is taken."
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _ASKED
-    if path.is_file():
+    if overwrite:
+        for name in (_HALFWAY, 'manifest.json'):
+            (folder / name).unlink(missing_ok=True)
+        write_json(asked, path)
+    elif path.is_file():
         if json.loads(path.read_text(encoding='utf-8')) != json.loads(json.dumps(asked)):
             raise ValueError(f'{folder} holds the answer to another question: give another folder')
         if (folder / 'manifest.json').is_file() and not (folder / _HALFWAY).is_file():
@@ -242,7 +246,7 @@ def _begun(folder: Path, asked: dict[str, Any]) -> Result | None:
         write_json(asked, path)
     return None
 
-# %% ../../nbs/evaluation/60_replay.ipynb #92ea75dd
+# %% ../../nbs/evaluation/60_replay.ipynb #63b72527
 def _derivatives(
     backwards: Backwards, objective: Objective, test: Tensor, room: Room, half: Halfway, told: Any
 ) -> Tensor:
@@ -354,6 +358,7 @@ def replay(
     device: str | torch.device | None = None,  # None: CUDA if there
     progress: bool | Progress = True,
     out: Path | str | None = None,  # save in this folder, and go on there if it was begun
+    overwrite: bool = False,  # replace what is in the folder
 ) -> Result:
     """Return the training triples without which the loss of each of `triples` would have ended
     highest (proponents) and lowest (opponents), by the derivative of the training that happened.
@@ -365,7 +370,7 @@ def replay(
     folder, more = None if out is None else Path(out), untaught(test, run.training)
     where = 'auto' if device is None else str(device)
     asked = question_of(run, test, loss, wanted(k), check, room.budget, where)
-    if folder is not None and (found := _begun(folder, asked)):
+    if folder is not None and (found := _begun(folder, asked, overwrite)):
         return found
     told_of = (-(-len(test) // room.tests) + 1 + (check + 1 if check else 0)) * steps_of(run)
     with bar(progress, told_of, 'replay', unit='steps') as told, kept_rng():
