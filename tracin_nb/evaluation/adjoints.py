@@ -9,15 +9,15 @@ __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', '
            'Backwards', 'end_adjoint', 'end_losses', 'stretches', 'backwards_through',
            'trained_in_double']
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #2fa4d45f
+# %% ../../nbs/evaluation/57_adjoints.ipynb #c6adc9c7
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from pykeen.losses import Loss, PointwiseLoss
+from pykeen.losses import Loss
 from pykeen.models import ERModel, Model
 from pykeen.nn.representation import Embedding
 from pykeen.training import LCWATrainingLoop, TrainingLoop
@@ -31,7 +31,6 @@ from ..engine.objectives import Objective, directions, losses
 from .repeating import Moment, Repeater, moment_of, put
 from tracin_nb.evaluation.updates import (
     LeanUpdate,
-    State,
     clipped,
     first_state,
     has_shortcut,
@@ -492,7 +491,7 @@ def _normalizes(embedding: Embedding) -> bool:
     usual = settings.get('p', 2) == 2 and settings.get('dim', -1) in (-1, 1)
     return function is functional.normalize and usual and settings.keys() <= {'p', 'dim'}
 
-# %% ../../nbs/evaluation/57_adjoints.ipynb #31652cf4
+# %% ../../nbs/evaluation/57_adjoints.ipynb #4a5f8a43
 Adjoint = dict[str, Tensor]  # 'weight name', 'key name', 'buffer name' -> `[M, ...]`
 
 
@@ -535,33 +534,53 @@ class Backwards:
         self.clipping = {n: kwargs.get(f'gradient_clipping_{k}') for n, k in names.items()}
         self.optimizer, self.bounds = settings['optimizer'], constrainers(self.loop.model)
         self.pull, self.end = _Pull(), moment_of(self.loop)
-        self.tables = plain_tables(self.loop)
-        self.lean = self._can_be_lean(self.loop.optimizer.param_groups[0])
+        self.formulas = self._has_formulas(self.loop.optimizer.param_groups[0])
+        self.tables = plain_tables(self.loop) if self.formulas else {}
 
-    def _can_be_lean(self, group: Mapping[str, Any]) -> bool:
-        "Return whether steps go back by formulas, and by the rows that a batch holds."
+    def _has_formulas(self, group: Mapping[str, Any]) -> bool:
+        "Return whether the second half of each step goes back by formulas."
         bounded = all(map(_normalizes, self.bounds.values())) and 'adam' in self.optimizer
         clips = any(x is not None for x in self.clipping.values())
         usual = has_shortcut(self.optimizer, group) and (bounded or not self.bounds)
-        return bool(self.tables) and usual and not clips
+        return usual and not clips and all(p.dim() for p in self.gradient.params)
 
     def step(
         self, i: int, moment: Moment, adjoint: Adjoint, total: Tensor, after: Moment
     ) -> Adjoint:
         "Return the `adjoint` before step `i`, which began at `moment` and led to `after`."
-        if self.lean:
-            return self._lean_step(i, moment, adjoint, total, after)
-        put(self.loop, moment)
-        self.loop.model.train()
         self.repeater.begin(step := self.repeater.tape.steps[i])
-        with Norms(self.loop.model) as norms:
-            grads, made = self.gradient(step.batch, again=True)
-            after, leaves = norms.after, norms.leaves
-        named = {n: g for n, g in zip(self.gradient.names, grads) if g is not None}
-        adjoint = self._before_update(step.group, moment, named, adjoint)
-        adjoint = self._before_gradient(named, made, leaves, after, adjoint, total)
+        batch = step.batch
+        with self._model_at(moment, batch) as (inner, rows), Norms(self.loop.model) as norms:
+            grads, made = self.gradient(batch, again=True, inner=inner)
+            named = {n: g for n, g in zip(self.gradient.names, grads) if g is not None}
+            if self.formulas:
+                for name, g in named.items():
+                    both = moment, after
+                    self._by_formulas(name, step.group, g.detach(), rows.get(name), both, adjoint)
+            else:
+                adjoint = self._before_update(step.group, moment, named, adjoint)
+            adjoint = self._before_gradient(
+                named, made, norms.leaves, norms.after, adjoint, total, rows
+            )
         forget_representations(self.loop.model)
         return adjoint
+
+    @contextmanager
+    def _model_at(
+        self, moment: Moment, batch: Mapping[str, Tensor]
+    ) -> Iterator[tuple[dict[str, Tensor] | None, dict[str, Tensor]]]:
+        "Put the model at `moment`, with the rows of a batch only if that can be done."
+        model = self.loop.model
+        model.train()
+        if self.tables:
+            with touched_only(model, self.tables, batch, moment) as found:
+                yield found
+            return
+        with torch.no_grad():
+            for name, x in model.state_dict().items():
+                x.copy_(moment.weights[name])
+        forget_representations(model)
+        yield None, {}
 
     def _before_update(
         self,
@@ -606,28 +625,7 @@ class Backwards:
         self._add(made, found[len(names) :], total)
         return adjoint
 
-    def _lean_step(
-        self, i: int, moment: Moment, adjoint: Adjoint, total: Tensor, after: Moment
-    ) -> Adjoint:
-        "The same as `step`, by the rows that the batch holds and by formulas for all others."
-        model, step = self.loop.model, self.repeater.tape.steps[i]
-        self.repeater.begin(step)
-        batch = step.batch
-        with (
-            touched_only(model, self.tables, batch, moment) as (inner, rows),
-            Norms(model) as norms,
-        ):
-            grads, made = self.gradient(batch, again=True, inner=inner)
-            named = {n: g for n, g in zip(self.gradient.names, grads) if g is not None}
-            for name, g in named.items():
-                both = moment, after
-                self._lean_update(name, step.group, g.detach(), rows.get(name), both, adjoint)
-            adjoint = self._before_gradient(
-                named, made, norms.leaves, norms.after, adjoint, total, rows
-            )
-        return adjoint
-
-    def _lean_update(
+    def _by_formulas(
         self,
         name: str,
         group: Mapping[str, Any],
