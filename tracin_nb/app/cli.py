@@ -11,17 +11,17 @@ __all__ = ['MODES', 'main', 'given_settings', 'settings_blamed', 'TrainAsked', '
            'BatchAsked', 'batch_command', 'batch_status', 'Graphed', 'FilterAsked',
            'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths', 'print_paths',
            'save_paths', 'paths_command', 'Begun', 'ResumeAsked', 'resume_command',
-           'status_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
-           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
-           'BenchAsked', 'bench_command', 'evaluate_command', 'ServeAsked',
-           'serve_command', 'terminated']
+           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
+           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
+           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
+           'ServeAsked', 'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ from tracin_nb.app.options import (
     settings_named,
 )
 from .terminal import Commands, given_flags, on_terminal, refuse, say, say_once, takes
-from ..influence.settings import REQUIRED, Settings, again, option
+from ..influence.settings import OBJECTIVE_NAMES, REQUIRED, Settings, again, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -989,6 +989,68 @@ def status_command(asked: Begun) -> None:
         )
     )
     click.echo(f'{asked.out}: {state}')
+
+# %% ../../nbs/app/70_cli.ipynb #2e65fcfc
+@dataclass(frozen=True, kw_only=True)
+class ReplayAsked:
+    "What `tracin replay` is asked."
+
+    folder: Path = option(
+        REQUIRED, 'The run.', 'Model', kind='path', metavar='RUN_DIR', argument=True
+    )
+    choice: Choice
+    header: Header
+    k: int = again(Ranked, 'k', help='Proponents and opponents to name for each prediction.')
+    test_objective: str | None = option(
+        None,
+        'The loss of the triples to explain, if it shall not be that of the training.',
+        'How',
+        choices=OBJECTIVE_NAMES,
+        shown="the training's",
+    )
+    check: int = option(
+        8, 'Triples of the result that are really dropped, each in a training.', 'How', kind='whole'
+    )
+    memory: str = again(
+        Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
+    )
+    device: str | None = again(Training, 'device', help='Where to repeat the training.')
+    to: Output
+
+
+@main.command('replay', short_help='Explain predictions by repeating the training.')
+@takes
+def replay_command(asked: ReplayAsked) -> None:
+    """Repeat the training of the run in RUN_DIR (from `tracin train`), go back through all its
+    steps, and name the training triples without which the loss of a prediction would have ended
+    highest (proponents) and lowest (opponents).
+
+    Some of these are then really dropped, and the result says how well that was foretold.
+
+    \b
+    tracin replay runs/umls --triple vitamin affects neoplastic_process
+    tracin replay runs/umls --relation treats --max 10 --out results/"""
+    from tracin_nb.evaluation.replay import begun_in, replay
+    from tracin_nb.runs.run import Run
+
+    to, choice = asked.to, asked.choice
+    choice.check()
+    asked.header.check(choice.test)
+    kept = to.out if to.in_folder else None
+    with nullcontext() if kept and begun_in(kept) else claimed(to):
+        run = Run.open(asked.folder)
+        report = replay(
+            run,
+            choice.chosen(run, asked.header.header),
+            test_objective=asked.test_objective,
+            k=asked.k,
+            check=asked.check,
+            memory=asked.memory,
+            device=asked.device,
+            out=kept,
+            overwrite=kept is not None and to.overwrite,
+        )
+        deliver(report, to, saved=kept is not None)
 
 # %% ../../nbs/app/70_cli.ipynb #60d223ac
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,319 @@
+"""Replay against finite differences of real trainings, in double precision, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import CONVE
+
+import tracin_nb.evaluation.replay as replaying
+from tracin_nb.answer.results import Result
+from tracin_nb.engine.objectives import make_objective
+from tracin_nb.evaluation.adjoints import (
+    Backwards,
+    Gradient,
+    backwards_through,
+    end_adjoint,
+    end_losses,
+    trained_in_double,
+    weighted_training,
+)
+from tracin_nb.evaluation.repeating import (
+    Repeater,
+    check_repeatable,
+    moment_of,
+    put,
+    record_training,
+)
+from tracin_nb.evaluation.replay import replay
+from tracin_nb.evaluation.updates import updated
+from tracin_nb.runs.run import Run
+from tracin_nb.runs.settings import RunError
+from tracin_nb.runs.training import train
+
+D = dict(embedding_dim=8)
+LCWA = dict(loop='lcwa', batch_size=128)
+MILD = dict(optimizer_kwargs=dict(eps=1e-3))  # rounding before a batch norm is not trained
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    'distmult-margin-adam-regulariser': ('DistMult', dict(model_kwargs=D)),
+    'distmult-softmax-smoothing': (
+        'DistMult',
+        dict(model_kwargs=D, loss='crossentropy', label_smoothing=0.1, **LCWA),
+    ),
+    'distmult-bce-rows-adagrad': (
+        'DistMult',
+        dict(model_kwargs=D, loss='bcewithlogits', optimizer='adagrad', lr=0.1, **LCWA),
+    ),
+    'distmult-weighter': (
+        'DistMult',
+        dict(
+            model_kwargs=D,
+            loss='bcewithlogits',
+            loss_weighter='relation',
+            loss_weighter_kwargs=dict(weights=torch.linspace(0.5, 2, 55)),
+        ),
+    ),
+    'distmult-rmsprop': (
+        'DistMult',
+        dict(
+            model_kwargs=D, optimizer='rmsprop', optimizer_kwargs=dict(momentum=0.5, centered=True)
+        ),
+    ),
+    'distmult-inverse-clipped-adamw': (
+        'DistMult',
+        dict(
+            model_kwargs=D,
+            inverse=True,
+            training_kwargs=dict(gradient_clipping_max_norm=0.05),
+            optimizer='adamw',
+            optimizer_kwargs=dict(weight_decay=0.1),
+        ),
+    ),
+    'distmult-parts-of-batches': (
+        'DistMult',
+        dict(model_kwargs=D, loss='softplus', training_kwargs=dict(sub_batch_size=100)),
+    ),
+    'transe-margin-momentum': (
+        'TransE',
+        dict(
+            model_kwargs=D,
+            num_negs_per_pos=2,
+            optimizer='sgd',
+            optimizer_kwargs=dict(momentum=0.9, nesterov=True),
+            lr=0.1,
+        ),
+    ),
+    'transe-nssa-filtered-adagrad': (
+        'TransE',
+        dict(
+            model_kwargs=D,
+            loss='nssa',
+            num_negs_per_pos=3,
+            negative_sampler_kwargs=dict(filtered=True),
+            optimizer='adagrad',
+            lr=0.1,
+        ),
+    ),
+    'complex-regularised': ('ComplEx', dict(model_kwargs=D)),
+    'complex-rows-amsgrad-inverse': (
+        'ComplEx',
+        dict(
+            model_kwargs=D,
+            optimizer_kwargs=dict(amsgrad=True),
+            inverse=True,
+            loss='crossentropy',
+            **LCWA,
+        ),
+    ),
+    'rotate-scheduler': (
+        'RotatE',
+        dict(model_kwargs=D, lr_scheduler='ExponentialLR', lr_scheduler_kwargs=dict(gamma=0.5)),
+    ),
+    'conve-sampled': ('ConvE', dict(model_kwargs=CONVE, **MILD)),
+    'conve-rows': ('ConvE', dict(model_kwargs=CONVE, **LCWA, **MILD)),
+}
+
+
+def trained(folder: Path, model: str = 'DistMult', **kwargs: Any) -> Run:
+    "A run of two epochs on Nations."
+    kwargs = dict(model_kwargs=D, epochs=2, keep_every=1, batch_size=512, lr=0.01) | kwargs
+    return train('nations', model, out=folder, progress=False, **kwargs)
+
+
+def difference(gradient: Gradient, loss: Callable[[], torch.Tensor], i: int) -> torch.Tensor:
+    "The derivative by the weight of triple `i`, from two real trainings."
+    found = []
+    for h in (1e-4, -1e-4):
+        w = torch.ones(gradient.count, dtype=torch.float64)
+        w[i] += h
+        weighted_training(gradient, w, lambda n: None)
+        found.append(loss())
+    return (found[0] - found[1]) / 2e-4
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_replay_is_the_derivative_of_real_trainings(tmp_path: Path, name: str) -> None:
+    model, kwargs = CASES[name]
+    run = trained(tmp_path / 'run', model, **kwargs)
+    loop, tape = record_training(run, room=4)
+    assert tape.bits
+    repeater = Repeater(loop, tape, check_repeatable(run))
+    trained_in_double(repeater)
+    gradient, test = Gradient(repeater, run.training), run.testing.mapped_triples[:3]
+    objective, backwards = make_objective('training', run), Backwards(gradient)
+    _, adjoint = end_adjoint(loop, objective, test, gradient.names)
+    total = torch.zeros(3, gradient.count, dtype=torch.float64)
+    backwards_through(backwards, adjoint, total, room=2)
+    some = [0, 1000, gradient.count - 1]
+    loss = lambda: end_losses(loop, objective, test)
+    want = torch.stack([difference(gradient, loss, i) for i in some], 1)
+    assert want.abs().max() > 1e-6
+    error = (total[:, some] - want).norm() / want.norm()
+    assert error <= 1e-4, float(error)
+    assert backwards.pull.together
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    "A run that is replayed in several tests."
+    yield trained(tmp_path_factory.mktemp('replay') / 'run', loss='bcewithlogits', lr=0.003)
+
+
+def test_a_weighted_step_with_weights_of_1_is_that_of_pykeen(run: Run) -> None:
+    loop, tape = record_training(run, room=100)
+    gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+    want = moment_of(loop).weights
+    weighted_training(gradient, torch.ones(gradient.count), lambda n: None)
+    for name, x in moment_of(loop).weights.items():
+        torch.testing.assert_close(x, want[name], rtol=1e-5, atol=1e-6)
+    put(loop, tape.moments[3])
+    gradient.repeater.take(3)
+    assert all(
+        torch.equal(x, tape.moments[4].weights[n]) for n, x in moment_of(loop).weights.items()
+    )
+
+
+def test_where_adam_has_no_derivative_it_is_0() -> None:
+    p, g, m, v = (torch.zeros(2, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    group = dict(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False)
+    q, _ = updated('adam', group, 1, p, g, dict(exp_avg=m, exp_avg_sq=v))
+    grads = torch.autograd.grad(q.sum(), (p, g, m, v), materialize_grads=True)
+    assert [x.tolist() for x in grads] == [[1, 1], [0, 0], [0, 0], [0, 0]]
+
+
+def test_a_satisfied_hinge_moves_nothing(tmp_path: Path) -> None:
+    run = trained(tmp_path / 'run', 'TransE', loss_kwargs=dict(margin=0.0), epochs=1, batch_size=64)
+    loop, tape = record_training(run, room=100)
+    gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+    (made,) = gradient(tape.steps[0].batch, again=True)[1]
+    satisfied = made.scores[0] > made.scores[1]
+    assert satisfied.any() and not satisfied.all()
+    assert (made.u[0][satisfied] == 0).all() and (made.u[0][~satisfied] != 0).all()
+
+
+def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
+    test = run.testing.mapped_triples[:2]
+    told: list[tuple[str, int, int]] = []
+    result = replay(
+        run, test, test_objective='softmax', k=4, check=3, progress=lambda *x: told.append(x)
+    )
+    assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'to the last bit'
+    assert len(result.tests) == 2 and result.tests['has_slope'].all()
+    assert (result.proponents['influence'] > 0).all() and (result.opponents['influence'] < 0).all()
+    assert result.facts['training'] in ('smooth', 'fairly smooth', 'rough')
+    assert 'rank correlation' in result.facts['check']
+    dropped = result.facts['dropped']['triples']
+    assert len(dropped) == 3 and len(dropped[0]['happened']) == 2
+    assert told[-1][1] == told[-1][2]
+    alone = replay(run, test[1:], test_objective='softmax', k=4, check=0, progress=False)
+    mine = result[1].frame
+    assert alone.frame['training_index'].tolist() == mine['training_index'].tolist()
+    assert alone.frame['influence'].tolist() == pytest.approx(mine['influence'], rel=1e-4)
+
+
+def test_little_memory_takes_steps_again_and_gives_the_same(run: Run) -> None:
+    test = run.testing.mapped_triples[:3]
+    ask = dict(k=3, check=0, progress=False)
+    much, little = replay(run, test, **ask), replay(run, test, memory='160KB', **ask)
+    assert much.facts['replayed']['steps_taken_again'] == 0
+    assert little.facts['replayed']['steps_taken_again'] > 0
+    assert little.facts['replayed']['predictions_together'] < 3
+    assert little.frame['training_index'].tolist() == much.frame['training_index'].tolist()
+    assert little.frame['influence'].tolist() == pytest.approx(much.frame['influence'], rel=1e-4)
+    with pytest.raises(RunError, match='is too little to replay this run'):
+        replay(run, test, memory='20KB', progress=False)
+
+
+@pytest.mark.parametrize('at', [14, 20])  # in the first part of the way back, in the second
+def test_a_replay_that_was_killed_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(replaying, '_EVERY', 0.0)
+    ask = dict(k=3, check=0, memory='180KB')
+    test, out = run.testing.mapped_triples[:2], tmp_path / 'out'
+    want = replay(run, test, progress=False, **ask)
+    assert want.facts['replayed']['predictions_together'] == 1
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done >= at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(run, test, progress=stop, out=out, **ask)
+    assert (out / 'replay.pt').is_file()
+    told: list[int] = []
+    found = replay(run, test, progress=lambda label, done, total: told.append(done), out=out, **ask)
+    assert found.frame['influence'].tolist() == want.frame['influence'].tolist()
+    assert (
+        found.facts['replayed']['steps_taken_again'] < want.facts['replayed']['steps_taken_again']
+    )
+    assert not (out / 'replay.pt').exists()
+    again = replay(run, test, progress=stop, out=out, **ask)  # which makes no step
+    assert again.frame.equals(found.frame)
+    with pytest.raises(ValueError, match='the answer to another question'):
+        replay(run, test[:1], progress=False, out=out, **ask)
+    assert len(replay(run, test[:1], progress=False, out=out, overwrite=True, **ask)) == 1
+    assert len(Result.load(out)) == 1
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(optimizer='adamw', loss='bcewithlogits', num_negs_per_pos=2),
+        dict(model='TransE', optimizer='adagrad', loss='nssa', model_kwargs=D),
+        dict(model='ComplEx', optimizer='sgd', optimizer_kwargs=dict(momentum=0.9), inverse=True),
+    ],
+    ids=['adam', 'adamw', 'none', 'sgd'],
+)
+def test_formulas_and_touched_rows_give_what_autograd_gives(
+    tmp_path: Path, kwargs: dict[str, Any]
+) -> None:
+    run = trained(tmp_path / 'run', **kwargs)
+    loop, tape = record_training(run, room=4)
+    gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+    objective, test = make_objective('softmax', run), run.testing.mapped_triples[:2]
+    backwards, found = Backwards(gradient), []
+    bound = kwargs.get('optimizer') == 'adagrad'  # under which Adagrad has no formula
+    assert backwards.formulas != bound and bool(backwards.tables) != bound
+    tables, ways = backwards.tables, [(False, {})]
+    ways += [] if bound else [(True, {}), (True, tables)]
+    for backwards.formulas, backwards.tables in ways:
+        put(loop, backwards.end)
+        _, adjoint = end_adjoint(loop, objective, test, gradient.names)
+        found.append(torch.zeros(2, gradient.count))
+        backwards_through(backwards, adjoint, found[-1], room=4)
+    for x in found[1:]:
+        assert ((x - found[0]).norm() / x.norm()) < 1e-4
+
+
+def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
+    foreign = Run.from_model(run.model(-1, 'cpu'), run.training, learning_rates=[0.01])
+    test = run.testing.mapped_triples[:1]
+    with pytest.raises(RunError, match='only a run of train can be replayed'):
+        replay(foreign, test, progress=False)
+    with pytest.raises(RunError, match="optimizer='adadelta' has no form"):
+        replay(trained(tmp_path / 'other', optimizer='adadelta', epochs=1), test, progress=False)
+    with pytest.raises(ValueError, match='test_objective chooses the loss of the predictions'):
+        replay(run, test, objective='bce', progress=False)
+    path, facts = run.folder / 'run.json', (run.folder / 'run.json').read_text()
+    changed = json.loads(facts)
+    changed['settings']['seed'] += 1
+    changed['packages']['torch'] = '1.0'
+    try:
+        path.write_text(json.dumps(changed))
+        with pytest.raises(RunError, match='is at epoch 1 not where it was.*made with torch 1.0'):
+            replay(Run.open(run.folder), test, progress=False)
+    finally:
+        path.write_text(facts)
+
+
+def test_rows_that_a_loss_mixes_are_refused(tmp_path: Path) -> None:
+    run = trained(tmp_path / 'run', **LCWA)
+    with pytest.raises(RunError, match='MarginRankingLoss mixes the rows of a batch'):
+        replay(run, run.testing.mapped_triples[:1], progress=False)
