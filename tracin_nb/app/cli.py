@@ -183,6 +183,7 @@ class ImportAsked:
     )
     seed: int = option(0, 'Of the negatives.', 'How', kind='whole', advanced=True)
     header: Header
+    named: Named = Named()
 
 
 @main.command('import', short_help='Make a run of a model that was trained elsewhere.')
@@ -209,6 +210,7 @@ def import_command(asked: ImportAsked) -> None:
         out=asked.out,
         validation=asked.validation,
         testing=asked.testing,
+        names=asked.named.names,
         **told,
     )
     for name, said in run.assumed.items():
