@@ -32,6 +32,7 @@ from pykeen.training.callbacks import (
 )
 from pykeen.triples import CoreTriplesFactory
 
+from ..graph.names import NamesGiven
 from .given import as_model, labelled, pipeline_loop, steps_made, untrained
 from .keeping import check_labels, read_facts, start_facts, write_facts
 from .loop import KeepCheckpoints
@@ -50,7 +51,7 @@ from tracin_nb.runs.settings import (
     step_settings,
     weighter_settings,
 )
-from .training import holds_run, training_alone
+from .training import holds_run, named_data, training_alone
 
 # %% ../../nbs/runs/65_callback.ipynb #d14253b1
 def _locals_of(code: CodeType) -> dict[str, Any] | None:
@@ -366,7 +367,7 @@ def _parts(
     known = {n: given.get(n) or piped.get(n) for n in ('validation', 'testing')}
     known = {n: labelled(f) if f is not None else None for n, f in known.items()}
     check_labels(training := labelled(training))
-    return EagerDataset(training=training, **known)
+    return named_data(EagerDataset(training=training, **known), given.get('names'))
 
 # %% ../../nbs/runs/65_callback.ipynb #b4f07a03
 TOLD = 'at epoch {} a callback of the training told it to stop'
@@ -424,13 +425,14 @@ class KeepRun(TrainingCallback):
         *,
         validation: CoreTriplesFactory | None = None,  # None: those of `pipeline`, if it is one
         testing: CoreTriplesFactory | None = None,
+        names: NamesGiven | None = None,  # what labels are called; None: as the triples have it
         seed: int | None = None,  # None: that of `pipeline`, or of the model
         model_kwargs: Mapping[str, Any] | None = None,  # None: found, or asked for
         loss_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.out, self.keep_every = Path(out), keep_every
-        self.given = dict(validation=validation, testing=testing, seed=seed)
+        self.given = dict(validation=validation, testing=testing, names=names, seed=seed)
         self.given |= dict(model_kwargs=model_kwargs, loss_kwargs=loss_kwargs)
         self.keeper: _Keeper | None = None
         self.stopper: EarlyStopper | None = None

@@ -18,6 +18,7 @@ from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 
+from ..graph.names import NamesGiven
 from ..graph.triples import read_numbered, to_ids
 from .foreign import checkpoint_files, open_files
 from .models import kept_rng
@@ -157,6 +158,7 @@ def import_files(
     out: Path | str,  # folder of the run; one that holds something is refused
     validation: Path | str | None = None,  # more triples, TSV
     testing: Path | str | None = None,
+    names: NamesGiven | None = None,  # what labels are called: a table, or what `Names` takes
     header: bool | None = None,
     **told: Any,  # of model and training, as `open_files` takes it
 ) -> Run:
@@ -171,6 +173,8 @@ def import_files(
         validation=_others(validation, run.training, header),
         testing=_others(testing, run.training, header),
     )
+    if names is not None:
+        run = run.with_names(names)
     found = '; '.join(hints(run, _recorded_loss(checkpoint_files(checkpoints))))
     if 'loop' in run.assumed:
         run.assumed['loop'] += f'; hints: {found}'

@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pykeen.models import Model, model_resolver
+from pykeen.models import Model
 from pykeen.models.inductive import InductiveERModel
 from pykeen.triples import CoreTriplesFactory
 from pykeen.utils import set_random_seed
 from torch.overrides import TorchFunctionMode
 
 from ..graph.triples import machine_memory
+from .rotations import MODELS
 from .settings import RunError, too_large
 
 # %% ../../nbs/runs/10_models.ipynb #b59c150c
@@ -111,7 +112,7 @@ def build_model(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Mo
     with kept_rng(), _Room(machine_memory()) as room:
         set_random_seed(settings['seed'])
         try:
-            model = model_resolver.make(
+            model = MODELS.make(
                 settings['model'],
                 settings['model_kwargs'],
                 triples_factory=training,
