@@ -156,7 +156,7 @@ def _flat(facts: dict[str, Any]) -> str:
     own = facts.get('test_objective', facts['objective'])
     names = [f'"{name}"' for name in facts.get('test_objectives_with_slope', [])]
     other = (
-        f'test_objective {" or ".join(names)} would have one'
+        f'with {" or ".join(names)} as the loss of the prediction (test_objective) it has one'
         if names
         else 'no other that was tried has one'
     )

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from fastcore.meta import delegates
@@ -29,10 +28,9 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits
+from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits, records
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
-from ..engine.beliefs import believed
 from ..engine.gradients import Engine, FactoredEngine
 from ..engine.objectives import Objective, left_out, make_objective
 from ..engine.shortcuts import Sample
@@ -72,7 +70,6 @@ from tracin_nb.influence.steps import (
 )
 from .tiles import Pass
 from ..locks import alone_in_out
-from ..progress import bar
 from ..runs.run import Run, as_run
 
 # %% ../../nbs/influence/90_tracin.ipynb #2bd558f1
@@ -104,14 +101,18 @@ def row_group(some: Pass, scores: Tensor, training: TriplesFactory, schema: pa.S
 
 
 def score_schema(
-    test: Tensor, training: TriplesFactory, dtype: torch.dtype, facts: dict[str, Any]
+    test: Tensor,
+    training: TriplesFactory,
+    dtype: torch.dtype,
+    facts: dict[str, Any],
+    told: Sequence[dict[str, Any]],  # of each test triple: what the model holds of it
 ) -> pa.Schema:
     """Return columns head, relation, tail, training_index, test_0, ...; the metadata says what
     they are, as JSON."""
     number = pa.float64() if dtype == torch.float64 else pa.float32()
     texts = [(name, pa.string()) for name in ('head', 'relation', 'tail')]
     labels = [list(t) for t in zip(*(c.tolist() for c in label_columns(test, training).values()))]
-    content = json.dumps(dict(facts=facts, test=labels), ensure_ascii=False)
+    content = json.dumps(dict(facts=facts, test=labels, tests=told), ensure_ascii=False)
     scores = [(f'test_{i}', number) for i in range(len(test))]
     return pa.schema(
         [*texts, ('training_index', pa.int64()), *scores], metadata={'tracin_nb': content}
@@ -314,7 +315,9 @@ class TracIn:
         untaught(test, training)
         with arithmetic(self.settings.precision), naming(test, training.mapped_triples, training):
             work = self._matrix(test, rows, training.mapped_triples[rows], _ROW_GROUP)
-            schema = score_schema(test, training, self.steps.dtype, self.facts(self.test_objective))
+            told, about = checks.held(self.steps, self.run, self.checkpoints, test, len(rows))
+            facts = self.facts(self.test_objective, beliefs=about)
+            schema = score_schema(test, training, self.steps.dtype, facts, records(told))
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as draft, parquet.ParquetWriter(draft, schema) as file:
 
@@ -546,7 +549,9 @@ class TracIn:
             parts = parts or self._begun(out, question, whole, tried, overwrite)
         with naming(question.test, every, training):
             ranking, facts = self._ranked(question, side, slopes, whole, kept, parts)
-        beliefs, facts['beliefs'] = self._believed(question.test, len(whole))
+        beliefs, facts['beliefs'] = checks.held(
+            self.steps, self.run, self.checkpoints, question.test, len(whole)
+        )
         groups = None
         if question.breakdown:
             groups = aggregation.breakdown(self.steps, side, ranking, every, whole.part)
@@ -561,13 +566,6 @@ class TracIn:
             if question.near:
                 result = aggregation.with_near(result, question.near, ranking.sums)
         return result, parts
-
-    def _believed(self, test: Tensor, looked_at: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-        "What the model of the last chosen checkpoint holds of the `test` triples, and the facts."
-        last, passes = self.checkpoints.index(max(self.checkpoints)), looked_at * len(self.steps)
-        telling, model = self.steps.telling, self.steps[last].train.model
-        with stage('beliefs', whole=True), bar(telling.progress, 2 * len(test), 'ranks') as add:
-            return believed(self.run, model, test, passes, add)
 
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
         "What `prepare` kept, if it serves the question."

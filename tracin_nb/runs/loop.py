@@ -41,6 +41,7 @@ from tracin_nb.runs.models import (
     forget_representations,
     kept_rng,
     load_strictly,
+    log_silenced,
     probe_scores,
     set_rng_state,
     state_fingerprint,
@@ -83,7 +84,7 @@ def _validation_value(model: Model, dataset: Dataset, metric: str) -> float:
         add_defaults=False,
         batch_size=None if model.device.type == 'cuda' else 32,
     )
-    with kept_rng():
+    with kept_rng(), log_silenced('torch_max_mem'):  # about sizes that are given here
         results = evaluator.evaluate(
             model,
             triples,
