@@ -13,13 +13,14 @@ from pykeen.evaluation import RankBasedEvaluator
 from pykeen.models import DistMult
 from pykeen.triples import CoreTriplesFactory
 
-from tracin_nb.answer.results import Result, read_csv, text_table
+from tracin_nb.answer.results import CAVEAT, CAVEAT_OF_REPLAY, Result, read_csv, text_table
 from tracin_nb.answer.standing import BELIEFS, UNKNOWN, belief_line, doubts, summary_of
 from tracin_nb.app import cli
 from tracin_nb.app.audit import compare
 from tracin_nb.app.explorer import ExplorerQuestion, InfluenceExplorer
 from tracin_nb.engine import beliefs as module
 from tracin_nb.engine.beliefs import beliefs, guessed, heads_too_dear, standing
+from tracin_nb.evaluation.replay import replay
 from tracin_nb.influence.batch import SUMMARY
 from tracin_nb.influence.tracin import TracIn, resume
 from tracin_nb.runs.run import Run
@@ -372,6 +373,29 @@ def test_on_the_command_line(run: Run, result: Result, test: torch.Tensor, tmp_p
     words = result.outlook()
     assert words and words in done['table'].stdout and words in done['csv'].stderr
     assert words in done['json'].stderr
+
+
+def test_in_a_replay(run: Run, result: Result, test: torch.Tensor, tmp_path: Path) -> None:
+    "Which says in every form that it is one, and not TracIn."
+    found = replay(run, test, k=3, check=2, progress=False, out=tmp_path / 'folder')
+    pd.testing.assert_frame_equal(found.tests[[*BELIEFS]], result.tests[[*BELIEFS]], rtol=1e-4)
+    assert found.facts['beliefs'] == result.facts['beliefs']
+    folder = found.save(tmp_path / 'saved')
+    in_rows(read_csv(folder / 'result.csv'), found)
+    content = json.loads((folder / 'result.json').read_text())
+    in_content(content, found)
+    assert content['caveat'] == found.to_frame().attrs['caveat'] == CAVEAT_OF_REPLAY
+    again, ask = Result.load(tmp_path / 'folder'), ['replay', str(run.folder), '--check', '0']
+    said = CliRunner().invoke(cli.main, [*ask, '--triple', *labels(run, test)[3], '--verbose'])
+    assert said.exit_code == 0, said.output
+    in_text(said.output, found[3], 1)
+    assert CAVEAT_OF_REPLAY in said.output and 'not checked by dropping triples' in said.output
+    for text in (text_table(found), found._repr_html_(), repr(again), said.output):
+        assert 'Replay: exact derivative of the training that happened' in text
+        assert 'TracIn estimate' not in text and CAVEAT not in text
+    for text in (text_table(found), repr(found), repr(again), found._repr_html_()):
+        assert 'repeated to the last bit' in text and '2 triples were really dropped' in text
+    assert result.facts['rung'] == 'estimate' and 'TracIn estimate' in repr(result)
 
 
 def test_in_a_batch(run: Run, result: Result, test: torch.Tensor, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..answer.ranking import Ranking
 from ..answer.results import Result
+from ..engine.beliefs import believed
 from ..engine.objectives import Objective, make_objective
 from tracin_nb.evaluation.adjoints import (
     Adjoint,
@@ -286,6 +287,7 @@ def replay_facts(
     other = {} if str(own) == str(objective) else dict(test_objective=str(objective))
     return dict(
         rung='replay',
+        model=type(backwards.loop.model).__name__,
         objective=str(own),
         **other,
         checkpoints=checkpoint_facts(run, range(len(run.checkpoints))),
@@ -307,16 +309,27 @@ def replay_facts(
 
 
 def _answer(
-    run: Run, test: Tensor, influence: Tensor, k: int, sloped: Tensor, facts: dict[str, Any]
+    run: Run,
+    test: Tensor,
+    influence: Tensor,
+    k: int,
+    sloped: Tensor,
+    facts: dict[str, Any],
+    progress: bool | Progress,
 ) -> Result:
-    "Return the result of `influence` `[M, N]`."
+    "Return the result of `influence` `[M, N]`, with what the model holds of the `test` triples."
     ranking = Ranking(len(test), min(k, influence.shape[1]), dtype=influence.dtype)
     ranking.update(influence, 0)
-    counts = dict(
+    counts: dict[str, Any] = dict(
         training_triples=influence.shape[1],
         training_triples_with_slope=int(influence.bool().any(0).sum()),
     )
-    return Result.of(test, run.training, ranking, facts | counts, has_slope=sloped.cpu())
+    passes = run.checkpoints[-1].epoch * influence.shape[1]
+    with bar(progress, 2 * len(test), 'ranks') as add:
+        model = run.model(-1, facts['device'])
+        held, counts['beliefs'] = believed(run, model, test, passes, add)
+    more = dict(has_slope=sloped.cpu(), beliefs=held)
+    return Result.of(test, run.training, ranking, facts | counts, **more)
 
 
 def _check_facts(run: Run, dropped: Dropped) -> dict[str, Any]:
@@ -385,7 +398,7 @@ def replay(
         influence, back = -total.cpu(), time.perf_counter()
         facts = replay_facts(run, loss, backwards, room) | more
         facts |= dict(record_seconds=recorded - start, back_seconds=back - recorded)
-        result = _answer(run, test, influence, k, sloped, facts)
+        result = _answer(run, test, influence, k, sloped, facts, progress)
         if check and len(result.frame):
             rows = over_the_range(influence, result.frame['training_index'].tolist(), check)
             put(loop, backwards.end)
