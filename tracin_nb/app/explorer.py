@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..answer.plots import GROUPS, PARTS, distribution, ego_graph, over_checkpoints, shares
-from ..answer.results import CAVEAT, SIDES, Result, facts_line
+from ..answer.results import SIDES, Result, caveat_of, facts_line
 from ..answer.table import TRIPLE, aligned, signed, visible
 from tracin_nb.app.panels import (
     RunPanel,
@@ -377,8 +377,9 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
 @patch
 def export(self: InfluenceExplorer, *pictures: bytes) -> None:
     "Links that save the answer, and the picture if there is one."
+    facts = self.result.facts
     found = links(self.result, 'influence', **{'png': content for content in pictures})
-    self.files.value = f'{found}{message(facts_line(self.result.facts))}{message(CAVEAT)}'
+    self.files.value = f'{found}{message(facts_line(facts))}{message(caveat_of(facts))}'
 
 # %% ../../nbs/app/20_explorer.ipynb #5afc801e
 @patch

@@ -451,6 +451,7 @@ class TracIn:
                 else dict(routes=routes_taken(self.steps), route_error=maker.route_error)
             )
             return dict(
+                rung='estimate',
                 model=type(self.steps[-1].train.model).__name__,
                 objective=str(self.objective),
                 **other,
