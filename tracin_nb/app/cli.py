@@ -183,6 +183,7 @@ class ImportAsked:
     )
     seed: int = option(0, 'Of the negatives.', 'How', kind='whole', advanced=True)
     header: Header
+    names: Path | None = again(Named, 'names', shown=None)
 
 
 @main.command('import', short_help='Make a run of a model that was trained elsewhere.')
@@ -209,6 +210,7 @@ def import_command(asked: ImportAsked) -> None:
         out=asked.out,
         validation=asked.validation,
         testing=asked.testing,
+        names=asked.names,
         **told,
     )
     for name, said in run.assumed.items():
@@ -279,6 +281,7 @@ class PredictAsked:
     source: Source
     what: Predicted
     header: Header
+    named: Named = Named()
     out: Path | None = again(
         Output, 'out', help='Save to a file ending in .csv, .parquet or .json.'
     )
@@ -350,7 +353,7 @@ def predict_command(asked: PredictAsked) -> None:
     asked.check()
     to = asked.to
     with claimed(to):
-        run = as_run(asked.source.opened(0, asked.header.header))
+        run = as_run(asked.named.on(asked.source.opened(0, asked.header.header)))
         found = asked.what.found(run)
         if to.out:
             asked.write(found, to.out)
@@ -361,6 +364,7 @@ def predict_command(asked: PredictAsked) -> None:
         say('tracin: note: the run knows all such triples already: none is new')
     elif asked.source.folder:
         about = ' '.join(f'--{part} {json.dumps(x)}' for part, x in asked.what.given.items())
+        about += f' --names {asked.named.names}' if asked.named.names else ''
         say(f'next: tracin explain {asked.source.folder} --top 3 {about}')
 
 # %% ../../nbs/app/70_cli.ipynb #6b943547

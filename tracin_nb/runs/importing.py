@@ -18,6 +18,7 @@ from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 
+from ..graph.names import NamesGiven
 from ..graph.triples import read_numbered, to_ids
 from .foreign import checkpoint_files, open_files
 from .models import kept_rng
@@ -158,6 +159,7 @@ def import_files(
     validation: Path | str | None = None,  # more triples, TSV
     testing: Path | str | None = None,
     header: bool | None = None,
+    names: NamesGiven | None = None,  # what its labels are called: a table, or what `Names` takes
     **told: Any,  # of model and training, as `open_files` takes it
 ) -> Run:
     """Make a run folder of checkpoint files of other programs, and open it.
@@ -171,6 +173,7 @@ def import_files(
         validation=_others(validation, run.training, header),
         testing=_others(testing, run.training, header),
     )
+    run = run if names is None else run.with_names(names)
     found = '; '.join(hints(run, _recorded_loss(checkpoint_files(checkpoints))))
     if 'loop' in run.assumed:
         run.assumed['loop'] += f'; hints: {found}'
