@@ -119,6 +119,21 @@ def alike(a, b) -> None:
 # ---------------------------------------------------------------- the front door
 
 
+def test_names(piped, tmp_path) -> None:
+    "Names given to `import` stay with the run; `predict` takes them, too."
+    (tmp_path / 'names.tsv').write_text('id\tname\nchina\tMiddle Kingdom\n')
+    named = ('--names', tmp_path / 'names.tsv')
+    command = ('import', piped['slcwa'][1], '--allow-pickle', '--learning-rate', 0.02)
+    fine(*command, '--out', tmp_path / 'run', *named)
+    done = fine('predict', tmp_path / 'run', 'middle kingdom', 'embassy', '-k', 1)
+    assert done.stdout.startswith('Middle Kingdom [china]  embassy  ?\n')
+    fine(*command, '--out', tmp_path / 'plain')
+    asked = ('predict', tmp_path / 'plain', 'Middle Kingdom', 'embassy', '-k', 1)
+    assert "unknown entity 'Middle Kingdom'" in tracin(*asked).stderr
+    again = fine(*asked, *named)
+    assert again.stdout == done.stdout and again.stderr.splitlines()[-1].endswith(str(named[1]))
+
+
 @pytest.mark.parametrize('name', LOOPS)
 def test_two_commands_from_a_pipeline_folder(piped, name, tmp_path) -> None:
     result, folder = piped[name]
