@@ -162,7 +162,7 @@ PIPES: dict[str, dict[str, Any]] = {
         training_loop='lcwa', training_kwargs=dict(label_smoothing=0.1), loss='bcewithlogits'
     ),
     'heads': dict(training_loop='lcwa', training_loop_kwargs=dict(target='head')),
-    'inverse': dict(dataset=load_dataset('nations', inverse=True)),
+    'inverse': dict(dataset=few_nations(inverse=True)),
     'negatives': dict(
         loss='NSSA',
         loss_kwargs=dict(adversarial_temperature=0.5),
@@ -348,25 +348,26 @@ class Full:
         return self.real(path, save)
 
 
-@pytest.mark.parametrize('lost', [{1}, {2}, {2, 4}, {1, 2, 3, 4}])
+@pytest.mark.parametrize('lost', [{2}, {1, 3}, {1, 2, 3}])
 def test_full_disk(lost: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "The training ends as it would have, and the run lacks what could not be written."
     Full(monkeypatch, lost)
     with pytest.warns(UserWarning) as warned:
-        result = piped(tmp_path / 'run', 1, epochs=4)
+        result = piped(tmp_path / 'run', 1, epochs=3)
+    assert len(result.losses) == 3
     said = [str(w.message) for w in warned if 'kept' in str(w.message)]
     assert f'epoch {min(lost)} is not kept: [Errno 28] No space left on device' in said[0]
-    assert f'lacks the epochs {", ".join(map(str, sorted(lost)))}, which' in said[-1]
-    trained = state_fingerprint(result.model.state_dict())
+    epochs = ', '.join(map(str, sorted(lost)))
+    assert f'lacks the epochs {epochs}, which' in said[-1]
     monkeypatch.undo()
-    if len(lost) < 4:
-        run = Run.open(tmp_path / 'run')
-        assert [c.epoch for c in run.checkpoints] == sorted({1, 2, 3, 4} - lost)
-        assert f'could not be kept: epoch {", ".join(map(str, sorted(lost)))}' in repr(run)
-        assert 'to come' not in repr(run)
-        assert (run.fingerprint(-1) == trained) == (4 not in lost)
-    again = piped(tmp_path / ('run' if len(lost) == 4 else 'other'), 1, epochs=4)
-    assert state_fingerprint(again.model.state_dict()) == trained
+    if lost == {1, 2, 3}:  # such a folder may be taken again, and nothing was disturbed
+        again = piped(tmp_path / 'run', 3, epochs=3)
+        states = [state_fingerprint(r.model.state_dict()) for r in (again, result)]
+        assert states[0] == states[1] == Run.open(tmp_path / 'run').fingerprint(-1)
+        return
+    run = Run.open(tmp_path / 'run')
+    assert [c.epoch for c in run.checkpoints] == sorted({1, 2, 3} - lost)
+    assert f'could not be kept: epoch {epochs}' in repr(run) and 'to come' not in repr(run)
 
 
 def test_full_disk_and_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
