@@ -7,6 +7,7 @@ __all__ = ['preferred', 'tried_losses', 'hints', 'import_files']
 
 # %% ../../nbs/runs/95_importing.ipynb #3ff05714
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -121,7 +122,8 @@ def _recorded_loss(files: Sequence[Path]) -> float | None:
     path = files[0] / 'results.json'
     if not path.is_file():
         return None
-    losses = json.loads(path.read_text(encoding='utf-8')).get('losses')
+    facts = json.loads(path.read_text(encoding='utf-8'))
+    losses = facts.get('losses') if isinstance(facts, dict) else None
     last = losses[-1] if isinstance(losses, list) and losses else None
     return last if isinstance(last, float) else None
 
@@ -178,4 +180,9 @@ def import_files(
     found = '; '.join(hints(run, _recorded_loss(checkpoint_files(checkpoints))))
     if 'loop' in run.assumed:
         run.assumed['loop'] += f'; hints: {found}'
-    return Run.open(run.save(out))
+    saved = run.save(out)
+    try:
+        return Run.open(saved)
+    except BaseException:
+        shutil.rmtree(saved, ignore_errors=True)
+        raise

@@ -167,6 +167,8 @@ def _refusal(path: Path, error: Exception) -> RunError:
             'who trust its maker)'
         )
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+    if found := re.search(r'WeightsUnpickler error: (.*)', str(error)):
+        reason = f'{found[1][:160] or "PyTorch cannot read its pickle"} (nothing was executed)'
     return RunError(
         f'{path} is not a checkpoint of tensors, or it is truncated or damaged: {reason}'
     )
