@@ -3060,6 +3060,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tracin_nb/influence/question.py'),
                                               'tracin_nb.influence.question.near_digest': ( 'influence/question.html#near_digest',
                                                                                             'tracin_nb/influence/question.py'),
+                                              'tracin_nb.influence.question.other_names': ( 'influence/question.html#other_names',
+                                                                                            'tracin_nb/influence/question.py'),
                                               'tracin_nb.influence.question.question_entries': ( 'influence/question.html#question_entries',
                                                                                                  'tracin_nb/influence/question.py'),
                                               'tracin_nb.influence.question.training_rows': ( 'influence/question.html#training_rows',

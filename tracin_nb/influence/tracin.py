@@ -36,6 +36,7 @@ from ..engine.objectives import Objective, left_out, make_objective
 from ..engine.shortcuts import Sample
 from ..engine.weightings import joint_facts, make_weighting
 from ..files import replacing
+from ..graph.names import names_of_text
 from ..graph.neighbourhoods import Near
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
@@ -653,12 +654,11 @@ def resume(
             f'does not hold: make the '
             f'same TracIn again and call explain(..., out={str(out)!r})'
         )
-    ask, tracin = (
-        again['ask'],
-        TracIn(
-            again['run'], **again['options'], devices=devices or again['devices'], progress=progress
-        ),
-    )
+    run, names = as_run(again['run']), again.get('names')
+    if names is not None:  # other than the run's own
+        run = run.with_names(names_of_text(names) if names else None)
+    how = dict(devices=devices or again['devices'], progress=progress)
+    ask, tracin = again['ask'], TracIn(run, **again['options'], **how)
     train = None if ask['train'] is None else torch.tensor(ask['train'])
     sample = ask['sample'] and Sample(**ask['sample'])
     return tracin.explain(
