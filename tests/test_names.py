@@ -27,7 +27,8 @@ from tracin_nb.graph.triples import (
     select,
     to_ids,
 )
-from tracin_nb.influence.tracin import TracIn
+from tracin_nb.influence.parts import Parts
+from tracin_nb.influence.tracin import TracIn, resume
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.settings import RunError
 from tracin_nb.runs.training import train
@@ -285,8 +286,8 @@ def test_texts(result: Result, tracin: TracIn) -> None:
     ax = result.plot()
     assert ax.get_title().startswith('China  has embassy in  Cuba, the island\n')
     ticks = [x.get_text() for x in ax.get_yticklabels()]
-    assert all('[' not in x or 'ig country [' in x for x in ticks)
-    assert any('China' in x or 'has embassy in' in x for x in ticks)
+    assert all('[' not in x or 'ig country [' in x or 'usa [uk]' in x for x in ticks)
+    assert any(name in x for x in ticks for name in NAMES.values())
 
 
 def test_odd_names(run: Run) -> None:
@@ -317,6 +318,23 @@ def test_asked_again(run: Run, tmp_path: Path) -> None:
     ask = dict(test=('china', 'embassy', 'cuba'), k=2, out=tmp_path / 'out')
     TracIn(run.with_names(None), **FAST).explain(**ask)
     assert TracIn(run, **FAST).explain(**ask).block(0)[0] == SHOWN
+
+
+def test_finished_by_the_folder_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "A question that was begun with other names than the run's ends with them."
+
+    def dying(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    for i, (names, shown) in enumerate((({'china': 'Middle'}, 'Middle [china]'), (None, 'china'))):
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(Parts, 'write', dying)
+            asked = TracIn(run.with_names(names), **FAST)
+            asked.explain(('china', 'embassy', 'cuba'), k=2, out=tmp_path / f'{i}')
+        found = resume(tmp_path / f'{i}', progress=False)
+        assert found.block(0)[0] == f'{shown}  embassy  cuba'
 
 
 def test_fourteen_columns(result: Result, run: Run) -> None:
