@@ -9,7 +9,7 @@ __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'NOT_TESTED', 'COUNTED', 'triple_of',
            'seeds_text', 'alone_text', 'table_lines', 'title_line', 'text_of', 'html_of',
            'Verified', 'frame_of', 'repeats_text', 'carry_out', 'verification', 'verify']
 
-# %% ../../nbs/evaluation/70_verify.ipynb #6bdd4e85
+# %% ../../nbs/evaluation/70_verify.ipynb #6644195a
 import csv
 import json
 import math
@@ -38,8 +38,9 @@ from ..graph.neighbourhoods import at_least_one
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from ..influence.question import training_rows, versions
 from ..progress import Progress, bar
+from ..runs.models import state_fingerprint
 from ..runs.run import Run, as_run
-from ..runs.training import check_again, train_again
+from ..runs.training import BATCHES, check_again, train_again
 
 # %% ../../nbs/evaluation/70_verify.ipynb #8be58d02
 def triple_of(result: Result, i: int) -> list[str]:
@@ -98,7 +99,7 @@ def drawn(rows: Tensor, n: int, seed: int, control: str) -> list[int]:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows[order[:n]].tolist()
 
-# %% ../../nbs/evaluation/70_verify.ipynb #720a47bb
+# %% ../../nbs/evaluation/70_verify.ipynb #864fa32a
 MEASURES = ('loss', 'score', 'probability', 'rank')
 WHEN = ('before', 'after')
 
@@ -130,21 +131,17 @@ def outcome(
     run: Run,
     prediction: Tensor,  # `[3]`
     objective: Objective,  # of the prediction
-    device: str | torch.device | None,
+    how: dict[str, Any],  # batches and device, as `train_again` takes them
     without: Without,
 ) -> tuple[dict[str, float], str, float]:
     "`held` after a training without some triples, its weights' fingerprint, and its seconds."
-    start, kept = time.perf_counter(), torch.ones(run.training.num_triples, dtype=torch.bool)
-    kept[list(without.rows)] = False
-    triples = run.training.mapped_triples[kept]
-    left = run.training.clone_and_exchange_triples(triples) if without.rows else run.training
-    with tempfile.TemporaryDirectory() as folder:
-        again = train_again(run, left, out=Path(folder) / 'run', seed=without.seed, device=device)
-        found = held(run, again.model(-1, device), prediction, objective)
-        print_of = again.fingerprint(-1)
-    return found, print_of, time.perf_counter() - start
+    start, out = time.perf_counter(), run.training.mapped_triples[list(without.rows)]
+    model = train_again(run, out if without.rows else None, seed=without.seed, **how)
+    found = held(run, model, prediction, objective)
+    weights = state_fingerprint(model.state_dict())
+    return found, weights, time.perf_counter() - start
 
-# %% ../../nbs/evaluation/70_verify.ipynb #7d080f6b
+# %% ../../nbs/evaluation/70_verify.ipynb #af110eb3
 @dataclass
 class Verification:
     "What will be trained again for a prediction. Raises `RunError` for a run that cannot be."
@@ -157,6 +154,7 @@ class Verification:
     seeds: Sequence[int] = (0,)
     control: str = 'neighbour'
     test_objective: str | Objective = 'training'
+    batches: str = 'same'
     device: str | torch.device | None = None
     seconds: float = float('nan')  # of one training; measured by the first one
     found: list[tuple[dict[str, float], str, float]] = field(default_factory=list, repr=False)
@@ -165,6 +163,8 @@ class Verification:
         check_again(self.run)
         if self.control not in CONTROLS:
             raise ValueError(f'control is {self.control!r}, expected one of {", ".join(CONTROLS)}')
+        if self.batches not in BATCHES:
+            raise ValueError(f'batches is {self.batches!r}, expected one of {", ".join(BATCHES)}')
         training = self.run.training
         self.rows = [training_rows(triple, training).tolist() for triple in self.named]
         self.objective = make_objective(self.test_objective, self.run)
@@ -195,7 +195,8 @@ class Verification:
     @property
     def outcome(self) -> Callable[[Without], tuple[dict[str, float], str, float]]:
         "The function that makes one of the trainings."
-        return partial(outcome, self.run, self.prediction, self.objective, self.device)
+        how = dict(batches=self.batches, device=self.device)
+        return partial(outcome, self.run, self.prediction, self.objective, how)
 
     def price(self, processes: int = 1) -> str:
         "How many trainings, and how long they will take."
@@ -332,7 +333,7 @@ def html_of(verified: 'Verified') -> str:
     title = html_note(title_line(verified))
     return f'{STYLE}<div class="tracin">{title}{table}{"".join(map(html_note, notes))}</div>'
 
-# %% ../../nbs/evaluation/70_verify.ipynb #ca79def7
+# %% ../../nbs/evaluation/70_verify.ipynb #03796627
 @dataclass(eq=False, repr=False)
 class Verified:
     """What trainings without some triples showed about a prediction. `frame` has a row for each
@@ -360,7 +361,7 @@ class Verified:
         random = f'{in_words(n)} random {self.facts["called"]}{"s" * (n > 1)}'
         said = [
             f'without {called}: {moved(named)}; without {random}: {moved(controls)}; '
-            f'nothing dropped, all seeds: rank {range_text(self.of("nothing")["rank_after"])}',
+            f'another seed alone: rank {range_text(self.of("nothing")["rank_after"])}',
             judgement(named, controls) + seeds_text(named, self.of('nothing')),
         ]
         if len(alone := self.of('named', together=False)):
@@ -407,7 +408,7 @@ class Verified:
             raise ValueError(f'{path}: expected a Verified, got {kind}')
         return cls(pd.DataFrame(rows), facts)
 
-# %% ../../nbs/evaluation/70_verify.ipynb #65b37efe
+# %% ../../nbs/evaluation/70_verify.ipynb #7aad762e
 def _labels(plan: Verification, rows: Sequence[int]) -> list[list[str]]:
     "Labels of training triples in some rows."
     training = plan.run.training
@@ -427,7 +428,7 @@ def _row(
 
 
 def frame_of(plan: Verification) -> pd.DataFrame:
-    "All trainings as rows, by seed. What was before nothing is the first seed."
+    "All trainings as rows, by seed. Before nothing was dropped is the first seed."
     made = list(zip(plan.sets, plan.found))
     before = {x.seed: found for x, (found, *_) in made if x.dropped == 'nothing'}
     first = before[plan.seeds[0]]
@@ -440,7 +441,7 @@ def repeats_text(plan: Verification) -> str:
     "Is the first training the run itself?"
     found, weights, _ = plan.found[0]
     if weights == plan.run.fingerprint(-1):
-        return 'Trained again without nothing, the run came out the same to the last bit.'
+        return 'Trained again on all triples, the run came out the same to the last bit.'
     ours = held(plan.run, plan.run.model(-1, plan.device), plan.prediction, plan.objective)
     return (
         '"Before" is a new training by the settings of the run, which did not come out the same '
@@ -475,6 +476,7 @@ def carry_out(
         named=_labels(plan, [rows[0] for rows in plan.rows]),
         kind=plan.kind,
         control=plan.control,
+        batches=plan.batches,
         called='neighbour' if plan.control == 'neighbour' else 'training triple',
         controls=controls,
         seeds=list(plan.seeds),
@@ -487,7 +489,7 @@ def carry_out(
     )
     return Verified(frame_of(plan), plain_facts(facts))
 
-# %% ../../nbs/evaluation/70_verify.ipynb #1c6315df
+# %% ../../nbs/evaluation/70_verify.ipynb #337225b8
 def _asked(
     run: Run, result: Any, test: int | None, triples: Any, k: int
 ) -> tuple[Tensor, Tensor, str]:
@@ -517,6 +519,7 @@ def verification(
     seeds: int = 3,  # the run's own, and those that follow it
     control: str = 'neighbour',  # random triples that share an entity; or 'any'
     *,
+    batches: str = 'same',  # the run's; 'own': as `train` draws them from fewer triples
     triples: Any = None,  # training triples to drop instead: a frame, labels, or ids
     test: int | None = None,  # which test triple of a result
     test_objective: str | Objective = 'training',  # whose loss is told
@@ -529,7 +532,8 @@ def verification(
     check_again(run := as_run(run))
     prediction, named, kind = _asked(run, result, test, triples, k)
     own = run.settings['seed']
-    how: dict[str, Any] = dict(control=control, test_objective=test_objective, device=device)
+    how: dict[str, Any] = dict(control=control, test_objective=test_objective)
+    how |= dict(batches=batches, device=device)
     return Verification(run, prediction, named, kind, each, range(own, own + seeds), **how)
 
 
@@ -541,6 +545,7 @@ def verify(
     seeds: int = 3,  # the run's own, and those that follow it
     control: str = 'neighbour',  # random triples that share an entity; or 'any'
     *,
+    batches: str = 'same',  # the run's; 'own': as `train` draws them from fewer triples
     triples: Any = None,  # training triples to drop instead: a frame, labels, or ids
     test: int | None = None,  # which test triple of a result
     test_objective: str | Objective = 'training',  # whose loss is told
@@ -549,8 +554,9 @@ def verify(
     progress: bool | Progress = True,  # a bar with the price; or who is told
 ) -> Verified:
     """Train again without the named triples, together and each alone, beside random triples of
-    the same neighbourhood and beside nothing dropped. Raises as `verification` does."""
-    how: dict[str, Any] = dict(test=test, test_objective=test_objective, device=device)
+    the same neighbourhood and beside all triples. Raises as `verification` does."""
+    how: dict[str, Any] = dict(test=test, test_objective=test_objective)
+    how |= dict(batches=batches, device=device)
     plan = verification(run, result, k, each, seeds, control, triples=triples, **how)
     found = carry_out(plan, processes, progress)
     if isinstance(result, Result):
