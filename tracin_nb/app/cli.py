@@ -1216,6 +1216,7 @@ def evaluate_command(asked: Measured) -> None:
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
     corruption   find training triples that were made wrong, by their self-influence
     stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
+    replay       foretell trainings without some triples, with rough and smooth steps
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     \b
     Each takes a while; --set asks for less."""

@@ -83,6 +83,7 @@ def room_for(run: Run, budget: int, tests: int) -> Room:
 
 # %% ../../nbs/evaluation/60_replay.ipynb #0c77d05c
 _TRUSTED, _FAIR = 0.9, 0.7  # rank correlations
+_ENOUGH = 6  # triples, from which a rank correlation tells something
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class Dropped:
 
     @property
     def smooth(self) -> str:
-        "How smooth the training is, by this: smooth, fairly smooth or rough."
+        "How smooth the training is, by this: smooth, fairly smooth, rough, or not known."
+        if len(self.rows) < _ENOUGH:
+            return 'not known'
         good = self.ratio is not None and 0.5 <= self.ratio <= 2
         if self.correlation >= _TRUSTED and good:
             return 'smooth'
@@ -120,8 +123,10 @@ class Dropped:
         "What has to be said of it."
         n = len(self.rows)
         ratio = 'not to be had' if self.ratio is None else f'{self.ratio:.2f}'
+        if not n:
+            return 'no triple could be dropped: none has an influence'
         found = (
-            f'{n} triples were really dropped, each alone: rank correlation with what was foretold '
+            f'{n} triple{"s were" if n > 1 else " was"} really dropped, each alone: rank correlation with what was foretold '
             f'{self.correlation:.2f}, middle ratio {ratio}'
         )
         advice = {
@@ -129,14 +134,23 @@ class Dropped:
             'fairly smooth': 'the derivative tells the direction, hardly the size',
             'rough': 'this training is too rough for its derivative to tell what happens without a '
             'triple: use TracIn with weighting "natural", and verify by training again',
+            'not known': f'whether the training is smooth enough for its derivative cannot be told '
+            f'from fewer than {_ENOUGH}',
         }
         return f'{found}; {advice[self.smooth]}'
 
 # %% ../../nbs/evaluation/60_replay.ipynb #0206d1d6
-def over_the_range(total: Tensor, rows: Sequence[int], n: int) -> list[int]:
-    "Return `n` of the training triples `rows`, from strongest to weakest in `total` `[M, N]`."
-    rows = torch.as_tensor(sorted(set(rows)))
-    order = rows[total[:, rows].abs().amax(0).argsort(descending=True, stable=True)]
+_WEAK = 1e-3  # of the strongest influence; beneath it a change is mostly rounding
+
+
+def over_the_range(total: Tensor, n: int) -> list[int]:
+    """Return `n` training triples, from the strongest in `total` `[M, N]` to the last one that is
+    not weak."""
+    strength = total.abs().amax(0)
+    order = strength.argsort(descending=True, stable=True)
+    order = order[: int((strength > _WEAK * strength.max()).sum())]
+    if not len(order):
+        return []
     return order[torch.linspace(0, len(order) - 1, min(n, len(order))).round().long()].tolist()
 
 
@@ -400,7 +414,7 @@ def replay(
         facts |= dict(record_seconds=recorded - start, back_seconds=back - recorded)
         result = _answer(run, test, influence, k, sloped, facts, progress)
         if check and len(result.frame):
-            rows = over_the_range(influence, result.frame['training_index'].tolist(), check)
+            rows = over_the_range(influence, check)
             put(loop, backwards.end)
             dropped = really_dropped(
                 gradient, loss, test.to(loop.model.device), influence, rows, told
