@@ -1009,7 +1009,7 @@ class ReplayAsked:
         shown="the training's",
     )
     check: int = option(
-        8, 'Triples of the result that are really dropped, each in a training.', 'How', kind='whole'
+        8, 'Training triples that are really dropped, each in a training.', 'How', kind='whole'
     )
     memory: str = again(
         Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
