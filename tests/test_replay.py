@@ -205,7 +205,7 @@ def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
     assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'to the last bit'
     assert len(result.tests) == 2 and result.tests['has_slope'].all()
     assert (result.proponents['influence'] > 0).all() and (result.opponents['influence'] < 0).all()
-    assert result.facts['training'] in ('smooth', 'fairly smooth', 'rough')
+    assert result.facts['training'] == 'not known' and 'cannot be told' in result.facts['check']
     assert 'rank correlation' in result.facts['check']
     dropped = result.facts['dropped']['triples']
     assert len(dropped) == 3 and len(dropped[0]['happened']) == 2
@@ -290,6 +290,43 @@ def test_formulas_and_touched_rows_give_what_autograd_gives(
         backwards_through(backwards, adjoint, found[-1], room=4)
     for x in found[1:]:
         assert ((x - found[0]).norm() / x.norm()) < 1e-4
+
+
+def test_a_mean_over_runs_tells_how_far_they_agree(run: Run, tmp_path: Path) -> None:
+    other = trained(tmp_path / 'other', loss='bcewithlogits', lr=0.003, seed=1)
+    ask = dict(test_objective='softmax', progress=False)
+    test = run.testing.mapped_triples[:2]
+    each = [replay(r, test, k=10**6, check=0, **ask).frame for r in (run, other)]
+    place = ['test_index', 'training_index']
+    each = [f.set_index(place)['influence'].groupby(place).first() for f in each]
+    both = replay([run, str(other.folder)], test, k=3, check=6, out=tmp_path / 'out', **ask)
+    assert (both.proponents['influence'] > 0).all() and len(both.frame) == 12
+    for row in both.frame.to_dict('records'):
+        found = torch.tensor([f.get((row[place[0]], row[place[1]]), 0.0) for f in each])
+        assert row['influence'] == pytest.approx(float(found.mean()), rel=1e-3)
+        assert row['spread'] == pytest.approx(float(found.std()), rel=1e-3)
+        same = (found.sign() == found.mean().sign()).float().mean()
+        assert row['agreement'] == float(same)
+    assert [f['seed'] for f in both.facts['runs']] == [0, 1] and 'seed' not in both.facts
+    assert 'mean of 2 runs' in repr(both) and 'dropped in each run' in repr(both)
+    assert Result.load(tmp_path / 'out').frame.equals(both.frame)
+    few = train('umls', 'DistMult', out=tmp_path / 'umls', epochs=1, model_kwargs=D, progress=False)
+    with pytest.raises(ValueError, match='was not trained on the triples of'):
+        replay([run, few], test, progress=False)
+
+
+def test_a_rough_training_is_named(tmp_path: Path) -> None:
+    "Full batches and large steps; the same with small ones is smooth."
+    full = dict(loop='lcwa', loss='crossentropy', batch_size=4096, keep_every=20)
+    for lr, eps, epochs, want in ((0.3, 1e-8, 40, 'rough'), (0.02, 1e-3, 10, 'smooth')):
+        more = dict(lr=lr, epochs=epochs, optimizer_kwargs=dict(eps=eps), **full)
+        run = trained(tmp_path / want, 'ComplEx', **more)
+        test = run.testing.mapped_triples[:3]
+        found = replay(run, test, test_objective='softmax', progress=False)
+        assert found.facts['training'] == want, found.facts['check']
+        assert ('too rough' in repr(found)) == (want == 'rough')
+        strength = [max(map(abs, t['foretold'])) for t in found.facts['dropped']['triples']]
+        assert strength == sorted(strength, reverse=True) and strength[-1] < strength[0] / 20
 
 
 def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:

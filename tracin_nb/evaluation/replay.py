@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Room', 'tape_bytes', 'room_for', 'Dropped', 'over_the_range', 'really_dropped',
-           'Halfway', 'question_of', 'begun_in', 'steps_of', 'replay_facts', 'replay']
+           'Halfway', 'question_of', 'begun_in', 'steps_of', 'replay_facts', 'Asked',
+           'replay']
 
 # %% ../../nbs/evaluation/60_replay.ipynb #ab08a39a
 import json
@@ -83,6 +84,7 @@ def room_for(run: Run, budget: int, tests: int) -> Room:
 
 # %% ../../nbs/evaluation/60_replay.ipynb #0c77d05c
 _TRUSTED, _FAIR = 0.9, 0.7  # rank correlations
+_ENOUGH = 6  # triples, from which a rank correlation tells something
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class Dropped:
 
     @property
     def smooth(self) -> str:
-        "How smooth the training is, by this: smooth, fairly smooth or rough."
+        "How smooth the training is, by this: smooth, fairly smooth, rough, or not known."
+        if len(self.rows) < _ENOUGH:
+            return 'not known'
         good = self.ratio is not None and 0.5 <= self.ratio <= 2
         if self.correlation >= _TRUSTED and good:
             return 'smooth'
@@ -120,23 +124,34 @@ class Dropped:
         "What has to be said of it."
         n = len(self.rows)
         ratio = 'not to be had' if self.ratio is None else f'{self.ratio:.2f}'
+        if not n:
+            return 'no triple could be dropped: none has an influence'
         found = (
-            f'{n} triples were really dropped, each alone: rank correlation with what was foretold '
-            f'{self.correlation:.2f}, middle ratio {ratio}'
+            f'{n} triple{"s were" if n > 1 else " was"} really dropped, each alone: rank '
+            f'correlation with what was foretold {self.correlation:.2f}, middle ratio {ratio}'
         )
         advice = {
             'smooth': 'the training is smooth, and its derivative tells what happens',
             'fairly smooth': 'the derivative tells the direction, hardly the size',
             'rough': 'this training is too rough for its derivative to tell what happens without a '
             'triple: use TracIn with weighting "natural", and verify by training again',
+            'not known': f'whether the training is smooth enough for its derivative cannot be told '
+            f'from fewer than {_ENOUGH}',
         }
         return f'{found}; {advice[self.smooth]}'
 
 # %% ../../nbs/evaluation/60_replay.ipynb #0206d1d6
-def over_the_range(total: Tensor, rows: Sequence[int], n: int) -> list[int]:
-    "Return `n` of the training triples `rows`, from strongest to weakest in `total` `[M, N]`."
-    rows = torch.as_tensor(sorted(set(rows)))
-    order = rows[total[:, rows].abs().amax(0).argsort(descending=True, stable=True)]
+_WEAK = 1e-3  # of the strongest influence; beneath it a change is mostly rounding
+
+
+def over_the_range(total: Tensor, n: int) -> list[int]:
+    """Return `n` training triples, from the strongest in `total` `[M, N]` to the last one that is
+    not weak."""
+    strength = total.abs().amax(0)
+    order = strength.argsort(descending=True, stable=True)
+    order = order[: int((strength > _WEAK * strength.max()).sum())]
+    if not len(order):
+        return []
     return order[torch.linspace(0, len(order) - 1, min(n, len(order))).round().long()].tolist()
 
 
@@ -247,7 +262,7 @@ def _begun(folder: Path, asked: dict[str, Any], overwrite: bool) -> Result | Non
         write_json(asked, path)
     return None
 
-# %% ../../nbs/evaluation/60_replay.ipynb #63b72527
+# %% ../../nbs/evaluation/60_replay.ipynb #1d9700b0
 def _derivatives(
     backwards: Backwards, objective: Objective, test: Tensor, room: Room, half: Halfway, told: Any
 ) -> Tensor:
@@ -358,15 +373,106 @@ def _objectives(run: Run, objective: str, test_objective: Any) -> Objective:
     return make_objective('training' if test_objective is None else test_objective, run)
 
 
+@dataclass(frozen=True)
+class Asked:
+    "What is asked of one run."
+
+    run: Run
+    test: Tensor  # `[M, 3]`
+    loss: Objective  # of the predictions
+    k: int
+    check: int
+    room: Room
+    device: str | torch.device | None
+    progress: bool | Progress
+
+
+def _replayed(
+    ask: Asked, folder: Path | None, asked: dict[str, Any], more: dict[str, Any]
+) -> tuple[Result, Tensor]:
+    "Return the result of one run, and the influence `[M, N]` of all its training triples."
+    run, loss, room, check, start = ask.run, ask.loss, ask.room, ask.check, time.perf_counter()
+    told_of = (-(-len(ask.test) // room.tests) + 1 + (check + 1 if check else 0)) * steps_of(run)
+    with bar(ask.progress, told_of, 'replay', unit='steps') as told, kept_rng():
+        loop, tape = record_training(run, room.states // 2, ask.device, told)
+        gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+        backwards, test = Backwards(gradient), ask.test.to(loop.model.device)
+        dtype = next(loop.model.parameters()).dtype
+        total = torch.zeros(len(test), gradient.count, dtype=dtype, device=test.device)
+        half = Halfway(folder, asked, total)
+        half.read()
+        recorded = time.perf_counter()
+        sloped = _derivatives(backwards, loss, test, room, half, told)
+        influence, back = -total.cpu(), time.perf_counter()
+        facts = replay_facts(run, loss, backwards, room) | more
+        facts |= dict(record_seconds=recorded - start, back_seconds=back - recorded)
+        result = _answer(run, ask.test, influence, ask.k, sloped, facts, ask.progress)
+        if check and len(result.frame):
+            put(loop, backwards.end)
+            rows = over_the_range(influence, check)
+            dropped = really_dropped(gradient, loss, test, influence, rows, told)
+            result.facts |= _check_facts(run, dropped)
+    return result, influence
+
+# %% ../../nbs/evaluation/60_replay.ipynb #358fd263
+_VERDICTS = ('smooth', 'fairly smooth', 'not known', 'rough')  # from best to worst
+
+
+def _training_of(runs: Sequence[Run]) -> Any:
+    "Return the training triples of all `runs`. Raises `ValueError` unless they are the same."
+    if not runs:
+        raise ValueError('there is no run to replay')
+    first, *others = (triples_fingerprint(r.training) for r in runs)
+    for r, other in zip(runs[1:], others):
+        if other != first:
+            raise ValueError(f'{r.folder} was not trained on the triples of {runs[0].folder}')
+    return runs[0].training
+
+
+def _facts_of_runs(made: Sequence[Result]) -> dict[str, Any]:
+    "Return what a mean over runs has to say of how it was made."
+    each, facts = [r.facts for r in made], dict(made[0].facts)
+    for name in ('seed', 'checkpoints', 'dropped', 'arrives', 'replayed'):
+        facts.pop(name, None)
+    facts |= dict(runs=[{n: x for n, x in f.items() if n != 'beliefs'} for f in each])
+    if all('check' in f for f in each):
+        facts['training'] = max((f['training'] for f in each), key=_VERDICTS.index)
+        found = [f'{f["training"]} ({f["dropped"]["correlation"]:.2f})' for f in each]
+        facts['check'] = (
+            'some triples were really dropped in each run; the training and the rank correlation '
+            f'with what was foretold: {", ".join(found)}'
+        )
+    return facts
+
+
+def _over_runs(
+    runs: Sequence[Run],
+    test: Tensor,
+    k: int,
+    made: Sequence[tuple[Result, Tensor]],  # of `_replayed`
+    progress: bool | Progress,
+) -> Result:
+    "Return the mean over the runs, with its spread and the agreement of the signs."
+    results, every = [r for r, _ in made], torch.stack([x for _, x in made])
+    mean, facts = every.mean(0), _facts_of_runs(results)
+    sloped = torch.tensor([r.tests['has_slope'].tolist() for r in results]).any(0)
+    result = _answer(runs[0], test, mean, k, sloped, facts, progress)
+    at = result.frame[['test_index', 'training_index']].to_numpy().T
+    some = every[:, *map(torch.from_numpy, at.copy())]
+    result.frame['spread'] = some.std(0).numpy()
+    result.frame['agreement'] = (some.sign() == some.mean(0).sign()).double().mean(0).numpy()
+    return result
+
+# %% ../../nbs/evaluation/60_replay.ipynb #63b72527
 @alone_in_out
 def replay(
-    run: Run | Path | str,  # of `train`, or its folder
+    run: Run | Path | str | Sequence[Run | Path | str],  # of `train`, its folder, or several
     triples: Any,  # to explain: labels or ids, one or many
     objective: str = 'training',  # of the training triples: the run's own loss
     test_objective: str | Objective | None = None,  # of the triples to explain; None: the same
     *,
     k: int = 10,  # proponents and opponents per triple
-    check: int = 8,  # triples of the result that are really dropped; 0: none
+    check: int = 8,  # training triples that are really dropped, to see; 0: none
     memory: str | int = '4GiB',
     device: str | torch.device | None = None,  # None: CUDA if there
     progress: bool | Progress = True,
@@ -376,36 +482,30 @@ def replay(
     """Return the training triples without which the loss of each of `triples` would have ended
     highest (proponents) and lowest (opponents), by the derivative of the training that happened.
 
+    Of several runs on the same triples: the mean of their influences, with `spread` (the standard
+    deviation over the runs) and `agreement` (the share of the runs whose sign is that of the mean).
+
     Raises `RunError` if the training cannot be repeated, or `memory` is too little."""
-    run, start = as_run(run), time.perf_counter()
-    test, loss = to_ids(triples, run.training), _objectives(run, objective, test_objective)
-    settings, room = check_repeatable(run), room_for(run, parse_bytes(memory), len(test))
-    folder, more = None if out is None else Path(out), untaught(test, run.training)
+    runs = [as_run(r) for r in ([run] if isinstance(run, (Run, Path, str)) else run)]
+    training, start = _training_of(runs), time.perf_counter()
+    test = to_ids(triples, training)
+    losses = [_objectives(r, objective, test_objective) for r in runs]
+    folder, more = None if out is None else Path(out), untaught(test, training)
+    rooms = [room_for(r, parse_bytes(memory), len(test)) for r in runs if check_repeatable(r)]
     where = 'auto' if device is None else str(device)
-    asked = question_of(run, test, loss, wanted(k), check, room.budget, where)
-    if folder is not None and (found := _begun(folder, asked, overwrite)):
+    asked = [
+        question_of(r, test, loss, wanted(k), check, room.budget, where)
+        for r, loss, room in zip(runs, losses, rooms)
+    ]
+    whole = asked[0] if len(runs) == 1 else dict(runs=asked)
+    if folder is not None and (found := _begun(folder, whole, overwrite)):
         return found
-    told_of = (-(-len(test) // room.tests) + 1 + (check + 1 if check else 0)) * steps_of(run)
-    with bar(progress, told_of, 'replay', unit='steps') as told, kept_rng():
-        loop, tape = record_training(run, room.states // 2, device, told)
-        gradient = Gradient(Repeater(loop, tape, settings), run.training)
-        backwards, dtype = Backwards(gradient), next(loop.model.parameters()).dtype
-        total = torch.zeros(len(test), gradient.count, dtype=dtype, device=loop.model.device)
-        half = Halfway(folder, asked, total)
-        half.read()
-        recorded = time.perf_counter()
-        sloped = _derivatives(backwards, loss, test.to(loop.model.device), room, half, told)
-        influence, back = -total.cpu(), time.perf_counter()
-        facts = replay_facts(run, loss, backwards, room) | more
-        facts |= dict(record_seconds=recorded - start, back_seconds=back - recorded)
-        result = _answer(run, test, influence, k, sloped, facts, progress)
-        if check and len(result.frame):
-            rows = over_the_range(influence, result.frame['training_index'].tolist(), check)
-            put(loop, backwards.end)
-            dropped = really_dropped(
-                gradient, loss, test.to(loop.model.device), influence, rows, told
-            )
-            result.facts |= _check_facts(run, dropped)
+    made = []
+    for i, (r, loss, room) in enumerate(zip(runs, losses, rooms)):
+        ask = Asked(r, test, loss, k, check, room, device, progress)
+        half = folder if len(runs) == 1 else None
+        made.append(_replayed(ask, half, asked[i], more))
+    result = made[0][0] if len(runs) == 1 else _over_runs(runs, test, k, made, progress)
     result.facts['seconds'] = round(time.perf_counter() - start, 3)
     if folder is not None:
         result.save(folder)
