@@ -86,7 +86,7 @@ CAVEAT = (
 CAVEAT_OF_REPLAY = (
     'Replay is the derivative of the training that happened: what a little less of a training '
     'triple would have done to a loss. What its absence does is another path; how near that comes '
-    'is what the triples that were really dropped say. It holds for the seed of this one run.'
+    'is what the triples that were really dropped say. It holds for the seeds of what was replayed.'
 )
 
 
@@ -129,6 +129,8 @@ def _approximations(facts: dict[str, Any]) -> list[str]:
         found.append(f'by a shortcut{_error(shortcut)}')
     if sample := facts.get('sample'):
         found.append(f'from {sample["kept"]:,} of {sample["of"]:,} training triples')
+    if candidates := facts.get('candidates'):
+        found.append(f'of adding each of {candidates:,} candidates, which are not in training')
     if assumed := facts.get('assumed'):
         found.append(f'assumed: {assumed_line(assumed)}')
     return found
@@ -139,7 +141,8 @@ def _replay_line(facts: dict[str, Any], of: list[str]) -> str:
     arrives = f', repeated {facts["arrives"]}' if 'arrives' in facts else ''
     done = [f'{facts["steps"]:,} steps{arrives}'] if 'steps' in facts else []
     parts = [*of, *done, facts.get('check', 'not checked by dropping triples')]
-    begin = 'Replay: exact derivative of the training that happened, of this one run: '
+    whose = f'mean of {len(facts["runs"])} runs' if 'runs' in facts else 'of this one run'
+    begin = f'Replay: exact derivative of the training that happened, {whose}: '
     return begin + '; '.join([*parts, *_approximations(facts)])
 
 
@@ -165,12 +168,18 @@ def facts_text(facts: dict[str, Any]) -> str:
     return '\n'.join(f'{name.replace("_", " ")}: {said(x)}' for name, x in plain.items())
 
 # %% ../../nbs/answer/10_results.ipynb #7dbec3ed
+def _looked_at(facts: dict[str, Any]) -> tuple[int, int, str]:
+    "How many triples were looked at, how many of them have a slope, and what one is called."
+    kind = 'candidate' if 'candidates' in facts else 'training triple'
+    name = f'{kind.replace(" ", "_")}s'
+    return facts[name], facts[f'{name}_with_slope'], kind
+
+
 def _counted(facts: dict[str, Any], what: str = 'one') -> str:
     "How many training triples have a slope."
-    n, sloped = facts['training_triples'], facts['training_triples_with_slope']
+    n, sloped, looked_at = _looked_at(facts)
     return (
-        f'{sloped:,} of the {n:,} training triples looked at '
-        f'{"has" if sloped == 1 else "have"} {what}'
+        f'{sloped:,} of the {n:,} {looked_at}s looked at {"has" if sloped == 1 else "have"} {what}'
     )
 
 
@@ -192,15 +201,16 @@ def _flat(facts: dict[str, Any]) -> str:
 
 def why_nothing(facts: dict[str, Any], test: dict[str, Any]) -> str:
     "Why a test triple, a row of `tests`, has neither proponents nor opponents."
+    looked_at, sloped, kind = _looked_at(facts)
     if (
-        not facts['training_triples']
+        not looked_at
         or facts.get('neighbourhood', {}).get('restrict')
         and not test.get('neighbourhood_size', 1)
     ):
-        return 'there is no training triple to look at'
-    if not facts['training_triples_with_slope']:
+        return f'there is no {kind} to look at'
+    if not sloped:
         return (
-            f'no training triple has a slope ({_counted(facts)}) under objective '
+            f'no {kind} has a slope ({_counted(facts)}) under objective '
             f'{facts["objective"]}; try another'
         )
     if not test['has_slope']:
@@ -562,6 +572,7 @@ COLUMNS = [
     *('test_' + name for name in (*TRIPLE, *BELIEFS, 'self_influence')),
     'test_index',
     'training_index',
+    'candidate_index',
 ]
 
 

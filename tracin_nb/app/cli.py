@@ -1070,7 +1070,7 @@ class ReplayAsked:
         shown="the training's",
     )
     check: int = option(
-        8, 'Triples of the result that are really dropped, each in a training.', 'How', kind='whole'
+        8, 'Training triples that are really dropped, each in a training.', 'How', kind='whole'
     )
     memory: str = again(
         Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
@@ -1277,6 +1277,7 @@ def evaluate_command(asked: Measured) -> None:
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
     corruption   find training triples that were made wrong, by their self-influence
     stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
+    replay       foretell trainings without some triples, with rough and smooth steps
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     \b
     Each takes a while; --set asks for less."""

@@ -36,6 +36,7 @@ from ..engine.objectives import Objective, left_out, make_objective
 from ..engine.shortcuts import Sample
 from ..engine.weightings import joint_facts, make_weighting
 from ..files import replacing
+from ..graph.names import names_of_text
 from ..graph.neighbourhoods import Near
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
@@ -49,6 +50,7 @@ from tracin_nb.influence.question import (
     Question,
     check_answers,
     contrast,
+    new_triples,
     training_rows,
     untaught,
     versions,
@@ -173,6 +175,8 @@ def _warn_of_few_digits(scores: Tensor) -> None:
 def check_same(result: Result, facts: dict[str, Any]) -> None:
     """Raise `ValueError` unless losses, weighting, checkpoints and triples of a result are those
     of `facts`."""
+    if 'candidates' in result.facts:
+        raise ValueError('the result is of candidates, not of training triples')
     for name in ('objective', 'test_objective', 'weighting', 'checkpoints', 'fingerprint'):
         if result.facts.get(name) != facts.get(name):
             raise ValueError(
@@ -256,6 +260,7 @@ class TracIn:
         | int
         | None = None,  # "why this tail and not that one": another tail, by label or id
         breakdown: bool = False,  # also the shares of entity rows, relation rows and shared weights
+        candidates: Any = None,  # in place of training triples: what would adding each of these do?
         out: Path
         | str
         | None = None,  # save in this folder, and each part as soon as it is finished
@@ -268,6 +273,9 @@ class TracIn:
         Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers
         fail for good."""
         start, folder = time.perf_counter(), None if out is None else Path(out)
+        if candidates is not None:
+            held = dict(train=train, near=near, sample=sample, breakdown=breakdown or None)
+            return self._of_candidates(test, candidates, k, against, held | dict(out=out), start)
         with arithmetic(self.settings.precision):
             question = self._question(test, k, train, near, sample, against, breakdown)
             parts = None if folder is None or overwrite else continued(folder, question.asked())
@@ -568,6 +576,38 @@ class TracIn:
                 result = aggregation.with_near(result, question.near, ranking.sums)
         return result, parts
 
+    def _of_candidates(
+        self,
+        test: Any,
+        candidates: Any,
+        k: int,
+        against: str | int | None,
+        others: dict[str, Any],  # further arguments of `explain`
+        start: float,
+    ) -> Result:
+        "The candidates whose gradients would push most towards and away from each test triple."
+        for name in (n for n, x in others.items() if x is not None):
+            raise ValueError(f'candidates and {name} cannot be given together')
+        training, ids, found = self.run.training, to_ids(test, self.run.training), {}
+        new, objective = new_triples(candidates, training), self._objective(ids, against)
+        untaught(ids, training)
+        with arithmetic(self.settings.precision), naming(ids, new, training):
+            side, own, slopes = self.tests.side(ids, self._engines(objective))
+            whole = self.planner.matrix(side, torch.arange(len(new)), new)
+            work = self.crew.work(MatrixJob(whole, side), self.steps)
+            work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
+            scores = torch.cat([found[i] for i in sorted(found)], dim=1)
+        ranking = Ranking(len(ids), min(wanted(k), len(new)), dtype=scores.dtype)
+        ranking.update(scores, 0)
+        beliefs, told = checks.held(self.steps, self.run, self.checkpoints, ids, len(new))
+        more = dict(candidates=len(new), candidates_with_slope=int(scores.bool().any(0).sum()))
+        seconds = round(time.perf_counter() - start, 3)
+        facts = self.facts(objective, **more, beliefs=told, seconds=seconds)
+        factory = training.clone_and_exchange_triples(new, create_inverse_triples=False)
+        result = Result.of(ids, factory, ranking, facts, None, own.cpu(), slopes.cpu(), beliefs)
+        result.frame = result.frame.rename(columns=dict(training_index='candidate_index'))
+        return said(result.with_names(self.run.names, keep=True))
+
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
         "What `prepare` kept, if it serves the question."
         if self._prepared is None or question.near is not None:
@@ -654,12 +694,11 @@ def resume(
             f'does not hold: make the '
             f'same TracIn again and call explain(..., out={str(out)!r})'
         )
-    ask, tracin = (
-        again['ask'],
-        TracIn(
-            again['run'], **again['options'], devices=devices or again['devices'], progress=progress
-        ),
-    )
+    run, names = as_run(again['run']), again.get('names')
+    if names is not None:  # other than the run's own
+        run = run.with_names(names_of_text(names) if names else None)
+    how = dict(devices=devices or again['devices'], progress=progress)
+    ask, tracin = again['ask'], TracIn(run, **again['options'], **how)
     train = None if ask['train'] is None else torch.tensor(ask['train'])
     sample = ask['sample'] and Sample(**ask['sample'])
     return tracin.explain(

@@ -279,6 +279,7 @@ def unfit(state: Mapping[str, torch.Tensor], squares: bool = True) -> str | None
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         wide = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+        tensor = tensor if tensor.element_size() > 1 else tensor.to(wide)  # PyTorch's of 8 bits
         most = torch.finfo(wide).max ** 0.5 if squares else torch.finfo(wide).max
         worst = max(
             tensor.detach().aminmax(), key=lambda x: math.inf if x.isnan() else abs(x.item())

@@ -266,7 +266,7 @@ def _file_of(path: Path) -> Path:
     if not path.is_dir():
         return path
     if (path / 'run.json').is_file():
-        raise RunError(f'{path} is a run of tracin_nb: open it with Run.open')
+        raise RunError(f'{path} is a run of tracin_nb already, and opens as it stands')
     if not (path / 'trained_model.pkl').is_file():
         raise RunError(
             f"{path} is a folder without trained_model.pkl, so it is not one of PyKEEN's pipeline "
