@@ -281,7 +281,7 @@ def test_wrong_numbering_is_warned_of(tmp_path, train) -> None:
         import_files(tmp_path / 'a.pt', train, out=tmp_path / 'wrong', entity_to_id=wrong, **told)
 
 
-def test_names(distmult, train, tmp_path) -> None:
+def test_names_kept(distmult, train, tmp_path) -> None:
     "Shown, accepted, and kept by each save."
     table = tmp_path / 'names.csv'
     table.write_text('kind,name,id\nCountry,Cathay,china\nCountry,"Cuba, the island",cuba\n')

@@ -162,7 +162,6 @@ def import_files(
     testing: Path | str | None = None,
     names: NamesGiven | None = None,  # what labels are called: a table, or what `Names` takes
     header: bool | None = None,
-    names: NamesGiven | None = None,  # what its labels are called: a table, or what `Names` takes
     **told: Any,  # of model and training, as `open_files` takes it
 ) -> Run:
     """Make a run folder of checkpoint files of other programs, and open it.
