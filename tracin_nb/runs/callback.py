@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from pykeen.checkpoints import CheckpointSchedule
-from pykeen.datasets import EagerDataset
+from pykeen.datasets import Dataset, EagerDataset
 from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.pipeline import pipeline
@@ -408,7 +408,7 @@ def _trace(folder: Path) -> tuple[int, int]:
 
 def _parts(
     training: CoreTriplesFactory, given: Mapping[str, Any], piped: Mapping[str, Any]
-) -> EagerDataset:
+) -> Dataset:
     "Return training triples, and those for validation and test if there are any, with labels"
     known = {n: given.get(n) or piped.get(n) for n in ('validation', 'testing')}
     known = {n: labelled(f) if f is not None else None for n, f in known.items()}
