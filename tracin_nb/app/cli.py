@@ -183,7 +183,12 @@ class ImportAsked:
     )
     seed: int = option(0, 'Of the negatives.', 'How', kind='whole', advanced=True)
     header: Header
-    names: Path | None = again(Named, 'names', shown=None)
+    names: Path | None = again(
+        Named,
+        'names',
+        help='What labels are called, kept with the run: a table with columns id, name and type.',
+        shown=None,
+    )
 
 
 @main.command('import', short_help='Make a run of a model that was trained elsewhere.')
