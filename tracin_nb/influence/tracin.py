@@ -657,7 +657,7 @@ def resume(
     run, names = as_run(again['run']), again.get('names')
     if names is not None:  # other than the run's own
         run = run.with_names(names_of_text(names) if names else None)
-    how = dict(devices=devices or again['devices'], progress=progress)
+    how: dict[str, Any] = dict(devices=devices or again['devices'], progress=progress)
     ask, tracin = again['ask'], TracIn(run, **again['options'], **how)
     train = None if ask['train'] is None else torch.tensor(ask['train'])
     sample = ask['sample'] and Sample(**ask['sample'])
