@@ -419,7 +419,14 @@ def test_all_scores(run: Run, tmp_path: Path) -> None:
         scores,
     )
     assert '--all-scores does not go with --rank-by' in refused(
-        'explain', run.folder, '--max', 3, '--all-scores', tmp_path / 'x', '--rank-by', 'absolute'
+        'explain',
+        run.folder,
+        '--max',
+        3,
+        '--all-scores',
+        tmp_path / 'x.parquet',
+        '--rank-by',
+        'absolute',
     )
 
 
