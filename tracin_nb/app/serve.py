@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIX', 'LOG', 'READY', 'DOOR', 'GRACE', 'page', 'settings', 'free_port',
            'check_served', 'address_of', 'door', 'attended_voila', 'Serving',
-           'sweep_served', 'check_name_tables', 'served']
+           'sweep_served', 'check_served_names', 'served']
 
 # %% ../../nbs/app/60_serve.ipynb #582a5254
 import html
@@ -235,7 +235,7 @@ def sweep_served() -> None:
                 lock.close()
 
 # %% ../../nbs/app/60_serve.ipynb #8c40d63a
-def check_name_tables(folder: Path, files: Mapping[str, Path | None]) -> None:
+def check_served_names(folder: Path, files: Mapping[str, Path | None]) -> None:
     """Raise `ValueError` for a file of names that cannot be read, or that names nothing in the run,
     before a page says so."""
     if not any(files.values()):
@@ -269,7 +269,7 @@ def served(
     folder = Path(folder).resolve()
     check_served(folder)
     given = dict(names=names, node_names=node_names, edge_names=edge_names)
-    check_name_tables(folder, given)
+    check_served_names(folder, given)
     files = {name: path and Path(path).resolve() for name, path in given.items()}
     port, token = free_port(host, port), secrets.token_urlsafe(24)
     sweep_served()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Room', 'tape_bytes', 'room_for', 'Dropped', 'over_the_range', 'really_dropped',
-           'Halfway', 'question_of', 'begun_in', 'steps_of', 'replay_facts', 'Asked',
+           'Halfway', 'question_of', 'begun_in', 'steps_of', 'replay_facts', 'OneReplay',
            'replay']
 
 # %% ../../nbs/evaluation/60_replay.ipynb #ab08a39a
@@ -374,7 +374,7 @@ def _objectives(run: Run, objective: str, test_objective: Any) -> Objective:
 
 
 @dataclass(frozen=True)
-class Asked:
+class OneReplay:
     "What is asked of one run."
 
     run: Run
@@ -388,7 +388,7 @@ class Asked:
 
 
 def _replayed(
-    ask: Asked, folder: Path | None, asked: dict[str, Any], more: dict[str, Any]
+    ask: OneReplay, folder: Path | None, asked: dict[str, Any], more: dict[str, Any]
 ) -> tuple[Result, Tensor]:
     "Return the result of one run, and the influence `[M, N]` of all its training triples."
     run, loss, room, check, start = ask.run, ask.loss, ask.room, ask.check, time.perf_counter()
@@ -502,7 +502,7 @@ def replay(
         return found
     made = []
     for i, (r, loss, room) in enumerate(zip(runs, losses, rooms)):
-        ask = Asked(r, test, loss, k, check, room, device, progress)
+        ask = OneReplay(r, test, loss, k, check, room, device, progress)
         half = folder if len(runs) == 1 else None
         made.append(_replayed(ask, half, asked[i], more))
     result = made[0][0] if len(runs) == 1 else _over_runs(runs, test, k, made, progress)

@@ -9,7 +9,7 @@ __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'NOT_TESTED', 'COUNTED', 'triple_of',
            'seeds_text', 'alone_text', 'table_lines', 'title_line', 'text_of', 'html_of',
            'Verified', 'frame_of', 'repeats_text', 'carry_out', 'verification', 'verify']
 
-# %% ../../nbs/evaluation/70_verify.ipynb #6644195a
+# %% ../../nbs/evaluation/70_verify.ipynb #ff655f50
 import csv
 import json
 import math
@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..answer.results import Result, plain_facts, records
 from ..answer.table import STYLE, TRIPLE, aligned, html_note, note_lines, triples_shown
 from ..engine.beliefs import ranked
 from ..engine.objectives import Objective, Softmax, losses, make_objective
+from ..engine.row_index import one_thread
 from .removal import map_over
 from ..files import replacing, write_json
 from ..graph.names import named_frame, names_of
@@ -141,7 +143,7 @@ def outcome(
     weights = state_fingerprint(model.state_dict())
     return found, weights, time.perf_counter() - start
 
-# %% ../../nbs/evaluation/70_verify.ipynb #af110eb3
+# %% ../../nbs/evaluation/70_verify.ipynb #9db66dc1
 @dataclass
 class Verification:
     "What will be trained again for a prediction. Raises `RunError` for a run that cannot be."
@@ -186,8 +188,13 @@ class Verification:
         "The number of trainings."
         return len(self.sets)
 
-    def first(self) -> None:
-        "Train the run again, and measure how long that takes."
+    def first(self, processes: int = 1) -> None:
+        """Train the run again, and measure how long that takes; on one thread if the others will
+        be made by several processes, which have one each."""
+        with one_thread() if processes > 1 else nullcontext():
+            self._measure()
+
+    def _measure(self) -> None:
         if not self.found:
             self.found.append(self.outcome(self.sets[0]))
             self.seconds = self.found[0][2]
@@ -200,7 +207,7 @@ class Verification:
 
     def price(self, processes: int = 1) -> str:
         "How many trainings, and how long they will take."
-        self.first()
+        self.first(processes)
         total = self.seconds * math.ceil(len(self) / processes)
         return (
             f'{len(self)} trainings of {self.seconds:.2g} s'
@@ -216,7 +223,7 @@ def span(seconds: float) -> str:
             return f'{seconds / size:.0f} {unit}'
     return f'{seconds:.0f} s'
 
-# %% ../../nbs/evaluation/70_verify.ipynb #c653332d
+# %% ../../nbs/evaluation/70_verify.ipynb #5538b721
 NOT_TESTED = (
     'Not tested: whether the named triples would be enough by themselves, and what they would do '
     'with other settings. A triple that can be replaced by its neighbours may matter and yet '
@@ -236,7 +243,7 @@ def range_text(values: Sequence[float], digits: int = 3) -> str:
     low, mid, high = (
         text(x) for x in (min(values), float(pd.Series(values).median()), max(values))
     )
-    return mid if low == high else f'{mid} ({low}-{high})'
+    return mid if low == high else f'{mid} ({low}{" to " if min(values) < 0 else "-"}{high})'
 
 # %% ../../nbs/evaluation/70_verify.ipynb #fe8a0e66
 def fall(rows: pd.DataFrame) -> pd.Series:
