@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rank_shards', 'row_group', 'score_schema', 'ordered_writer', 'checkpoint_facts',
            'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of', 'TracIn',
-           'resume']
+           'of_candidates', 'resume']
 
 # %% ../../nbs/influence/90_tracin.ipynb #341fbd8a
 import json
@@ -275,7 +275,7 @@ class TracIn:
         start, folder = time.perf_counter(), None if out is None else Path(out)
         if candidates is not None:
             held = dict(train=train, near=near, sample=sample, breakdown=breakdown or None)
-            return self._of_candidates(test, candidates, k, against, held | dict(out=out), start)
+            return of_candidates(self, test, candidates, k, against, held | dict(out=out), start)
         with arithmetic(self.settings.precision):
             question = self._question(test, k, train, near, sample, against, breakdown)
             parts = None if folder is None or overwrite else continued(folder, question.asked())
@@ -576,38 +576,6 @@ class TracIn:
                 result = aggregation.with_near(result, question.near, ranking.sums)
         return result, parts
 
-    def _of_candidates(
-        self,
-        test: Any,
-        candidates: Any,
-        k: int,
-        against: str | int | None,
-        others: dict[str, Any],  # further arguments of `explain`
-        start: float,
-    ) -> Result:
-        "The candidates whose gradients would push most towards and away from each test triple."
-        for name in (n for n, x in others.items() if x is not None):
-            raise ValueError(f'candidates and {name} cannot be given together')
-        training, ids, found = self.run.training, to_ids(test, self.run.training), {}
-        new, objective = new_triples(candidates, training), self._objective(ids, against)
-        untaught(ids, training)
-        with arithmetic(self.settings.precision), naming(ids, new, training):
-            side, own, slopes = self.tests.side(ids, self._engines(objective))
-            whole = self.planner.matrix(side, torch.arange(len(new)), new)
-            work = self.crew.work(MatrixJob(whole, side), self.steps)
-            work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
-            scores = torch.cat([found[i] for i in sorted(found)], dim=1)
-        ranking = Ranking(len(ids), min(wanted(k), len(new)), dtype=scores.dtype)
-        ranking.update(scores, 0)
-        beliefs, told = checks.held(self.steps, self.run, self.checkpoints, ids, len(new))
-        more = dict(candidates=len(new), candidates_with_slope=int(scores.bool().any(0).sum()))
-        seconds = round(time.perf_counter() - start, 3)
-        facts = self.facts(objective, **more, beliefs=told, seconds=seconds)
-        factory = training.clone_and_exchange_triples(new, create_inverse_triples=False)
-        result = Result.of(ids, factory, ranking, facts, None, own.cpu(), slopes.cpu(), beliefs)
-        result.frame = result.frame.rename(columns=dict(training_index='candidate_index'))
-        return said(result.with_names(self.run.names, keep=True))
-
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
         "What `prepare` kept, if it serves the question."
         if self._prepared is None or question.near is not None:
@@ -677,6 +645,42 @@ class TracIn:
             **more,
             training_triples=len(question.rows),
         )
+
+# %% ../../nbs/influence/90_tracin.ipynb #1f71e83d
+def of_candidates(
+    tracin: TracIn,
+    test: Any,
+    candidates: Any,
+    k: int,
+    against: str | int | None,
+    others: dict[str, Any],  # further arguments of `explain`
+    start: float,
+) -> Result:
+    """Return the candidates `[C, 3]` whose steps would push most towards and away from each test
+    triple.
+
+    Raises `ValueError` for one that is a training triple, and for arguments that do not fit."""
+    for name in (n for n, x in others.items() if x is not None):
+        raise ValueError(f'candidates and {name} cannot be given together')
+    training, ids, found = tracin.run.training, to_ids(test, tracin.run.training), {}
+    new, objective = new_triples(candidates, training), tracin._objective(ids, against)
+    untaught(ids, training)
+    with arithmetic(tracin.settings.precision), naming(ids, new, training):
+        side, own, slopes = tracin.tests.side(ids, tracin._engines(objective))
+        whole = tracin.planner.matrix(side, torch.arange(len(new)), new)
+        work = tracin.crew.work(MatrixJob(whole, side), tracin.steps)
+        work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
+        scores = torch.cat([found[i] for i in sorted(found)], dim=1)
+    ranking = Ranking(len(ids), min(wanted(k), len(new)), dtype=scores.dtype)
+    ranking.update(scores, 0)
+    beliefs, told = checks.held(tracin.steps, tracin.run, tracin.checkpoints, ids, len(new))
+    more = dict(candidates=len(new), candidates_with_slope=int(scores.bool().any(0).sum()))
+    seconds = round(time.perf_counter() - start, 3)
+    facts = tracin.facts(objective, **more, beliefs=told, seconds=seconds)
+    factory = training.clone_and_exchange_triples(new, create_inverse_triples=False)
+    result = Result.of(ids, factory, ranking, facts, None, own.cpu(), slopes.cpu(), beliefs)
+    result.frame = result.frame.rename(columns=dict(training_index='candidate_index'))
+    return said(result.with_names(tracin.run.names, keep=True))
 
 # %% ../../nbs/influence/90_tracin.ipynb #8ae5ced9
 def resume(
