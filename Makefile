@@ -35,7 +35,7 @@ $(DEV): | $(BIN)/python
 	$(PIP) -e ".[dev,docs]"
 	@touch $@ $(RUNTIME)
 
-demo: $(RUNTIME)  ## train ConvE on UMLS and explain three predictions
+demo: $(RUNTIME)  ## predict indications of a drug on DrugMechDB and explain one
 	$(BIN)/tracin demo
 
 test: house docs notebooks-test pytest  ## check everything, what fails fastest first

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pykeen.models import ConvE, TransE
+from pykeen.datasets import Dataset, EagerDataset
+from pykeen.losses import BCEWithLogitsLoss
+from pykeen.models import ConvE, DistMult, TransE
+from pykeen.nn.init import xavier_uniform_
 from pykeen.pipeline import PipelineResult, pipeline
+from pykeen.regularizers import LpRegularizer
 from pykeen.training import LCWATrainingLoop, SLCWATrainingLoop
 from pykeen.training.callbacks import GradientNormClippingTrainingCallback as Clip
 from pykeen.training.callbacks import TrainingCallback
@@ -20,13 +27,34 @@ from pykeen.triples.weights import RelationLossWeighter
 from pykeen.utils import set_random_seed
 
 from tracin_nb import KeepRun, Run, TracIn, train
+from tracin_nb.graph.names import names_of
 from tracin_nb.graph.triples import load_dataset
+from tracin_nb.runs import loop as loop_module
 from tracin_nb.runs.keeping import read_facts
 from tracin_nb.runs.loop import build_loop
 from tracin_nb.runs.models import build_model, state_fingerprint
 from tracin_nb.runs.settings import RunError
 
-NATIONS = load_dataset('nations')
+
+@pytest.fixture(scope='module', autouse=True)
+def frozen() -> Iterator[None]:
+    "PyKEEN collects garbage after each epoch, slow among the objects of a whole test session."
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def few_nations(inverse: bool = False) -> Dataset:
+    "A third of the training triples of Nations, and a few others"
+    data = load_dataset('nations', inverse=inverse)
+    training = data.training.clone_and_exchange_triples(data.training.mapped_triples[::3])
+    rest = (
+        f.clone_and_exchange_triples(f.mapped_triples[:9]) for f in (data.testing, data.validation)
+    )
+    return EagerDataset(training, *rest)
+
+
+NATIONS = few_nations()
 SMALL: dict[str, Any] = dict(
     dataset=NATIONS,
     model='DistMult',
@@ -71,7 +99,7 @@ def test_equal_to_train(name: str, inverse: bool, tmp_path: Path) -> None:
     """The same training by `train` and by PyKEEN's loop: the same files but for the digests of
     archives, the same weights, rates and moments, the same explanation."""
     asked = dict(TRAINED[name])
-    data = load_dataset('nations', inverse=inverse)
+    data = few_nations(inverse)
     if 'loss_weighter' in asked:
         weights = [1 + i % 3 for i in range(data.training.num_relations)]
         asked |= dict(loss_weighter_kwargs=dict(weights=list(map(float, weights))))
@@ -134,7 +162,7 @@ PIPES: dict[str, dict[str, Any]] = {
         training_loop='lcwa', training_kwargs=dict(label_smoothing=0.1), loss='bcewithlogits'
     ),
     'heads': dict(training_loop='lcwa', training_loop_kwargs=dict(target='head')),
-    'inverse': dict(dataset=load_dataset('nations', inverse=True)),
+    'inverse': dict(dataset=few_nations(inverse=True)),
     'negatives': dict(
         loss='NSSA',
         loss_kwargs=dict(adversarial_temperature=0.5),
@@ -300,9 +328,82 @@ class Intrudes(TrainingCallback):
 
 
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
+    "The one that lost the folder says so, and goes on."
     both = [KeepRun(tmp_path / 'run', 2), Intrudes(tmp_path / 'run')]
-    with pytest.raises(RunError, match='another training writes into this folder'):
-        pipeline(**SMALL, training_kwargs=dict(callbacks=both))
+    with pytest.warns(UserWarning, match='epoch 2 is not kept: another training writes into this'):
+        result = pipeline(**SMALL, training_kwargs=dict(callbacks=both))
+    assert len(result.losses) == SMALL['epochs'] and not [*(tmp_path / 'run').glob('*.pt')]
+
+
+class Full:
+    "A disk that is full while these epochs are kept."
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, epochs: set[int]) -> None:
+        self.epochs, self.real = epochs, loop_module.write_torch
+        monkeypatch.setattr(loop_module, 'write_torch', self)
+
+    def __call__(self, path: Path, save: Any) -> Any:
+        if int(path.name[len('checkpoint-') :][:4]) in self.epochs:
+            raise OSError(28, 'No space left on device', str(path))
+        return self.real(path, save)
+
+
+@pytest.mark.parametrize('lost', [{2}, {1, 3}, {1, 2, 3}])
+def test_full_disk(lost: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The training ends as it would have, and the run lacks what could not be written."
+    Full(monkeypatch, lost)
+    with pytest.warns(UserWarning) as warned:
+        result = piped(tmp_path / 'run', 1, epochs=3)
+    assert len(result.losses) == 3
+    said = [str(w.message) for w in warned if 'kept' in str(w.message)]
+    assert f'epoch {min(lost)} is not kept: [Errno 28] No space left on device' in said[0]
+    epochs = ', '.join(map(str, sorted(lost)))
+    assert f'lacks the epochs {epochs}, which' in said[-1]
+    monkeypatch.undo()
+    if lost == {1, 2, 3}:  # such a folder may be taken again, and nothing was disturbed
+        again = piped(tmp_path / 'run', 3, epochs=3)
+        states = [state_fingerprint(r.model.state_dict()) for r in (again, result)]
+        assert states[0] == states[1] == Run.open(tmp_path / 'run').fingerprint(-1)
+        return
+    run = Run.open(tmp_path / 'run')
+    assert [c.epoch for c in run.checkpoints] == sorted({1, 2, 3} - lost)
+    assert f'could not be kept: epoch {epochs}' in repr(run) and 'to come' not in repr(run)
+
+
+def test_full_disk_and_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A run whose best epoch is lost ends with what there is."
+    stopping = dict(stopper='early', stopper_kwargs=dict(frequency=1, patience=1, relative_delta=9))
+    Full(monkeypatch, {1})
+    with pytest.warns(UserWarning, match='cannot end with epoch 1, which is not kept'):
+        result = piped(tmp_path / 'run', 1, epochs=4, **stopping)
+    assert result.stopper.best_epoch == 1
+    assert [c.epoch for c in Run.open(tmp_path / 'run').checkpoints] == [2]
+
+
+@pytest.mark.parametrize('out', ['file/run', 'x' * 300, 'locked/run'])
+def test_folder_that_cannot_be_made(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'file').touch()
+    (tmp_path / 'locked').mkdir()
+    can = os.access
+    monkeypatch.setattr(os, 'access', lambda p, mode: can(p, mode) and Path(p).name != 'locked')
+    with pytest.raises(RunError, match='out=.*cannot be .*: give another folder'):
+        KeepRun(tmp_path / out)
+
+
+class Moves(TrainingCallback):
+    "Changes the working directory."
+
+    def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        os.chdir('/')
+
+
+def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = [KeepRun('run', 1), Moves()]
+    pipeline(**SMALL, training_kwargs=dict(callbacks=both))
+    assert len(Run.open(tmp_path / 'run').checkpoints) == 2
 
 
 def conve(**options: Any) -> ConvE:
@@ -325,6 +426,35 @@ def test_asked_before_the_first_step(model: Any, said: str, tmp_path: Path) -> N
     with pytest.raises(RunError, match=said):
         loop.train(NATIONS.training, use_tqdm=False, callbacks=KeepRun(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists() and loop.losses_per_epochs == []
+
+
+def test_objects_in_model_kwargs(tmp_path: Path) -> None:
+    "What a model was made with is told as it was given; what has no name is refused."
+    made = dict(embedding_dim=4, entity_initializer=xavier_uniform_, regularizer=LpRegularizer(p=3))
+    model = DistMult(triples_factory=NATIONS.training, random_seed=0, **made)
+    loop = SLCWATrainingLoop(model=model, triples_factory=NATIONS.training, optimizer='adam')
+    keep = KeepRun(tmp_path / 'run', model_kwargs=made)
+    loop.train(NATIONS.training, num_epochs=1, use_tqdm=False, callbacks=keep)
+    run = Run.open(tmp_path / 'run')
+    assert run.settings['model_kwargs']['entity_initializer'] == 'xavier_uniform_'
+    assert run.fingerprint(-1) == state_fingerprint(model.state_dict())
+    own = type('Mine', (BCEWithLogitsLoss,), {})
+    for asked in (dict(loss=own), dict(model_kwargs=dict(entity_initializer=lambda x: x))):
+        with pytest.raises(RunError, match=r'Nothing was trained yet; .*TracIn\(result\) of a'):
+            piped(tmp_path / 'none', **asked)
+        assert not (tmp_path / 'none').exists()
+
+
+def test_names(tmp_path: Path) -> None:
+    table = tmp_path / 'names.csv'
+    table.write_text("name,id,type\nPeople's Republic of China,china,Country\n")
+    with pytest.raises(ValueError, match="'nobody', is a label of the graph"):
+        piped(tmp_path / 'run', kept=dict(names=dict(nobody='x')))
+    piped(tmp_path / 'run', kept=dict(names=table))
+    run = Run.open(tmp_path / 'run')
+    assert run.names.name == {'china': "People's Republic of China"}
+    assert run.names == names_of(run.testing) == names_of(run.validation)
+    assert run.predict("People's Republic of China", 'embassy', k=1)['head'][0] == 'china'
 
 
 def test_loop_of_ones_own(tmp_path: Path) -> None:

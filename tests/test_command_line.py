@@ -19,13 +19,14 @@ from click.testing import CliRunner
 from click.testing import Result as Outcome
 from pykeen.datasets.nations import NATIONS_TRAIN_PATH
 
+from tracin_nb.answer.standing import BELIEFS
 from tracin_nb.app.cli import main
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.training import train
 
 TRIPLE = ('china', 'embassy', 'cuba')
 ASK = ('--triple', *TRIPLE)
-FAST = ('--weighting', 'sgd')
+FAST = ('--weighting', 'sgd', '--batch-size', 2000)
 SMALL = dict(model='DistMult', model_kwargs=dict(embedding_dim=4), lr=0.05, device='cpu')
 
 
@@ -43,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / 'unknown.txt').write_text('china\tembassy\tatlantis\n')
     (folder / 'asked.txt').write_text('\t'.join(TRIPLE) + '\n')
     (folder / 'types.csv').write_text('id,kind\nchina,country\n')
+    (folder / 'nothing.txt').touch()
     (folder / 'full').mkdir()
     (folder / 'full/notes.txt').touch()
     (folder / 'empty').mkdir()
@@ -80,7 +82,7 @@ MISTAKES = {
     'a label that is misspelt': (('explain', 'run', '--triple', 'chian', *TRIPLE[1:]), 'china'),
     'a label of a file': (('explain', 'run', '--test', 'unknown.txt'), 'unknown.txt', 'line 1'),
     'a file of two columns': (('explain', 'run', '--test', 'two columns.txt'), 'two columns.txt'),
-    'a file that is not there': (('explain', 'run', '--test', 'no.tsv'), '--test: no.tsv'),
+    'a file that is not there': (('explain', 'run', '--test', 'no.tsv'), '--test no.tsv: '),
     'a row beyond the end': (('explain', 'run', '--test-index', 10**6), '--test-index'),
     'a relation that is misspelt': (('explain', 'run', '--relation', 'embasy'), '--relation'),
     'two choices of triples': ((*EXPLAIN, '--test', 'asked.txt'), '--triple', '--test'),
@@ -142,6 +144,57 @@ MISTAKES = {
     'a filter without conditions': (('filter', 'run', *ASK, '--out', 'new.tsv'), '--n-hops'),
     'nothing begun': (('resume', 'empty'), 'empty', 'tracin explain --out'),
     'an experiment of another name': (('evaluate', 'removals'), 'removals', 'removal'),
+    'a folder of triples': (('explain', 'run', '--test', 'full'), '--test full', 'a folder'),
+    'an empty file': (('explain', 'run', '--test', 'nothing.txt'), '--test nothing.txt', 'empty'),
+    'no file of names': ((*EXPLAIN, '--names', 'n.csv'), '--names n.csv', 'no such file'),
+    'names of another graph': ((*EXPLAIN, '--names', 'types.csv'), '--names types.csv', 'kind'),
+    'triples for names': ((*EXPLAIN, '--names', 'asked.txt'), '--names asked.txt', 'triples'),
+    'types from nowhere': (('paths', 'run', *ASK, '--types', 'no.csv'), '--types no.csv'),
+    'all scores as CSV': ((*EXPLAIN, '--all-scores', 's.csv'), '--all-scores', '.parquet'),
+    'many numbers in a word': ((*EXPLAIN, '-k', '1,2'), '-k', 'whole number'),
+    'too few words at the end': (('explain', 'run', '--triple', 'a', 'b'), '--triple', '3'),
+    'a relation first': (('predict', 'run', 'embassy', 'china'), '--head', 'it is a relation'),
+    'nothing left open': (('predict', 'run', *TRIPLE), 'nothing is left', 'explain --triple'),
+    'everything left open': (('predict', 'run', '-', '-', '-'), '--head', '--tail'),
+    'a head twice': (('predict', 'run', 'china', '--head', 'cuba'), '--head', 'china'),
+    'known, perhaps': (('predict', 'run', 'china', '--known', 'maybe'), '--known', 'show'),
+    'a checkpoint beyond': (('predict', 'run', 'china', '--checkpoint', 2), '--checkpoint', '2'),
+    'predictions in a folder': (('predict', 'run', 'china', '--out', 'new'), '--out', '.parquet'),
+    'the best of what': (('explain', 'run', '--top', 3), '--top', '--head', '--tail'),
+    'the best and a file': (
+        ('explain', 'run', '--top', 3, '--head', 'china', '--test', 'asked.txt'),
+        '--top',
+        '--test',
+    ),
+    'the best, and how many': (
+        ('explain', 'run', '--top', 3, '--head', 'china', '--max', 2),
+        '--max',
+        '--top',
+    ),
+    'a head without the best': (('explain', 'run', '--head', 'china'), '--head', '--top'),
+    'two relations of the best': (
+        ('explain', 'run', '--top', 1, '--head', 'china', *(('--relation', 'embassy') * 2)),
+        '--top',
+        '--relation',
+    ),
+    'a file of triples to train on': (('train', 'train.txt', '--out', 'new'), 'with train.txt'),
+    'the state of nothing': (('status', 'full'), 'full/question.json', 'tracin explain --out'),
+    'a number after --resume': (('resume', 'train.txt'), 'question.json', 'tracin explain'),
+    'paths the wrong way round': (
+        ('paths', 'run', *ASK, '--min-edges', 3, '--max-edges', 2),
+        '--min-edges',
+        '--max-edges',
+    ),
+    'names that a page would lack': (
+        ('serve', 'run', '--no-browser', '--names', 'types.csv'),
+        '--names types.csv',
+    ),
+    'a page for nobody': (('serve', 'full', '--no-browser'), 'full', 'no run folder'),
+    'a batch in a file': ((*BATCH[:5], 'train.txt'), '--output-dir', 'train.txt'),
+    'a batch beyond the end': ((*BATCH, '--start-index', 9), '1 triples'),
+    'kept gradients of nowhere': (('cache', 'info', 'nowhere'), 'nowhere'),
+    'a benchmark of another name': (('bench', 'engines'), 'engines', 'engine'),
+    'a run as something to import': (('import', 'run', '--out', 'new'), 'run'),
     'a setting of an experiment': (('evaluate', 'removal', '--set', '{"x": 1}'), '--set'),
 }
 KEYWORD = re.compile(r'(?<![\w-])[a-z]\w*=|\bRun\.|\bTracIn\(')
@@ -165,9 +218,9 @@ def test_a_mistake_has_one_helpful_line(
 
 
 def test_enough_mistakes() -> None:
-    assert len(MISTAKES) >= 40
+    assert len(MISTAKES) >= 90
     flags = [name for name, (_, *parts) in MISTAKES.items() if any(p[:1] == '-' for p in parts)]
-    assert len(flags) >= 30
+    assert len(flags) >= 60
 
 
 # ---- the name that it had, and the files of other programs
@@ -195,19 +248,28 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope='module')
-def one_by_one(place: Path) -> Outcome:
-    "The answer by two files, each after a flag of its own, at two learning rates."
-    with contextlib.chdir(place):
-        paths = ('--model-path', 'ck/step-9.pt', '--model-path', 'ck/step-10.pt')
-        return good('explain', *ASK, *paths, *FOREIGN)
+class Stopped(ValueError):
+    "Raised instead of opening files."
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_several_checkpoints(place: Path, way: str, one_by_one: Outcome) -> None:
+def test_several_checkpoints(place: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     "However they are given, they are the same files in the order of their numbers."
+
+    def stop(files: list[Path], **told: object) -> None:
+        raise Stopped(' '.join(path.name for path in files))
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr('tracin_nb.runs.foreign.open_files', stop)
+    done = invoke('explain', *ASK, '--model-path', *WAYS[way], *FOREIGN)
+    assert done.stderr == 'tracin: error: step-9.pt step-10.pt\n'
+
+
+def test_files_after_one_flag_and_after_two(place: Path) -> None:
     with contextlib.chdir(place):
-        assert same(good('explain', *ASK, '--model-path', *WAYS[way], *FOREIGN), one_by_one)
+        two = ('--model-path', 'ck/step-9.pt', '--model-path', 'ck/step-10.pt')
+        one = ('--model-path', 'ck/step-10.pt', 'ck/step-9.pt')
+        assert same(*(good('explain', *ASK, *paths, *FOREIGN) for paths in (one, two)))
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -253,10 +315,16 @@ def test_the_same_forms(place: Path, command: str) -> None:
     table = pd.read_csv(StringIO(good(*words, '--format', 'csv').stdout))
     assert len(table) == (6 if command == 'explain' else 3)
     content = json.loads(good(*words, '--format', 'json').stdout)
-    rows = pd.DataFrame(content['rows'])[list(table)]
-    pd.testing.assert_frame_equal(rows, table, check_dtype=False)
+    rows = pd.DataFrame(content['rows'])
+    told = [f'test_{name}' for name in BELIEFS if command != 'self']  # in JSON: once, in `tests`
+    assert [*rows] == [name for name in table if name not in told]
+    pd.testing.assert_frame_equal(rows, table[[*rows]], check_dtype=False)
+    for test in content.get('tests', ()):
+        assert table['test_tail_rank'].eq(test['tail_rank']).all()
+        assert table['test_known'].eq(test['known']).all()
     assert content['facts']['model'] == 'DistMult' and content['kind']
     shown = good(*words).stdout
+    assert command == 'self' or 'tail rank' in shown.splitlines()[1]
     foot = shown.rstrip().split('\n\n')[-1]
     assert '\n' not in foot and foot.startswith('TracIn estimate')
     assert all(part in foot for part in ('DistMult', '2 checkpoints (epochs 1, 2)', 'loss "'))

@@ -73,14 +73,23 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return [(kind, code) for kind, code in kept if code.strip()]
 
 
+def readme_blocks() -> list[tuple[str, str]]:
+    "The blocks of README, and before the shell's last one what the prose says was done."
+    *before, last = blocks(README)
+    saved = re.search(r"`(mine\.save_to_directory\('saved'\))`", README)
+    return [*before, ('python', saved[1]), last]
+
+
 def test_code_runs(tmp_path: Path) -> None:
     """Every code block of README (the start page has the same) and CONTRIBUTING, pasted into one
-    fresh interpreter."""
+    fresh interpreter; what README explains, its model predicts."""
     pages = {
-        'README.md': blocks(README),
+        'README.md': readme_blocks(),
         'CONTRIBUTING.md': blocks(CONTRIBUTING),
         'names': [('python', NAMES)],
     }
+    shown = [('python', "print('end of a page')")]
+    pages = {page: code + shown for page, code in pages.items()}
     assert [kind for kind, _ in pages['README.md']].count('python') >= 1 and len(
         pages['CONTRIBUTING.md']
     ) >= 5
@@ -95,6 +104,18 @@ def test_code_runs(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.endswith('all ran\n'), (
         done.stdout[-2000:] + done.stderr[-4000:]
     )
+    said = done.stdout.partition('end of a page')[0]
+    ranks = [float(rank) for rank in re.findall(r'· tail rank ([\d,.]+) of', said)]
+    assert len(ranks) == 3 and max(ranks) <= 10  # one from Python, two by --top
+
+
+def test_readme_explains_predictions() -> None:
+    "Each triple with proponents in README is new, or of the test, and ranks among the first ten."
+    found = re.findall(r'^.*\n +score (.*)\n +proponents', README, re.MULTILINE)
+    assert len(found) == README.count('  proponents\n') == 2
+    for line in found:
+        assert float(re.search(r'· tail rank ([\d,]+) of', line)[1].replace(',', '')) <= 10
+        assert '· new: not in training' in line or '· in test ·' in line
 
 
 def test_start_page_has_the_same_code() -> None:
@@ -132,8 +153,12 @@ def test_figures() -> None:
     source = next(''.join(c['source']) for c in INDEX if 'def figures(' in ''.join(c['source']))
     names = dict(json=json, Path=Path)
     exec(source, names)
-    shown = names['figures'](ROOT / 'benchmarks')
-    assert shown.replace('](../', '](') in README, 'run `make notebooks NB=nbs/index.ipynb readme`'
+    for part in ('figures', 'limits'):
+        shown = names[part](ROOT / 'benchmarks').replace('](../', '](')
+        assert shown in README, 'run `make notebooks NB=nbs/index.ipynb readme`'
+    rows = names['figures'](ROOT / 'benchmarks').splitlines()[2:]
+    values = [row.split('|')[2].strip() for row in rows]
+    assert all(re.fullmatch(r'[\d,.e-]+(?: [a-z%][a-z ]*)?', value) for value in values)
 
 
 def test_comparison() -> None:

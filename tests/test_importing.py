@@ -1,29 +1,36 @@
 "A model that was trained elsewhere becomes a run; what nobody told is marked in every result"
 
+import gc
 import json
+import pickle
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from pykeen.datasets import Nations
 from pykeen.losses import loss_resolver
 from pykeen.models import ConvE, DistMult, ERModel, TransE
 from pykeen.pipeline import PipelineResult, pipeline
 from pykeen.sampling import BasicNegativeSampler
+from pykeen.triples import TriplesFactory
 
 from tracin_nb.answer.results import facts_line
 from tracin_nb.app.cli import main
+from tracin_nb.graph.names import names_of
+from tracin_nb.graph.triples import load_dataset
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.foreign import open_files
 from tracin_nb.runs.importing import import_files
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.settings import RunError, build_loss
 
+ENTITY_ROWS = 'entity_representations.0._embeddings.weight'
 FACT = ('china', 'embassy', 'cuba')
 LOOPS = dict(
     lcwa=dict(
@@ -31,7 +38,7 @@ LOOPS = dict(
         model_kwargs=dict(embedding_dim=6),
         training_loop='lcwa',
         loss='bcewithlogits',
-        dataset_kwargs=dict(create_inverse_triples=True),
+        inverse=True,
         training_kwargs=dict(label_smoothing=0.1, use_tqdm=False),
     ),
     slcwa=dict(
@@ -53,6 +60,30 @@ FLAGS = dict(
 )
 
 
+@cache
+def nations(inverse: bool = False) -> TriplesFactory:
+    "A few training triples of Nations, with all of its entities and relations"
+    whole = load_dataset('nations', inverse=inverse).training
+    first = {r: i for i, r in reversed([*enumerate(whole.mapped_triples[:, 1].tolist())])}
+    rows = sorted({*first.values(), *range(0, whole.num_triples, 8)})
+    return whole.clone_and_exchange_triples(whole.mapped_triples[rows])
+
+
+TESTING = TriplesFactory(
+    load_dataset('nations').testing.mapped_triples[:20],
+    nations().entity_to_id,
+    nations().relation_to_id,
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def frozen() -> Iterator[None]:
+    "PyKEEN collects garbage after each epoch, slow among the objects of a whole test session."
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope='module')
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp('importing')
@@ -63,8 +94,11 @@ def piped(home: Path) -> dict[str, tuple[PipelineResult, Path]]:
     "Pipelines as PyKEEN saves them"
     found = {}
     for name, how in LOOPS.items():
+        training = nations(how.get('inverse', False))
+        how = {n: v for n, v in how.items() if n != 'inverse'}
         result = pipeline(
-            dataset='nations',
+            training=training,
+            testing=TESTING,
             epochs=2,
             random_seed=0,
             optimizer_kwargs=dict(lr=0.02),
@@ -78,12 +112,12 @@ def piped(home: Path) -> dict[str, tuple[PipelineResult, Path]]:
 
 @pytest.fixture(scope='module')
 def train(home: Path) -> Path:
-    return tsv(Nations().training, home / 'train.tsv')
+    return tsv(nations(), home / 'train.tsv')
 
 
 @pytest.fixture(scope='module')
 def distmult(home: Path) -> tuple[DistMult, Path]:
-    model = DistMult(triples_factory=Nations().training, embedding_dim=4, random_seed=0)
+    model = DistMult(triples_factory=nations(), embedding_dim=4, random_seed=0)
     (home / 'kept').mkdir()
     for k in (2, 10):
         torch.save(dict(state_dict=model.state_dict(), version=1), home / 'kept' / f'ck-{k}.pt')
@@ -107,7 +141,8 @@ def fine(*args: object) -> Result:
 
 
 def explained(run: object, **more: object):
-    return TracIn(run, devices='cpu', progress=False, **more).explain([FACT], k=5)
+    how = dict(weighting='sgd') | more
+    return TracIn(run, devices='cpu', progress=False, **how).explain([FACT], k=5)
 
 
 def alike(a, b) -> None:
@@ -119,6 +154,21 @@ def alike(a, b) -> None:
 # ---------------------------------------------------------------- the front door
 
 
+def test_names(piped, tmp_path) -> None:
+    "Names given to `import` stay with the run; `predict` takes them, too."
+    (tmp_path / 'names.tsv').write_text('id\tname\nchina\tMiddle Kingdom\n')
+    named = ('--names', tmp_path / 'names.tsv')
+    command = ('import', piped['slcwa'][1], '--allow-pickle', '--learning-rate', 0.02)
+    fine(*command, '--out', tmp_path / 'run', *named)
+    done = fine('predict', tmp_path / 'run', 'middle kingdom', 'embassy', '-k', 1)
+    assert done.stdout.startswith('Middle Kingdom [china]  embassy  ?\n')
+    fine(*command, '--out', tmp_path / 'plain')
+    asked = ('predict', tmp_path / 'plain', 'Middle Kingdom', 'embassy', '-k', 1)
+    assert "unknown entity 'Middle Kingdom'" in tracin(*asked).stderr
+    again = fine(*asked, *named)
+    assert again.stdout == done.stdout and again.stderr.splitlines()[-1].endswith(str(named[1]))
+
+
 @pytest.mark.parametrize('name', LOOPS)
 def test_two_commands_from_a_pipeline_folder(piped, name, tmp_path) -> None:
     result, folder = piped[name]
@@ -128,12 +178,12 @@ def test_two_commands_from_a_pipeline_folder(piped, name, tmp_path) -> None:
     assert not (tmp_path / 'no').exists()
     done = fine(*command, tmp_path / 'rough', '--learning-rate', 0.02)
     assert 'assumed: loop slcwa' in done.stderr
-    said = fine('explain', tmp_path / 'rough', '--triple', *FACT, '--devices', 'cpu').stdout
-    assert 'assumed: loop slcwa' in said
-    shown = fine(
-        *('explain', tmp_path / 'rough', '--triple', *FACT, '--devices', 'cpu', '--format', 'json')
-    )
-    assert json.loads(shown.stdout)['facts']['assumed']['loop'].startswith('slcwa; nothing tells')
+    explain = ('explain', tmp_path / 'rough', '--triple', *FACT, '--devices', 'cpu')
+    if name == 'slcwa':
+        assert 'assumed: loop slcwa' in fine(*explain).stdout
+    else:
+        facts = json.loads(fine(*explain, '--format', 'json').stdout)['facts']
+        assert facts['assumed']['loop'].startswith('slcwa; nothing tells')
     fine(*command, tmp_path / 'told', '--learning-rate', 0.02, *FLAGS[name])
     run = Run.open(tmp_path / 'told')
     assert run.assumed == {} and run.label_smoothing == Run.from_pipeline(result).label_smoothing
@@ -172,7 +222,7 @@ def test_two_commands_from_checkpoints(distmult, train, tmp_path) -> None:
 
 
 def test_three_commands_where_tables_fit_several_models(train, tmp_path) -> None:
-    model = TransE(triples_factory=Nations().training, embedding_dim=4, scoring_fct_norm=2)
+    model = TransE(triples_factory=nations(), embedding_dim=4, scoring_fct_norm=2)
     torch.save(model.state_dict(), tmp_path / 'bare.pt')
     command = ('import', tmp_path / 'bare.pt', '--train', train, '--out', tmp_path / 'run')
     first = tracin(*command)
@@ -198,11 +248,11 @@ def test_commands_without_import_mark_the_same(distmult, train) -> None:
 
 
 def test_validation_and_test_triples(distmult, train, tmp_path) -> None:
-    test = tsv(Nations().testing, tmp_path / 'test.tsv')
+    test = tsv(TESTING, tmp_path / 'test.tsv')
     command = ('import', distmult[1], '--train', train, '--model', 'DistMult', '--learning-rate', 1)
     fine(*command, '--test', test, '--validation', test, '--out', tmp_path / 'run')
     run = Run.open(tmp_path / 'run')
-    assert run.testing.num_triples == Nations().testing.num_triples == run.validation.num_triples
+    assert run.testing.num_triples == TESTING.num_triples == run.validation.num_triples
     test.write_text('china\tembassy\tatlantis\n')
     done = tracin(*command, '--test', test, '--out', tmp_path / 'other')
     assert "test.tsv: line 1: unknown entity 'atlantis'" in done.stderr
@@ -210,7 +260,7 @@ def test_validation_and_test_triples(distmult, train, tmp_path) -> None:
 
 
 def test_wrong_numbering_is_warned_of(tmp_path, train) -> None:
-    triples = Nations().training
+    triples = nations()
     model = DistMult(triples_factory=triples, embedding_dim=16, random_seed=0)
     adam = torch.optim.Adam(model.parameters(), lr=0.05)
     for _ in range(40):
@@ -225,17 +275,85 @@ def test_wrong_numbering_is_warned_of(tmp_path, train) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='.*near chance')
         import_files(tmp_path / 'a.pt', train, out=tmp_path / 'right', **told)
-    maps = Nations().training.entity_to_id
+    maps = nations().entity_to_id
     wrong = dict(zip(maps, np.random.default_rng(1).permutation(len(maps)).tolist()))
     with pytest.warns(UserWarning, match='near chance: label maps, model or triples'):
         import_files(tmp_path / 'a.pt', train, out=tmp_path / 'wrong', entity_to_id=wrong, **told)
+
+
+def test_names_kept(distmult, train, tmp_path) -> None:
+    "Shown, accepted, and kept by each save."
+    table = tmp_path / 'names.csv'
+    table.write_text('kind,name,id\nCountry,Cathay,china\nCountry,"Cuba, the island",cuba\n')
+    command = ('import', distmult[1], '--train', train, '--model', 'DistMult')
+    command += ('--learning-rate', 0.1, '--test', tsv(TESTING, tmp_path / 'test.tsv'))
+    wrong = tmp_path / 'wrong.csv'
+    wrong.write_text('id,name\nQ148,China\n')
+    done = tracin(*command, '--out', tmp_path / 'a', '--names', wrong)
+    assert done.exit_code == 2 and "'Q148', is a label of the graph" in done.stderr
+    assert not (tmp_path / 'a').exists()
+    fine(*command, '--out', tmp_path / 'a', '--names', table)
+    run = Run.open(Run.open(tmp_path / 'a').save(tmp_path / 'b'))
+    assert run.names.name == {'china': 'Cathay', 'cuba': 'Cuba, the island'}
+    assert run.names.type['cuba'] == 'Country' and names_of(run.testing) == run.names
+    asked = ('--triple', 'Cathay', 'embassy', 'Cuba, the island', '--devices', 'cpu')
+    assert 'Cathay' in fine('explain', tmp_path / 'b', *asked).stdout
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'said'),
+    [
+        (b'\x80\x02', 'damaged.pt is not a checkpoint'),
+        (pickle.dumps(Path('x')), 'cannot read its pickle .nothing was executed'),
+        (dict(extra=torch.ones(2)), "'extra' is unknown to the model"),
+        (dict(table=torch.ones(14, 4) * torch.nan), 'not finite, such as nan at'),
+        (dict(table=torch.ones(13, 4)), 'has 13 rows'),
+        (dict(table=torch.ones(14, 4, dtype=torch.long)), 'is torch.int64, the model needs'),
+    ],
+)
+def test_damaged_files(wrong, said, distmult, train, tmp_path) -> None:
+    path = tmp_path / 'damaged.pt'
+    if isinstance(wrong, bytes):
+        path.write_bytes(wrong)
+    else:
+        named = {n.replace('table', ENTITY_ROWS): t for n, t in wrong.items()}
+        torch.save(distmult[0].state_dict() | named, path)
+    told = dict(model='DistMult', learning_rates=0.1, out=tmp_path / 'run')
+    with pytest.raises(RunError, match=said):
+        import_files(path, train, **told)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_weights_of_8_bits(distmult, train, tmp_path) -> None:
+    state = dict(distmult[0].state_dict())
+    state[ENTITY_ROWS] = state[ENTITY_ROWS].to(torch.float8_e5m2)
+    torch.save(state, tmp_path / 'a.pt')
+    told = dict(model='DistMult', learning_rates=0.1, out=tmp_path / 'run')
+    run = import_files(tmp_path / 'a.pt', train, **told)
+    assert torch.equal(run.model(0).state_dict()[ENTITY_ROWS], state[ENTITY_ROWS].float())
+
+
+@pytest.mark.parametrize('text', ['[]', '{"losses": "none"}', '{"losses": [null]}'])
+def test_odd_results_beside_a_pipeline(text, piped, tmp_path) -> None:
+    folder = shutil.copytree(piped['slcwa'][1], tmp_path / 'piped')
+    (folder / 'results.json').write_text(text)
+    told = dict(allow_pickle=True, learning_rates=0.02, out=tmp_path / 'run')
+    assert 'recorded' not in import_files(folder, **told).assumed['loop']
+
+
+def test_what_cannot_be_opened_is_not_left(piped, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Run, 'open', lambda folder: 1 / 0)
+    told = dict(allow_pickle=True, learning_rates=0.02, out=tmp_path / 'run')
+    with pytest.raises(ZeroDivisionError):
+        import_files(piped['slcwa'][1], **told)
+    assert not any(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- Run.save
 
 
 def test_whatever_has_a_name_is_saved(tmp_path) -> None:
-    triples = Nations(create_inverse_triples=True).training
+    triples = nations(True)
     for name, loss in loss_resolver.lookup_dict.items():
         model = TransE(triples_factory=triples, embedding_dim=4, scoring_fct_norm=2, loss=loss())
         run = Run.from_model(
@@ -258,7 +376,7 @@ def test_whatever_has_a_name_is_saved(tmp_path) -> None:
 
 
 def test_moments_frozen_parts_and_low_weights(tmp_path) -> None:
-    triples = Nations().training
+    triples = nations()
     model = DistMult(triples_factory=triples, embedding_dim=4, random_seed=0)
     table = 'relation_representations.0._embeddings.weight'
     model.get_parameter(table).requires_grad_(False)
@@ -281,7 +399,7 @@ def test_moments_frozen_parts_and_low_weights(tmp_path) -> None:
 
 
 def test_nothing_is_pickled_or_written_over(distmult, tmp_path) -> None:
-    run = Run.from_model(distmult[0], Nations().training, learning_rates=[0.1])
+    run = Run.from_model(distmult[0], nations(), learning_rates=[0.1])
     folder = run.save(tmp_path / 'a')
     for path in folder.glob('*.pt'):
         torch.load(path, weights_only=True)
@@ -299,7 +417,7 @@ def test_nothing_is_pickled_or_written_over(distmult, tmp_path) -> None:
 
 
 def test_what_has_no_name_is_refused_and_leaves_nothing(tmp_path) -> None:
-    triples = Nations().training
+    triples = nations()
     model = DistMult(triples_factory=triples, embedding_dim=4)
     run = Run.from_model(model, triples, learning_rates=[0.1])
     kwargs = dict(shape=4)
@@ -320,7 +438,7 @@ def test_what_has_no_name_is_refused_and_leaves_nothing(tmp_path) -> None:
         with pytest.raises(RunError, match=said):
             wrong.save(tmp_path / 'a')
     assert not any(tmp_path.iterdir())
-    inverse = Nations(create_inverse_triples=True).training
+    inverse = nations(True)
     sizes = dict(embedding_dim=8, embedding_height=2, embedding_width=4, output_dropout=0.4)
     conve = Run.from_model(ConvE(triples_factory=inverse, **sizes), inverse, learning_rates=[1])
     with pytest.raises(RunError, match='interaction has other parts; give model_kwargs='):
@@ -329,7 +447,7 @@ def test_what_has_no_name_is_refused_and_leaves_nothing(tmp_path) -> None:
 
 
 def test_a_saved_run_that_is_damaged_says_so(distmult, tmp_path) -> None:
-    run = Run.from_model(distmult[0], Nations().training, learning_rates=[0.1])
+    run = Run.from_model(distmult[0], nations(), learning_rates=[0.1])
     folder = run.save(tmp_path / 'a')
     facts = json.loads((folder / 'run.json').read_text())
     for change, said in (
@@ -347,7 +465,7 @@ def test_a_saved_run_that_is_damaged_says_so(distmult, tmp_path) -> None:
 
 
 def test_python_callers_who_say_it_have_told_it(distmult) -> None:
-    model, triples = distmult[0], Nations().training
+    model, triples = distmult[0], nations()
     rough = Run.from_model(model, triples, learning_rates=[0.1])
     names = ['loop', 'label_smoothing', 'negative_sampler', 'num_negs_per_pos']
     assert list(rough.assumed) == names
@@ -452,17 +570,20 @@ def dgl_score(model: str, e: np.ndarray, r: np.ndarray, gamma: float) -> np.ndar
     if model == 'DistMult':
         return (h * r * t).sum(-1)
     whole = lambda x: x[:, : x.shape[1] // 2] + 1j * x[:, x.shape[1] // 2 :]
+    if model == 'RotatE':
+        phase = r / ((gamma + 2.0) / r.shape[1] / np.pi)
+        return gamma - np.abs(whole(h) * np.exp(1j * phase) - whole(t)).sum(-1)
     return (whole(h) * whole(r) * whole(t).conj()).real.sum(-1)
 
 
-DGL = ('TransE', 'TransE_l1', 'TransE_l2', 'DistMult', 'ComplEx')
+DGL = ('TransE', 'TransE_l1', 'TransE_l2', 'DistMult', 'ComplEx', 'RotatE')
 
 
 def dglke(folder: Path, model: str, named: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     "A folder as DGL-KE documents it"
     folder.mkdir()
     draw, d = np.random.default_rng(1).normal, 3
-    e = draw(size=(4, d * (2 if model == 'ComplEx' else 1))).astype(np.float32)
+    e = draw(size=(4, d * (2 if model in ('ComplEx', 'RotatE') else 1))).astype(np.float32)
     r = draw(size=(2, d * (2 if model == 'ComplEx' else 1))).astype(np.float32)
     np.save(folder / f'mine_{model}_entity.npy', e)
     np.save(folder / f'mine_{model}_relation.npy', r)
@@ -484,7 +605,7 @@ def test_dglke(model, small, tmp_path) -> None:
     fine('import', tmp_path / 'ckpts', '--train', small['train'], '--out', tmp_path / 'run')
     run = Run.open(tmp_path / 'run')
     own = run.model(0, 'cpu').score_hrt(torch.from_numpy(HRT)).flatten().detach().numpy()
-    shift = 6.0 if model.startswith('TransE') else 0.0
+    shift = 6.0 if model.startswith('TransE') or model == 'RotatE' else 0.0
     np.testing.assert_allclose(own + shift, dgl_score(model, e, r, 6.0), rtol=1e-5, atol=1e-6)
     assert run.checkpoints[0].learning_rate == 0.25 and run.sampler().num_negs_per_pos == 16
     assert run.loss.margin == shift and run.loss.inverse_softmax_temperature == 0.5
@@ -492,10 +613,59 @@ def test_dglke(model, small, tmp_path) -> None:
     assert {'loss', 'optimizer', 'negative_sampler'} <= run.assumed.keys()
     result = explained_small(run)
     assert result.facts['assumed'] == run.assumed
+    alike(result, explained_small(run, engine='loop'))
 
 
-def explained_small(run: Run):
-    return TracIn(run, devices='cpu', progress=False).explain([('b', 'r', 'a')], k=2)
+def explained_small(run: Run, **more: object):
+    return TracIn(run, devices='cpu', progress=False, **more).explain([('b', 'r', 'a')], k=2)
+
+
+class Payload:
+    "What would run a command when unpickled."
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return self.path.touch, ()
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (dict(gamma='x'), 'config.json: gamma has to be a finite number'),
+        (dict(gamma=None), 'config.json: gamma has to be a finite number'),
+        (dict(emb_size=4), '3 complex numbers .* emb_size in config.json is 4'),
+        (dict(neg_sample_size='x'), 'config.json: neg_sample_size has to be a whole number'),
+        (dict(adversarial_temperature='x'), 'config.json: adversarial_temperature has to be'),
+        (dict(model=['RotatE']), r"model \['RotatE'\] of DGL-KE is not opened"),
+        (dict(emap_file='latin.tsv'), 'latin.tsv cannot be read: .utf-8'),
+    ],
+)
+def test_dglke_damaged(change, said, small, tmp_path) -> None:
+    dglke(folder := tmp_path / 'a', 'RotatE')
+    (folder / 'latin.tsv').write_bytes(b'0\t\xff\n')
+    config = json.loads((folder / 'config.json').read_text()) | change
+    (folder / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(RunError, match=said):
+        open_files(folder, small['train'])
+
+
+def test_dglke_arrays(small, tmp_path) -> None:
+    "Objects are never unpickled; bytes in another order are numbers as well."
+    e, _ = dglke(folder := tmp_path / 'a', 'RotatE')
+    table = folder / 'mine_RotatE_entity.npy'
+    np.save(table, e.astype('>f4'))
+    run = open_files(folder, small['train'])
+    np.testing.assert_array_equal(run.model(0).entity_representations[0]().real.detach(), e[:, :3])
+    objects = np.array([[Payload(tmp_path / 'executed')]], dtype=object)
+    np.save(table, objects, allow_pickle=True)
+    for kind in ('npy', 'raw'):
+        if kind == 'raw':
+            table.write_bytes(pickle.dumps(Payload(tmp_path / 'executed')))
+        with pytest.raises(RunError, match='holds objects, which are never unpickled'):
+            open_files(folder, small['train'], allow_pickle=True)
+    assert not (tmp_path / 'executed').exists()
 
 
 def test_dglke_refuses_what_pykeen_lacks(small, tmp_path) -> None:
@@ -503,7 +673,7 @@ def test_dglke_refuses_what_pykeen_lacks(small, tmp_path) -> None:
     with pytest.raises(RunError, match="model 'TransR' of DGL-KE is not opened"):
         open_files(tmp_path / 'a', small['train'])
     dglke(tmp_path / 'c', 'ComplEx', 'RotatE')
-    with pytest.raises(RunError, match="model 'RotatE' .* its RotatE adds absolute values"):
+    with pytest.raises(RunError, match='3 complex numbers for each entity and 6 angles'):
         open_files(tmp_path / 'c', small['train'])
     dglke(tmp_path / 'b', 'ComplEx')
     (tmp_path / 'b' / 'entities.tsv').unlink()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from tracin_nb.graph.triples import (
     select,
     to_ids,
 )
-from tracin_nb.influence.tracin import TracIn
+from tracin_nb.influence.parts import Parts
+from tracin_nb.influence.tracin import TracIn, resume
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.settings import RunError
 from tracin_nb.runs.training import train
@@ -35,6 +37,8 @@ LABELS = {'MONDO:0004979': 0, 'MESH:D000068877': 1, 'x 1': 2, 'treats': 0}
 ASTHMA = {'MONDO:0004979': 'Asthma, allergic'}
 TINY = dict(model='DistMult', epochs=2, keep_every=1, progress=False, device='cpu')
 TINY |= dict(model_kwargs=dict(embedding_dim=8))
+FAST = dict(weighting='sgd', batch_size=2000, progress=False)
+QUICK = ('--weighting', 'sgd', '--batch-size', 2000)
 
 # ---- tables
 
@@ -153,7 +157,7 @@ def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope='module')
 def tracin(run: Run) -> TracIn:
-    return TracIn(run, progress=False)
+    return TracIn(run, **FAST)
 
 
 @pytest.fixture(scope='module')
@@ -266,7 +270,7 @@ def test_frames(result: Result, run: Run) -> None:
     assert (frame['test_relation_name'] == 'has embassy in').all()
     assert frame['head_name'].tolist() == [NAMES.get(x, '') for x in frame['head']]
     assert frame['tail_type'].tolist() == [TYPES.get(x, '') for x in frame['tail']]
-    plain = TracIn(run.with_names(None), progress=False).explain(('china', 'embassy', 'cuba'), k=4)
+    plain = TracIn(run.with_names(None), **FAST).explain(('china', 'embassy', 'cuba'), k=4)
     assert not [name for name in plain.frame if name.endswith(('_name', '_type'))]
     pd.testing.assert_frame_equal(plain.frame, named_frame(frame, None))
     pd.testing.assert_frame_equal(plain.with_names(run.names).frame, frame)
@@ -282,14 +286,14 @@ def test_texts(result: Result, tracin: TracIn) -> None:
     ax = result.plot()
     assert ax.get_title().startswith('China  has embassy in  Cuba, the island\n')
     ticks = [x.get_text() for x in ax.get_yticklabels()]
-    assert all('[' not in x or 'ig country [' in x for x in ticks)
-    assert any('China' in x or 'has embassy in' in x for x in ticks)
+    assert all('[' not in x or 'ig country [' in x or 'usa [uk]' in x for x in ticks)
+    assert any(name in x for x in ticks for name in NAMES.values())
 
 
 def test_odd_names(run: Run) -> None:
     "Names cannot break a page, and long ones are cut."
     odd = {'china': '<b>&"' + 'x' * 200, 'cuba': '中国\u202e', 'embassy': '|'}
-    found = TracIn(run, names=odd, progress=False).explain(('china', 'embassy', 'cuba'), k=3)
+    found = TracIn(run, names=odd, **FAST).explain(('china', 'embassy', 'cuba'), k=3)
     page = found._repr_html_()
     assert '<b>&"' not in page and '&lt;b&gt;&amp;&quot;xxx' in page and '\u202e' not in page
     assert max(map(len, text_table(found).split('\n')[:8])) < 260 and found.plot()
@@ -312,8 +316,25 @@ def test_round_trips(result: Result, tmp_path: Path) -> None:
 def test_asked_again(run: Run, tmp_path: Path) -> None:
     "An answer that is there already is told in the names of the one who asks."
     ask = dict(test=('china', 'embassy', 'cuba'), k=2, out=tmp_path / 'out')
-    TracIn(run.with_names(None), progress=False).explain(**ask)
-    assert TracIn(run, progress=False).explain(**ask).block(0)[0] == SHOWN
+    TracIn(run.with_names(None), **FAST).explain(**ask)
+    assert TracIn(run, **FAST).explain(**ask).block(0)[0] == SHOWN
+
+
+def test_finished_by_the_folder_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "A question that was begun with other names than the run's ends with them."
+
+    def dying(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    for i, (names, shown) in enumerate((({'china': 'Middle'}, 'Middle [china]'), (None, 'china'))):
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(Parts, 'write', dying)
+            asked = TracIn(run.with_names(names), **FAST)
+            asked.explain(('china', 'embassy', 'cuba'), k=2, out=tmp_path / f'{i}')
+        found = resume(tmp_path / f'{i}', progress=False)
+        assert found.block(0)[0] == f'{shown}  embassy  cuba'
 
 
 def test_fourteen_columns(result: Result, run: Run) -> None:
@@ -348,26 +369,47 @@ def ask(*args: object) -> Outcome:
     return CliRunner().invoke(main, [str(x) for x in args])
 
 
+def test_predictions_go_on(run: Run, tmp_path: Path) -> None:
+    "`predict` takes a table of names, and the next command that it tells does as it stands."
+    (odd := tmp_path / 'odd.csv').write_text('id,name\nchina,$中国 "x"\n', encoding='utf-8')
+    done = ask('predict', run.folder, '$中国 "x"', 'embassy', '--names', odd, '-k', 2)
+    assert done.exit_code == 0 and '$中国 "x" [china]  embassy  ?' in done.stdout, done.output
+    told = shlex.split(done.stderr.splitlines()[-1].removeprefix('next: tracin '))
+    again = ask(*told, '-k', 1, *QUICK)
+    assert again.exit_code == 0 and again.stdout.count('score') == 3, again.output
+
+
+def test_no_triples_for_names(run: Run, tmp_path: Path) -> None:
+    "A file of triples is not taken for labels, names and types; a name of the other kind is told."
+    (triples := tmp_path / 'triples.tsv').write_text('china\tembassy\tcuba\n')
+    with pytest.raises(TriplesFileError, match='is it a file of triples'):
+        run.with_names(triples)
+    with pytest.raises(UnknownLabelError, match='it is a relation: are the columns swapped'):
+        to_ids(('has embassy in', 'embassy', 'cuba'), run.training)
+
+
 def test_commands(run: Run, table: Path, tmp_path: Path) -> None:
     "Names come by the run or by --names, go in, and come out, in every command."
     triple = ('--triple', 'China', 'has embassy in', 'Cuba, the island')
-    done = ask('explain', run.folder, *triple, '-k', 2)
+    done = ask('explain', run.folder, *triple, '-k', 2, *QUICK)
     assert done.exit_code == 0 and SHOWN in done.stdout, done.output
-    done = ask('explain', run.folder, *triple, '-k', 2, '--against', 'usa', '--format', 'csv')
+    more = ('--against', 'usa', '--format', 'csv', *QUICK)
+    done = ask('explain', run.folder, *triple, '-k', 2, *more)
     assert '"head_name"' in done.stdout and '"Cuba, the island"' in done.stdout
     (middle := tmp_path / 'middle.csv').write_text('id,name\nchina,Middle\n')
-    done = ask(
-        'explain', run.folder, '--names', middle, '--triple', 'middle', 'embassy', 'cuba', '-k', 2
-    )
+    named = ('--names', middle, '--triple', 'middle', 'embassy', 'cuba')
+    done = ask('explain', run.folder, *named, '-k', 2, *QUICK)
     assert done.exit_code == 0 and 'Middle [china]  embassy  cuba' in done.stdout
-    done = ask('self', run.folder, '--relation', 'Has embassy in', '-k', 2)
+    done = ask('self', run.folder, '--relation', 'Has embassy in', '-k', 2, *QUICK)
     assert done.exit_code == 0 and 'has embassy in [embassy]' in done.stdout
-    done = ask('paths', run.folder, *triple, '--max-edges', 2, '-k', 3)
+    done = ask('paths', run.folder, *triple, '--max-edges', 2, '-k', 3, *QUICK)
     assert done.exit_code == 0 and 'China [china] <-has embassy in [embassy]- ' in done.stdout
     done = ask('filter', run.folder, *triple, '--n-hops', 1, '--out', tmp_path / 'near.tsv')
     assert done.exit_code == 0 and 'China' not in (tmp_path / 'near.tsv').read_text()
     (lines := tmp_path / 'lines.tsv').write_text('China\thas embassy in\tCuba, the island\n')
-    done = ask('batch', run.folder, '--test', lines, '--output-dir', tmp_path / 'b', '-k', 2)
+    done = ask(
+        'batch', run.folder, '--test', lines, '--output-dir', tmp_path / 'b', '-k', 2, *QUICK
+    )
     assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / 'b' / 'batch_tracin_summary.json').read_text())['results']
     assert (rows[0]['head'], rows[0]['relation'], rows[0]['tail']) == ('china', 'embassy', 'cuba')
@@ -402,7 +444,7 @@ def test_training(table: Path, tmp_path: Path) -> None:
 
 def test_panel(run: Run) -> None:
     "Names are searched, accepted, and shown."
-    panel = InfluenceExplorer(run)
+    panel = InfluenceExplorer(run, batch_size=2000)
     panel.head.field.value = 'chin'
     assert panel.head.field.options[0] == 'China [china]'
     for typed in ('China [china]', 'china', 'CHINA'):
@@ -415,6 +457,7 @@ def test_panel(run: Run) -> None:
     with pytest.raises(ValueError, match='near it: .China .china.'):
         panel.head.label
     panel.head.label, panel.relation.label, panel.tail.label = 'china', 'embassy', 'cuba'
+    panel.weighting.value = 'sgd'
     question = panel.asked()
     panel.show(question, panel.explain(question))
     assert SHOWN in panel.title.value

@@ -168,6 +168,9 @@ def signed_bars(
     ax.spines[['top', 'right']].set_visible(False)
 
 # %% ../../nbs/answer/07_bars.ipynb #e3344f55
+_CENTRED = 50  # characters of a title
+
+
 def ranking_bars(
     title: str,
     sides: dict[str, pd.DataFrame],  # rankings by name: head, relation, tail, influence
@@ -185,5 +188,7 @@ def ranking_bars(
     cut = max(map(len, sides.values())) > k
     ax.set_xlabel(f'influence, the {k} strongest of each side' if cut else 'influence')
     ax.set_title(title, parse_math=False)
+    if max(map(len, title.split('\n'))) > _CENTRED:  # there is room above the names
+        ax.title.set(x=1, horizontalalignment='right')
     legend_below(ax)
     return ax

@@ -163,6 +163,7 @@ def facts_line(facts: dict[str, Any]) -> str:
 def facts_text(facts: dict[str, Any]) -> str:
     "All facts, a line for each, as a table's reader may want them for a report."
     plain = {name: value for name, value in facts.items() if value not in (None, [], {})}
+    plain.pop('verified', None)  # said above the table
     said = lambda x: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)
     return '\n'.join(f'{name.replace("_", " ")}: {said(x)}' for name, x in plain.items())
 
@@ -187,7 +188,7 @@ def _flat(facts: dict[str, Any]) -> str:
     own = facts.get('test_objective', facts['objective'])
     names = [f'"{name}"' for name in facts.get('test_objectives_with_slope', [])]
     other = (
-        f'test_objective {" or ".join(names)} would have one'
+        f'with {" or ".join(names)} as the loss of the prediction (test_objective) it has one'
         if names
         else 'no other that was tried has one'
     )
@@ -721,7 +722,31 @@ class Result(Report):
     def said(self, i: int) -> list[str]:
         "What the model holds of test triple `i`, and what that says of its explanation."
         test = self.tests.iloc[i].to_dict()
-        return [belief_line(test, self.facts), *doubts(test, self.facts)]
+        proofs = [f'Trained again: {x["verdict"]}' for x in self._proofs(i)]
+        return [belief_line(test, self.facts), *doubts(test, self.facts), *proofs]
+
+    def _proofs(self, i: int) -> list[dict[str, Any]]:
+        "What `note_verified` was told of test triple `i`."
+        triple = [str(self.tests[f'test_{part}'].iloc[i]) for part in TRIPLE]
+        return [x for x in self.facts.get('verified', []) if x['prediction'] == triple]
+
+    def note_verified(self, i: int, verdict: str, rows: pd.DataFrame) -> None:
+        "Keep what trainings without some triples showed of test triple `i`, for `verified`."
+        triple = [str(self.tests[f'test_{part}'].iloc[i]) for part in TRIPLE]
+        others = [x for x in self.facts.get('verified', []) if x['prediction'] != triple]
+        proof = dict(prediction=triple, verdict=verdict, rows=records(rows))
+        self.facts = plain_facts(self.facts | dict(verified=[*others, proof]))
+        self.frame.attrs['facts'] = self.facts
+
+    @property
+    def verified(self) -> pd.DataFrame | None:
+        """The rows of `evaluation.verify` of all test triples that were verified, with a column
+        `prediction`; None: none was."""
+        proofs = [
+            pd.DataFrame(x['rows']).assign(prediction='  '.join(x['prediction']))
+            for x in self.facts.get('verified', [])
+        ]
+        return pd.concat(proofs, ignore_index=True) if proofs else None
 
     def title(self, i: int) -> str:
         "Test triple `i` and its rank."

@@ -9,15 +9,17 @@ __all__ = ['MODES', 'main', 'given_settings', 'settings_blamed', 'TrainAsked', '
            'Why', 'Asked', 'refuse_with', 'check_mode', 'check_all_scores', 'profiled',
            'explained', 'known_paths', 'marked', 'answer', 'run_command', 'own_influence',
            'BatchAsked', 'batch_command', 'batch_status', 'Graphed', 'FilterAsked',
-           'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths', 'print_paths',
-           'save_paths', 'paths_command', 'Begun', 'ResumeAsked', 'resume_command',
-           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
-           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
-           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
-           'ServeAsked', 'serve_command', 'terminated']
+           'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths', 'held_of',
+           'with_told', 'print_paths', 'save_paths', 'paths_command', 'Begun',
+           'ResumeAsked', 'resume_command', 'status_command', 'ReplayAsked',
+           'replay_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
+           'BenchAsked', 'bench_command', 'evaluate_command', 'ServeAsked',
+           'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,6 +185,7 @@ class ImportAsked:
     )
     seed: int = option(0, 'Of the negatives.', 'How', kind='whole', advanced=True)
     header: Header
+    named: Named = Named()
 
 
 @main.command('import', short_help='Make a run of a model that was trained elsewhere.')
@@ -209,6 +212,7 @@ def import_command(asked: ImportAsked) -> None:
         out=asked.out,
         validation=asked.validation,
         testing=asked.testing,
+        names=asked.named.names,
         **told,
     )
     for name, said in run.assumed.items():
@@ -260,7 +264,13 @@ class Predicted:
 
     def check(self) -> None:
         "Refuse a triple without, or with nothing but, open parts."
-        if len(self.given) not in (1, 2):
+        if len(self.given) == 3:
+            raise click.UsageError(
+                'head, relation and tail are given, so nothing is left to predict: leave one or '
+                'two out; `tracin explain --triple` explains a whole triple',
+                click.get_current_context(silent=True),
+            )
+        if not self.given:
             raise click.UsageError(
                 'give one or two of --head, --relation and --tail; what is open is predicted',
                 click.get_current_context(silent=True),
@@ -268,6 +278,9 @@ class Predicted:
 
     def found(self, run: 'Run') -> 'pd.DataFrame':
         "The predictions, the best first."
+        if not -len(run.checkpoints) <= self.checkpoint < len(run.checkpoints):
+            n = len(run.checkpoints)
+            refuse('--checkpoint', f'{self.checkpoint}: the run has {n}, counted from 0')
         with naming_parts(self.given):
             return run.predict(**self.given, k=self.k, known=self.known, checkpoint=self.checkpoint)
 
@@ -279,6 +292,7 @@ class PredictAsked:
     source: Source
     what: Predicted
     header: Header
+    named: Named = Named()
     out: Path | None = again(
         Output, 'out', help='Save to a file ending in .csv, .parquet or .json.'
     )
@@ -297,6 +311,13 @@ class PredictAsked:
         self.header.check(self.source.train)
         if self.out is not None and self.to.in_folder:
             refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
+
+    def next(self) -> str:
+        "The command that explains the best of them."
+        about = [(f'--{part}', x) for part, x in self.what.given.items()]
+        about += [('--names', str(self.named.names))] if self.named.names else []
+        words = [str(self.source.folder), '--top', '3', *(x for pair in about for x in pair)]
+        return f'tracin explain {shlex.join(words)}'
 
     def text(self, frame: 'pd.DataFrame', form: str | None) -> str:
         "Predictions as CSV, as JSON, or as a table of what was open."
@@ -318,14 +339,14 @@ class PredictAsked:
 
 def predictions_table(frame: 'pd.DataFrame', given: Mapping[str, str]) -> str:
     "Predictions as a table for a terminal: rank, score, what was open by name, its type, mark."
-    from tracin_nb.answer.table import TRIPLE, aligned, names_beside, triples_shown
+    from tracin_nb.answer.table import TRIPLE, aligned, names_beside, signed, triples_shown
 
     parts = [part for part in TRIPLE if part not in given]
     shown = dict(zip(TRIPLE, zip(*triples_shown(frame, limit=60)))) if len(frame) else {}
     kinds = {f'{part} type': names_beside(frame, part, 'type') for part in parts}
     columns = {
         'rank': [f'{rank:g}' for rank in frame['rank']],
-        'score': [f'{score:+.4g}' for score in frame['score']],
+        'score': signed(frame['score'].tolist()),
         **{part: [*shown.get(part, ())] for part in parts},
         **{name: kind for name, kind in kinds.items() if any(kind)},
         'known': frame['known'].tolist(),
@@ -350,7 +371,7 @@ def predict_command(asked: PredictAsked) -> None:
     asked.check()
     to = asked.to
     with claimed(to):
-        run = as_run(asked.source.opened(0, asked.header.header))
+        run = as_run(asked.named.on(asked.source.opened(0, asked.header.header)))
         found = asked.what.found(run)
         if to.out:
             asked.write(found, to.out)
@@ -360,8 +381,7 @@ def predict_command(asked: PredictAsked) -> None:
     if not len(found):
         say('tracin: note: the run knows all such triples already: none is new')
     elif asked.source.folder:
-        about = ' '.join(f'--{part} {json.dumps(x)}' for part, x in asked.what.given.items())
-        say(f'next: tracin explain {asked.source.folder} --top 3 {about}')
+        say(f'next: {asked.next()}')
 
 # %% ../../nbs/app/70_cli.ipynb #6b943547
 def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> None:
@@ -518,6 +538,8 @@ def check_all_scores(asked: Asked) -> None:
     "Refuse with `--all-scores` what is about a ranking."
     if (path := asked.why.all_scores) is None:
         return
+    if path.suffix != '.parquet':
+        refuse('--all-scores', f'{path}: expected a file ending in .parquet')
     check_writable(path, folder=False)
     given = given_flags(asked.why, 'mode', 'all_scores') + given_flags(asked.why.ranked, 'k')
     given += ['a neighbourhood'] if asked.around.where.conditions() else []
@@ -733,10 +755,13 @@ def batch_status(summary: dict[str, Any], folder: Path) -> int:
         )
     if poor := summary['not_predicted']:
         say(
-            f'tracin: note: {poor} of {summary["total"]} predictions are not predicted by the model'
+            f'tracin: note: {poor} of {summary["total"]} test triples '
+            f'{"is" if poor == 1 else "are"} not predicted (tail rank beyond 100 or in the worse '
+            f'half)'
         )
     counts = ', '.join(f'{summary[name]} {name}' for name in ('successful', 'failed', 'skipped'))
-    click.echo(f'{summary["total"]} predictions: {counts}; in {folder}')
+    s = 's' * (summary['total'] != 1)
+    click.echo(f'{summary["total"]} prediction{s}: {counts}; in {folder}')
     return 1 if summary['failed'] else 0
 
 # %% ../../nbs/app/70_cli.ipynb #a542470f
@@ -883,15 +908,15 @@ def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
     return paths(graph, head, tail, asked.min_edges, asked.max_edges, directed=asked.directed)
 
 
-def ranked_paths(tracin: 'TracIn', asked: PathsAsked, kinds: Any) -> list['pd.DataFrame']:
-    "A table of the paths, and one of their kinds if there are types; nothing without a path."
+def ranked_paths(
+    tracin: 'TracIn', test: 'Tensor', asked: PathsAsked, kinds: Any
+) -> list['pd.DataFrame']:
+    """A table of the paths for the triple `[1, 3]`, and one of their kinds if there are types;
+    nothing without a path."""
     from tracin_nb.graph.neighbourhoods import Graph, metapaths, path_table, score_paths
-    from tracin_nb.graph.triples import to_ids
 
-    training, head = tracin.run.training, asked.triple[0]
-    with naming_lines('--triple'):
-        test = to_ids(asked.triple, training)
-    if not (found := paths_between(graph := Graph(training), asked)):
+    head = asked.triple[0]
+    if not (found := paths_between(graph := Graph(tracin.run.training), asked)):
         return []
     scores = score_paths(found, tracin.scores(test)[0], asked.how)
     table = path_table(graph, head, found, scores).drop(columns='rows')
@@ -901,27 +926,59 @@ def ranked_paths(tracin: 'TracIn', asked: PathsAsked, kinds: Any) -> list['pd.Da
         return [table, metapaths(graph, head, found, scores, kinds)]
 
 
-def print_paths(tables: Sequence['pd.DataFrame'], asked: PathsAsked, facts: dict[str, Any]) -> None:
-    "Print the first rows of each table; as CSV only of the last, which is of kinds if there are."
-    from tracin_nb.answer.results import facts_line, facts_text
+def held_of(tracin: 'TracIn', test: 'Tensor') -> tuple['pd.DataFrame', dict[str, Any]]:
+    "What the model holds of a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
+    from tracin_nb.answer.results import test_table
+    from tracin_nb.graph.names import named_frame
+    from tracin_nb.influence.checks import held
 
-    about = dict(triple=asked.triple, score=asked.how)
-    if asked.form in ('csv', 'json'):
+    run, n = tracin.run, tracin.run.training.num_triples
+    beliefs, about = held(tracin.steps, run, tracin.checkpoints, test, n)
+    row = named_frame(test_table(test, run.training, beliefs=beliefs), run.names)
+    return row, tracin.facts(tracin.test_objective, beliefs=about)
+
+
+def with_told(table: 'pd.DataFrame', told: 'pd.DataFrame') -> 'pd.DataFrame':
+    "A table of paths, and in each row what the model holds of the prediction."
+    from tracin_nb.answer.standing import BELIEFS
+
+    row = told.iloc[0]
+    return table.assign(**{f'test_{name}': row[name] for name in BELIEFS if name in row})
+
+
+def print_paths(
+    tables: Sequence['pd.DataFrame'], asked: PathsAsked, told: 'pd.DataFrame', facts: dict[str, Any]
+) -> None:
+    "Print the first rows of each table; as CSV only of the last, which is of kinds if there are."
+    from tracin_nb.answer.results import facts_line, facts_text, records
+    from tracin_nb.answer.standing import belief_line, doubts
+    from tracin_nb.answer.table import note_lines, triples_shown
+
+    if asked.form == 'csv':
+        return print_frame(with_told(tables[-1], told), 'csv', asked.k)
+    if asked.form == 'json':
         kind = 'Kinds of path' if len(tables) > 1 else 'Paths'
-        return print_frame(tables[-1], asked.form, asked.k, kind=kind, **about, facts=facts)
+        about = dict(kind=kind, triple=asked.triple, score=asked.how, tests=records(told))
+        return print_frame(tables[-1], 'json', asked.k, **about, facts=facts)
+    row = told.iloc[0].to_dict()
+    doubted = doubts(row, facts) + ['no influence: `tracin explain` says why'] * (
+        not tables[0]['score'].fillna(0).any()
+    )
+    said = [f'  {belief_line(row, facts)}', *(x for d in doubted for x in note_lines(d))]
+    click.echo('\n'.join(['  '.join(triples_shown(told, 'test_')[0]), *said]))
     for table in tables:
         print_frame(table, asked.form, asked.k)
         click.echo()
     click.echo(f'{facts_text(facts)}\n\n' * asked.verbose + facts_line(facts))
 
 
-def save_paths(tables: Sequence['pd.DataFrame'], asked: PathsAsked) -> None:
+def save_paths(tables: Sequence['pd.DataFrame'], asked: PathsAsked, told: 'pd.DataFrame') -> None:
     "Save the tables where that was asked for."
     from tracin_nb.answer.formats import write_influence_csv
 
     for table, path in zip(tables, (asked.csv_output, asked.metapath_output)):
         if path:
-            write_influence_csv(table, path)
+            write_influence_csv(with_told(table, told), path)
             say(f'saved in {path}')
 
 # %% ../../nbs/app/70_cli.ipynb #30262f2a
@@ -933,12 +990,16 @@ def paths_command(asked: PathsAsked) -> None:
     \b
     tracin paths runs/umls --triple vitamin affects neoplastic_process
     tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --types curie --score min"""
+    from tracin_nb.graph.triples import to_ids
+
     asked.check()
     tracin, kinds = asked.analysis.tracin(), asked.kinds()
-    tables = ranked_paths(tracin, asked, kinds)
-    if tables:
-        print_paths(tables, asked, tracin.facts(tracin.test_objective))
-        return save_paths(tables, asked)
+    with naming_lines('--triple'):
+        test = to_ids(asked.triple, tracin.run.training)
+    if tables := ranked_paths(tracin, test, asked, kinds):
+        told, facts = held_of(tracin, test)
+        print_paths(tables, asked, told, facts)
+        return save_paths(tables, asked, told)
     edges, (head, _, tail) = f'{asked.min_edges} to {asked.max_edges} edges', asked.triple
     say(f'no path of {edges} leads from {head} to {tail}: try a greater --max-edges')
 

@@ -175,6 +175,19 @@ class InfluenceExplorer(RunPanel):
         "Of the training triples."
         return Graph(self.run.training)
 
+    def start_predicting(self) -> None:
+        """Offer the best new predictions with the head, relation or tail that are typed; with all
+        three, other tails. Raises `ValueError` for a label that is not known, and for none typed,
+        `RuntimeError` while other work goes on."""
+        fields = {part: getattr(self, part) for part in TRIPLE}
+        given = {part: field.label for part, field in fields.items() if field.typed}
+        if not given:
+            raise ValueError('type a head, a relation or a tail, or two of them')
+        if len(given) == len(TRIPLE):
+            del given['tail']
+        ask = partial(self.run.predict, **given, k=self.count.value, progress=self.job.progress)
+        self.begin(lambda: self.offer(ask()))
+
 # %% ../../nbs/app/20_explorer.ipynb #473f3841
 @patch
 def _controls(self: InfluenceExplorer) -> None:
@@ -274,21 +287,6 @@ def start(self: InfluenceExplorer) -> None:
     other work goes on."""
     question = self.asked()
     self.begin(lambda: self.show(question, self.explain(question)))
-
-
-@patch
-def start_predicting(self: InfluenceExplorer) -> None:
-    """Offer the best new predictions with the head, relation or tail that are typed; with all
-    three, other tails. Raises `ValueError` for a label that is not known, and for none typed,
-    `RuntimeError` while other work goes on."""
-    fields = {part: getattr(self, part) for part in TRIPLE}
-    given = {part: field.label for part, field in fields.items() if field.typed}
-    if not given:
-        raise ValueError('type a head, a relation or a tail, or two of them')
-    if len(given) == len(TRIPLE):
-        del given['tail']
-    ask = partial(self.run.predict, **given, k=self.count.value, progress=self.job.progress)
-    self.begin(lambda: self.offer(ask()))
 
 
 @patch

@@ -183,9 +183,14 @@ class Source(Foreign):
             refuse('RUN_DIR', f'{self.folder} is not a folder; files are given by --model-path')
         if self.folder:
             return self.folder
-        from tracin_nb.runs.foreign import open_files
+        for path in self.model_path:
+            if (path / 'run.json').is_file():
+                refuse('--model-path', f'{path} is a run: give it as RUN_DIR, without a flag')
+        from tracin_nb.runs.foreign import checkpoint_files, open_files
 
-        return open_files(list(self.model_path), **self.told(header, seed))
+        with naming_lines('--model-path'):
+            files = checkpoint_files(self.model_path)
+        return open_files(files, **self.told(header, seed))
 
 # %% ../../nbs/app/50_options.ipynb #7b4dbd44
 @dataclass(frozen=True)
@@ -863,13 +868,24 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
         click.echo(text_table(report, to.verbose))
 
 # %% ../../nbs/app/50_options.ipynb #3a530539
+def _cells(column: 'pd.Series') -> list[str]:
+    "The title of a column and its values; numbers are flush right, and nothing is no number."
+    from tracin_nb.answer.table import columns_of, signed
+
+    if column.dtype == object or column.dtype.kind not in 'if':
+        return [str(column.name), *map(str, column)]
+    numbers = column.dropna().tolist()
+    texts = iter(signed(numbers) if column.dtype.kind == 'f' else [f'{x:,}' for x in numbers])
+    cells = [str(column.name), *('' if missing else next(texts) for missing in column.isna())]
+    width = max(map(columns_of, cells))
+    return [' ' * (width - columns_of(cell)) + cell for cell in cells]
+
+
 def _as_table(frame: 'pd.DataFrame') -> str:
-    words = [name for name in frame if isinstance(frame[name].iloc[0], str)] if len(frame) else []
-    width = {name: max(map(len, [name, *frame[name]])) for name in words}
-    texts = {name: f'{{:<{n}}}'.format for name, n in width.items()}  # flush left
-    return frame.to_string(
-        index=False, float_format=lambda x: f'{x:+.4g}', formatters=texts, justify='left'
-    )
+    from tracin_nb.answer.table import aligned
+
+    columns = [_cells(frame[name]) for name in frame]
+    return '\n'.join('  ' + line for line in aligned([list(row) for row in zip(*columns)], 0))
 
 
 def frame_text(
@@ -887,7 +903,7 @@ def frame_text(
         return rows.to_csv(index=False, **how)
     if form == 'json':
         return json.dumps(dict(**facts, rows=records(rows)), ensure_ascii=False) + '\n'
-    more = f'({len(frame) - len(rows):,} more)\n' if len(frame) > len(rows) else ''
+    more = f'  and {len(frame) - len(rows):,} more\n' if len(frame) > len(rows) else ''
     return _as_table(rows) + '\n' + more
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIX', 'LOG', 'READY', 'DOOR', 'GRACE', 'page', 'settings', 'free_port',
            'check_served', 'address_of', 'door', 'attended_voila', 'Serving',
-           'sweep_served', 'served']
+           'sweep_served', 'check_name_tables', 'served']
 
 # %% ../../nbs/app/60_serve.ipynb #582a5254
 import html
@@ -235,6 +235,23 @@ def sweep_served() -> None:
                 lock.close()
 
 # %% ../../nbs/app/60_serve.ipynb #8c40d63a
+def check_name_tables(folder: Path, files: Mapping[str, Path | None]) -> None:
+    """Raise `ValueError` for a file of names that cannot be read, or that names nothing in the run,
+    before a page says so."""
+    if not any(files.values()):
+        return
+    from tracin_nb.answer.formats import read_edge_names, read_node_names
+    from tracin_nb.runs.run import Run
+
+    run = Run.open(folder)
+    if path := files.get('names'):
+        run.with_names(path)
+    if path := files.get('node_names'):
+        read_node_names(path, run.training.num_entities)
+    if path := files.get('edge_names'):
+        read_edge_names(path)
+
+
 @contextmanager
 def served(
     folder: Path | str,  # of a run
@@ -251,9 +268,10 @@ def served(
     Raises `ValueError` if it cannot be."""
     folder = Path(folder).resolve()
     check_served(folder)
-    port, token = free_port(host, port), secrets.token_urlsafe(24)
     given = dict(names=names, node_names=node_names, edge_names=edge_names)
+    check_name_tables(folder, given)
     files = {name: path and Path(path).resolve() for name, path in given.items()}
+    port, token = free_port(host, port), secrets.token_urlsafe(24)
     sweep_served()
     private, lock = _private_folder()
     try:

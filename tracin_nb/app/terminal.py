@@ -6,9 +6,9 @@
 __all__ = ['KINDS', 'EARLIER', 'EARLIER_NAMES', 'say', 'on_terminal', 'say_once', 'one_line',
            'reason', 'fail', 'lenient', 'warnings_as_lines', 'Cli', 'worker_failure',
            'JsonObject', 'Numbers', 'LabelList', 'Devices', 'refuse', 'whole_triples',
-           'Flag', 'flag_of', 'parameter', 'shows_default', 'all_options', 'built',
-           'takes', 'given_flags', 'Earlier', 'missing_file_named', 'flags_named',
-           'natural_order', 'one_each', 'Command', 'Commands']
+           'Whole', 'Flag', 'flag_of', 'parameter', 'shows_default', 'all_options',
+           'built', 'takes', 'given_flags', 'Earlier', 'given_files', 'file_named',
+           'flags_named', 'natural_order', 'one_each', 'Command', 'Commands']
 
 # %% ../../nbs/app/40_terminal.ipynb #bccbebcd
 import json
@@ -65,7 +65,7 @@ def reason(error: Exception) -> str:
             f"{error.format_message().rstrip('.')} (see '{error.ctx.command_path} --help')"
         )
     if isinstance(error, click.ClickException):
-        return one_line(error.format_message())
+        return one_line(error.format_message()).rstrip('.')
     if isinstance(error, OSError) and error.strerror:
         return one_line(': '.join(filter(None, [error.filename, error.strerror])))
     return one_line(error) or type(error).__name__
@@ -212,6 +212,12 @@ def whole_triples(context: click.Context, param: click.Parameter, value: Any) ->
     return value
 
 # %% ../../nbs/app/40_terminal.ipynb #084ff866
+class Whole(click.IntRange):
+    "A whole number in a range."
+
+    name = 'whole number'
+
+
 def _path(metavar: str, **checks: bool) -> dict[str, Any]:
     return dict(type=click.Path(path_type=Path, **checks), metavar=metavar)
 
@@ -221,9 +227,9 @@ KINDS: dict[str, dict[str, Any]] = {
     'flag': dict(is_flag=True),
     'switch': {},  # two flags, such as --header/--no-header
     'whole': dict(type=int, metavar='N'),
-    'index': dict(type=click.IntRange(min=0), metavar='N'),
-    'count': dict(type=click.IntRange(min=1), metavar='N'),
-    'port': dict(type=click.IntRange(0, 65535)),
+    'index': dict(type=Whole(min=0), metavar='N'),
+    'count': dict(type=Whole(min=1), metavar='N'),
+    'port': dict(type=Whole(0, 65535)),
     'number': dict(type=float, metavar='X'),
     'seconds': dict(type=click.FloatRange(min=0, min_open=True), metavar='SECONDS'),
     'path': _path('PATH'),
@@ -369,11 +375,19 @@ def _help_all(context: click.Context, param: click.Parameter, value: bool) -> No
         context.exit()
 
 
-def missing_file_named(text: str, ctx: click.Context) -> str:
-    "Return a message about a missing file with the option before it that gave the file."
-    flags = {p.name or '': p.opts[0] for p in ctx.command.params if isinstance(p, click.Option)}
-    given = {f'{ctx.params.get(name)}: no such file': flag for name, flag in flags.items()}
-    return f'{given[text]}: {text}' if text in given else text
+def given_files(ctx: click.Context) -> dict[str, str]:
+    "Return the flags of the files that were given, by file."
+    options = [p for p in ctx.command.params if isinstance(p, click.Option)]
+    given = ((p.opts[0], ctx.params.get(p.name or '')) for p in options)
+    return {str(x): flag for flag, x in given if isinstance(x, Path | str) and str(x)}
+
+
+def file_named(text: str, ctx: click.Context) -> str:
+    "Return a message about a file with the option before it that gave the file."
+    for path, flag in given_files(ctx).items():
+        if text.startswith(f'{path}: '):
+            return f'{flag} {text}'
+    return text
 
 
 @contextmanager
@@ -383,11 +397,13 @@ def flags_named(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno is None or (text := flags_said(e.strerror or '', flags)) == e.strerror:
+        text, flag = flags_said(e.strerror or '', flags), given_files(ctx).get(str(e.filename))
+        if e.errno is None or (text == e.strerror and flag is None):
             raise
-        raise OSError(e.errno, text, e.filename) from e
+        name = ' '.join(str(x) for x in (flag, e.filename) if x is not None)
+        raise OSError(e.errno, text, name or None) from e
     except ValueError as e:
-        if (text := missing_file_named(flags_said(str(e), flags), ctx)) == str(e):
+        if (text := file_named(flags_said(str(e), flags), ctx)) == str(e):
             raise
         raise ValueError(text) from e
 

@@ -81,7 +81,7 @@ def _given(flags: tuple[str, str], value: str) -> str:
 # %% ../../nbs/app/35_words.ipynb #4e47f6bf
 CALLS = {  # a function that a message recommends -> what does the same in a shell
     'Run.from_model': '--model-path FILES --train FILE --learning-rate X of `tracin explain`',
-    'load_files': '--train FILE',
+    'load_files': 'a folder with train.txt',
     'explain': '`tracin explain --out`',
     'FactorCache': '--cache DIR',
 }
@@ -132,11 +132,9 @@ def flags_said(
 ) -> str:
     """Return a message in the words of a command with these flags. What is said of a file, after
     its path, is about names in that file; only what to give instead is about flags."""
-    if not flags:
-        return text
     start = place.end() if (place := _PLACE.match(text)) else 0
     if place and (own := _ARGUMENT.match(text, start)):
         start = _past(text, own.end())
     said = _arguments_said(_calls_said(text[start:]), flags)
-    said = text[:start] + (said if place else _subjects_said(said, flags))
+    said = text[:start] + (said if place or not flags else _subjects_said(said, flags))
     return re.sub(r'(--[\w-]+) \(\1\)', r'\1', said)

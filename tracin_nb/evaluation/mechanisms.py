@@ -44,6 +44,7 @@ from tracin_nb.graph.triples import (
 )
 from ..influence.tracin import TracIn
 from ..progress import Progress, bar
+from ..runs.models import log_silenced
 from ..runs.run import Run
 from ..runs.training import train
 
@@ -777,14 +778,15 @@ def tail_prediction(
     known: Sequence[Tensor],  # triples that do not count as wrong answers
 ) -> dict[str, float]:
     "MRR and Hits@10 of the tails of test triples at the last checkpoint, filtered, by PyKEEN."
-    found = RankBasedEvaluator().evaluate(
-        run.model(-1),
-        test,
-        batch_size=64,
-        additional_filter_triples=list(known),
-        targets=('tail',),
-        use_tqdm=False,
-    )
+    with log_silenced('torch_max_mem'):  # about a size that is given here
+        found = RankBasedEvaluator().evaluate(
+            run.model(-1),
+            test,
+            batch_size=64,
+            additional_filter_triples=list(known),
+            targets=('tail',),
+            use_tqdm=False,
+        )
     metrics = dict(mrr='inverse_harmonic_mean_rank', hits_at_10='hits_at_10')
     return {
         name: float(found.get_metric(f'tail.realistic.{metric}'))

@@ -57,9 +57,13 @@ class Names:
         return len(self.name)
 
     def __repr__(self) -> str:
-        others = f', and {self.others:,} rows about others' if self.others else ''
+        others = (
+            f', and {self.others:,} row{"s" * (self.others > 1)} about others'
+            if self.others
+            else ''
+        )
         types = f', types of {len(self.type):,}' if self.type else ''
-        return f'names of {len(self):,} labels{types}{others}'
+        return f'names of {len(self):,} label{"s" * (len(self) != 1)}{types}{others}'
 
     def shown(self, label: str) -> str:
         "A label, with its name if it has one."
@@ -308,6 +312,18 @@ def _gathered(
     return Names(dict(zip(table['id'], table['name'])), types, len(ids) - int(mine.sum()))
 
 
+def _check_no_triples(
+    columns: Mapping[str, Sequence[np.ndarray]], title: str, labels: Collection[str]
+) -> None:
+    "Raise `TriplesFileError` if what should be names and types are labels of the graph, too."
+    if columns.get('type') and all(
+        _fits(part[0][:1000], labels).all() for part in columns.values() if len(part[0])
+    ):
+        raise TriplesFileError(
+            f'{title}: its three columns all hold labels of the graph: is it a file of triples?'
+        )
+
+
 def read_names(
     path: Path | str,  # TSV or CSV, gzip if its name ends in `.gz`
     labels: Collection[str],  # of the entities and relations that it may name
@@ -317,6 +333,7 @@ def read_names(
     Raises `TriplesFileError`, with the line, for what cannot be read, an empty name, an
     identifier with two names, and a table that names none of the labels."""
     columns, line = _read_table(Path(path))
+    _check_no_triples(columns, str(path), labels)
     return _gathered(columns, line, str(path), labels)
 
 # %% ../../nbs/graph/05_names.ipynb #4aa8564c

@@ -108,6 +108,8 @@ def read_bytes(path: Path) -> bytes:
             data = _unzipped(f, most) if path.suffix == '.gz' else f.read()
     except FileNotFoundError:
         raise TriplesFileError(f'{path}: no such file') from None
+    except IsADirectoryError:
+        raise TriplesFileError(f'{path}: a folder, not a file') from None
     except (OSError, EOFError, zlib.error) as e:
         raise TriplesFileError(f'{path}: cannot be read: {e}') from e
     if len(data) > most:
@@ -900,9 +902,10 @@ def _unknown_label(
         known, other = other, known
     naming, near = naming_of(factory), nearest_labels(label, known)
     named = naming.nearest(label, known) if naming else []
+    meant = (naming.resolve(label, other) if naming else []) or [label]
     told = [naming.shown(x) for x in named] if naming else []
     told += [repr(x) for x in near if x not in named]
-    hint = _swapped(label, kind, other) or _nearest_hint(told[:3]) + _twin_of(label, near)
+    hint = _swapped(meant[0], kind, other) or _nearest_hint(told[:3]) + _twin_of(label, near)
     return _label_error(
         UnknownLabelError, f'unknown {kind} {_show(label)}{hint}', label, kind, row, named + near
     )

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['evenly', 'measured_errors', 'engine_pair', 'reduced_error', 'shortcut_error', 'missed',
-           'slope_facts', 'has_slope']
+           'slope_facts', 'has_slope', 'held']
 
 # %% ../../nbs/influence/75_checks.ipynb #ddbdd02e
+from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ..answer.ranking import Ranking
 from ..clock import stage
 from ..engine.amp import precision_error
+from ..engine.beliefs import believed
 from ..engine.gradients import Engine
 from ..engine.objectives import Objective, make_objective
 from ..engine.rounding import sizes
@@ -23,6 +26,7 @@ from .plan import Planner
 from .question import Question
 from .steps import Steps, TestSide
 from .tiles import as_dense
+from ..progress import bar
 from ..runs.run import Run
 
 # %% ../../nbs/influence/75_checks.ipynb #2c88cbc0
@@ -136,3 +140,16 @@ def has_slope(steps: Steps, objective: Objective, test: Tensor) -> bool:
         return bool((sizes(steps.maker.engine(steps[-1].train.model, objective)(test)) > 0).all())
     except ValueError:
         return False
+
+# %% ../../nbs/influence/75_checks.ipynb #90919ceb
+def held(
+    steps: Steps,
+    run: Run,
+    places: Sequence[int],  # of the steps' checkpoints in the run
+    test: Tensor,  # `[M, 3]`
+    looked_at: int,  # training triples, at each checkpoint
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    "Return what `believed` does, of the model of the last checkpoint."
+    model, passes = steps[places.index(max(places))].train.model, looked_at * len(steps)
+    with stage('beliefs', whole=True), bar(steps.telling.progress, 2 * len(test), 'ranks') as add:
+        return believed(run, model, test, passes, add)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['training_rows', 'new_triples', 'contrast', 'untaught', 'check_answers', 'versions',
-           'Question', 'near_digest', 'question_entries']
+           'Question', 'other_names', 'near_digest', 'question_entries']
 
 # %% ../../nbs/influence/70_question.ipynb #426e56f8
 import functools
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..clock import stage
 from ..engine.objectives import Contrast, Objective
 from ..engine.shortcuts import Sample
+from ..graph.names import names_text
 from ..graph.neighbourhoods import Near
 from tracin_nb.graph.triples import (
     TriplesWarning,
@@ -179,7 +180,16 @@ class Question:
             devices='auto' if auto else workers or str(self.device),
             test=self.test.tolist(),
             ask=dict(ask, against=self.against, train=rows),
+            names=other_names(self.run),
         )
+
+
+def other_names(run: Run) -> str | None:
+    "Return the names of a run as text; None if they are those in its folder."
+    kept = None if run.folder is None else run.folder / 'names.tsv'
+    there = kept.read_text(encoding='utf-8') if kept and kept.is_file() else ''
+    said = names_text(run.names) if run.names else ''
+    return None if said == there else said
 
 
 def near_digest(near: Near) -> str:

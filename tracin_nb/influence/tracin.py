@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from fastcore.meta import delegates
@@ -29,15 +28,15 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits
+from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits, records
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
-from ..engine.beliefs import believed
 from ..engine.gradients import Engine, FactoredEngine
 from ..engine.objectives import Objective, left_out, make_objective
 from ..engine.shortcuts import Sample
 from ..engine.weightings import joint_facts, make_weighting
 from ..files import replacing
+from ..graph.names import names_of_text
 from ..graph.neighbourhoods import Near
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
@@ -73,7 +72,6 @@ from tracin_nb.influence.steps import (
 )
 from .tiles import Pass
 from ..locks import alone_in_out
-from ..progress import bar
 from ..runs.run import Run, as_run
 
 # %% ../../nbs/influence/90_tracin.ipynb #2bd558f1
@@ -105,14 +103,18 @@ def row_group(some: Pass, scores: Tensor, training: TriplesFactory, schema: pa.S
 
 
 def score_schema(
-    test: Tensor, training: TriplesFactory, dtype: torch.dtype, facts: dict[str, Any]
+    test: Tensor,
+    training: TriplesFactory,
+    dtype: torch.dtype,
+    facts: dict[str, Any],
+    told: Sequence[dict[str, Any]],  # of each test triple: what the model holds of it
 ) -> pa.Schema:
     """Return columns head, relation, tail, training_index, test_0, ...; the metadata says what
     they are, as JSON."""
     number = pa.float64() if dtype == torch.float64 else pa.float32()
     texts = [(name, pa.string()) for name in ('head', 'relation', 'tail')]
     labels = [list(t) for t in zip(*(c.tolist() for c in label_columns(test, training).values()))]
-    content = json.dumps(dict(facts=facts, test=labels), ensure_ascii=False)
+    content = json.dumps(dict(facts=facts, test=labels, tests=told), ensure_ascii=False)
     scores = [(f'test_{i}', number) for i in range(len(test))]
     return pa.schema(
         [*texts, ('training_index', pa.int64()), *scores], metadata={'tracin_nb': content}
@@ -321,7 +323,9 @@ class TracIn:
         untaught(test, training)
         with arithmetic(self.settings.precision), naming(test, training.mapped_triples, training):
             work = self._matrix(test, rows, training.mapped_triples[rows], _ROW_GROUP)
-            schema = score_schema(test, training, self.steps.dtype, self.facts(self.test_objective))
+            told, about = checks.held(self.steps, self.run, self.checkpoints, test, len(rows))
+            facts = self.facts(self.test_objective, beliefs=about)
+            schema = score_schema(test, training, self.steps.dtype, facts, records(told))
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as draft, parquet.ParquetWriter(draft, schema) as file:
 
@@ -554,7 +558,9 @@ class TracIn:
             parts = parts or self._begun(out, question, whole, tried, overwrite)
         with naming(question.test, every, training):
             ranking, facts = self._ranked(question, side, slopes, whole, kept, parts)
-        beliefs, facts['beliefs'] = self._believed(question.test, len(whole))
+        beliefs, facts['beliefs'] = checks.held(
+            self.steps, self.run, self.checkpoints, question.test, len(whole)
+        )
         groups = None
         if question.breakdown:
             groups = aggregation.breakdown(self.steps, side, ranking, every, whole.part)
@@ -569,13 +575,6 @@ class TracIn:
             if question.near:
                 result = aggregation.with_near(result, question.near, ranking.sums)
         return result, parts
-
-    def _believed(self, test: Tensor, looked_at: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-        "What the model of the last chosen checkpoint holds of the `test` triples, and the facts."
-        last, passes = self.checkpoints.index(max(self.checkpoints)), looked_at * len(self.steps)
-        telling, model = self.steps.telling, self.steps[last].train.model
-        with stage('beliefs', whole=True), bar(telling.progress, 2 * len(test), 'ranks') as add:
-            return believed(self.run, model, test, passes, add)
 
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
         "What `prepare` kept, if it serves the question."
@@ -647,7 +646,7 @@ class TracIn:
             training_triples=len(question.rows),
         )
 
-# %% ../../nbs/influence/90_tracin.ipynb #1f71e83d
+# %% ../../nbs/influence/90_tracin.ipynb #87b29257
 def of_candidates(
     tracin: TracIn,
     test: Any,
@@ -674,7 +673,7 @@ def of_candidates(
         scores = torch.cat([found[i] for i in sorted(found)], dim=1)
     ranking = Ranking(len(ids), min(wanted(k), len(new)), dtype=scores.dtype)
     ranking.update(scores, 0)
-    beliefs, told = tracin._believed(ids, len(new))
+    beliefs, told = checks.held(tracin.steps, tracin.run, tracin.checkpoints, ids, len(new))
     more = dict(candidates=len(new), candidates_with_slope=int(scores.bool().any(0).sum()))
     seconds = round(time.perf_counter() - start, 3)
     facts = tracin.facts(objective, **more, beliefs=told, seconds=seconds)
@@ -699,12 +698,11 @@ def resume(
             f'does not hold: make the '
             f'same TracIn again and call explain(..., out={str(out)!r})'
         )
-    ask, tracin = (
-        again['ask'],
-        TracIn(
-            again['run'], **again['options'], devices=devices or again['devices'], progress=progress
-        ),
-    )
+    run, names = as_run(again['run']), again.get('names')
+    if names is not None:  # other than the run's own
+        run = run.with_names(names_of_text(names) if names else None)
+    how: dict[str, Any] = dict(devices=devices or again['devices'], progress=progress)
+    ask, tracin = again['ask'], TracIn(run, **again['options'], **how)
     train = None if ask['train'] is None else torch.tensor(ask['train'])
     sample = ask['sample'] and Sample(**ask['sample'])
     return tracin.explain(

@@ -9,7 +9,9 @@ __all__ = ['TOLD', 'difference', 'optimizer_defaults', 'found_settings', 'KeepRu
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import CodeType
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 from pykeen.checkpoints import CheckpointSchedule
-from pykeen.datasets import EagerDataset
+from pykeen.datasets import Dataset, EagerDataset
 from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.pipeline import pipeline
@@ -32,6 +34,7 @@ from pykeen.training.callbacks import (
 )
 from pykeen.triples import CoreTriplesFactory
 
+from ..graph.names import NamesGiven
 from .given import as_model, labelled, pipeline_loop, steps_made, untrained
 from .keeping import check_labels, read_facts, start_facts, write_facts
 from .loop import KeepCheckpoints
@@ -50,7 +53,7 @@ from tracin_nb.runs.settings import (
     step_settings,
     weighter_settings,
 )
-from .training import holds_run, training_alone
+from .training import holds_run, named_data, training_alone
 
 # %% ../../nbs/runs/65_callback.ipynb #d14253b1
 def _locals_of(code: CodeType) -> dict[str, Any] | None:
@@ -173,6 +176,15 @@ def _by_name(value: Any) -> Any:
     return value.__name__ if named else value
 
 
+def _kwargs_by_name(given: Mapping[str, Any]) -> dict[str, Any]:
+    "Return what a model was made with, but for its loss: regularisers and functions by their names"
+    kwargs = {n: v for n, v in given.items() if n not in ('loss', 'loss_kwargs')}
+    for name, part in list(kwargs.items()):
+        if isinstance(part, Regularizer):
+            kwargs |= {name: type(part), f'{name}_kwargs': _settings_in(part, [part])}
+    return _by_name(kwargs)
+
+
 def _model_asked(model: Model, piped: Mapping[str, Any]) -> dict[str, Any]:
     "Return the settings of a `model`: those that the pipeline has, else those that it tells itself"
     if not piped or isinstance(piped['model'], Model):
@@ -183,11 +195,7 @@ def _model_asked(model: Model, piped: Mapping[str, Any]) -> dict[str, Any]:
     for name in ('regularizer', 'regularizer_kwargs'):
         if piped.get(name) is not None:
             kwargs[name] = piped[name]
-    if isinstance(kwargs.get('regularizer'), Regularizer):
-        regularizer = kwargs['regularizer']
-        kwargs |= dict(regularizer=type(regularizer))
-        kwargs |= dict(regularizer_kwargs=_settings_in(regularizer, [regularizer]))
-    return _by_name({n: v for n, v in kwargs.items() if n not in ('loss', 'loss_kwargs')})
+    return _kwargs_by_name(kwargs)
 
 
 def _loss_asked(loss: Loss, piped: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,6 +294,39 @@ def _seed_of(given: Mapping[str, Any], piped: Mapping[str, Any], model: Model) -
     return seed
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    "What a folder cannot hold is refused with what can be done instead"
+    try:
+        yield
+    except RunError as e:
+        raise RunError(
+            f'{e}. Nothing was trained yet; a run folder holds names and numbers, and what has '
+            'none is explained in Python: TracIn(result) of a pipeline without this callback'
+        ) from e
+
+
+def _named_settings(
+    loop: TrainingLoop,
+    training: CoreTriplesFactory,
+    piped: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    "Return model, loss, loop, sampler and loss weighter of a training by their names"
+    model, how = as_model(loop.model), pipeline_loop(loop)
+    kwargs = given.get('model_kwargs')
+    kwargs = _model_asked(model, piped) if kwargs is None else _kwargs_by_name(kwargs)
+    settings = model_settings(type(model), kwargs)
+    loss = _loss_asked(model.loss, piped)
+    if given.get('loss_kwargs') is not None:
+        loss |= dict(loss_kwargs=given['loss_kwargs'])
+    settings |= loss_settings(settings['model'], settings['model_kwargs'], **loss)
+    sampler = how.get('negative_sampler'), None, how.get('negative_sampler_kwargs')
+    settings |= loop_settings(how['loop'], *map(_by_name, sampler))
+    weighter = how['loss_weighter'], how['loss_weighter_kwargs']
+    return settings | weighter_settings(*weighter, training.num_relations)
+
+
 def found_settings(
     loop: TrainingLoop,
     training: CoreTriplesFactory,
@@ -296,20 +337,10 @@ def found_settings(
 ) -> dict[str, Any]:
     "Return the settings of a training at work, as `train` writes them; `RunError` says what lacks"
     model, epochs = as_model(loop.model), steps['num_epochs']
-    how = pipeline_loop(loop)
-    kwargs = given.get('model_kwargs')
-    kwargs = _model_asked(model, piped) if kwargs is None else kwargs
-    settings = model_settings(type(model), kwargs)
-    loss = _loss_asked(model.loss, piped)
-    if given.get('loss_kwargs') is not None:
-        loss |= dict(loss_kwargs=given['loss_kwargs'])
-    settings |= loss_settings(settings['model'], settings['model_kwargs'], **loss)
     names = {p: n for n, p in model.named_parameters()}
-    settings |= _optimizer_settings(loop, names)
-    sampler = how.get('negative_sampler'), None, how.get('negative_sampler_kwargs')
-    settings |= loop_settings(how['loop'], *map(_by_name, sampler))
-    weighter = how['loss_weighter'], how['loss_weighter_kwargs']
-    settings |= weighter_settings(*weighter, training.num_relations)
+    with _refusing():
+        settings = _named_settings(loop, training, piped, given)
+        settings |= _optimizer_settings(loop, names)
     seed = _seed_of(given, piped, model)
     settings |= step_settings(steps['label_smoothing'], epochs, steps['batch_size'], seed)
     keep = [e for e in kept_epochs(keep_every, epochs) if e > loop._epoch]
@@ -319,7 +350,8 @@ def found_settings(
     settings |= dict(early_stopping=_stopping(_stopper_in(steps['callback'].callbacks)))
     if getattr(loop, 'target', None) == 0:
         settings |= dict(target='head')
-    return settings | _frozen(settings, loop, names, training)
+    with _refusing():
+        return settings | _frozen(settings, loop, names, training)
 
 
 def _frozen(
@@ -345,9 +377,24 @@ def _frozen(
 
 # %% ../../nbs/runs/65_callback.ipynb #11bb22bf
 def _check_free(folder: Path) -> None:
-    "Raise `RunError` if `folder` holds checkpoints of a run, or something else"
+    "Raise `RunError` if `folder` holds checkpoints of a run, or something else, or cannot be made"
+    above = next((p for p in folder.parents if p.exists()), folder)
+    if not folder.exists() and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise RunError(f'out={str(folder)!r} cannot be made in {above}: give another folder')
     if holds_run(folder) and read_facts(folder, begun=True)['checkpoints']:
         raise RunError(f'out={str(folder)!r} holds a run already: give another folder')
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    "What the disk refuses before the first step is a `RunError` that names `out`"
+    try:
+        yield
+    except OSError as e:
+        why = e.strerror or e
+        raise RunError(
+            f'out={str(folder)!r} cannot be written to ({why}): give another folder'
+        ) from e
 
 
 def _trace(folder: Path) -> tuple[int, int]:
@@ -361,12 +408,12 @@ def _trace(folder: Path) -> tuple[int, int]:
 
 def _parts(
     training: CoreTriplesFactory, given: Mapping[str, Any], piped: Mapping[str, Any]
-) -> EagerDataset:
+) -> Dataset:
     "Return training triples, and those for validation and test if there are any, with labels"
     known = {n: given.get(n) or piped.get(n) for n in ('validation', 'testing')}
     known = {n: labelled(f) if f is not None else None for n, f in known.items()}
     check_labels(training := labelled(training))
-    return EagerDataset(training=training, **known)
+    return named_data(EagerDataset(training=training, **known), given.get('names'))
 
 # %% ../../nbs/runs/65_callback.ipynb #b4f07a03
 TOLD = 'at epoch {} a callback of the training told it to stop'
@@ -424,18 +471,21 @@ class KeepRun(TrainingCallback):
         *,
         validation: CoreTriplesFactory | None = None,  # None: those of `pipeline`, if it is one
         testing: CoreTriplesFactory | None = None,
+        names: NamesGiven | None = None,  # what labels are called; None: as the triples have it
         seed: int | None = None,  # None: that of `pipeline`, or of the model
         model_kwargs: Mapping[str, Any] | None = None,  # None: found, or asked for
         loss_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.out, self.keep_every = Path(out), keep_every
-        self.given = dict(validation=validation, testing=testing, seed=seed)
+        self.out, self.keep_every = Path(os.path.abspath(out)), keep_every
+        self.given = dict(validation=validation, testing=testing, names=names, seed=seed)
         self.given |= dict(model_kwargs=model_kwargs, loss_kwargs=loss_kwargs)
         self.keeper: _Keeper | None = None
         self.stopper: EarlyStopper | None = None
         self.rate, self.trace = 0.0, (0, 0)
-        _check_free(self.out)
+        self.failed: dict[int, str] = {}  # why, by epoch
+        with _writable(self.out):
+            _check_free(self.out)
 
     def register_training_loop(self, training_loop: TrainingLoop) -> None:
         super().register_training_loop(training_loop)
@@ -455,10 +505,10 @@ class KeepRun(TrainingCallback):
         settings = found_settings(loop, dataset.training, steps, piped, self.given, self.keep_every)
         facts = start_facts(settings, dataset.training)
         facts['optimizer'] = plain(optimizer_defaults(loop.optimizer), 'optimizer')
-        with training_alone(self.out):
+        with _writable(self.out), training_alone(self.out):
             _check_free(self.out)
             write_facts(self.out, facts)
-        self.trace = _trace(self.out)
+        self.trace, self.failed = _trace(self.out), {}
         self.keeper = _Keeper(self.out, facts, dataset)
         self.keeper.step = steps_made(loop.optimizer.state.values()) or 0 if loop._epoch else 0
         self.keeper.register_training_loop(loop)
@@ -470,33 +520,79 @@ class KeepRun(TrainingCallback):
             self.keeper.post_batch(epoch, batch)
 
     def at_work(self) -> _Keeper:
-        "Return what writes the folder; `RunError` if another training has taken it"
+        "Return what writes the folder; `RunError` if no batch has begun"
         if self.keeper is None:
             raise RunError('KeepRun: no batch has begun')
-        if _trace(self.out) != self.trace:
-            raise RunError(f'out={str(self.out)!r}: another training writes into this folder')
         return self.keeper
+
+    def attempt(self, epoch: int, work: Callable[[], None]) -> None:
+        "Do `work` in the folder after `epoch`; what fails is warned of, and the training goes on"
+        own = False
+        try:
+            if not (own := _trace(self.out) == self.trace):
+                raise RunError('another training writes into this folder, or it was taken away')
+            work()
+        except (OSError, RunError, ArithmeticError) as e:
+            if str(e) not in self.failed.values():
+                warnings.warn(
+                    f'out={str(self.out)!r}: epoch {epoch} is not kept: {e}; the training goes on',
+                    stacklevel=2,
+                )
+            self.failed[epoch] = str(e)
+        if own:
+            self.trace = _trace(self.out)
+
+    def keep(self, epoch: int) -> None:
+        "Keep `epoch`, if it is not kept yet; `RunError` if there is no one learning rate"
+        names = {p: n for n, p in self.model.named_parameters()}
+        common_rate(self.optimizer.param_groups, names)
+        self.at_work().keep_once(epoch, self.rate)
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
         keeper = self.at_work()
-        common_rate(self.optimizer.param_groups, {p: n for n, p in self.model.named_parameters()})
         self.rate = keeper.rate()  # the scheduler steps before `settle`
         if epoch in keeper.facts['settings']['keep']:
-            keeper.keep_once(epoch, self.rate)
-        self.trace = _trace(self.out)
+            self.attempt(epoch, partial(self.keep, epoch))
 
     def settle(self, epoch: int) -> None:
         "After all callbacks of `epoch`: keep the best one, and end where the training ends"
-        keeper, told = self.at_work(), self.training_loop._should_stop
+        told, epochs = self.training_loop._should_stop, self.at_work().facts['settings']['epochs']
         best = self.stopper.best_epoch if self.stopper else None
         stopped = told and self.stopper is not None and self.stopper.stopped
         if best == epoch or told and not stopped:
-            keeper.keep_once(epoch, self.rate)
+            self.attempt(epoch, partial(self.keep, epoch))
         if told:
             end = best if stopped else epoch
             why = _why(self.stopper, epoch) if stopped else TOLD.format(epoch)
-            keeper.facts['stopped'] = dict(epoch=end, best_epoch=best, why=why)
-            keeper.drop_all_but(end)
-        elif epoch in (best, keeper.facts['settings']['epochs']):
-            keeper.drop_all_but(epoch)
-        self.trace = _trace(self.out)
+            self.attempt(epoch, partial(self.end, end, dict(best_epoch=best, why=why)))
+        elif epoch in (best, epochs):
+            self.attempt(epoch, partial(self.end, epoch))
+        if self.failed and (told or epoch == epochs):
+            self.tell_lost(epoch)
+
+    def end(self, last: int, stopped: Mapping[str, Any] | None = None) -> None:
+        "Let the run end with the epoch `last`; `stopped`: because training did. `RunError` without"
+        keeper = self.at_work()
+        if last not in [row['epoch'] for row in keeper.facts['checkpoints']]:
+            raise RunError(f'the run cannot end with epoch {last}, which is not kept')
+        if stopped is not None:
+            keeper.facts['stopped'] = dict(epoch=last, **stopped)
+        keeper.drop_all_but(last)
+
+    def tell_lost(self, last: int) -> None:
+        "Say in the folder, and warn, which epochs until the `last` one could not be kept"
+        facts = self.at_work().facts
+        kept = {row['epoch'] for row in facts['checkpoints']}
+        keep = facts['settings']['keep']
+        lost = {e: self.failed.get(e, '') for e in keep if e <= last and e not in kept}
+        if not lost:
+            return
+        facts['settings'] |= dict(keep=[e for e in keep if e not in lost])
+        facts['settings'] |= dict(lost={str(e): why for e, why in lost.items()})
+        self.attempt(last, partial(write_facts, self.out, facts))
+        warnings.warn(
+            f'out={str(self.out)!r} lacks the epochs {", ".join(map(str, lost))}, which could not '
+            f'be kept: {next(iter(lost.values()))}. The model is as it was trained: '
+            'Run.from_model(model, ...).save(folder) keeps its last state',
+            stacklevel=2,
+        )

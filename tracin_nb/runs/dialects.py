@@ -7,6 +7,7 @@ __all__ = ['Dialect', 'is_dglke', 'read_id_first', 'open_dglke', 'translated']
 
 # %% ../../nbs/runs/85_dialects.ipynb #ef170d09
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,11 +150,9 @@ _DGLKE = dict(
     TransE_l2=('transe', dict(scoring_fct_norm=2)),
     DistMult=('distmult', {}),
     ComplEx=('complex', {}),
+    RotatE=('rotatel1', {}),
 )
-_SUM = (
-    '; its RotatE adds absolute values, where that of PyKEEN takes the root of the sum of squares, '
-    'so the scores are others'
-)
+_SPREAD = 2.0  # what DGL-KE adds to gamma for the greatest number that a table begins with
 
 
 def is_dglke(folder: Path) -> bool:
@@ -169,10 +168,12 @@ def _array(folder: Path, kind: str) -> torch.Tensor:
     try:
         table = np.load(found[0], allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise RunError(f'{found[0]} cannot be read: {e}') from e
+        why = 'it holds objects, which are never unpickled' if 'pickle' in str(e) else e
+        raise RunError(f'{found[0]} cannot be read: {why}') from e
     if table.ndim != 2 or table.dtype.kind != 'f' or not table.size:
         raise RunError(f'{found[0]} is no table of numbers: {table.dtype} {table.shape}')
-    return torch.from_numpy(np.ascontiguousarray(table))
+    native = table.astype(table.dtype.newbyteorder('='), order='C', copy=False)
+    return torch.from_numpy(native)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -183,9 +184,8 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as e:
         raise RunError(f'{path} cannot be read: {e}') from e
     name = config.get('model') if isinstance(config, dict) else None
-    if name not in _DGLKE:
-        known = f'{", ".join(_DGLKE)} are' + _SUM * (name == 'RotatE')
-        raise RunError(f'{path}: model {name!r} of DGL-KE is not opened: {known}')
+    if not isinstance(name, str) or name not in _DGLKE:
+        raise RunError(f'{path}: model {name!r} of DGL-KE is not opened: {", ".join(_DGLKE)} are')
     return config
 
 # %% ../../nbs/runs/85_dialects.ipynb #2e315438
@@ -196,19 +196,39 @@ def _halves(table: torch.Tensor, what: str) -> torch.Tensor:
     return _complex_rows(*table.chunk(2, dim=-1))
 
 
+def _angles(folder: Path, config: Mapping[str, Any], table: torch.Tensor, dim: int) -> torch.Tensor:
+    "The angles in radians of RotatE's `table` `[n, dim]` of relations; `RunError` if it is not one"
+    path = folder / 'config.json'
+    gamma = number(config.get('gamma'), f'{path}: gamma')
+    size = number(config.get('emb_size'), f'{path}: emb_size', low=1, kind=int)
+    if table.shape[1] != size or dim != size:
+        raise RunError(
+            f'{folder}: RotatE has {dim} complex numbers for each entity and {table.shape[1]} '
+            f'angles for each relation; emb_size in config.json is {size}'
+        )
+    return table * (math.pi * size / (gamma + _SPREAD))
+
+
 def _dglke_state(folder: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     "The tables of a folder of DGL-KE in PyKEEN's layout"
     nodes, relations = _array(folder, 'entity'), _array(folder, 'relation')
-    if config['model'] == 'ComplEx':
+    if config['model'] in ('ComplEx', 'RotatE'):
         nodes = _halves(nodes, f'{folder}: entities')
+    if config['model'] == 'ComplEx':
         relations = _halves(relations, f'{folder}: relations')
+    if config['model'] == 'RotatE':
+        relations = _rotations(_angles(folder, config, relations, nodes.shape[1] // 2))
     return {ENTITIES: nodes, RELATIONS: relations}
 
 
 def read_id_first(path: Path) -> dict[str, int]:
     "A label map of DGL-KE: lines of a number, a tab and a label; `RunError` names the line"
     found: dict[str, int] = {}
-    for n, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as e:
+        raise RunError(f'{path} cannot be read: {e}') from e
+    for n, line in enumerate(text.splitlines(), start=1):
         number_, tab, label = line.partition('\t')
         if not tab or not number_.isdigit() or label in found:
             raise RunError(f'{path}: line {n}: expected a number, a tab and a new label')
@@ -232,15 +252,17 @@ def _maps_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str,
     return found
 
 # %% ../../nbs/runs/85_dialects.ipynb #b4c23f72
-def _dglke_said(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    "What `config.json` says of the training, by `train`'s names"
-    margin = float(config.get('gamma') or 0.0) if name == 'transe' else 0.0
-    weighted = float(config.get('adversarial_temperature') or 1.0)
+def _dglke_said(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """What `config.json` at `path` says of the training, by `train`'s names; `RunError` for what
+    is no number"""
+    asked = lambda key, usual, **how: number(config.get(key) or usual, f'{path}: {key}', **how)
+    margin = asked('gamma', 0.0) if name in ('transe', 'rotatel1') else 0.0
+    weighted = asked('adversarial_temperature', 1.0)
     temperature = weighted if config.get('neg_adversarial_sampling') else 0.0  # 0: all alike
     loss_kwargs = dict(margin=margin, adversarial_temperature=temperature)
     said = dict(loop='slcwa', label_smoothing=0.0, loss='nssa', loss_kwargs=loss_kwargs)
     if config.get('neg_sample_size'):
-        said['num_negs_per_pos'] = int(config['neg_sample_size'])
+        said['num_negs_per_pos'] = asked('neg_sample_size', 1, low=1, kind=int)
     return said
 
 
@@ -256,8 +278,11 @@ def open_dglke(folder: Path) -> tuple[Opened, Dialect]:
     config = _config(folder)
     name, kwargs = _DGLKE[config['model']]
     content = dict(_maps_beside(folder, config), learning_rate=config.get('lr'))
-    said, notes = _dglke_said(config, name), dict(_DGLKE_NOTES)
+    said, notes = _dglke_said(config, name, folder / 'config.json'), dict(_DGLKE_NOTES)
     opened = Opened(folder, content, _dglke_state(folder, config))
+    if name == 'rotatel1':
+        kwargs = dict(embedding_dim=opened.shapes[ENTITIES][1] // 2)
+        notes['relation_rows'] = _PHASES
     return opened, Dialect('DGL-KE', name, dict(kwargs), said, notes)
 
 # %% ../../nbs/runs/85_dialects.ipynb #274e543a

@@ -7,6 +7,7 @@ __all__ = ['preferred', 'tried_losses', 'hints', 'import_files']
 
 # %% ../../nbs/runs/95_importing.ipynb #3ff05714
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pykeen.losses import Loss
 from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 
+from ..graph.names import NamesGiven
 from ..graph.triples import read_numbered, to_ids
 from .foreign import checkpoint_files, open_files
 from .models import kept_rng
@@ -120,7 +122,8 @@ def _recorded_loss(files: Sequence[Path]) -> float | None:
     path = files[0] / 'results.json'
     if not path.is_file():
         return None
-    losses = json.loads(path.read_text(encoding='utf-8')).get('losses')
+    facts = json.loads(path.read_text(encoding='utf-8'))
+    losses = facts.get('losses') if isinstance(facts, dict) else None
     last = losses[-1] if isinstance(losses, list) and losses else None
     return last if isinstance(last, float) else None
 
@@ -157,6 +160,7 @@ def import_files(
     out: Path | str,  # folder of the run; one that holds something is refused
     validation: Path | str | None = None,  # more triples, TSV
     testing: Path | str | None = None,
+    names: NamesGiven | None = None,  # what labels are called: a table, or what `Names` takes
     header: bool | None = None,
     **told: Any,  # of model and training, as `open_files` takes it
 ) -> Run:
@@ -171,7 +175,14 @@ def import_files(
         validation=_others(validation, run.training, header),
         testing=_others(testing, run.training, header),
     )
+    if names is not None:
+        run = run.with_names(names)
     found = '; '.join(hints(run, _recorded_loss(checkpoint_files(checkpoints))))
     if 'loop' in run.assumed:
         run.assumed['loop'] += f'; hints: {found}'
-    return Run.open(run.save(out))
+    saved = run.save(out)
+    try:
+        return Run.open(saved)
+    except BaseException:
+        shutil.rmtree(saved, ignore_errors=True)
+        raise

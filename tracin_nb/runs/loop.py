@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['why_stop', 'KeepCheckpoints', 'build_loop', 'use_bf16', 'little_garbage',
-           'train_epochs', 'run_loop', 'restore']
+           'train_epochs', 'run_loop', 'KeepNothing', 'batch_without', 'LoaderWithout',
+           'leave_out', 'restore']
 
 # %% ../../nbs/runs/50_loop.ipynb #1d94cf0e
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from pykeen.checkpoints import save_model
 from pykeen.datasets import Dataset
 from pykeen.evaluation import RankBasedEvaluator
+from pykeen.inverse import DefaultRelationInverter
 from pykeen.losses import UnsupportedLabelSmoothingError
 from pykeen.models import Model
 from pykeen.stoppers.early_stopping import EarlyStoppingLogic
@@ -41,6 +43,7 @@ from tracin_nb.runs.models import (
     forget_representations,
     kept_rng,
     load_strictly,
+    log_silenced,
     probe_scores,
     set_rng_state,
     state_fingerprint,
@@ -83,7 +86,7 @@ def _validation_value(model: Model, dataset: Dataset, metric: str) -> float:
         add_defaults=False,
         batch_size=None if model.device.type == 'cuda' else 32,
     )
-    with kept_rng():
+    with kept_rng(), log_silenced('torch_max_mem'):  # about sizes that are given here
         results = evaluator.evaluate(
             model,
             triples,
@@ -311,6 +314,56 @@ def run_loop(
         raise RunError(str(e)) from e
     except (MemoryError, torch.OutOfMemoryError) as e:
         raise RunError(f'memory ran out in training: {e}') from e
+
+# %% ../../nbs/runs/50_loop.ipynb #2c387421
+class KeepNothing(KeepCheckpoints):
+    "Evaluates, stops and refuses as `KeepCheckpoints`, and writes no file"
+
+    def keep(self, epoch: int, rate: float | None = None) -> None:
+        "`RunError` if training diverged"
+        _check_diverged(self.model, epoch)
+
+# %% ../../nbs/runs/50_loop.ipynb #4dd8387a
+def batch_without(
+    batch: Mapping[str, torch.Tensor],  # of PyKEEN's loops
+    triples: torch.Tensor,  # `[n, 3]`, the model's own ids
+) -> Mapping[str, torch.Tensor] | None:
+    "The batch with `triples` taken out; None: nothing is left of it"
+    if 'pairs' in batch:
+        row, which = (batch['pairs'][:, None] == triples[None, :, :2]).all(-1).nonzero().T
+        target = batch['target'].clone()
+        target[row, triples[which, 2]] = 0
+        batch, kept = dict(batch, target=target), (target > 0).any(1)
+    else:
+        kept = ~(batch['positives'][:, None] == triples[None]).all(-1).any(1)
+    if kept.all():
+        return batch
+    return {name: x[kept] for name, x in batch.items()} if kept.any() else None
+
+
+class LoaderWithout:
+    "PyKEEN's batches, in their order and with their negatives, with some triples taken out"
+
+    def __init__(self, loader: Iterable[Mapping[str, torch.Tensor]], triples: torch.Tensor):
+        self.loader, self.triples = loader, triples
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Mapping[str, torch.Tensor]]:
+        found = (batch_without(batch, self.triples) for batch in self.loader)
+        return (batch for batch in found if batch is not None)
+
+
+def leave_out(loop: TrainingLoop, triples: torch.Tensor, inverse: bool) -> None:
+    "Makes `loop` take `triples` `[n, 3]`, and their inverses if it has them, out of its batches"
+    if inverse:
+        invert = DefaultRelationInverter()
+        backward = invert.map(batch=triples, invert=True).flip(1)
+        triples = torch.cat([invert.map(batch=triples), backward])
+    made = loop._create_training_data_loader
+    loader = lambda *args, **kwargs: LoaderWithout(made(*args, **kwargs), triples)
+    loop._create_training_data_loader = loader
 
 # %% ../../nbs/runs/50_loop.ipynb #ca9039e3
 def _replay_scheduler(

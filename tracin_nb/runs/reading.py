@@ -167,6 +167,8 @@ def _refusal(path: Path, error: Exception) -> RunError:
             'who trust its maker)'
         )
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+    if found := re.search(r'WeightsUnpickler error: (.*)', str(error)):
+        reason = f'{found[1][:160] or "PyTorch cannot read its pickle"} (nothing was executed)'
     return RunError(
         f'{path} is not a checkpoint of tensors, or it is truncated or damaged: {reason}'
     )
@@ -264,7 +266,7 @@ def _file_of(path: Path) -> Path:
     if not path.is_dir():
         return path
     if (path / 'run.json').is_file():
-        raise RunError(f'{path} is a run of tracin_nb: open it with Run.open')
+        raise RunError(f'{path} is a run of tracin_nb already, and opens as it stands')
     if not (path / 'trained_model.pkl').is_file():
         raise RunError(
             f"{path} is a folder without trained_model.pkl, so it is not one of PyKEEN's pipeline "

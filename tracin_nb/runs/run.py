@@ -140,6 +140,7 @@ def _described(run: 'Run') -> str:
         f'{"?" if c.epoch is None else c.epoch} (lr {c.learning_rate:.6g})' for c in run.checkpoints
     ]
     missing = 0 if run.stopped else len(run.settings.get('keep', [])) - len(rows)
+    lost = run.settings.get('lost', {})
     loop = run.loop + ' over heads' * (run.target == 'head')
     what = f'{run.settings.get("model", "a model")} ({loop}, {type(run.loss).__name__})'
     triples = run.training
@@ -147,6 +148,7 @@ def _described(run: 'Run') -> str:
         f'Run of {what} on {triples.num_triples} triples, {triples.num_entities} entities, '
         f'{triples.num_relations} relations; checkpoints at epoch {", ".join(rows)}'
         + (f'; interrupted, {missing} to come' if missing > 0 else '')
+        + (f'; could not be kept: epoch {", ".join(lost)}' if lost else '')
         + (f'; stopped early: {run.stopped["why"]}' if run.stopped else '')
     )
 
