@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'NOT_TESTED', 'COUNTED', 'triple_of', 'first_proponents',
-           'check_ours', 'control_rows', 'drawn', 'Without', 'measured_of', 'outcome',
+           'check_ours', 'control_rows', 'drawn', 'Without', 'held_by', 'outcome',
            'Verification', 'span', 'in_words', 'range_text', 'fall', 'moved', 'judgement',
            'seeds_text', 'alone_text', 'table_lines', 'title_line', 'text_of', 'html_of',
            'Verified', 'frame_of', 'repeats_text', 'carry_out', 'verification', 'verify']
@@ -14,7 +14,6 @@ import csv
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -116,9 +115,7 @@ class Without:
     alone: bool = False  # one of several, by itself?
 
 
-def measured_of(
-    run: Run, model: Model, prediction: Tensor, objective: Objective
-) -> dict[str, float]:
+def held_by(run: Run, model: Model, prediction: Tensor, objective: Objective) -> dict[str, float]:
     "Loss, score, probability and filtered tail rank of a prediction `[3]` by a model."
     one, inverse = prediction[None], run.training.create_inverse_triples
     believed = ranked(run, model, one, ('tail',)).iloc[0]
@@ -141,7 +138,7 @@ def outcome(
     "`held` after a training without some triples, its weights' fingerprint, and its seconds."
     start, out = time.perf_counter(), run.training.mapped_triples[list(without.rows)]
     model = train_again(run, out if without.rows else None, seed=without.seed, **how)
-    found = measured_of(run, model, prediction, objective)
+    found = held_by(run, model, prediction, objective)
     weights = state_fingerprint(model.state_dict())
     return found, weights, time.perf_counter() - start
 
@@ -451,7 +448,7 @@ def repeats_text(plan: Verification) -> str:
     found, weights, _ = plan.found[0]
     if weights == plan.run.fingerprint(-1):
         return 'Trained again on all triples, the run came out the same to the last bit.'
-    ours = measured_of(plan.run, plan.run.model(-1, plan.device), plan.prediction, plan.objective)
+    ours = held_by(plan.run, plan.run.model(-1, plan.device), plan.prediction, plan.objective)
     return (
         '"Before" is a new training by the settings of the run, which did not come out the same '
         f'to the last bit: rank {found["rank"]:g} and probability {found["probability"]:.3g}, '

@@ -646,7 +646,7 @@ class TracIn:
             training_triples=len(question.rows),
         )
 
-# %% ../../nbs/influence/90_tracin.ipynb #1f71e83d
+# %% ../../nbs/influence/90_tracin.ipynb #87b29257
 def of_candidates(
     tracin: TracIn,
     test: Any,
