@@ -312,8 +312,9 @@ def same_rows(frame: pd.DataFrame, result: Result | SelfInfluence) -> None:
 def test_run_prints_what_explain_gives(original: Path) -> None:
     expected = TracIn(original, progress=False).explain([TRIPLE], k=10)
     done = succeeded('explain', original, *ASK)
-    first, belief, third, fourth = done.stdout.splitlines()[:4]
+    first, belief, doubt, third, fourth = done.stdout.splitlines()[:5]
     assert first == 'china  embassy  cuba' and ' · tail rank ' in belief
+    assert doubt == '  not predicted: 3 of 6 tails are ranked higher'
     assert third == '  proponents' and fourth.startswith('     1  +')
     same_rows(rows(succeeded('explain', original, *ASK, '--format', 'csv')), expected)
     content = json.loads(succeeded('explain', original, *ASK, '--format', 'json').stdout)
@@ -689,7 +690,7 @@ def test_malformed_test_file(original: Path, tmp_path: Path, name: str) -> None:
 def test_missing_test_file(original: Path, tmp_path: Path) -> None:
     for path, parts in (
         (tmp_path / 'no.tsv', ('no.tsv', 'no such file')),
-        (tmp_path, (str(tmp_path), 'directory')),
+        (tmp_path, (str(tmp_path), 'a folder, not a file')),
     ):
         refused(
             tmp_path, ('explain', original, '--test', path, '--out', tmp_path / 'r.csv'), *parts

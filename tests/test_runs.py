@@ -27,6 +27,7 @@ from pykeen.stoppers.early_stopping import EarlyStoppingLogic
 from pykeen.triples import TriplesFactory
 from pykeen.utils import set_random_seed
 
+from tracin_nb.runs import models as making
 from tracin_nb.runs import run as opening
 from tracin_nb.runs import training
 from tracin_nb.runs.keeping import file_facts, read_state
@@ -520,7 +521,7 @@ def test_bf16_is_computed_in_training_only(loop, tmp_path, built, monkeypatch):
                 module.register_forward_hook(lambda m, x, y: seen.append((m.training, y.dtype)))
         return model
 
-    for module in (training, opening):
+    for module in (training, making):
         monkeypatch.setattr(module, 'build_model', hooked)
     options = dict(
         **CONVE, loop=loop, batch_size=64, epochs=4, keep_every=2, lr=0.01, progress=False
