@@ -294,6 +294,7 @@ def test_a_run_of_conve_is_opened_without_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     "PyKEEN's advice about inverse triples is for those who train."
+    caplog.set_level(logging.WARNING, logger='pykeen')
     sizes = dict(embedding_dim=4, embedding_height=2, embedding_width=2)
     kernel = dict(kernel_height=1, kernel_width=1, output_channels=2)
     how = dict(epochs=1, keep_every=1, progress=False, device='cpu')

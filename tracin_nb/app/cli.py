@@ -1111,6 +1111,7 @@ def replay_command(asked: ReplayAsked) -> None:
             check=asked.check,
             memory=asked.memory,
             device=asked.device,
+            progress=on_terminal(),
             out=kept,
             overwrite=kept is not None and to.overwrite,
         )
@@ -1332,7 +1333,9 @@ class VerifyAsked:
         'How',
         choices=('same', 'own'),
     )
-    weighting: str = again(Settings, 'weighting')
+    weighting: str = again(
+        Settings, 'weighting', help='The metric of the explanation whose proponents are dropped.'
+    )
     processes: int | None = option(
         None,
         'Processes that share the trainings.',
@@ -1341,7 +1344,7 @@ class VerifyAsked:
         shown='one for each core, if it takes long',
     )
     out: Path | None = again(Output, 'out', help='Save to a file ending in .json or .csv.')
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older file.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an older proof in --out.')
     form: str | None = again(Output, 'form', help='How to print what came out.')
 
     @property
