@@ -235,9 +235,7 @@ def test_an_empty_answer_says_why(margin, tmp_path):
             shown._repr_html_().replace('&quot;', '"'),
         ):
             assert (
-                count in text
-                and 'no slope at any checkpoint' in text
-                and 'test_objective "softmax"' in text
+                count in text and 'no slope at any checkpoint' in text and 'with "softmax"' in text
             )
             assert text.count('no influence: ') == len(shown)
     said = json.loads((tmp_path / 'saved/result.json').read_text())
@@ -258,9 +256,7 @@ def test_nothing_to_push(margin):
     flat = every[~sloped(margin, every)]
     with pytest.warns(UserWarning, match='no training triple has a slope'):
         result = make(margin, test_objective='score').explain(flat[:1], train=flat[5:9])
-    assert result.facts[
-        'training_triples_with_slope'
-    ] == 0 and 'test_objective "' not in result.note(0)
+    assert result.facts['training_triples_with_slope'] == 0 and 'with "' not in result.note(0)
     own = make(margin).self_influence(3, train=flat[5:9])
     assert '0 of the 4 training triples looked at have a slope' in text_table(own)
     with pytest.warns(UserWarning, match='no training triple to look at'):
@@ -283,7 +279,7 @@ def test_the_command_says_it(margin, tmp_path):
     )
     assert done.exit_code == 0, done.output
     for text in (done.stdout.replace('\n  ', ' '), done.stderr):
-        assert 'no slope at any checkpoint' in text and 'test_objective "softmax"' in text
+        assert 'no slope at any checkpoint' in text and 'with "softmax"' in text
     assert 'Traceback' not in done.stderr and done.stderr.count('warning') == 1
 
 
