@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -686,3 +687,27 @@ def test_dglke_refuses_what_pykeen_lacks(small, tmp_path) -> None:
     (tmp_path / 'b' / 'other_entity.npy').write_bytes(b'')
     with pytest.raises(RunError, match='has 2 files .*_entity.npy: expected one'):
         open_files(tmp_path / 'b', small['train'])
+
+
+# ---- models as they stand
+
+UNTOLD = {  # what a model does not show of itself
+    'distmultliteralgated': 'not a model that PyKEEN can find by name',
+    'inductivenodepiece': 'needs an inference graph',
+    'inductivenodepiecegnn': 'needs an inference graph',
+    'nodepiece': 'give model_kwargs= as the model was made with',  # the number of tokens
+}
+
+
+@pytest.mark.parametrize('name', models.TRAINABLE)
+def test_a_model_is_saved_as_it_stands(name: str, tmp_path: Path) -> None:
+    "Its settings are found, whether its weights fit in one way, in several, or tell no size."
+    training = models.graph(name in models.NEED_INVERSE, 'literal' in name)
+    run = Run.from_model(models.build(name, training), training, learning_rates=[0.1], loop='slcwa')
+    if name in UNTOLD:
+        with pytest.raises(RunError, match=UNTOLD[name]):
+            run.save(tmp_path / 'run')
+        return
+    found = Run.open(run.save(tmp_path / 'run')).model(0)
+    few = training.mapped_triples[:20]
+    assert torch.equal(found.score_hrt(few), run.model(0).score_hrt(few))

@@ -27,7 +27,7 @@ from .given import title_of
 from .keeping import write_torch
 from .models import load_strictly, probe_scores, rebuild_model, wide_type
 from .reading import Opened
-from .recognition import recognise
+from .recognition import KNOWN, ways_to_make
 from .settings import RunError, build_loss, loss_settings, plain
 
 # %% ../../nbs/runs/36_saving.ipynb #2a6543ce
@@ -142,6 +142,14 @@ def _differs(
     return None if same else RunError('it gives other scores')
 
 
+def _sizes_shown(model: Model) -> list[int]:
+    "Numbers that may be the dimension of a model's entities"
+    axes = [n for part in model.entity_representations for n in part.shape]
+    tables = [p.shape[-1] for p in model.entity_representations.parameters()]
+    sizes = dict.fromkeys([*axes, *tables])
+    return [*sizes, *(n // 2 for n in sizes if n % 2 == 0 and n // 2 not in sizes)]
+
+
 def _candidates(
     model: Model, name: str, training: CoreTriplesFactory, known: Mapping[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
@@ -150,7 +158,11 @@ def _candidates(
         yield {n: v for n, v in known.items() if isinstance(v, (str, bool, int, float, list, dict))}
     opened = Opened(Path('the model'), {}, dict(model.state_dict()))
     counts = training.num_entities, training.real_num_relations, training.create_inverse_triples
-    yield recognise(opened, counts, name, _shown_settings(model))[1]
+    shown = _shown_settings(model)
+    for way in ways_to_make(opened, counts, name, shown)[1]:
+        yield way
+        if name not in KNOWN:  # weights alone do not tell its settings; shapes tell its size
+            yield from ({**way, 'embedding_dim': n} for n in _sizes_shown(model))
 
 
 def model_facts(
