@@ -1,6 +1,8 @@
 """What the tests share: the graphs that lie beside the checkout, and one thread."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,11 @@ def shared_data() -> Path:
         return path
     say = pytest.fail if os.environ.get('CI') == 'true' else pytest.skip
     say(f'{path} is missing: put the graphs there or name their folder in TRACIN_DATA')
+
+
+@pytest.fixture(scope='module')
+def little_garbage() -> Iterator[None]:
+    "PyKEEN collects garbage after each epoch, slow among the objects of a whole test session."
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,13 +33,7 @@ from tracin_nb.runs.loop import build_loop
 from tracin_nb.runs.models import build_model, state_fingerprint
 from tracin_nb.runs.settings import RunError
 
-
-@pytest.fixture(scope='module', autouse=True)
-def frozen() -> Iterator[None]:
-    "PyKEEN collects garbage after each epoch, slow among the objects of a whole test session."
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures('little_garbage')
 
 
 def few_nations(inverse: bool = False) -> Dataset:

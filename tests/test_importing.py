@@ -1,11 +1,9 @@
 "A model that was trained elsewhere becomes a run; what nobody told is marked in every result"
 
-import gc
 import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -60,6 +58,8 @@ FLAGS = dict(
     ),
 )
 
+pytestmark = pytest.mark.usefixtures('little_garbage')
+
 
 @cache
 def nations(inverse: bool = False) -> TriplesFactory:
@@ -75,14 +75,6 @@ TESTING = TriplesFactory(
     nations().entity_to_id,
     nations().relation_to_id,
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def frozen() -> Iterator[None]:
-    "PyKEEN collects garbage after each epoch, slow among the objects of a whole test session."
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,10 @@ def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
             replay(Run.open(run.folder), test, progress=False)
     finally:
         path.write_text(facts)
+    with pytest.raises(RunError, match='trained over heads'):
+        replay(replace(run, target='head'), test, progress=False)
+    with pytest.raises(RunError, match='assumed were loop'):
+        replay(replace(run, assumed=dict(loop='slcwa')), test, progress=False)
 
 
 def test_rows_that_a_loss_mixes_are_refused(tmp_path: Path) -> None:

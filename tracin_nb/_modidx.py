@@ -4537,6 +4537,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tracin_nb.runs.training._trained': ('runs/training.html#_trained', 'tracin_nb/runs/training.py'),
                                          'tracin_nb.runs.training.check_again': ( 'runs/training.html#check_again',
                                                                                   'tracin_nb/runs/training.py'),
+                                         'tracin_nb.runs.training.check_told': ( 'runs/training.html#check_told',
+                                                                                 'tracin_nb/runs/training.py'),
                                          'tracin_nb.runs.training.holds_run': ( 'runs/training.html#holds_run',
                                                                                 'tracin_nb/runs/training.py'),
                                          'tracin_nb.runs.training.named_data': ( 'runs/training.html#named_data',

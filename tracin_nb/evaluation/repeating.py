@@ -27,6 +27,7 @@ from ..runs.loop import build_loop, train_epochs
 from ..runs.models import build_model, forget_representations, kept_rng, state_fingerprint
 from ..runs.run import Run
 from ..runs.settings import RunError, clipping_callbacks, pick_device
+from ..runs.training import check_told
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #30fd3b70
 _IDS = ('positives', 'negatives', 'pairs')
@@ -222,6 +223,7 @@ def check_repeatable(run: Run) -> dict[str, Any]:
             'only a run of train can be replayed: this one holds checkpoints, but not how its '
             'training went from one to the next; TracIn needs no more than checkpoints'
         )
+    check_told(run)
     settings = read_facts(run.folder)['settings']
     check_update(settings['optimizer'])
     if settings['precision'] != 'fp32':
