@@ -14,7 +14,16 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Several files are tested at once. These take longest, so they start first: otherwise the last one
 # would run alone at the end.
 LONGEST = ['workers', 'cli', 'flags', 'site', 'browser', 'exact', 'docs', 'resume', 'malformed']
-LONGEST += ['influence', 'memory', 'answers', 'packaging', 'cluster', 'serve', 'shortcuts']
+LONGEST += [
+    'influence',
+    'memory',
+    'natural',
+    'answers',
+    'packaging',
+    'cluster',
+    'serve',
+    'shortcuts',
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
