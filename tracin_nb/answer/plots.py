@@ -32,7 +32,6 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from pykeen.triples import TriplesFactory
 from torch import Tensor
-from .view import few_groups, part_columns, share_table
 
 from tracin_nb.answer.bars import (
     BARS,
@@ -53,6 +52,7 @@ from tracin_nb.answer.bars import (
 )
 from .results import Result, nothing
 from .table import signed
+from .view import few_groups, part_columns, share_table
 from ..graph.names import NAMELESS, label_shown, names_of
 from tracin_nb.graph.neighbourhoods import (
     Graph,

@@ -29,15 +29,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from pykeen.triples import TriplesFactory
 from torch import Tensor
-from tracin_nb.answer.view import (
-    View,
-    command_call,
-    html_foot,
-    in_frame,
-    page_html,
-    python_call,
-    view_html,
-)
 
 from .bars import ranking_bars, triple_text, triples_called
 from .ranking import Ranking, TopK
@@ -49,6 +40,15 @@ from tracin_nb.answer.table import (
     block_lines,
     note_lines,
     triples_shown,
+)
+from tracin_nb.answer.view import (
+    View,
+    command_call,
+    html_foot,
+    in_frame,
+    page_html,
+    python_call,
+    view_html,
 )
 from ..files import entry, replacing, write_json
 from ..graph.names import Names, named_frame, names_of

@@ -19,15 +19,9 @@ from typing import Any
 
 import pandas as pd
 
+from .bars import SIDES
 from .sketch import SKETCH_STYLE, Sketch
-from tracin_nb.answer.table import (
-    STYLE,
-    TRIPLE,
-    escaped,
-    html_note,
-    html_rankings,
-    names_beside,
-)
+from .table import STYLE, TRIPLE, escaped, html_note, html_rankings, names_beside
 
 # %% ../../nbs/answer/09_view.ipynb #0243acb4
 PARTS = dict(
@@ -95,6 +89,12 @@ def splits_of(rows: pd.DataFrame) -> list[str]:
     return ['relation', *filter(has, PARTS)]
 
 
+def _share(x: float, kind: str) -> str:
+    "A share as a cell with a bar."
+    bar = f'<div class="bar{kind}" style="width:{100 * abs(x):.3g}%"></div>'
+    return f'<td class="number">{abs(x):.0%}{bar}</td>'
+
+
 def html_shares(rows: pd.DataFrame, by: str, k: int = 6) -> str:
     "The shares by groups as a table, two bars in each row; nothing without any influence."
     if not rows['influence'].any():
@@ -103,11 +103,7 @@ def html_shares(rows: pd.DataFrame, by: str, k: int = 6) -> str:
     named = dict(zip(rows[by], names_beside(rows, by))) if by in rows else {}
     body = []
     for group, (pro, opp) in zip(table.index, table.to_numpy()):
-        cells = ''.join(
-            f'<td class="number">{abs(x):.0%}<div class="bar{kind}" style="width:{100 * abs(x):.3g}%">'
-            f'</div></td>'
-            for x, kind in ((pro, ''), (opp, ' opp'))
-        )
+        cells = _share(pro, '') + _share(opp, ' opp')
         body.append(
             f'<tr><th scope="row">{escaped(named.get(group) or str(group))}</th>{cells}</tr>'
         )

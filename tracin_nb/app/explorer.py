@@ -18,11 +18,11 @@ import torch
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 from torch import Tensor
-from ..answer.view import GROUPS, PARTS
 
 from ..answer.plots import distribution, ego_graph, over_checkpoints, shares
 from ..answer.results import SIDES, Result, caveat_of, facts_line
 from ..answer.table import TRIPLE, aligned, signed, visible
+from ..answer.view import GROUPS, PARTS
 from tracin_nb.app.panels import (
     RunPanel,
     Search,
