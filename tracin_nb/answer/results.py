@@ -778,7 +778,7 @@ class Result(Report):
         return {'Python': python_call(*asked), 'Command': command_call(*asked)}
 
     def trust(self) -> str:
-        "Which of the three rungs of truth the numbers stand on, and whether a higher one was asked."
+        "Which of the three rungs of truth the numbers stand on, and how many were verified."
         return rung_text(self.facts, len(self.facts.get('verified', [])), len(self))
 
     def _proofs(self, i: int) -> list[dict[str, Any]]:

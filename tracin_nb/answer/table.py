@@ -129,8 +129,9 @@ STYLE = """<style>
   --line: color-mix(in srgb, currentColor 25%, transparent); line-height: 1.4; width: 100%; }
 .tracin .sides { display: grid; gap: 0 2em; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 34em), 1fr)); }
-.tracin.tracin table { color: inherit; border: 0; border-collapse: collapse; width: 100%;
+.tracin.tracin table { color: inherit; border: 0; border-collapse: collapse;
   margin: .3em 0 1em; font-size: inherit; table-layout: auto; }
+.tracin.tracin .ranking, .tracin.tracin .shares { width: 100%; }
 .tracin caption { text-align: left; font-weight: 600; padding: .2em 0; color: inherit;
   caption-side: top; }
 .tracin.tracin tr:nth-child(n) { background: none; border: 0; }
@@ -148,7 +149,9 @@ STYLE = """<style>
 .tracin small { display: block; font-size: .85em; opacity: .78; }
 .tracin .note { opacity: .82; margin: .4em 0; overflow-wrap: anywhere; }
 .tracin td i { opacity: .9; }
+.tracin .ranking td:nth-child(4) { min-width: 6.5em; }
 @container (max-width: 33em) {
+  .tracin .ranking td:nth-child(4) { min-width: 0; }
   .tracin .ranking thead { display: none; }
   .tracin.tracin .ranking tr { display: grid; grid-template-columns: 2em 1fr 1fr 1fr;
     border-bottom: 1px solid var(--line); padding: .25em 0; }

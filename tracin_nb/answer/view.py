@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from .bars import SIDES
-from .sketch import SKETCH_STYLE, Sketch
+from .sketch import SKETCH_STYLE, EvidencePicture
 from .table import STYLE, TRIPLE, escaped, html_note, html_rankings, names_beside
 
 # %% ../../nbs/answer/09_view.ipynb #0243acb4
@@ -186,7 +186,7 @@ def html_sketch(view: View) -> str:
     if view.test is None or not {*view.sides} <= {'proponents', 'opponents'}:
         return ''
     names = {view.part(part): view.part(part, 'name') for part in TRIPLE}
-    sketch = Sketch(view.rows, head, tail, names)
+    sketch = EvidencePicture(view.rows, head, tail, names)
     if not (drawn := sketch.svg()):
         return ''
     paths = [chain for chain in sketch.rows if chain.score is not None]
