@@ -475,12 +475,18 @@ class TracIn:
                 **maker.compile_facts,
                 dtype=str(self.steps.dtype).removeprefix('torch.'),
                 device=str(self.device),
+                asked=self._told(),
                 seed=self.run.seed,
                 fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions=versions(),
                 counters=asdict(self.counters),
                 **more,
             )
+
+    def _told(self) -> dict[str, Any]:
+        "The run's folder, if it has one, and the options that are not at their defaults."
+        folder = {} if self.run.folder is None else dict(run=str(self.run.folder))
+        return dict(**folder, options=self.settings.chosen())
 
     def _objective(self, test: Tensor, against: str | int | None) -> Objective:
         "The objective of the `test` triples."
