@@ -518,14 +518,12 @@ class Report:
         "The calls that repeat this, by what they are for; mostly none."
         return {}
 
-    def trust(self) -> str:
-        "How far the numbers were checked; mostly nothing."
-        return ''
-
     def foot(self, opened: bool) -> str:
         "What stands beneath all blocks, as HTML."
-        notes = [self.outlook(), facts_line(self.facts), self.trust(), caveat_of(self.facts)]
-        return html_foot(notes, self.calls(), opened)
+        calls, proofs = self.calls(), self.facts.get('verified', [])
+        rung = rung_text(self.facts, len(proofs), len(self)) if calls else ''
+        notes = [self.outlook(), facts_line(self.facts), rung, caveat_of(self.facts)]
+        return html_foot(notes, calls, opened)
 
     def _repr_html_(self) -> str:
         "The first blocks as in a report, then how many more there are, the facts and the caveat."
@@ -776,10 +774,6 @@ class Result(Report):
         "Python, and the command, that ask the same."
         asked = self.facts, self.tests[[f'test_{part}' for part in TRIPLE]].values, self.frame
         return {'Python': python_call(*asked), 'Command': command_call(*asked)}
-
-    def trust(self) -> str:
-        "Which of the three rungs of truth the numbers stand on, and how many were verified."
-        return rung_text(self.facts, len(self.facts.get('verified', [])), len(self))
 
     def _proofs(self, i: int) -> list[dict[str, Any]]:
         "What `note_verified` was told of test triple `i`."
