@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'Tensors', 'Recipe', 'StackedSGD', 'StackedAdam', 'KeptBatchNorm',
-           'check_plain', 'AnyScores', 'DistMultScores', 'StackedProgram', 'Stack',
-           'check_kept', 'retrain', 'run_of']
+           'check_plain', 'stackable', 'AnyScores', 'DistMultScores', 'StackedProgram',
+           'Stack', 'check_kept', 'retrain', 'run_of']
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #d17102dc
 import copy
@@ -349,7 +349,7 @@ def _devices(module: nn.Module) -> set[torch.device]:
 
 
 @contextmanager
-def _stackable() -> Iterator[None]:
+def stackable() -> Iterator[None]:
     "PyKEEN's scoring as `vmap` over weights can run it."
     before, utils.get_devices, modules.batched_dot = (
         (utils.get_devices, modules.batched_dot),
@@ -386,7 +386,7 @@ class AnyScores:
             scores = functional_call(self.scorer, state, (queries, kept))
             return scores, {n: state[f'model.{n}'] for n in buffers}
 
-        with _stackable():
+        with stackable():
             return torch.vmap(one, (0, 0, None if kept is None else 0))(params, buffers, kept)
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #b18389d7
