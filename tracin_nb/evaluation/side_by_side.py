@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'MEMORY', 'SAME', 'SideBySide', 'why_alone', 'train_without', 'trial']
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #7e4f0211
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #cd2eadf5
 import copy
 import statistics
 import time
@@ -18,7 +18,6 @@ from unittest.mock import patch
 import torch
 from pykeen import utils
 from pykeen.models import Model
-from pykeen.nn.representation import Embedding
 from pykeen.regularizers import Regularizer
 from pykeen.training import TrainingLoop
 from pykeen.training.callbacks import TrainingCallback
@@ -26,7 +25,7 @@ from pykeen.triples import CoreTriplesFactory
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adjoints import constrainers
+from .adjoints import constrained, constrainers
 from .retraining import stackable
 from ..runs.loop import batch_without, build_loop, lacking, own_ids
 from ..runs.models import build_model, kept_rng
@@ -34,41 +33,9 @@ from ..runs.run import Run
 from ..runs.settings import RunError
 from ..runs.training import settings_again, train_again
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #d2077061
-class _Rows(torch.autograd.Function):
-    "Rows of a table, whose stack is read as one long table."
-
-    @staticmethod
-    def forward(weight: Tensor, ids: Tensor) -> Tensor:
-        "Rows of `weight` `[n, d]`."
-        return nn.functional.embedding(ids, weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        "Keep what `backward` needs."
-        weight, ids = inputs
-        ctx.save_for_backward(ids)
-        ctx.n = len(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        "The gradient of the table."
-        (ids,) = ctx.saved_tensors
-        add_up = torch.ops.aten.embedding_dense_backward
-        return add_up(grad.contiguous(), ids, ctx.n, -1, False), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Sequence[Any], weight: Tensor, ids: Tensor) -> tuple[Tensor, int]:
-        "Rows `[G, ..., d]` of `G` tables `[G, n, d]`."
-        if in_dims[0] != 0 or in_dims[1] is not None:
-            raise RunError('its step reads other rows of a table in each model')
-        G, n = weight.shape[:2]
-        first = torch.arange(0, G * n, n, device=ids.device)
-        return _Rows.apply(weight.flatten(0, 1), ids + first.view(-1, *[1] * ids.dim())), 0
-
-
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #282c1e83
 class _Table(nn.Module):
-    "`nn.Embedding` whose stack is one long table. It shares the weight of `table`."
+    "`nn.Embedding` whose rows lie in one piece, of a stack of tables, too. It shares the weight."
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
@@ -76,9 +43,9 @@ class _Table(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         "Rows `[..., d]`."
-        return _Rows.apply(self.weight, ids)
+        return nn.functional.embedding(ids, self.weight).contiguous()
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #f1d4cca3
+
 def _zero(regularizer: Regularizer) -> None:
     "Forget the term that was added up."
     regularizer.regularization_term = torch.zeros_like(regularizer.regularization_term)
@@ -110,14 +77,7 @@ def _on(device: torch.device) -> Iterator[None]:
     with stackable(), patch.object(utils, 'get_devices', lambda module: {device}):
         yield
 
-
-def _bounded(embedding: Embedding, weight: Tensor) -> Tensor:
-    "Return a table `weight` as PyKEEN's constrainer leaves it."
-    x = weight.view(embedding.max_id, *embedding._shape)
-    x = embedding.constrainer(torch.view_as_complex(x) if embedding.is_complex else x)
-    return (torch.view_as_real(x) if embedding.is_complex else x).view(weight.shape)
-
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #9fc06580
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #48999de5
 class SideBySide(TrainingCallback):
     "Trains models without some triples beside a training of PyKEEN, in the batches of that."
 
@@ -193,7 +153,9 @@ class SideBySide(TrainingCallback):
         self.loop.optimizer.zero_grad()
         with torch.no_grad():
             for name, embedding in self.bounds.items():
-                self.params[name].copy_(torch.vmap(partial(_bounded, embedding))(self.params[name]))
+                self.params[name].copy_(
+                    torch.vmap(partial(constrained, embedding))(self.params[name])
+                )
 
     def model(self, g: int) -> Model:
         "Return model `g` as it is now, in eval mode."
@@ -284,7 +246,7 @@ def train_without(
     yield train_again(run, seed=seed, device=device, watching=[side, *watching])
     yield from map(side.model, range(len(sets)))
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #5a5d5e06
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #6b394d7d
 SAME = 1e-3  # how far the weights of both ways may be apart after the trial, relative to their size
 
 
@@ -319,7 +281,6 @@ def trial(
     run: Run,
     sets: Sequence[Tensor] | None,  # triples that each model of a stack lacks; None: no stack
     device: str | torch.device | None = None,
-    batches: str = 'same',
 ) -> float:
     """Return the seconds of a training, or of all models of a stack, by its first steps. Raises
     `RunError` if the stack does not make the steps that PyKEEN makes."""
