@@ -33,7 +33,7 @@ from ..runs.run import Run
 from ..runs.settings import RunError
 from ..runs.training import settings_again, train_again
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #282c1e83
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #3c582289
 class _Table(nn.Module):
     "`nn.Embedding` whose rows lie in one piece, of a stack of tables, too. It shares the weight."
 
@@ -61,7 +61,7 @@ class _Step(nn.Module):
         self.process, self.size = loop._process_batch, loop._get_batch_size
         for parent in list(self.model.modules()):
             if isinstance(parent, Regularizer):
-                parent.reset = partial(_zero, parent)
+                setattr(parent, 'reset', partial(_zero, parent))
             for name, child in parent.named_children():
                 if type(child) is nn.Embedding:
                     setattr(parent, name, _Table(child))
@@ -77,7 +77,7 @@ def _on(device: torch.device) -> Iterator[None]:
     with stackable(), patch.object(utils, 'get_devices', lambda module: {device}):
         yield
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #48999de5
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #82e7dbcc
 class SideBySide(TrainingCallback):
     "Trains models without some triples beside a training of PyKEEN, in the batches of that."
 
@@ -133,6 +133,8 @@ class SideBySide(TrainingCallback):
         total = torch.zeros(())
         for i, kind in enumerate(kinds):
             part = batch_without(batch, self.triples[kind]) if kind.any() else batch
+            if part is None:
+                raise RunError('one of its batches is left out whole')
             mine = (which == i).nonzero()[:, 0]
             some = {n: p[mine] for n, p in self.params.items()}
             total = total + self._loss(part, some).cpu()
@@ -157,7 +159,7 @@ class SideBySide(TrainingCallback):
                     torch.vmap(partial(constrained, embedding))(self.params[name])
                 )
 
-    def model(self, g: int) -> Model:
+    def trained(self, g: int) -> Model:
         "Return model `g` as it is now, in eval mode."
         made = copy.deepcopy(self.training_loop.model)
         mine = {n.removeprefix('model.'): p[g].detach() for n, p in self.params.items()}
@@ -232,7 +234,7 @@ def why_alone(run: Run, sets: Sequence[Tensor], batches: str = 'same') -> str:
         return f'their steps would take more than {MEMORY >> 30} GiB together'
     return ''
 
-# %% ../../nbs/evaluation/65_side_by_side.ipynb #9b629e7e
+# %% ../../nbs/evaluation/65_side_by_side.ipynb #0b201992
 def train_without(
     run: Run,
     sets: Sequence[Tensor],  # of training triples `[n, 3]`, ids; of which each model lacks one
@@ -244,7 +246,7 @@ def train_without(
     "Yield the model trained on all triples, then those without each of the sets, side by side."
     side = SideBySide(settings_again(run), run.training, sets)
     yield train_again(run, seed=seed, device=device, watching=[side, *watching])
-    yield from map(side.model, range(len(sets)))
+    yield from map(side.trained, range(len(sets)))
 
 # %% ../../nbs/evaluation/65_side_by_side.ipynb #6b394d7d
 SAME = 1e-3  # how far the weights of both ways may be apart after the trial, relative to their size

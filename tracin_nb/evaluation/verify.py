@@ -8,8 +8,8 @@ __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'Outcome', 'NOT_TESTED', 'ENDINGS', '
            'Without', 'held_by', 'outcomes', 'Verification', 'span', 'in_words',
            'range_text', 'fall', 'moved', 'fate', 'judgement', 'seeds_text', 'alone_text',
            'table_lines', 'title_line', 'text_of', 'html_of', 'Verified', 'frame_of',
-           'repeats_text', 'way_text', 'Halfway', 'carry_out', 'facts_of', 'verification',
-           'check_new', 'verify']
+           'repeats_text', 'way_text', 'Halfway', 'Stepwise', 'carry_out', 'facts_of',
+           'verification', 'check_new', 'verify']
 
 # %% ../../nbs/evaluation/70_verify.ipynb #46c4cfe1
 import csv
@@ -502,7 +502,7 @@ class Verified:
             raise ValueError(f'{path}: expected a Verified, got {kind}')
         return cls(pd.DataFrame(rows), facts)
 
-# %% ../../nbs/evaluation/70_verify.ipynb #f88102f4
+# %% ../../nbs/evaluation/70_verify.ipynb #cddfd12c
 def _labels(plan: Verification, rows: Sequence[int]) -> list[list[str]]:
     "Labels of training triples in some rows."
     training = plan.run.training
@@ -587,19 +587,22 @@ class Halfway:
             self.path.unlink(missing_ok=True)
 
 
-def _stepwise(add: Callable[[int], Any], n: int) -> Callable[[float], None]:
-    "What is told the share that is done of `n` trainings, and tells how many that makes."
-    told, last = 0, time.monotonic()
+class Stepwise:
+    "Told which share is done of `n` trainings, tells `add` how many more that makes."
 
-    def tell(share: float) -> None:
-        nonlocal told, last
-        more = min(int(share * n), n - 1) - told
-        if more or time.monotonic() - last > 0.2:  # also a sign of life: who hears it may stop
-            told, last = told + more, time.monotonic()
-            add(more)
+    def __init__(self, add: Callable[[int], Any], n: int) -> None:
+        self.add, self.n, self.told, self.last = add, n, 0, time.monotonic()
 
-    tell.rest = lambda: n - told
-    return tell
+    def __call__(self, share: float) -> None:
+        "Tell how many more are done, or a sign of life, at which whoever hears it may stop."
+        more = min(int(share * self.n), self.n - 1) - self.told
+        if more or time.monotonic() - self.last > 0.2:
+            self.told, self.last = self.told + more, time.monotonic()
+            self.add(more)
+
+    def end(self) -> None:
+        "All are done."
+        self.add(self.n - self.told)
 
 
 def _made(plan: Verification, processes: int, add: Callable[[int], Any]) -> Iterator[list[Outcome]]:
@@ -607,9 +610,9 @@ def _made(plan: Verification, processes: int, add: Callable[[int], Any]) -> Iter
     todo = plan.todo()
     if min(processes, len(todo)) <= 1:
         for some in todo:
-            tell = _stepwise(add, len(some))
-            found = plan.outcomes(some, told=tell)
-            add(tell.rest())
+            stepwise = Stepwise(add, len(some))
+            found = plan.outcomes(some, told=stepwise)
+            stepwise.end()
             yield found
         return
     with map_over(min(processes, len(todo))) as shared:
@@ -669,7 +672,7 @@ def facts_of(plan: Verification) -> dict[str, Any]:
     )
     return plain_facts(facts)
 
-# %% ../../nbs/evaluation/70_verify.ipynb #4fd60f2c
+# %% ../../nbs/evaluation/70_verify.ipynb #ae565dc4
 def _asked(
     run: Run, result: Any, test: int | None, triples: Any, k: int
 ) -> tuple[Tensor, Tensor, str]:
@@ -687,7 +690,11 @@ def _asked(
         test = test or 0
         prediction = to_ids([tuple(triple_of(result, test))], run.training)
     if triples is None:
-        return prediction[0], to_ids(first_proponents(result, test, k), run.training), 'proponent'
+        return (
+            prediction[0],
+            to_ids(first_proponents(result, test or 0, k), run.training),
+            'proponent',
+        )
     return prediction[0], to_ids(triples, run.training).unique(dim=0), 'named'
 
 
