@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'Outcome', 'NOT_TESTED', 'ENDINGS', 'COUNTED',
            'triple_of', 'first_proponents', 'check_ours', 'control_rows', 'drawn',
-           'Without', 'held_by', 'outcomes', 'Verification', 'span', 'in_words',
+           'Without', 'held_by', 'trained_outcomes', 'Verification', 'span', 'in_words',
            'range_text', 'fall', 'moved', 'fate', 'judgement', 'seeds_text', 'alone_text',
            'table_lines', 'title_line', 'text_of', 'html_of', 'Verified', 'frame_of',
-           'repeats_text', 'way_text', 'Halfway', 'Stepwise', 'carry_out', 'facts_of',
-           'verification', 'check_new', 'verify']
+           'repeats_text', 'way_text', 'BegunProof', 'Stepwise', 'carry_out', 'facts_of',
+           'verification', 'check_proof_path', 'verify']
 
 # %% ../../nbs/evaluation/70_verify.ipynb #46c4cfe1
 import csv
@@ -36,7 +36,7 @@ from ..engine.beliefs import ranked
 from ..engine.objectives import Objective, Softmax, losses, make_objective
 from ..engine.row_index import one_thread
 from .removal import map_over
-from .side_by_side import train_without, trial, why_alone
+from .side_by_side import time_side_by_side, train_without, why_alone
 from ..files import replacing, write_json
 from ..graph.names import named_frame, names_of
 from ..graph.neighbourhoods import at_least_one
@@ -148,7 +148,7 @@ class _Told(TrainingCallback):
         self.told(min(1.0, self.done / max(self.steps, 1)))
 
 
-def outcomes(
+def trained_outcomes(
     run: Run,
     prediction: Tensor,  # `[3]`
     objective: Objective,  # of the prediction
@@ -247,17 +247,17 @@ class Verification:
         if not self.alone:
             try:
                 some = self._triples(self.sets[: self.of_seed])
-                self.seconds = trial(self.run, some, self.device)
+                self.seconds = time_side_by_side(self.run, some, self.device)
                 return
             except RunError as e:
                 self.alone = str(e)
-        self.seconds = trial(self.run, None, self.device)
+        self.seconds = time_side_by_side(self.run, None, self.device)
 
     @property
     def outcomes(self) -> Callable[..., list[Outcome]]:
         "The function that makes trainings that go together."
         how = dict(batches=self.batches, device=self.device)
-        return partial(outcomes, self.run, self.prediction, self.objective, how)
+        return partial(trained_outcomes, self.run, self.prediction, self.objective, how)
 
     def total(self, processes: int = 1) -> float:
         "About how many seconds what is not trained yet will take."
@@ -551,7 +551,7 @@ def way_text(plan: Verification) -> str:
     return f'The {plan.of_seed} trainings of each seed were made side by side, in its batches.'
 
 
-class Halfway:
+class BegunProof:
     "A file beside the one that is asked for, with the trainings that are made."
 
     def __init__(self, plan: Verification, out: Path | None) -> None:
@@ -630,7 +630,7 @@ def carry_out(
     """Make all trainings of a plan that are not made yet. Interrupted, it goes on where it was:
     the same plan, or one that asks the same with the same `out`."""
     at_least_one('processes', processes)
-    halfway = Halfway(plan, None if out is None else Path(out))
+    halfway = BegunProof(plan, None if out is None else Path(out))
     plan.first(processes)
     halfway.read()
     price, done = plan.price(processes), len(plan.found)
@@ -725,7 +725,7 @@ def verification(
     return Verification(run, prediction, named, kind, each, range(own, own + seeds), **how)
 
 
-def check_new(path: Path) -> None:
+def check_proof_path(path: Path) -> None:
     "Raise `ValueError` unless a proof can be saved at `path`, where there is no file yet."
     if path.suffix not in ENDINGS:
         raise ValueError(f'{path}: expected a file ending in {" or ".join(ENDINGS)}')
@@ -755,7 +755,7 @@ def verify(
     the same neighbourhood and beside all triples. Raises as `verification` does, and `ValueError`
     if there is a file at `out`, or one that was begun for another question."""
     if out is not None:
-        check_new(Path(out))
+        check_proof_path(Path(out))
     how: dict[str, Any] = dict(test=test, test_objective=test_objective)
     how |= dict(batches=batches, device=device, side_by_side=side_by_side)
     plan = verification(run, result, k, each, seeds, control, triples=triples, **how)
