@@ -42,6 +42,7 @@ from tracin_nb.answer.table import (
     triples_shown,
 )
 from tracin_nb.answer.view import (
+    PROOF,
     View,
     command_call,
     html_foot,
@@ -763,7 +764,7 @@ class Result(Report):
     def said(self, i: int) -> list[str]:
         "What the model holds of test triple `i`, and what that says of its explanation."
         test = self.tests.iloc[i].to_dict()
-        proofs = [f'Trained again: {x["verdict"]}' for x in self._proofs(i)]
+        proofs = [f'{PROOF}{x["verdict"]}' for x in self._proofs(i)]
         return [belief_line(test, self.facts), *doubts(test, self.facts), *proofs]
 
     def view(self, i: int) -> View:
