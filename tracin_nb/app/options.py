@@ -766,7 +766,7 @@ class Part:
             return Sample(self.sample_rate, self.stratify_by or 'proportional', seed)
 
 # %% ../../nbs/app/50_options.ipynb #cf76aebd
-SUFFIXES = ('.csv', '.parquet', '.json')
+SUFFIXES = ('.csv', '.parquet', '.json', '.graphml', '.cyjs', '.tsv', '.xlsx')
 
 
 @dataclass(frozen=True)
@@ -775,7 +775,8 @@ class Output:
 
     out: Path | None = option(
         None,
-        'Save the whole result: a folder, or one file ending in .csv, .parquet or .json.',
+        'Save the whole result: a folder, or one file ending in .csv, .parquet, .json, .graphml, '
+        '.cyjs (Cytoscape), .xlsx, or .tsv (KGX: two files, of nodes and of edges).',
         'Output',
         kind='path',
         flags=('--out', '--output'),
