@@ -775,6 +775,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tracin_nb.app.options._json': ('app/options.html#_json', 'tracin_nb/app/options.py'),
                                        'tracin_nb.app.options._kind': ('app/options.html#_kind', 'tracin_nb/app/options.py'),
                                        'tracin_nb.app.options._taken': ('app/options.html#_taken', 'tracin_nb/app/options.py'),
+                                       'tracin_nb.app.options._written': ('app/options.html#_written', 'tracin_nb/app/options.py'),
                                        'tracin_nb.app.options.asked_rows': ('app/options.html#asked_rows', 'tracin_nb/app/options.py'),
                                        'tracin_nb.app.options.check_out': ('app/options.html#check_out', 'tracin_nb/app/options.py'),
                                        'tracin_nb.app.options.check_settings': ( 'app/options.html#check_settings',
