@@ -237,9 +237,13 @@ class Settings:
         values; None for what is an object."""
         mine = ('objective', 'test_objective', 'weighting', 'engine', 'precision', 'checkpoints')
         defaults = {f.name: f.default for f in fields(self)}
-        given = {n: x for n in mine if (x := getattr(self, n)) is not None and x != defaults[n]}
-        plain = lambda x: x if isinstance(x, str) else list(x) if isinstance(x, Sequence) else None
-        return {name: plain(x) for name, x in given.items()}
+        given = {n: x for n in mine if (x := getattr(self, n)) is not None}
+        numbers = lambda x: [int(i) for i in x] if isinstance(x, Iterable) else None
+        return {
+            name: x if isinstance(x, str) else numbers(x)
+            for name, x in given.items()
+            if not (isinstance(x, str) and x == defaults[name])
+        }
 
     @property
     def named(self) -> bool:
