@@ -103,7 +103,7 @@ MISTAKES = {
     'the tail itself': ((*EXPLAIN, '--against', 'cuba'), '--against', "'cuba'"),
     'a contrast with nobody': ((*EXPLAIN, '--against', 'atlantis'), '--against', 'atlantis'),
     'a sample of more than all': ((*EXPLAIN, '--sample-rate', 2), '--sample-rate'),
-    'an end that cannot be': ((*EXPLAIN, '--out', 'why.xlsx'), '--out', '.csv'),
+    'an end that cannot be': ((*EXPLAIN, '--out', 'why.docx'), '--out', '.csv'),
     'a result that is there': ((*EXPLAIN, '--out', 'full'), '--out', '--overwrite'),
     'nothing to overwrite': ((*EXPLAIN, '--overwrite'), '--overwrite', '--out'),
     'a folder below a file': ((*EXPLAIN, '--out', 'train.txt/x'), '--out'),
