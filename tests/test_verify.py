@@ -207,7 +207,7 @@ def test_rows(run: Run, proof: tuple[Result, Verified]) -> None:
     assert list(frame) == [
         *('dropped', 'triples', 'set', *PARTS),
         *(f'{what}_{when}' for what in MEASURES for when in ('before', 'after')),
-        'seed',
+        *('seed', 'members'),
     ]
     counts = frame.groupby(['seed', 'dropped', 'set'])['triples'].agg(list).to_dict()
     one = {('nothing', 'together'): [0]}
@@ -218,6 +218,7 @@ def test_rows(run: Run, proof: tuple[Result, Verified]) -> None:
         PARTS
     ].to_numpy().tolist() == (named.to_numpy().tolist())
     row = frame.query("dropped == 'proponent' and set == 'together' and seed == 1").iloc[0]
+    assert row['members'] == '; '.join('  '.join(x) for x in named.to_numpy())
     prediction = to_ids(PREDICTION, run.training)
     for when, few in (('before', None), ('after', to_ids(named, run.training))):
         model = train_again(run, few, seed=1, device='cpu')

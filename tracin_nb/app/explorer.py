@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'ExplorerQuestion', 'ranked_tests', 'lines_of', 'parts_of',
-           'InfluenceExplorer', 'shown_proof', 'draw_ranking', 'draw_all', 'draw_graph']
+           'InfluenceExplorer', 'heading_of', 'shown_proof', 'draw_ranking', 'draw_all',
+           'draw_graph']
 
 # %% ../../nbs/app/20_explorer.ipynb #5ff3f916
 from collections.abc import Callable, Mapping
@@ -371,7 +372,7 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
         rows.options = [*zip(lines_of(mine, self.named), mine.index.tolist())]
         rows.value = None
     self.plan, self.proof.value = None, ''
-    self.entitle()
+    self.title.value = heading_of(self)
     self.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )
@@ -384,13 +385,12 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
     self.answer_box.children = self._answer
 
 
-@patch
-def entitle(self: InfluenceExplorer) -> None:
-    "Say what was asked, and what the model holds of it."
-    other = self.question.against
-    asked = '  '.join(map(self.named, self.question.triple))
-    asked += f', and not {self.named(other)}' if other else ''
-    self.title.value = ''.join(map(message, [asked, *self.result.said(0)]))
+def heading_of(explorer: InfluenceExplorer) -> str:
+    "What was asked, and what the model holds of it, as HTML."
+    question, named = explorer.question, explorer.named
+    asked = '  '.join(map(named, question.triple))
+    asked += f', and not {named(question.against)}' if question.against else ''
+    return ''.join(map(message, [asked, *explorer.result.said(0)]))
 
 
 @patch
@@ -433,7 +433,7 @@ def verify(self: InfluenceExplorer) -> None:
     self.result.note_verified(0, found.verdict(), found.frame)
     self.plan = None
     self.proof.value = shown_proof(found)
-    self.entitle()
+    self.title.value = heading_of(self)
     self.export()
 
 

@@ -367,7 +367,8 @@ def alone_text(rows: pd.DataFrame, controls: pd.DataFrame) -> str:
     mine = rows[(rows[TRIPLE] == list(most)).all(axis=1)]
     count = in_words(int(beyond)) if beyond else 'none'
     return (
-        f'alone, {count} of {in_words(falls.ngroups)} does more than every single control; '
+        f'alone, {count} of {in_words(falls.ngroups)} {"do" if beyond > 1 else "does"} more than '
+        'every single control; '
         f'most does {label}: {moved(mine)}'
     )
 
@@ -422,8 +423,9 @@ def html_of(verified: 'Verified') -> str:
 class Verified:
     """What trainings without some triples showed about a prediction. `frame` has a row for each
     set that was dropped and each seed: `dropped` ('nothing', 'proponent' or 'named', 'control'),
-    `triples` (how many), head, relation, tail (of one that was dropped alone, else ''), `seed`, and
-    loss, score, probability and rank, each before and after."""
+    `triples` (how many), head, relation, tail (of one that was dropped alone, else ''), `seed`,
+    loss, score, probability and rank, each before and after, and `members`, all triples of the set
+    ('; ' between them)."""
 
     frame: pd.DataFrame
     facts: dict[str, Any]
@@ -514,11 +516,13 @@ def _row(
     plan: Verification, x: Without, before: dict[str, float], after: dict[str, float]
 ) -> dict[str, Any]:
     "A row of the frame: what was dropped, and what the model held before and after."
-    one = x.alone or x.rows and len(plan.rows) == 1
-    labels = _labels(plan, x.rows[:1])[0] if one else [''] * len(TRIPLE)
+    one, found = x.alone or x.rows and len(plan.rows) == 1, _labels(plan, x.rows)
+    labels = found[0] if one else [''] * len(TRIPLE)
+    members = dict(members='; '.join(map('  '.join, found)))
     pairs = {f'{n}_{when}': y[n] for n in MEASURES for when, y in zip(WHEN, (before, after))}
     size = dict(triples=len(x.rows), set='alone' if x.alone else 'together')
-    return dict(dropped=x.dropped, **size, **dict(zip(TRIPLE, labels)), **pairs, seed=x.seed)
+    triple = dict(zip(TRIPLE, labels))
+    return dict(dropped=x.dropped, **size, **triple, **pairs, seed=x.seed, **members)
 
 
 def frame_of(plan: Verification) -> pd.DataFrame:
