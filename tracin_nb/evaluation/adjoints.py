@@ -124,7 +124,7 @@ class SampledParts:
 
 
 def sampled_parts(positive: Tensor, batch: Mapping[str, Tensor], n: slice) -> SampledParts:
-    "Return the parts of the places `n` of an sLCWA batch, whose triples there are `positive` `[b]`."
+    "Return the parts of the places `n` of an sLCWA batch, those of the triples `positive` `[b]`."
     negative = positive[:, None].expand(batch['negatives'][n].shape[:-1])
     if (masks := batch.get('masks')) is not None:
         negative = negative[masks[n]]
@@ -132,7 +132,8 @@ def sampled_parts(positive: Tensor, batch: Mapping[str, Tensor], n: slice) -> Sa
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #06cef890
 def row_shares(loss: Loss, labels: Tensor) -> Tensor:
-    "How much the mean over a batch with `labels` `[b, E]` counts each row's own mean over its positives, its negatives: `[b, 2]`."
+    """Shares `[b, 2]` of each row's own means, over its positives and over its negatives, in the
+    loss of a batch with `labels` `[b, E]`."""
     positives, rows = (labels == 1).sum(1), labels.new_ones(len(labels), dtype=torch.double)
     if loss.reduction != 'mean':
         found = [rows, rows]
@@ -403,7 +404,7 @@ class Gradient:
         return w
 
     def joined(self, step: int, w: Tensor | None = None) -> Joined | None:
-        "Return the candidates that join a step apart; with weights `w`, unless all of theirs are 0."
+        "Return the candidates that join a step apart, unless all their weights in `w` are 0."
         found = self.joining and self.joining.apart(step)
         return None if found and w is not None and not w[found.owners].any() else found
 
