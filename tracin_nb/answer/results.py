@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'CAVEAT_OF_REPLAY', 'SHALLOW', 'WRITERS', 'READ_CSV', 'SIDES', 'COLUMNS',
-           'IDS', 'ranked_rows', 'caveat_of', 'plain_facts', 'facts_line', 'facts_text',
-           'why_nothing', 'few_digits', 'to_csv', 'to_parquet', 'records', 'to_json',
-           'read_csv', 'save_report', 'naming_place', 'read_manifest', 'block_text',
-           'text_table', 'brief_text', 'Report', 'nothing', 'led', 'check_fit',
-           'test_table', 'result_frame', 'Result', 'SelfInfluence']
+           'IDS', 'ranked_rows', 'caveat_of', 'rung_text', 'plain_facts', 'facts_line',
+           'facts_text', 'why_nothing', 'few_digits', 'to_csv', 'to_parquet', 'records',
+           'to_json', 'read_csv', 'save_report', 'naming_place', 'read_manifest',
+           'block_text', 'text_table', 'brief_text', 'Report', 'nothing', 'led',
+           'check_fit', 'test_table', 'result_frame', 'Result', 'SelfInfluence']
 
 # %% ../../nbs/answer/10_results.ipynb #e0c6045c
 import csv
-import html
 import io
 import json
 import os
@@ -37,13 +36,19 @@ from .standing import BELIEFS, COUNTS, belief_line, doubts, short_line, summary_
 from tracin_nb.answer.table import (
     SHOWN_BLOCKS,
     SHOWN_ROWS,
-    STYLE,
     TRIPLE,
     block_lines,
-    html_block,
-    html_note,
     note_lines,
     triples_shown,
+)
+from tracin_nb.answer.view import (
+    View,
+    command_call,
+    html_foot,
+    in_frame,
+    page_html,
+    python_call,
+    view_html,
 )
 from ..files import entry, replacing, write_json
 from ..graph.names import Names, named_frame, names_of
@@ -93,6 +98,18 @@ CAVEAT_OF_REPLAY = (
 def caveat_of(facts: dict[str, Any]) -> str:
     "What has to be kept in mind of numbers that were made so."
     return CAVEAT_OF_REPLAY if facts.get('rung') == 'replay' else CAVEAT
+
+
+def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
+    "Which of the three rungs of truth numbers stand on, and how many were trained again."
+    replayed = facts.get('rung') == 'replay'
+    rung = 'second of three, replay' if replayed else 'first of three, an estimate'
+    done = (
+        f'{verified} of {among} were trained again without some triples'
+        if verified
+        else 'none was trained again without its proponents (`tracin verify`)'
+    )
+    return f'Rung of truth: the {rung}; {done}.'
 
 
 def plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -493,21 +510,45 @@ class Report:
         "The first ranks of the first blocks, and the facts on a line."
         return brief_text(self)
 
+    def view(self, i: int) -> View:
+        "What is shown of block `i`, see the chapter *The view*."
+        return View(*self.block(i), self.said(i), self.note(i))
+
+    def calls(self) -> dict[str, str]:
+        "The calls that repeat this, by what they are for; mostly none."
+        return {}
+
+    def foot(self, opened: bool) -> str:
+        "What stands beneath all blocks, as HTML."
+        calls, proofs = self.calls(), self.facts.get('verified', [])
+        rung = rung_text(self.facts, len(proofs), len(self)) if calls else ''
+        notes = [self.outlook(), facts_line(self.facts), rung, caveat_of(self.facts)]
+        return html_foot(notes, calls, opened)
+
     def _repr_html_(self) -> str:
-        "The first blocks as tables, then how many more there are, the facts and the caveat."
-        blocks = ''.join(
-            html_block(*self.block(i), self.said(i)) + html_note(self.note(i))
-            for i in range(min(len(self), SHOWN_BLOCKS))
-        )
-        more = (
-            f'<p>and {len(self) - SHOWN_BLOCKS} more test triples</p>'
-            if len(self) > SHOWN_BLOCKS
-            else ''
-        )
-        more += html_note(self.outlook())
-        foot = f'{html.escape(facts_line(self.facts))}<br>{caveat_of(self.facts)}'
-        notes = f'<p class="note">{foot}</p>'
-        return f'{STYLE}<div class="tracin">{blocks}{more}{notes}</div>'
+        "The first blocks as in a report, then how many more there are, the facts and the caveat."
+        n = min(len(self), SHOWN_BLOCKS)
+        blocks = ''.join(view_html(self.view(i), opened=n == 1) for i in range(n))
+        more = f'<p>and {len(self) - n} more test triples</p>' if len(self) > n else ''
+        return in_frame(blocks + more + self.foot(False))
+
+    def report(
+        self,
+        out: str | os.PathLike,  # a file ending in .html; an older one is replaced
+        title: str = 'Why does the model predict this?',
+    ) -> Path:
+        """Write one page that shows everything in any browser and asks no other host. Raises
+        `ValueError` for another ending."""
+        if (path := Path(out)).suffix not in ('.html', '.htm'):
+            raise ValueError(f'{path}: a report is a page, expected a file ending in .html')
+        views = [self.view(i) for i in range(len(self))]
+        lines = [self.title(i).rpartition('\n')[2] for i in range(len(self))]
+        page = page_html(title, views, lines, self.foot(True))
+        with naming_place(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as draft:
+                draft.write_text(page, encoding='utf-8')
+        return path
 
     def plot(
         self,
@@ -724,6 +765,15 @@ class Result(Report):
         test = self.tests.iloc[i].to_dict()
         proofs = [f'Trained again: {x["verdict"]}' for x in self._proofs(i)]
         return [belief_line(test, self.facts), *doubts(test, self.facts), *proofs]
+
+    def view(self, i: int) -> View:
+        "What is shown of test triple `i`."
+        return replace(super().view(i), test=self.tests.iloc[i].to_dict())
+
+    def calls(self) -> dict[str, str]:
+        "Python, and the command, that ask the same."
+        asked = self.facts, self.tests[[f'test_{part}' for part in TRIPLE]].values, self.frame
+        return {'Python': python_call(*asked), 'Command': command_call(*asked)}
 
     def _proofs(self, i: int) -> list[dict[str, Any]]:
         "What `note_verified` was told of test triple `i`."
