@@ -134,7 +134,7 @@ def sampled_parts(positive: Tensor, batch: Mapping[str, Tensor], n: slice) -> Sa
 def row_shares(loss: Loss, labels: Tensor) -> Tensor:
     """Shares `[b, 2]` of each row's own means, over its positives and over its negatives, in the
     loss of a batch with `labels` `[b, E]`."""
-    positives, rows = (labels == 1).sum(1), labels.new_ones(len(labels), dtype=torch.double)
+    positives, rows = (labels == 1).sum(1).double(), labels.new_ones(len(labels)).double()
     if loss.reduction != 'mean':
         found = [rows, rows]
     elif isinstance(loss, AdversarialLoss):
@@ -144,7 +144,7 @@ def row_shares(loss: Loss, labels: Tensor) -> Tensor:
         found = [pairs / pairs.sum()] * 2
     else:
         found = [rows / len(rows)] * 2
-    return torch.stack([x.double() for x in found], 1)
+    return torch.stack(found, 1)
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #c79d6b22
 def _apart(loss: Loss, kwargs: Mapping[str, Any], rows: Tensor) -> Callable[..., Tensor]:
