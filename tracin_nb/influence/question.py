@@ -67,9 +67,10 @@ def new_triples(candidates: Any, training: TriplesFactory) -> Tensor:
     asked, E, R = to_ids(candidates, training), training.num_entities, training.num_relations
     there, wanted = (_triple_keys(x, E, R) for x in (training.mapped_triples, asked))
     for i in torch.isin(wanted, there).nonzero()[:1, 0]:
-        raise ValueError(
-            f'candidates: {to_labels(asked[i][None], training)[0]} is a training triple already'
-        )
+        which = to_labels(asked[i][None], training)[0]
+        error = ValueError(f'candidates: {which} is a training triple already')
+        error.row = int(i)  # a file is then named with its line
+        raise error
     return asked
 
 # %% ../../nbs/influence/70_question.ipynb #ae540f8a
