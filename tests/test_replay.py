@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from models import CONVE
+from pykeen.datasets import EagerDataset, Nations
 
 import tracin_nb.evaluation.replay as replaying
 from tracin_nb.answer.results import Result
@@ -386,3 +387,87 @@ def test_rows_that_a_loss_mixes_are_refused(tmp_path: Path) -> None:
     run = trained(tmp_path / 'run', **LCWA)
     with pytest.raises(RunError, match='MarginRankingLoss mixes the rows of a batch'):
         replay(run, run.testing.mapped_triples[:1], progress=False)
+
+
+def candidates_of(run: Run, n: int) -> torch.Tensor:
+    "Testing triples, which are not in training, and one with a pair that no training triple has."
+    known = {(h, r) for h, r, _ in run.training.mapped_triples.tolist()}
+    pairs = [(h, r) for h in range(14) for r in range(55) if (h, r) not in known]
+    return torch.cat([run.testing.mapped_triples[3 : 2 + n], torch.tensor([[*pairs[0], 3]])])
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(loss='bcewithlogits', num_negs_per_pos=2, optimizer_kwargs=dict(eps=1e-4)),
+        dict(loss='crossentropy', inverse=True, optimizer='adagrad', **LCWA),
+        dict(
+            model='ConvE',
+            model_kwargs=CONVE,
+            loss='nssa',
+            optimizer='sgd',
+            negative_sampler_kwargs=dict(filtered=True),
+        ),
+    ],
+    ids=['sampled', 'rows', 'filtered-batchnorm'],
+)
+def test_a_candidate_is_the_derivative_at_weight_0(tmp_path: Path, kwargs: dict[str, Any]) -> None:
+    run = trained(tmp_path / 'run', **kwargs)
+    new, n = candidates_of(run, 5), run.training.num_triples
+    gradient = in_double(run, new)
+    to = torch.zeros(3, n + 5, dtype=torch.float64)
+    to[0, n:] = torch.linspace(-0.5, 1, 5)
+    to[1, n], to[2, n + 4] = 1, 1
+    total = check_derivative(gradient, run, 'softmax', to)
+    alone = check_derivative(in_double(run), run, 'softmax', to[:0, :n])
+    torch.testing.assert_close(total[:, :n], alone)  # the training that happened is the same
+
+
+def test_adding_a_candidate_with_weight_1_is_training_with_it(tmp_path: Path) -> None:
+    "Under LCWA PyKEEN's own training with the triple has the same batches, if its pair is known."
+    kwargs = dict(loss='bcewithlogits', **LCWA)
+    run = trained(tmp_path / 'run', **kwargs)
+    new = candidates_of(run, 2)[:1]
+    gradient, data = in_double(run, new), Nations()
+    more = data.training.clone_and_exchange_triples(torch.cat([data.training.mapped_triples, new]))
+    with_it = train(
+        EagerDataset(more, data.testing, data.validation),
+        'DistMult',
+        **dict(model_kwargs=D, epochs=2, batch_size=512, lr=0.01, progress=False) | kwargs,
+        out=tmp_path / 'with',
+    )
+    w = gradient.present(torch.float64)
+    w[-1] = 1
+    weighted_training(gradient, w, lambda n: None)
+    for name, x in with_it.state(-1).items():
+        torch.testing.assert_close(
+            moment_of(gradient.loop).weights[name].float(), x, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_result_names_candidates(run: Run, tmp_path: Path) -> None:
+    new, test = candidates_of(run, 8), run.testing.mapped_triples[:2]
+    ask = dict(test_objective='softmax', k=3, candidates=new, progress=False)
+    found = replay(run, test, out=tmp_path / 'out', check=6, **ask)
+    assert found.facts['candidates'] == 8 and 'training_triples' not in found.facts
+    assert 'training_index' not in found.frame and set(found.frame['candidate_index']) <= {
+        *range(8)
+    }
+    assert found.facts['added']['correlation'] > 0.9 and 'dropped' not in found.facts
+    signs = [t['foretold'][0] < 0 for t in found.facts['added']['triples']]
+    labels = [t['triple'] for t in found.facts['added']['triples']]
+    up = found.proponents[found.proponents['test_index'] == 0]
+    first = up[['head', 'relation', 'tail']].values.tolist()[0]
+    assert first not in labels or signs[labels.index(first)]  # a proponent lowers the loss
+    again = replay(run, test, out=tmp_path / 'out', check=6, **ask)
+    assert again.frame.equals(found.frame)
+    for text in (repr(found), found._repr_html_()):
+        assert 'adding each of 8 candidates, which are not in training' in text
+        assert '6 candidates were really added' in text
+    both = replay([run, run], test, check=0, **ask)
+    assert both.frame['candidate_index'].tolist() == found.frame['candidate_index'].tolist()
+    assert (both.frame['spread'] == 0).all() and (both.frame['agreement'] == 1).all()
+    with pytest.raises(ValueError, match='is a training triple already'):
+        replay(run, test, candidates=run.training.mapped_triples[:1], progress=False)
+    with pytest.raises(ValueError, match="unknown entity 'atlantis'"):
+        replay(run, test, candidates=[('atlantis', 'embassy', 'usa')], progress=False)
