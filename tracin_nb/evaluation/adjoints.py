@@ -348,11 +348,15 @@ class Norms:
     def forward(self, name: str, x: Tensor) -> Tensor:
         "`x` `[n, C, ...]` as batch norm `name` leaves it."
         m, shape = self.modules[name], (1, -1, *[1] * (x.dim() - 2))
-        mean, var = self._seen(name, x) if m.training or name not in self.now else self.now[name]
+        mean, var = self._seen(name, x) if m.training or name not in self.now else self._kept(name)
         out = (x - mean.view(shape)) * (var + m.eps).rsqrt().view(shape)
         if m.affine:
             out = out * m.weight.view(shape) + m.bias.view(shape)
         return out
+
+    def _kept(self, name: str) -> list[Tensor]:
+        "The running mean and variance, constants once a batch has been seen, as in PyTorch."
+        return [x if x.is_leaf else x.detach() for x in self.now[name]]
 
     def _seen(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         "Mean and variance `[C]` of a batch; the running ones follow."
