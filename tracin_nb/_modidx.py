@@ -892,6 +892,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tracin_nb/app/panels.py'),
                                       'tracin_nb.app.panels.LabelIndex.search': ( 'app/panels.html#labelindex.search',
                                                                                   'tracin_nb/app/panels.py'),
+                                      'tracin_nb.app.panels.LabelIndex.shown': ( 'app/panels.html#labelindex.shown',
+                                                                                 'tracin_nb/app/panels.py'),
                                       'tracin_nb.app.panels.LabelIndex.text_of': ( 'app/panels.html#labelindex.text_of',
                                                                                    'tracin_nb/app/panels.py'),
                                       'tracin_nb.app.panels.Panel': ('app/panels.html#panel', 'tracin_nb/app/panels.py'),

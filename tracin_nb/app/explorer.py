@@ -189,7 +189,9 @@ def parts_of(row: pd.Series) -> dict[str, pd.DataFrame]:
     for by, prefix in PARTS.items():
         part = row[[name for name in row.index if name.startswith(prefix)]].astype(float)
         names = [name.removeprefix(prefix).replace('_', ' ') for name in part.index]
-        shares = [f'{x / row["influence"]:.0%}' if row['influence'] else '' for x in part]
+        shares = [
+            f'{round(x / row["influence"], 2) + 0.0:.0%}' if row['influence'] else '' for x in part
+        ]
         found[by] = pd.DataFrame(dict(part=names, influence=part.to_numpy(), share=shares))
     return found
 
@@ -269,10 +271,11 @@ def _views(self: InfluenceExplorer) -> None:
     self.title, self.breakdown, self.around = (w.HTML() for _ in range(3))
     self.image, self.files, self.found_paths, self.proof = (w.HTML() for _ in range(4))
     self.rows = Rows()
-    self.filter = typed_text('Filter rows', 'words in head, relation or tail')
+    self.breakdown.add_class('tracin-detail')
+    self.filter = typed_text('Filter rows', 'words to find')
     self.sort = choice('Sort by', [(text, name) for name, text in ORDERS.items()])
     self.sides = choice('Show', [('both sides', SIDES), *((f'{s}s', (s,)) for s in SIDES)])
-    self.through = typed_text('Paths through', 'entity, type or relation (may be empty)')
+    self.through = typed_text('Paths through (if any)', 'entity, type, relation')
     self.longest = choice('Length', [(f'up to {n} edges', n) for n in (3, 2, 4)])
     self.paths_button = w.Button(description='Show paths')
     self.picture = choice('Picture', [*PICTURES])
@@ -427,9 +430,10 @@ def choose(self: InfluenceExplorer) -> None:
         return
     row = self.result.frame.loc[self.rows.value[0]]
     name = f'{row["kind"]} {row["rank"]}: {"  ".join(self.named(row[part]) for part in TRIPLE)}'
-    self.breakdown.value = ''.join(
+    tables = [
         html_table(frame, f'Influence of {name}, by {by}') for by, frame in parts_of(row).items()
-    )
+    ]
+    self.breakdown.value = f'<div class="tracin-parts">{"".join(tables)}</div>'
 
 # %% ../../nbs/app/20_explorer.ipynb #842927e9
 @patch(as_prop=True)

@@ -104,10 +104,30 @@ STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusi
 .tracin-panel .tracin-field select[size], .tracin-panel select[multiple] { height: auto; }
 .tracin-panel .tracin-list > select { font-family: var(--jp-code-font-family, monospace);
   font-size: 12px; }
-.tracin-panel .widget-button { width: auto; min-width: 6em; height: 2.3em; line-height: 2.3em; }
+.tracin-panel :is(.widget-button, .widget-toggle-button) { width: auto; min-width: 6em;
+  height: 2.3em; line-height: 2.3em; align-self: flex-start; margin-top: .3em;
+  color: var(--jp-ui-font-color1, inherit); }
+.tracin-panel .mod-primary { color: #fff; background-color: #0b62b0; }
+.tracin-panel .tracin-wrap > .widget-button { align-self: flex-end; }
+.tracin-panel .tracin-wrap { margin-top: .3em; }
+.tracin-panel, .tracin-panel .widget-box, .widget-tab-contents:has(.tracin-panel) {
+  overflow: visible; }
+.jupyter-widgets.widget-tab > .lm-TabBar .lm-TabBar-tab.lm-TabBar-tab {
+  color: var(--jp-ui-font-color1, inherit); }
+.tracin-panel .tracin-detail { position: sticky; bottom: 0; z-index: 1; max-height: 40vh;
+  overflow-y: auto; background: var(--jp-layout-color1, Canvas); border-top: 1px solid;
+  margin-top: -1px; }
+.tracin-detail .tracin-parts { display: flex; flex-wrap: wrap; gap: 0 2em; }
+.tracin-detail .plain { width: auto; flex: 1 1 18em; }
+@container (max-width: 33em) {
+  .tracin-few .plain thead { display: none; }
+  .tracin-few .plain tr { display: grid; grid-template-columns: 3em repeat(3, minmax(0, 1fr));
+    border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+  .tracin-panel .tracin-few .plain td { border: 0; }
+}
 .tracin-panel .tracin-wrong input { border-color: #d55e00; border-width: 2px; }
 .tracin-picked { display: none !important; }
-.tracin-panel .tracin-few { max-height: 17em; overflow-y: auto; }
+.tracin-panel .tracin-few.tracin-few { max-height: 17em; min-height: 6em; overflow-y: auto; }
 .tracin-panel .tracin-choose tbody tr { cursor: pointer; }
 .tracin-panel .tracin-choose tbody tr:hover { outline: 1px solid; outline-offset: -1px; }
 .tracin-panel .tracin-choose tbody tr:focus-visible { outline: 2px solid #2b8fd0;
@@ -273,6 +293,10 @@ class LabelIndex:
         "A label, behind its name if it has one."
         return label_shown(self.labels[i], self.names[i] if self.names else '')
 
+    def shown(self, label: str) -> str:
+        "The same of a label; what is none stays as it is."
+        return self.text_of(self._ids[label]) if label in self._ids else label
+
     def search(self, typed: str, limit: int = 20) -> list[int]:
         "Places of at most `limit` labels, the best first."
         typed = typed.strip().casefold()
@@ -395,7 +419,7 @@ class Search:
 
     @label.setter
     def label(self, label: str) -> None:
-        self.field.value = label
+        self.field.value = self.index.shown(label)
 
 
 class FieldError(ValueError):
