@@ -317,11 +317,11 @@ def check_answer(page, frame: pd.DataFrame) -> None:
 def explained_by_keys(page) -> None:
     "From the top of the page with Tab, Enter and arrows only, to what a row had its influence by."
     page.get_by_role('grid', name=re.compile('Predictions')).wait_for()
-    wait_for(page, 'done in')
     page.evaluate('document.activeElement.blur()')
     reach(page, "document.activeElement.innerText == 'Run'")
     page.keyboard.press('Enter')
-    page.get_by_role('grid', name='proponents').wait_for()
+    wait_for(page, 'influence: ')
+    wait_for(page, 'done in')
     reach(page, "!!document.activeElement.closest('table.ranking tr')")
     page.keyboard.press('ArrowDown')
     page.get_by_role('table', name=re.compile('proponent 2: .* by parameters')).wait_for()
@@ -450,8 +450,8 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
         with urllib.request.urlopen(address.partition('?')[0]) as answer:
             assert '/login' in answer.geturl()
         page.goto(address)
-        explained_by_keys(page)
         check_explorer(page, run)
+        explained_by_keys(page)
         check_widths(page, tmp_path, 'served')
         for name, button in dict(Audit='Mark', Compare='Open', Profile='Add').items():
             page.get_by_role('tab', name=name).click()

@@ -276,7 +276,7 @@ def _views(self: InfluenceExplorer) -> None:
     self.sort = choice('Sort by', [(text, name) for name, text in ORDERS.items()])
     self.sides = choice('Show', [('both sides', SIDES), *((f'{s}s', (s,)) for s in SIDES)])
     self.through = typed_text('Paths through (if any)', 'entity, type, relation')
-    self.longest = choice('Length', [(f'up to {n} edges', n) for n in (3, 2, 4)])
+    self.longest = choice('Length (max_edges)', [(f'up to {n} edges', n) for n in (3, 2, 4)])
     self.paths_button = w.Button(description='Show paths')
     self.picture = choice('Picture', [*PICTURES])
     self.draw_button = w.Button(description='Draw')
