@@ -240,6 +240,16 @@ def tags(cell: dict) -> list[str]:
     return [tag for key, tag in TAGS.items() if cell.directives_.get(key) == 'false']
 
 
+def inline(cell: dict) -> None:
+    """Let pictures in SVG be parts of the page, in its colours; an image would know nothing of
+    it."""
+    for out in cell.get('outputs', []):
+        data = out.get('data', {})
+        drawn = ''.join(data.get('image/svg+xml', ''))
+        if 'currentColor' in drawn:
+            data['text/html'] = f'<div class="picture">{drawn}</div>'
+
+
 def read(text: str) -> nbformat.NotebookNode:
     "The notebook in `text` (JSON) as the site shows it."
     module = re.search(r'#\|\s*default_exp\s+([\w.]+)', text)
@@ -250,5 +260,6 @@ def read(text: str) -> nbformat.NotebookNode:
         elif cell.source.startswith('show_doc('):
             document(cell, f'tracin_nb.{module[1]}')
         else:
+            inline(cell)
             cell['metadata']['tags'] = tags(cell)
     return nbformat.reads(json.dumps(nb2dict(nb)), as_version=4)

@@ -6,8 +6,8 @@
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES',
            'SERIES', 'PICTURES', 'SHOWN_BARS', 'ink', 'legend_below', 'on_white',
            'titles', 'rewritten', 'svg_text', 'Picture', 'canvas', 'save_picture',
-           'shortened', 'triple_text', 'folded', 'triples_called', 'side_of',
-           'signed_bars', 'ranking_bars']
+           'shortened', 'triple_text', 'triples_called', 'side_of', 'signed_bars',
+           'ranking_bars']
 
 # %% ../../nbs/answer/07_bars.ipynb #34af959c
 import io
@@ -196,19 +196,6 @@ def triple_text(
     while sum(sizes) > limit:
         sizes[sizes.index(max(sizes))] -= 1
     return '  '.join(shortened(part, size) for part, size in zip(triple, sizes))
-
-
-def folded(
-    label: str,
-    width: int = 18,  # characters of a line
-) -> str:
-    "A label on two lines at most, broken where it has a space, `_`, `-`, `:` or `/`."
-    pieces, lines = re.findall(r'[^ _:/-]*[ _:/-]|[^ _:/-]+', shortened(label, 2 * width)), ['']
-    for piece in pieces:
-        if lines[-1] and len(lines) < 2 and len(lines[-1] + piece) > width:
-            lines.append('')
-        lines[-1] += piece
-    return '\n'.join(shortened(line.strip(), width + 4) for line in lines)
 
 
 def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shares', 'share_bars', 'over_checkpoints', 'score_row', 'mark_own', 'distribution',
-           'kind_of', 'numbers', 'draw_box', 'draw_words', 'draw_group', 'room_for',
+           'kind_of', 'numbers', 'draw_box', 'draw_words', 'draw_group', 'evidence_axes',
            'draw_evidence', 'scored', 'evidence', 'strongest_at', 'strongest_links',
            'best_paths', 'called_nodes', 'ego_frame', 'path_rows', 'ego_graph',
            'ego_picture', 'checked_frame', 'panels', 'byte_unit', 'stage_plot',
@@ -261,7 +261,7 @@ def draw_group(ax: Axes, group: Element, unit: float) -> None:
             draw_words(ax, shape, unit * _LETTER, 'bold' if end else 'normal')
 
 # %% ../../nbs/answer/30_plots.ipynb #3af4a8f8
-def room_for(height: float, words: int) -> Axes:
+def evidence_axes(height: float, words: int) -> Axes:
     "Axes for a picture so many units high, in a new figure with room for lines of words beneath."
     body, below = height * _INCHES / WIDTH, 0.45 + 0.165 * words
     figure = plt.figure(FigureClass=Picture, figsize=(_INCHES, body + below + 0.4))
@@ -281,7 +281,7 @@ def draw_evidence(
     "Draw a picture of the evidence with a title above and words beneath."
     root = fromstring(picture.svg())
     height = float(root.get('viewBox').split()[3])
-    ax = room_for(height, len(words)) if ax is None else ax
+    ax = evidence_axes(height, len(words)) if ax is None else ax
     ax.set(xlim=(0, WIDTH), ylim=(height, 0), xticks=[], yticks=[])
     ax.set_aspect('equal')
     box, inch = ax.get_window_extent(), ax.figure.dpi / 72
