@@ -108,10 +108,12 @@ def shortened(tree: str) -> str:
     soup = BeautifulSoup(tree, 'html.parser')
     elsewhere = not soup.select('li.current.has-children')
     for item in soup.select('li.has-children'):
+        if item.decomposed:
+            continue
         tutorials = elsewhere and item.a.get_text() == 'Tutorials'
         if tutorials:
             item.input['checked'] = ''
-        elif item.parent is not None and 'current' not in item['class']:
+        elif 'current' not in item['class']:
             for part in item.find_all(['ul', 'input', 'label'], recursive=False):
                 part.decompose()
             item['class'].remove('has-children')
