@@ -487,9 +487,11 @@ def _index(label: str, text: str, first: bool = False) -> int:
 def _check_indices(indices: Iterable[Any], where: str) -> None:
     "Raise `TriplesFileError` unless `indices` are 0, 1, ..., n - 1 in some order."
     indices = list(indices)
-    if bad := [i for i in indices if isinstance(i, bool) or not isinstance(i, Integral)]:
-        raise TriplesFileError(f'{where}: index {_show(bad[0])} is not an integer')
-    if missing := set(range(len(indices))) - set(indices):
+    other = [t for t in set(map(type, indices)) if t is bool or not issubclass(t, Integral)]
+    if other:
+        bad = next(i for i in indices if type(i) in other)
+        raise TriplesFileError(f'{where}: index {_show(bad)} is not an integer')
+    if missing := set(range(len(indices))).difference(indices):
         raise TriplesFileError(
             f'{where}: index {min(missing)} is missing; {len(indices)} labels need the indices '
             f'0 to {len(indices) - 1}, each once'
