@@ -40,7 +40,7 @@ def checked_ids(
         raise ValueError(
             f'triples: expected ids of shape [N, 3], got {table.dtype} of shape {list(table.shape)}'
         )
-    highest = int(table[:, [0, 2]].max(initial=-1))
+    highest = max(int(table[:, i].max(initial=-1)) for i in (0, 2))
     num_entities = highest + 1 if num_entities is None else num_entities
     if table.min(initial=0) < 0 or highest >= num_entities:
         raise ValueError(

@@ -8,7 +8,7 @@ __all__ = ['HEADERS', 'TriplesFileError', 'TriplesWarning', 'machine_memory', 's
            'read_label_map', 'load_files', 'nearest_labels', 'load_dataset', 'Naming',
            'naming_of', 'UnknownLabelError', 'AmbiguousNameError', 'label_named',
            'to_ids', 'to_labels', 'named', 'label_columns', 'select', 'never_seen',
-           'triples_fingerprint']
+           'note_fingerprint', 'triples_fingerprint']
 
 # %% ../../nbs/graph/00_triples.ipynb #d9746be9
 import codecs
@@ -1573,17 +1573,27 @@ def _print_of(factory: CoreTriplesFactory) -> str:
     return digest.hexdigest()
 
 
+def _print_key(factory: CoreTriplesFactory) -> tuple[tuple[int, ...], list[Any]]:
+    "What a fingerprint that is remembered with the triples belongs to: numbers, and label maps."
+    labels = [getattr(factory, f'{kind}_labeling', None) for kind in ('entity', 'relation')]
+    counts = factory.num_entities, factory.real_num_relations
+    return (factory.mapped_triples._version, *counts), labels
+
+
+def note_fingerprint(factory: CoreTriplesFactory, fingerprint: str) -> None:
+    "Remember the fingerprint of a factory, so that it is not computed."
+    _PRINTS[factory.mapped_triples] = *_print_key(factory), fingerprint
+
+
 def triples_fingerprint(factory: CoreTriplesFactory) -> str:
     """SHA-256 (hex) over the set of `factory`'s triples (as sorted ids), its label maps, and the
     lengths of these; computed once.
 
     Order and duplicates of the triples do not count, nor whether inverse triples are created."""
-    labels = [getattr(factory, f'{kind}_labeling', None) for kind in ('entity', 'relation')]
-    triples, counts = factory.mapped_triples, (factory.num_entities, factory.real_num_relations)
-    known = triples._version, counts
-    if triples in _PRINTS:
-        before, parts, found = _PRINTS[triples]
-        if before == known and all(map(operator.is_, parts, labels)):
+    numbers, labels = _print_key(factory)
+    if factory.mapped_triples in _PRINTS:
+        before, parts, found = _PRINTS[factory.mapped_triples]
+        if before == numbers and all(map(operator.is_, parts, labels)):
             return found
-    _PRINTS[triples] = known, labels, (found := _print_of(factory))
+    note_fingerprint(factory, found := _print_of(factory))
     return found

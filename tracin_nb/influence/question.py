@@ -211,7 +211,8 @@ def question_entries(
     objectives: tuple[Objective, Objective],
 ) -> dict[str, Any]:
     "Return the entries of a question, as fingerprints and plain values."
-    ours, theirs = (objective_key(o, run) for o in objectives)
+    keys = {id(o): objective_key(o, run) for o in {id(o): o for o in objectives}.values()}
+    ours, theirs = (keys[id(o)] for o in objectives)
     return dict(
         ask,
         weights=[run.fingerprint(c) for c in places],
