@@ -3535,6 +3535,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'tracin_nb/influence/question.py'),
                                               'tracin_nb.influence.question.Question.asked': ( 'influence/question.html#question.asked',
                                                                                                'tracin_nb/influence/question.py'),
+                                              'tracin_nb.influence.question._rows_like': ( 'influence/question.html#_rows_like',
+                                                                                           'tracin_nb/influence/question.py'),
                                               'tracin_nb.influence.question._triple_keys': ( 'influence/question.html#_triple_keys',
                                                                                              'tracin_nb/influence/question.py'),
                                               'tracin_nb.influence.question.check_answers': ( 'influence/question.html#check_answers',

@@ -547,7 +547,10 @@ class Near:
             )
         if not self.restrict:
             return rows
-        return rows[torch.isin(rows, torch.cat([torch.as_tensor(r) for r in self.rows]))]
+        inside = torch.zeros(n, dtype=torch.bool)
+        for some in filter(len, self.rows):
+            inside[torch.as_tensor(some)] = True
+        return rows[inside[rows]]
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #515a312c
 def near(
