@@ -51,7 +51,7 @@ notebooks-test: $(DEV)  ## run the notebooks as tests
 
 pytest: $(DEV)  ## run tests/ (tests/test_site.py looks at the site that `make docs` built)
 	@echo "== tests, one file more at a time than cores: many wait for other processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 30 --numprocesses $$(($(WORKERS) + 1)) --dist loadfile --ignore tests/test_house.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 30 --numprocesses $$(($(WORKERS) + 1)) --dist loadfile --no-loadscope-reorder --ignore tests/test_house.py tests
 
 notebooks: $(DEV) export  ## run the notebooks (NB=... for some, SLOW=1: slow cells, too), store outputs
 	$(BIN)/python tools/notebooks.py run $(if $(SLOW),--slow) $(NB)

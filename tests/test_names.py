@@ -278,10 +278,11 @@ def test_frames(result: Result, run: Run) -> None:
 
 def test_texts(result: Result, tracin: TracIn) -> None:
     "A label stands behind its name in texts, and beneath it in HTML."
-    for text in (text_table(result), repr(result), result._repr_html_()):
+    for text in (text_table(result), repr(result)):
         assert SHOWN.replace('  ', ' ') in ' '.join(text.split())
     assert 'China [china]' in text_table(tracin.self_influence(200))
     page = result._repr_html_()
+    assert 'China <i>has embassy in</i> Cuba, the island' in page
     assert any(f'<small>{x}' in page for x in result.frame['head'])
     ax = result.plot()
     assert ax.get_title().startswith('China  has embassy in  Cuba, the island\n')

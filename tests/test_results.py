@@ -127,7 +127,7 @@ def test_a_frame_can_be_changed_without_changing_the_result() -> None:
 def test_html_escapes_labels_and_keeps_the_uninfluenced() -> None:
     text = example()._repr_html_()
     page = Page(text)
-    assert set(page.tags) <= {'style', 'div', 'p', 'b', 'br', 'i', 'table', 'tr', 'th', 'td'}
+    assert not set(page.tags) & {'script', 'b', 'img', 'iframe', 'object', 'link', 'form'}
     assert (
         '<script' not in text
         and '&lt;script&gt;alert(1)&lt;/script&gt;' in text
@@ -137,13 +137,15 @@ def test_html_escapes_labels_and_keeps_the_uninfluenced() -> None:
     assert (
         'no proponents' in joined and CAVEAT in joined and '2 checkpoints (epochs 5, 10)' in joined
     )
-    assert 'color: inherit' in text and all(c.isprintable() for c in text.split('</style>')[1])
+    assert 'color: inherit' in text and all(
+        c.isprintable() or c == '\n' for c in text.rpartition('</style>')[2]
+    )
 
 
 def test_html_says_what_it_leaves_out() -> None:
     text = example(num_tests=13, labels=[f'e{i}' for i in range(60)], k=50)._repr_html_()
     assert (
-        text.count('<table>') == 10 and 'and 3 more test triples' in text and 'more ranks' in text
+        text.count('<section') == 10 and 'and 3 more test triples' in text and 'more ranks' in text
     )
 
 
@@ -257,7 +259,7 @@ def test_an_interrupted_folder_does_not_load(
         Result.load(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['out.xlsx', 'out.CSV', 'run.2'])
+@pytest.mark.parametrize('name', ['out.docx', 'out.CSV', 'run.2'])
 def test_an_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match='expected a folder'):
         example().save(tmp_path / name)

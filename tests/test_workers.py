@@ -165,7 +165,7 @@ def test_a_worker_hangs(runs, tests, tmp_path):
         runs['conve'],
         Misbehaving(what='hang', flag=str(tmp_path / 'once')),
         devices=TWO,
-        timeout=25.0,
+        timeout=10.0,
     )
     assert_equal(two.explain(tests, 5), one)
     assert no_workers_left()
@@ -203,7 +203,7 @@ def one_killed(seconds):
 
 
 @pytest.mark.parametrize('moment', range(KILLS))
-def test_a_worker_is_killed_at_any_moment(runs, tests, moment, monkeypatch):
+def test_a_worker_is_killed_at_any_moment(runs, tests, moment, monkeypatch, fresh_workers):
     one = make(runs['conve'], BCE()).explain(tests, 5)
     monkeypatch.setenv('TRACIN_TEST_WAIT', '0.1')
     with one_killed(random.Random(moment + int(time.time())).uniform(0, 12)):

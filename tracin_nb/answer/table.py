@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRIPLE', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'visible', 'columns_of', 'aligned',
            'signed', 'part_shown', 'names_beside', 'triples_shown', 'block_lines',
-           'note_lines', 'html_triple', 'html_cells', 'html_block', 'html_note',
-           'markdown']
+           'note_lines', 'escaped', 'html_part', 'html_parts', 'html_ranking',
+           'html_rankings', 'html_note', 'markdown']
 
 # %% ../../nbs/answer/05_table.ipynb #7fa599ef
 import html
@@ -14,7 +14,6 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -125,63 +124,104 @@ def note_lines(note: str) -> list[str]:
 
 # %% ../../nbs/answer/05_table.ipynb #823f24aa
 STYLE = """<style>
-.tracin table { color: inherit; border-collapse: collapse; margin: .3em 0 1em 0; }
-.tracin th, .tracin td { text-align: left; padding: .2em .8em .2em 0;
-                        color: inherit; background: none; }
-.tracin th { border-bottom: 1px solid rgba(128, 128, 128, .6); }
-.tracin td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.tracin .note { opacity: .8; }
-.tracin td small { display: block; opacity: .7; }
+.tracin { --pro: color-mix(in srgb, #0072b2 72%, currentColor); color: inherit;
+  --opp: color-mix(in srgb, #d55e00 72%, currentColor); container-type: inline-size;
+  --line: color-mix(in srgb, currentColor 25%, transparent); line-height: 1.4; width: 100%; }
+.tracin .sides { display: grid; gap: 0 2em; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 34em), 1fr)); }
+.tracin.tracin table { color: inherit; border: 0; border-collapse: collapse;
+  margin: .3em 0 1em; font-size: inherit; table-layout: auto; }
+.tracin.tracin .ranking, .tracin.tracin .shares { width: 100%; }
+.tracin caption { text-align: left; font-weight: 600; padding: .2em 0; color: inherit;
+  caption-side: top; }
+.tracin.tracin tr:nth-child(n) { background: none; border: 0; }
+.tracin.tracin th, .tracin.tracin td { text-align: left; vertical-align: top; border: 0;
+  padding: .25em .7em .25em 0; color: inherit; background: none; white-space: normal;
+  overflow-wrap: anywhere; max-width: none; }
+.tracin.tracin td { border-bottom: 1px solid var(--line); }
+.tracin.tracin th { font-weight: 600; border-bottom: 1px solid; }
+.tracin.tracin .number { text-align: right; font-variant-numeric: tabular-nums;
+  white-space: nowrap; overflow-wrap: normal; }
+.tracin .bar { height: .4em; margin: .15em 0 0 auto; min-width: 1px; background: var(--pro);
+  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.tracin .bar.opp { background: repeating-linear-gradient(-55deg, var(--opp) 0 3px,
+  transparent 3px 5px); box-shadow: inset 0 0 0 1px var(--opp); }
+.tracin small { display: block; font-size: .85em; opacity: .78; }
+.tracin .note { opacity: .82; margin: .4em 0; overflow-wrap: anywhere; }
+.tracin td i { opacity: .9; }
+.tracin .ranking td:nth-child(4) { min-width: 6.5em; }
+@container (max-width: 33em) {
+  .tracin .ranking td:nth-child(4) { min-width: 0; }
+  .tracin .ranking thead { display: none; }
+  .tracin.tracin .ranking tr { display: grid; grid-template-columns: 2em 1fr 1fr 1fr;
+    border-bottom: 1px solid var(--line); padding: .25em 0; }
+  .tracin.tracin .ranking td { border: 0; padding: .1em .5em .1em 0; }
+  .tracin .ranking td:nth-child(2) { grid-column: 2 / 5; display: flex; gap: .7em;
+    align-items: center; flex-direction: row-reverse; justify-content: flex-end; }
+  .tracin .ranking td:nth-child(3) { grid-column: 2; }
+  .tracin .ranking .bar { margin: 0; }
+}
 </style>"""
 SHOWN_BLOCKS, SHOWN_ROWS = 10, 20
 
 
-def html_triple(
-    labels: Sequence[str],  # head, relation and tail
-    names: Sequence[str],  # of these, '' where there is none
-    types: Sequence[str],
+def escaped(text: str, limit: int = 300) -> str:
+    "A label for a page: on one line, without markup; what exceeds `limit` characters is cut."
+    return html.escape(visible(text, limit))
+
+
+def html_part(label: str, name: str = '', kind: str = '') -> str:
+    "A head, relation or tail: its name, and small beneath that its label and its type."
+    beneath = ' · '.join(map(escaped, filter(None, [label if name else '', kind])))
+    return escaped(name or label) + (f'<small>{beneath}</small>' if beneath else '')
+
+
+def html_parts(frame: pd.DataFrame) -> list[list[str]]:
+    "Head, relation and tail of each row, see `html_part`."
+    columns = [
+        map(html_part, frame[part], names_beside(frame, part), names_beside(frame, part, 'type'))
+        for part in TRIPLE
+    ]
+    return [list(row) for row in zip(*columns)]
+
+
+def html_ranking(
+    name: str,  # what the table is called
+    frame: pd.DataFrame,
+    numbers: Sequence[str],  # the influences as texts
+    largest: float,  # |influence|, whose bar is as long as the cell
 ) -> str:
-    "A triple in names, and small beneath its labels and their types; or only in labels."
-    text = lambda part: html.escape(visible(part, 80))
-    head, relation, tail = (text(name or label) for label, name in zip(labels, names))
-    if not any(names):
-        return f'{head} <i>{relation}</i> {tail}'
-    about = [' · '.join(map(text, filter(None, pair))) for pair in zip(labels, types)]
-    beneath = [x for x, place in zip(about, TRIPLE) if place != 'relation' or names[1]]
-    return f'{head} <i>{relation}</i> {tail}<small>{" &ensp; ".join(beneath)}</small>'
-
-
-def html_cells(frame: pd.DataFrame, numbers: list[str]) -> list[str]:
-    "Two cells for each row of a ranking: influence and triple."
-    names = zip(*(names_beside(frame, part) for part in TRIPLE))
-    types = zip(*(names_beside(frame, part, 'type') for part in TRIPLE))
-    triples = map(html_triple, frame[TRIPLE].to_numpy().tolist(), names, types)
-    return [
-        f'<td class="number">{number}</td><td>{triple}</td>'
-        for number, triple in zip(numbers, triples)
-    ]
-
-
-def html_block(title: str, sides: dict[str, pd.DataFrame], said: Sequence[str] = ()) -> str:
-    """A block as a table with its rankings side by side, `SHOWN_ROWS` rows at most, below what is
-    `said` of it."""
-    shown = {name: frame.iloc[:SHOWN_ROWS] for name, frame in sides.items()}
-    numbers = iter(signed(pd.concat(shown.values())['influence'].tolist()))
-    cells = [
-        html_cells(frame, [next(numbers) for _ in range(len(frame))]) for frame in shown.values()
-    ]
-    head = '<th></th>' + ''.join(
-        f'<th>influence</th><th>{name}</th>' if len(frame) else f'<th></th><th>no {name}</th>'
-        for name, frame in shown.items()
+    "A ranking as a table: rank, influence with a bar, head, relation, tail."
+    if not len(frame):
+        return f'<p class="note">no {escaped(name)}</p>'
+    heads = '<th scope="col" class="number">#</th><th scope="col" class="number">influence</th>'
+    heads += ''.join(f'<th scope="col">{part}</th>' for part in TRIPLE)
+    rows = []
+    for rank, x, text, parts in zip(frame['rank'], frame['influence'], numbers, html_parts(frame)):
+        length = f'{100 * abs(x) / largest if largest else 0:.3g}%'
+        bar = f'<div class="bar{" opp" * (x < 0)}" style="width:{length}"></div>'
+        cells = ''.join(f'<td>{part}</td>' for part in parts)
+        rows.append(
+            f'<tr><td class="number">{rank}</td><td class="number">{text}{bar}</td>{cells}</tr>'
+        )
+    return (
+        f'<table class="ranking"><caption>{escaped(name)}</caption>'
+        f'<thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
-    body = ''.join(
-        f'<tr><td class="number">{rank}</td>{"".join(row)}</tr>'
-        for rank, row in enumerate(zip_longest(*cells, fillvalue='<td></td><td></td>'), 1)
+
+
+def html_rankings(sides: dict[str, pd.DataFrame]) -> str:
+    "Rankings beside each other, `SHOWN_ROWS` rows of each at most, with one scale for all bars."
+    shown = {name: frame.iloc[:SHOWN_ROWS] for name, frame in sides.items()}
+    every = pd.concat(shown.values())['influence']
+    numbers, largest = iter(signed(every.tolist())), every.abs().max() if len(every) else 0.0
+    tables = ''.join(
+        html_ranking(name, frame, [next(numbers) for _ in range(len(frame))], largest)
+        for name, frame in shown.items()
     )
     hidden = max(map(len, sides.values())) - SHOWN_ROWS
     more = f'<p class="note">and {hidden} more ranks: see to_frame()</p>' if hidden > 0 else ''
-    notes = ''.join(map(html_note, said))
-    return f'<p><b>{html.escape(title)}</b></p>{notes}<table><tr>{head}</tr>{body}</table>{more}'
+    return f'<div class="sides">{tables}</div>{more}'
 
 
 def html_note(note: str) -> str:

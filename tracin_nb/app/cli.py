@@ -6,17 +6,17 @@
 __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainAsked',
            'train_command', 'ImportAsked', 'import_command', 'Predicted', 'PredictAsked',
            'predictions_table', 'predict_command', 'check_against', 'resumable', 'Ranked',
-           'Why', 'Asked', 'refuse_with', 'check_mode', 'check_all_scores', 'profiled',
-           'explained', 'known_paths', 'marked', 'answer', 'run_command', 'own_influence',
-           'BatchAsked', 'batch_command', 'batch_status', 'Graphed', 'FilterAsked',
-           'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths', 'held_of',
-           'with_told', 'print_paths', 'save_paths', 'paths_command', 'Begun',
-           'ResumeAsked', 'resume_command', 'status_command', 'ReplayAsked',
-           'replay_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
-           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
-           'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
-           'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
-           'terminated']
+           'Why', 'Asked', 'refuse_with', 'check_page', 'check_mode', 'check_all_scores',
+           'profiled', 'explained', 'known_paths', 'marked', 'answer', 'run_command',
+           'own_influence', 'BatchAsked', 'batch_command', 'batch_status', 'Graphed',
+           'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths',
+           'held_of', 'with_told', 'print_paths', 'save_paths', 'paths_command',
+           'ReportAsked', 'report_command', 'Begun', 'ResumeAsked', 'resume_command',
+           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
+           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
+           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
+           'VerifyAsked', 'carried_out', 'cores', 'verify_command', 'ServeAsked',
+           'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -35,6 +35,7 @@ import click
 
 from .. import __version__
 from tracin_nb.app.options import (
+    SUFFIXES,
     Analysis,
     Around,
     Choice,
@@ -312,7 +313,7 @@ class PredictAsked:
         self.source.check()
         self.what.check()
         self.header.check(self.source.train)
-        if self.out is not None and self.to.in_folder:
+        if self.out is not None and (self.out.is_dir() or self.out.suffix not in SUFFIXES[:3]):
             refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
 
     def next(self) -> str:
@@ -468,6 +469,12 @@ class Why:
         kind='file',
         advanced=True,
     )
+    report: Path | None = option(
+        None,
+        'Also write one page that any browser shows (.html); an older one is replaced.',
+        'Output',
+        kind='file',
+    )
     profile: bool = option(
         False, 'Also say, on stderr, where the time went.', 'Output', kind='flag', advanced=True
     )
@@ -519,6 +526,7 @@ class Asked:
                 click.get_current_context(silent=True),
             )
         check_all_scores(self)
+        check_page(self.why.report)
 
 # %% ../../nbs/app/70_cli.ipynb #b30fa274
 def refuse_with(what: str, flags: Sequence[str]) -> None:
@@ -527,6 +535,15 @@ def refuse_with(what: str, flags: Sequence[str]) -> None:
         raise click.UsageError(
             f'{what} does not go with {flags[0]}', click.get_current_context(silent=True)
         )
+
+
+def check_page(path: Path | None) -> None:
+    "Refuse a page that cannot be written, or has another ending."
+    if path is None:
+        return
+    if path.suffix not in ('.html', '.htm'):
+        refuse('--report', f'{path}: expected a file ending in .html')
+    check_writable(path, folder=False)
 
 
 def check_mode(asked: Asked) -> None:
@@ -618,6 +635,8 @@ def answer(asked: Asked) -> None:
         near = asked.around.near(tracin.run.training, test)
         report = marked(explained(tracin, test, near, asked), mechanisms)
         asked.table.write(report, tracin.run, names)
+        if why.report:
+            say(f'saved in {report.report(why.report)}')
         deliver(report, to, asked.saved)
 
 # %% ../../nbs/app/70_cli.ipynb #fee7e51c
@@ -863,6 +882,12 @@ class PathsAsked:
     min_edges: int = option(2, 'Shortest path.', 'What', kind='count')
     max_edges: int = option(3, 'Longest path.', 'What', kind='count')
     directed: bool = option(False, "Only along the triples' direction.", 'What', kind='flag')
+    through: str | None = option(
+        None,
+        'Only paths that pass this: an entity by its label or name, a type, or a relation.',
+        'What',
+        metavar='LABEL',
+    )
     how: str = option(
         'mean',
         'Of the influences along a path; geometric and harmonic need all to be positive.',
@@ -908,7 +933,9 @@ def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
     from tracin_nb.graph.neighbourhoods import paths
 
     head, _, tail = asked.triple
-    return paths(graph, head, tail, asked.min_edges, asked.max_edges, directed=asked.directed)
+    ends, how = (asked.min_edges, asked.max_edges), dict(directed=asked.directed)
+    with naming_lines('--through') if asked.through else nullcontext():
+        return paths(graph, head, tail, *ends, **how, through=asked.through)
 
 
 def ranked_paths(
@@ -992,7 +1019,8 @@ def paths_command(asked: PathsAsked) -> None:
 
     \b
     tracin paths runs/umls --triple vitamin affects neoplastic_process
-    tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --types curie --score min"""
+    tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --types curie --score min
+    tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --through EGFR"""
     from tracin_nb.graph.triples import to_ids
 
     asked.check()
@@ -1004,7 +1032,44 @@ def paths_command(asked: PathsAsked) -> None:
         print_paths(tables, asked, told, facts)
         return save_paths(tables, asked, told)
     edges, (head, _, tail) = f'{asked.min_edges} to {asked.max_edges} edges', asked.triple
-    say(f'no path of {edges} leads from {head} to {tail}: try a greater --max-edges')
+    passing = f' through {asked.through}' if asked.through else ''
+    say(f'no path of {edges} leads from {head} to {tail}{passing}: try a greater --max-edges')
+
+# %% ../../nbs/app/70_cli.ipynb #fa607821
+@dataclass(frozen=True, kw_only=True)
+class ReportAsked:
+    "What `tracin report` is asked."
+
+    folder: Path = option(
+        REQUIRED,
+        'A folder of `tracin explain --out`.',
+        'What',
+        kind='path',
+        metavar='RESULT_FOLDER',
+        argument=True,
+    )
+    out: Path | None = option(
+        None, 'Where to write the page (.html).', 'Output', kind='file', shown='report.html there'
+    )
+    overwrite: bool = again(Output, 'overwrite', help='Replace an older page.')
+
+
+@main.command('report', short_help='Make a page to mail or print of a result that was saved.')
+@takes
+def report_command(asked: ReportAsked) -> None:
+    """Write one page with everything that was saved in RESULT_FOLDER: any browser shows and prints
+    it, and it asks no other host for anything.
+
+    \b
+    tracin report results/
+    tracin report results/ --out why.html"""
+    from tracin_nb.answer.results import Result
+
+    out = asked.out or asked.folder / 'report.html'
+    check_page(out)
+    if out.exists() and not asked.overwrite:
+        refuse('--out', f'{out} exists already: give another place, or --overwrite')
+    say(f'saved in {Result.load(asked.folder).report(out)}')
 
 # %% ../../nbs/app/70_cli.ipynb #2f937d83
 @dataclass(frozen=True, kw_only=True)

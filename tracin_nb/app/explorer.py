@@ -19,9 +19,10 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..answer.plots import GROUPS, PARTS, distribution, ego_graph, over_checkpoints, shares
+from ..answer.plots import distribution, ego_graph, over_checkpoints, shares
 from ..answer.results import SIDES, Result, caveat_of, facts_line
 from ..answer.table import TRIPLE, aligned, signed, visible
+from ..answer.view import GROUPS, PARTS
 from tracin_nb.app.panels import (
     RunPanel,
     Search,

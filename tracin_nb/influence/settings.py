@@ -232,6 +232,19 @@ class Settings:
         checkpoints are not among them: a question holds what they stand for."""
         return {f.name: getattr(self, f.name) for f, told in options_of(type(self)) if told.asked}
 
+    def chosen(self) -> dict[str, Any]:
+        """Return the options that change the numbers and are not at their defaults, as plain
+        values; None for what is an object."""
+        mine = ('objective', 'test_objective', 'weighting', 'engine', 'precision', 'checkpoints')
+        defaults = {f.name: f.default for f in fields(self)}
+        given = {n: x for n in mine if (x := getattr(self, n)) is not None}
+        numbers = lambda x: [int(i) for i in x] if isinstance(x, Iterable) else None
+        return {
+            name: x if isinstance(x, str) else numbers(x)
+            for name, x in given.items()
+            if not (isinstance(x, str) and x == defaults[name])
+        }
+
     @property
     def named(self) -> bool:
         "Do names say all, so that the settings can be written down?"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['rank_shards', 'row_group', 'score_schema', 'ordered_writer', 'checkpoint_facts',
-           'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of', 'TracIn',
-           'of_candidates', 'resume']
+           'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of', 'chosen_in',
+           'TracIn', 'of_candidates', 'resume']
 
 # %% ../../nbs/influence/90_tracin.ipynb #341fbd8a
 import json
@@ -200,6 +200,12 @@ def with_options_of(settings: type) -> Callable[[_Function], _Function]:
     return delegates(settings, keep=True)
 
 # %% ../../nbs/influence/90_tracin.ipynb #29020efe
+def chosen_in(run: Run, settings: Settings) -> dict[str, Any]:
+    "Return the run's folder, if it has one, and the options that are not at their defaults."
+    folder = {} if run.folder is None else dict(run=str(run.folder))
+    return dict(**folder, options=settings.chosen())
+
+
 class TracIn:
     "Influence of a run's training triples on predictions."
 
@@ -475,6 +481,7 @@ class TracIn:
                 **maker.compile_facts,
                 dtype=str(self.steps.dtype).removeprefix('torch.'),
                 device=str(self.device),
+                asked=chosen_in(self.run, self.settings),
                 seed=self.run.seed,
                 fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions=versions(),
@@ -631,6 +638,8 @@ class TracIn:
         if question.sample:
             audit = checks.missed(self.steps, self.planner, question, side, ranking)
             more['sample'] = dict(question.ask()['sample'], **audit)
+        if question.restricted:
+            more['restricted'] = True
         if question.near:
             more['neighbourhood'] = question.near.facts | dict(restrict=question.near.restrict)
         if kept:
