@@ -7,9 +7,9 @@ __all__ = ['SCORES', 'checked_ids', 'grouped', 'Graph', 'rows_without', 'at_leas
            'on_walks', 'two_ways', 'ways_around', 'fitting', 'ways_to', 'path_through',
            'neighbours_of', 'searched', 'settled', 'on_paths', 'well_connected',
            'check_conditions', 'neighbourhood', 'Near', 'near', 'longer_paths', 'longer',
-           'paths', 'edge_influence', 'above_zero', 'score_paths', 'entities_along',
-           'chain_text', 'path_table', 'curie_prefix', 'read_types', 'type_function',
-           'metapaths']
+           'Through', 'paths', 'edge_influence', 'above_zero', 'score_paths',
+           'entities_along', 'chain_text', 'path_table', 'curie_prefix', 'read_types',
+           'type_function', 'metapaths']
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #df4b05cb
 import os
@@ -26,7 +26,7 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from .names import NAMELESS, names_of
-from .triples import label_columns, to_ids
+from .triples import label_columns, nearest_labels, to_ids
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #3956724c
 def checked_ids(
@@ -605,6 +605,45 @@ def longer(
             raise ValueError(f'more than {limit} paths: lower max_edges or raise limit')
     return tuple(np.concatenate(part) for part in zip(*found))
 
+# %% ../../nbs/graph/10_neighbourhoods.ipynb #a510874c
+@dataclass(frozen=True)
+class Through:
+    "What a path has to pass: one of some entities between head and tail, or one of some relations."
+
+    entities: frozenset[int]
+    relations: frozenset[int]
+
+    @classmethod
+    def named(cls, graph: Graph, through: str | int) -> 'Through':
+        """Return what a label, a name or a type means in `graph`; a number is an entity's id.
+        Raises `UnknownLabelError` or `ValueError` for what it does not know."""
+        training = graph.training
+        if not isinstance(through, str) or not isinstance(training, TriplesFactory):
+            return cls(frozenset([graph.entity(through)]), frozenset())
+        names, found = names_of(training) or NAMELESS, []
+        for ids in (training.entity_to_id, training.relation_to_id):
+            labels = [through] if through in ids else names.resolve(through, ids)
+            found.append({ids[label] for label in labels})
+        ids = training.entity_to_id
+        found[0] |= {ids[x] for x, kind in names.type.items() if kind == through and x in ids}
+        if not any(found):
+            kinds = nearest_labels(through, {*names.type.values()})
+            near = [*nearest_labels(through, training.relation_to_id), *kinds]
+            near += [*nearest_labels(through, ids), *names.nearest(through, ids)]
+            raise ValueError(
+                f'{through!r} is no entity, no type of one and no relation'
+                + f'; near it: {", ".join(map(repr, dict.fromkeys(near)))}' * bool(near)
+            )
+        return cls(*map(frozenset, found))
+
+    def has(self, graph: Graph, path: Sequence[int], ends: tuple[int, int]) -> bool:
+        "Does a path, row numbers, between two entities pass it?"
+        rows = list(path)
+        if not self.relations.isdisjoint(graph.relation[rows].tolist()):
+            return True
+        along = {*graph.head[rows].tolist(), *graph.tail[rows].tolist()} - {*ends}
+        return not self.entities.isdisjoint(along)
+
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #0f00d3e9
 def paths(
     graph: Graph,
@@ -615,9 +654,10 @@ def paths(
     *,
     directed: bool = False,  # only along the triples' direction, from h to t
     limit: int = 1_000_000,  # paths of one length, begun or complete, above which to give up
+    through: str | int | None = None,  # an entity between, the type of one, or a relation
 ) -> list[tuple[int, ...]]:
     """Simple paths h..t as row numbers in order, the shorter ones first; none if h is t.
-    `ValueError` beyond `limit`."""
+    `ValueError` beyond `limit`, and for a `through` that is neither entity, type nor relation."""
     at_least_one('min_edges', min_edges)
     at_least_one('max_edges', max_edges)
     if not min_edges <= max_edges:
@@ -625,6 +665,7 @@ def paths(
             f'min_edges is {min_edges} and max_edges {max_edges}, expected the smaller first'
         )
     h, t = graph.entity(h), graph.entity(t)
+    way = None if through is None else Through.named(graph, through)
     if h == t:
         return []
     kept, _, to_t = on_walks(graph, h, t, max_edges)
@@ -638,7 +679,7 @@ def paths(
         done = entities[:, -1] == t
         found += map(tuple, rows[done].tolist()) if length >= min_edges else []
         entities, rows = entities[~done], rows[~done]
-    return found
+    return found if way is None else [path for path in found if way.has(graph, path, (h, t))]
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #f464a1b2
 def edge_influence(
