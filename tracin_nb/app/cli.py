@@ -6,17 +6,18 @@
 __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainAsked',
            'train_command', 'ImportAsked', 'import_command', 'Predicted', 'PredictAsked',
            'predictions_table', 'predict_command', 'check_against', 'resumable', 'Ranked',
-           'Why', 'Asked', 'refuse_with', 'check_page', 'check_mode', 'check_all_scores',
-           'profiled', 'explained', 'known_paths', 'marked', 'answer', 'run_command',
-           'own_influence', 'BatchAsked', 'batch_command', 'batch_status', 'Graphed',
-           'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths',
-           'held_of', 'with_told', 'print_paths', 'save_paths', 'paths_command',
-           'ReportAsked', 'report_command', 'Begun', 'ResumeAsked', 'resume_command',
-           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
-           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
-           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
-           'VerifyAsked', 'carried_out', 'cores', 'verify_command', 'ServeAsked',
-           'serve_command', 'terminated']
+           'Why', 'Asked', 'refuse_with', 'check_page', 'check_mode', 'check_candidates',
+           'check_all_scores', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
+           'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
+           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
+           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
+           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
+           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
+           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
+           'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
+           'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
+           'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -44,6 +45,7 @@ from tracin_nb.app.options import (
     Keeping,
     Measured,
     Named,
+    New,
     OtherNames,
     Output,
     Part,
@@ -494,6 +496,7 @@ class Asked:
     analysis: Analysis
     choice: Choice
     why: Why
+    new: New
     around: Around
     part: Part
     keeping: Keeping
@@ -504,7 +507,8 @@ class Asked:
     def begun(self) -> bool:
         "Can the answer be gone on with, where it was begun?"
         why = self.why
-        return why.mode != 'self' and not (why.mechanism_paths or why.ranked.strength)
+        apart = why.mode == 'self' or self.new.candidates is not None
+        return not (apart or why.mechanism_paths or why.ranked.strength)
 
     @property
     def saved(self) -> bool:
@@ -515,7 +519,7 @@ class Asked:
         "Refuse contradictions."
         self.around.conditions()
         self.part.sample(0)
-        self.analysis.check(self.choice.test)
+        self.analysis.check(self.choice.test, self.new.candidates)
         if self.why.mode == 'self':
             check_mode(self)
         else:
@@ -526,6 +530,7 @@ class Asked:
                 click.get_current_context(silent=True),
             )
         check_all_scores(self)
+        check_candidates(self)
         check_page(self.why.report)
 
 # %% ../../nbs/app/70_cli.ipynb #b30fa274
@@ -548,10 +553,19 @@ def check_page(path: Path | None) -> None:
 
 def check_mode(asked: Asked) -> None:
     "Refuse what the mode `self` has no use for."
-    parts = (asked.why, asked.table, asked.table.names, asked.around, asked.around.where)
+    parts = (asked.why, asked.new, asked.table, asked.table.names, asked.around, asked.around.where)
     given = [flag for part in parts for flag in given_flags(part, 'mode')]
     given += given_flags(asked.part) + given_flags(asked.choice, 'relation')
     refuse_with('--mode self', given)
+
+
+def check_candidates(asked: Asked) -> None:
+    "Refuse with `--candidates` what is about training triples."
+    if asked.new.candidates is None:
+        return
+    parts = asked.table, asked.table.names, asked.around, asked.around.where, asked.part
+    given = given_flags(asked.why, 'mode', 'against', 'report')
+    refuse_with('--candidates', given + [flag for part in parts for flag in given_flags(part)])
 
 
 def check_all_scores(asked: Asked) -> None:
@@ -581,6 +595,9 @@ def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Aske
     training, why, k = tracin.run.training, asked.why, asked.why.ranked.k
     if why.against is not None:
         check_against(why.against, test, training)
+    if (new := asked.new.read(training, asked.analysis.header.header)) is not None:
+        result = tracin.explain(test, min(k, len(new)), against=why.against, candidates=new)
+        return result.by_strength(k) if why.ranked.strength else result
     ask = partial(profiled, tracin) if why.profile else tracin.explain
     with resumable(asked.to.out if asked.saved else None):
         result = ask(
@@ -651,6 +668,7 @@ def run_command(asked: Asked) -> None:
     tracin explain runs/umls --triple vitamin affects neoplastic_process
     tracin explain runs/umls --test my_predictions.tsv -k 50 --out results/
     tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
+    tracin explain runs/umls --test predictions.tsv --candidates new_facts.tsv
     tracin explain --model-path ck/*.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
     answer(asked)
 
@@ -1124,11 +1142,18 @@ def status_command(asked: Begun) -> None:
 class ReplayAsked:
     "What `tracin replay` is asked."
 
-    folder: Path = option(
-        REQUIRED, 'The run.', 'Model', kind='path', metavar='RUN_DIR', argument=True
+    folders: tuple[Path, ...] = option(
+        REQUIRED,
+        'The run, or several of one model on the same triples.',
+        'Model',
+        kind='path',
+        metavar='RUN_DIR...',
+        argument=True,
+        multiple=True,
     )
     choice: Choice
     header: Header
+    new: New
     k: int = again(Ranked, 'k', help='Proponents and opponents to name for each prediction.')
     test_objective: str | None = option(
         None,
@@ -1138,7 +1163,10 @@ class ReplayAsked:
         shown="the training's",
     )
     check: int = option(
-        8, 'Training triples that are really dropped, each in a training.', 'How', kind='whole'
+        8,
+        'Triples that are really dropped, or candidates added, each in a training of its own.',
+        'How',
+        kind='index',
     )
     memory: str = again(
         Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
@@ -1154,23 +1182,27 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then really dropped, and the result says how well that was foretold.
+    Some of these are then really dropped, and the result says how well that was foretold. Of
+    several runs, such as those of other seeds, the mean is told, and how far they agree.
 
     \b
     tracin replay runs/umls --triple vitamin affects neoplastic_process
-    tracin replay runs/umls --relation treats --max 10 --out results/"""
+    tracin replay runs/umls --relation treats --max 10 --out results/
+    tracin replay runs/seed-0 runs/seed-1 runs/seed-2 --max 3
+    tracin replay runs/umls --max 3 --candidates new_facts.tsv"""
     from tracin_nb.evaluation.replay import begun_in, replay
     from tracin_nb.runs.run import Run
 
     to, choice = asked.to, asked.choice
     choice.check()
-    asked.header.check(choice.test)
+    asked.header.check(choice.test, asked.new.candidates)
     kept = to.out if to.in_folder else None
     with nullcontext() if kept and begun_in(kept) else claimed(to):
-        run = Run.open(asked.folder)
+        runs = [Run.open(folder) for folder in asked.folders]
         report = replay(
-            run,
-            choice.chosen(run, asked.header.header),
+            runs if len(runs) > 1 else runs[0],
+            choice.chosen(runs[0], asked.header.header),
+            candidates=asked.new.read(runs[0].training, asked.header.header),
             test_objective=asked.test_objective,
             k=asked.k,
             check=asked.check,

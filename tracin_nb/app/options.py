@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'Foreign', 'Source', 'Header', 'Shortcuts', 'OtherWords', 'every_gpu',
            'Named', 'Analysis', 'Keeping', 'naming_lines', 'naming_parts', 'file_triples',
-           'asked_rows', 'own_triples', 'exclude_each_other', 'Choice', 'Conditions',
-           'Where', 'Around', 'Part', 'Output', 'is_folder', 'check_writable',
-           'check_out', 'claimed', 'deliver', 'frame_text', 'print_frame', 'OtherNames',
-           'Table', 'Training', 'Measured', 'fits', 'check_settings', 'settings_named']
+           'New', 'asked_rows', 'own_triples', 'exclude_each_other', 'Choice',
+           'Conditions', 'Where', 'Around', 'Part', 'Output', 'is_folder',
+           'check_writable', 'check_out', 'claimed', 'deliver', 'frame_text',
+           'print_frame', 'OtherNames', 'Table', 'Training', 'Measured', 'fits',
+           'check_settings', 'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
 import csv
@@ -449,6 +450,30 @@ def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = N
     rows, first = read_numbered(path, header)
     with naming_lines(str(path), first=first):
         return to_ids(rows, training)
+
+# %% ../../nbs/app/50_options.ipynb #6d7506d0
+@dataclass(frozen=True)
+class New:
+    "Triples that are not in the training."
+
+    candidates: Path | None = option(
+        None,
+        'Instead of training triples, rank those of this file, none of which is in training: what '
+        'would adding each do?',
+        'What',
+        kind='known file',
+    )
+
+    def read(self, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor | None':
+        "Ids `[C, 3]` of the candidates; None: there is no file. Errors name file and line."
+        if self.candidates is None:
+            return None
+        from tracin_nb.graph.triples import read_numbered
+        from tracin_nb.influence.question import new_triples
+
+        rows, first = read_numbered(self.candidates, header)
+        with naming_lines(str(self.candidates), first=first):
+            return new_triples(rows, training)
 
 # %% ../../nbs/app/50_options.ipynb #154dd5be
 def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
