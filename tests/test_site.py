@@ -243,7 +243,8 @@ LOOK = """() => {
   } return 255; };
   const ink = (e) => getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color'];
   const contrast = (e) => Math.abs(light(ink(e)) - opaque(e));
-  const text = ['p', 'td', '.picture text', '.widget-label', '.widget-html-content', '.widget-readout'].flatMap(all);
+  const text = ['p', 'td', '.picture text', '.widget-label', '.widget-html-content',
+    '.widget-readout'].flatMap(all);
   return {
     formulas: all('mjx-container').filter((e) => e.querySelector('svg') && drawn(e)).length,
     raw: all('.math').filter((e) => !e.querySelector('mjx-container')).length,
