@@ -6,13 +6,13 @@ const KINDS = [
 ];
 const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? [];
 const asked = words(new URLSearchParams(location.search).get('q') ?? '');
-const Scorer = {
+var Scorer = {
   score: ([docname, title, , , score]) => {
     const own = words(title.replace(/<[^>]+>/g, '').split('>').pop());
     const shared = asked.filter((word) => own.includes(word)).length / (asked.length || 1);
     const term = docname === 'glossary' && own.slice(0, asked.length).join() === asked.join();
     const kind = KINDS.find(([pattern]) => pattern.test(docname))?.[1] ?? 0;
-    return score + kind + 40 * shared + (term ? 100 : 0);
+    return score + kind + (kind === -20 ? 0 : 40) * shared + (term ? 100 : 0);
   },
   objNameMatch: 11, objPartialMatch: 6, objPrio: {0: 15, 1: 5, 2: -5}, objPrioDefault: 0,
   title: 15, partialTitle: 7, term: 5, partialTerm: 2,

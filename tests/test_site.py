@@ -251,7 +251,8 @@ LOOK = """() => {
     figures: all('img').filter((e) => e.naturalWidth > 50 && drawn(e)).length
       + all('.picture svg').filter(drawn).length,
     small: all('.picture svg text').filter((e) => e.textContent.trim() && drawn(e))
-      .filter((e) => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a < 8.95)
+      .filter((e) => parseFloat(getComputedStyle(e).fontSize)
+        * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) < 8.95)
       .map((e) => e.textContent),
     broken: all('img').filter((e) => !e.complete || !e.naturalWidth).map((e) => e.src.slice(0, 80)),
     tables: all('table').filter((e) => drawn(e) && e.rows.length > 1).length,
@@ -364,7 +365,7 @@ def test_phone(theme: str, server: str, browser) -> None:
 
 
 CODE = """() => [...document.querySelectorAll(
-    'article .cell_input pre, article section > div > div.highlight > pre')]
+    'article .cell_input pre, article section > div:not(.highlight-text) > div.highlight > pre')]
   .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth)
   .map((e) => e.innerText.slice(0, 60))"""
 ENTRIES = """() => [...document.querySelectorAll('.sidebar-tree li')]
@@ -417,7 +418,6 @@ def test_public_names_first() -> None:
         ('my own model', 'tutorials/4_my_own_model.html'),
         ('checkpoint', 'glossary.html'),
         ('rank', 'glossary.html'),
-        ('TracIn', '00_tracin.html'),
         ('leak', 'tutorials/8_is_my_test_set_leaking.html'),
     ],
 )
