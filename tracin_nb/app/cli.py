@@ -1345,7 +1345,8 @@ def evaluate_command(asked: Measured) -> None:
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
     corruption   find training triples that were made wrong, by their self-influence
     stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
-    replay       foretell trainings without some triples, with rough and smooth steps
+    replay       predict trainings without some triples, with rough and smooth steps
+    deletions    replay against trainings without one triple and without four
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     \b
     Each takes a while; --set asks for less."""

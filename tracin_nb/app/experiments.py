@@ -22,7 +22,12 @@ from ..answer.table import markdown
 from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
-from ..evaluation.foretelling import foretelling, foretelling_table
+from tracin_nb.evaluation.foretelling import (
+    deletions,
+    deletions_table,
+    foretelling,
+    foretelling_table,
+)
 from ..evaluation.mechanisms import mechanism_experiment
 from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
@@ -95,6 +100,7 @@ EXPERIMENTS = {
     'corruption': Experiment(corruption, lambda r: with_intervals(r['rows'])),
     'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
     'replay': Experiment(foretelling, foretelling_table),
+    'deletions': Experiment(deletions, deletions_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
 }
 
