@@ -6,8 +6,9 @@
 __all__ = ['TEST', 'TRACIN', 'SMOOTH', 'DELETIONS', 'TRAININGS', 'TrainingSettings',
            'replayed_scores', 'retrained_losses', 'reciprocal_ranks', 'foretold',
            'Deletion', 'chosen', 'trained_without', 'loss_rises', 'Deleted',
-           'influence_by_row', 'influences', 'ranked_first', 'deleted', 'deletions',
-           'deletions_table', 'foretelling', 'foretelling_table']
+           'influence_by_row', 'influences', 'disturbed', 'disturbed_scores',
+           'ranked_first', 'deleted', 'deletions', 'deletions_table', 'foretelling',
+           'foretelling_table']
 
 # %% ../../nbs/evaluation/62_foretelling.ipynb #f0a77fa6
 import multiprocessing
@@ -34,7 +35,14 @@ from tracin_nb.evaluation.adjoints import (
     weighted_training,
 )
 from .datamodel import halves, lds, shared_entities
-from .repeating import Repeater, check_repeatable, put, record_training
+from tracin_nb.evaluation.repeating import (
+    Moment,
+    Repeater,
+    check_repeatable,
+    moment_of,
+    put,
+    record_training,
+)
 from .replay import replay
 from .statistics import bootstrap, interval, rank_correlation
 from ..influence.tracin import TracIn
@@ -270,11 +278,36 @@ def influences(run: Run, test: Tensor, device: str | torch.device | None) -> dic
     return found
 
 
+def disturbed(moment: Moment, size: float, rng: torch.Generator) -> Moment:
+    "The first weights with normal noise, `size` times as wide as each parameter's numbers spread."
+    noise = lambda x: size * x.std(correction=0) * torch.randn(x.shape, generator=rng).to(x)
+    weights = {n: x + noise(x) if x.is_floating_point() else x for n, x in moment.weights.items()}
+    return replace(moment, weights=weights)
+
+
+def disturbed_scores(
+    run: Run, test: Tensor, times: int, size: float, device: str | torch.device | None
+) -> Tensor:
+    "Influence `[M, N]` by replay, the mean over trainings from slightly other first weights."
+    loop, tape = record_training(run, 2, device)
+    gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+    first, rng, found = tape.moments[0], torch.Generator().manual_seed(0), []
+    for _ in range(times):
+        tape.moments = {0: disturbed(first, size, rng)}
+        put(loop, tape.moments[0])
+        for i in range(len(tape.steps)):
+            tape.moments[i] = moment_of(loop)
+            gradient.repeater.take(i)
+            forget_representations(loop.model)
+        found.append(replayed_scores(gradient, test, make_objective('softmax', run)))
+    return torch.stack(found).mean(0).cpu()
+
+
 def ranked_first(run: Run, tests: int) -> Tensor:
     "Test triples `[M, 3]` whose tail the run ranks first, at most so many."
     triples = run.testing.mapped_triples
     first = (beliefs(run, triples)['tail_rank'] <= 1).to_numpy()
-    some = triples[torch.from_numpy(first)]
+    some = triples[torch.tensor(first)]
     order = torch.randperm(len(some), generator=torch.Generator().manual_seed(1))
     return some[order[:tests]]
 
@@ -284,6 +317,7 @@ def deleted(
     seeds: int = 3,
     tests: int = 12,  # predictions
     device: str | torch.device | None = None,
+    disturb: Sequence[float] = (),  # sizes of the noise in the first weights of eight replays
 ) -> tuple[Deleted, dict[str, Any]]:
     "Deletions for predictions that the first seed ranks first, and a row of the table."
     with tempfile.TemporaryDirectory() as folder:
@@ -295,6 +329,11 @@ def deleted(
         scores = [influences(run, test, device) for run in runs]
         near = shared_entities(runs[0].training.mapped_triples, test) > 0
         deletions = chosen(scores[0], near)
+        for size in disturb:
+            for some, run in zip(scores, runs):
+                some[f'replay, disturbed by {size:g}'] = disturbed_scores(
+                    run, test, 8, size, device
+                )
         happened = [loss_rises(run, test, deletions, device).cpu().numpy() for run in runs]
         mrr = bootstrap(np.concatenate([reciprocal_ranks(run) for run in runs])).to_dict()
     predicted = {
