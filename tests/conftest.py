@@ -62,14 +62,6 @@ def shared_data() -> Path:
     say(f'{path} is missing: put the graphs there or name their folder in TRACIN_DATA')
 
 
-@pytest.fixture(scope='module')
-def little_garbage() -> Iterator[None]:
-    "PyKEEN collects garbage after each epoch, slow among the objects of a whole test session."
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
 def fresh_workers() -> None:
     "A test that asks for this starts workers as users do, each as a new Python (seconds each)."

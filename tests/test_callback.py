@@ -33,8 +33,6 @@ from tracin_nb.runs.loop import build_loop
 from tracin_nb.runs.models import build_model, state_fingerprint
 from tracin_nb.runs.settings import RunError
 
-pytestmark = pytest.mark.usefixtures('little_garbage')
-
 
 def few_nations(inverse: bool = False) -> Dataset:
     "A third of the training triples of Nations, and a few others"

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,8 +21,10 @@ from click.testing import CliRunner
 from click.testing import Result as Outcome
 from pykeen.datasets.nations import NATIONS_TRAIN_PATH
 
+from tracin_nb.answer.results import Result
 from tracin_nb.answer.standing import BELIEFS
 from tracin_nb.app.cli import main
+from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.training import train
 
@@ -99,7 +103,7 @@ MISTAKES = {
     'the tail itself': ((*EXPLAIN, '--against', 'cuba'), '--against', "'cuba'"),
     'a contrast with nobody': ((*EXPLAIN, '--against', 'atlantis'), '--against', 'atlantis'),
     'a sample of more than all': ((*EXPLAIN, '--sample-rate', 2), '--sample-rate'),
-    'an end that cannot be': ((*EXPLAIN, '--out', 'why.xlsx'), '--out', '.csv'),
+    'an end that cannot be': ((*EXPLAIN, '--out', 'why.docx'), '--out', '.csv'),
     'a result that is there': ((*EXPLAIN, '--out', 'full'), '--out', '--overwrite'),
     'nothing to overwrite': ((*EXPLAIN, '--overwrite'), '--overwrite', '--out'),
     'a folder below a file': ((*EXPLAIN, '--out', 'train.txt/x'), '--out'),
@@ -402,3 +406,75 @@ def test_completion_is_switched_on(shell: str) -> None:
     "The page tells the line for each shell, and `tracin` answers it."
     page = (Path(__file__).parent.parent / 'nbs/commands.md').read_text(encoding='utf-8')
     assert f'_TRACIN_COMPLETE={shell}_source tracin' in page
+
+
+# ---- to pass on
+
+ASKED = {
+    'options': ('--weighting', 'sgd', '--objective', 'score', '-k', 4, '--checkpoints', '0'),
+    'against': ('--against', 'brazil', '-k', 3),
+    'near': ('--n-hops', 1, '--min-degree', 5, '--no-preserve-test-edges'),
+    'lens': ('--n-hops', 1, '--lens'),
+    'paths': ('--path-filtering', '--max-total-path-length', 2),
+    'sample': ('--sample-rate', 0.5, '--seed', 3),
+    'breakdown': ('--breakdown', '--weighting', 'adam'),
+    'by strength': ('--rank-by', 'absolute', '-k', 5),
+    'last layers': ('--use-last-layers-only',),
+}
+
+
+@pytest.mark.parametrize('name', ASKED)
+def test_the_call_that_is_shown_repeats_the_result(name: str, place: Path, tmp_path: Path) -> None:
+    done = invoke('explain', place / 'run', *ASK, *ASKED[name], '--out', tmp_path / 'one')
+    assert done.exit_code == 0, done.output
+    one = Result.load(tmp_path / 'one')
+    python, command = one.calls()['Python'], one.calls()['Command']
+    if name == 'last layers':  # an object, which stands there by its name
+        assert 'weighting=weighting' in python and not command
+        return
+    again = invoke(*shlex.split(command)[1:], '--out', tmp_path / 'two')
+    assert again.exit_code == 0, (command, again.output)
+    there: dict[str, Any] = {}
+    exec(python, there)
+    for other in (Result.load(tmp_path / 'two'), there['result']):
+        pd.testing.assert_frame_equal(other.to_frame(), one.to_frame(), check_exact=False)
+        assert other.calls() == one.calls()
+
+
+def test_a_part_of_the_training_triples_is_told(place: Path) -> None:
+    tracin = TracIn(place / 'run', weighting='sgd', devices='cpu', progress=False)
+    some = tracin.run.training.mapped_triples[:50]
+    calls = tracin.explain([TRIPLE], k=2, train=some).calls()
+    assert 'train=train' in calls['Python'] and not calls['Command']
+
+
+def test_a_page(place: Path, tmp_path: Path) -> None:
+    "One file for ten predictions, which asks no host for anything; from a question or a result."
+    page, kept = tmp_path / 'why.html', tmp_path / 'kept'
+    asked = (place / 'run', '--max', 10, *FAST, '--report', page, '--out', kept)
+    assert f'saved in {page}' in (done := invoke('explain', *asked)).output, done.output
+    text = page.read_text()
+    assert len(text) < 300_000 and text.count('<section') == 10 and text.count('<svg') > 1
+    assert not re.search(r'https?:|<script|<link|<img|@import|url\(', text)
+    assert f'saved in {kept}/report.html' in invoke('report', kept).output
+    assert (kept / 'report.html').read_text() == text
+    for words, said in (
+        (('report', kept), '--out.*exists already.*--overwrite'),
+        (('report', kept, '--out', tmp_path / 'why.pdf'), 'expected a file ending in .html'),
+        (('explain', place / 'run', *ASK, '--report', 'why.txt'), '--report.*ending in .html'),
+        (('report', place / 'empty'), 'no result|manifest'),
+    ):
+        bad = invoke(*words)
+        assert bad.exit_code and re.search(said, ' '.join(bad.output.split())), bad.output
+
+
+def test_paths_through(place: Path) -> None:
+    ask = ('paths', place / 'run', *ASK, '--weighting', 'sgd', '--max-edges', 2)
+    every, some = (
+        invoke(*ask, *more, '--format', 'csv').output.strip().split('\n')[1:]
+        for more in ((), ('--through', 'india'))
+    )
+    assert some and all('india' in line for line in some)
+    assert not all('india' in line for line in every)
+    bad = invoke(*ask, '--through', 'indya')
+    assert bad.exit_code and re.search("--through.*'indya'.*'india'", ' '.join(bad.output.split()))

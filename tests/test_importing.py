@@ -58,8 +58,6 @@ FLAGS = dict(
     ),
 )
 
-pytestmark = pytest.mark.usefixtures('little_garbage')
-
 
 @cache
 def nations(inverse: bool = False) -> TriplesFactory:

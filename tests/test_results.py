@@ -259,7 +259,7 @@ def test_an_interrupted_folder_does_not_load(
         Result.load(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['out.xlsx', 'out.CSV', 'run.2'])
+@pytest.mark.parametrize('name', ['out.docx', 'out.CSV', 'run.2'])
 def test_an_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match='expected a folder'):
         example().save(tmp_path / name)

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypedDict, Union, get_args, get_origin
@@ -766,7 +767,7 @@ class Part:
             return Sample(self.sample_rate, self.stratify_by or 'proportional', seed)
 
 # %% ../../nbs/app/50_options.ipynb #cf76aebd
-SUFFIXES = ('.csv', '.parquet', '.json')
+SUFFIXES = ('.csv', '.parquet', '.json', '.graphml', '.cyjs', '.tsv', '.xlsx')
 
 
 @dataclass(frozen=True)
@@ -775,7 +776,8 @@ class Output:
 
     out: Path | None = option(
         None,
-        'Save the whole result: a folder, or one file ending in .csv, .parquet or .json.',
+        'Save the whole result: a folder, or one file ending in .csv, .parquet, .json, .graphml, '
+        '.cyjs (Cytoscape), .xlsx, or .tsv (KGX: two files, of nodes and of edges).',
         'Output',
         kind='path',
         flags=('--out', '--output'),
@@ -827,12 +829,21 @@ def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
     folder = is_folder(out)
     if folder and out.suffix and not out.is_dir():
         refuse('--out', f'{out}: expected a folder, or a file ending in {", ".join(SUFFIXES)}')
+    if out.suffix == '.xlsx' and not folder and find_spec('openpyxl') is None:
+        refuse('--out', f'{out} needs openpyxl: pip install "tracin_nb[excel]"')
     check_writable(out, folder)
     names = {p.name for p in out.iterdir()} if out.is_dir() else None  # looked at once
     if begun and 'question.json' in (names or ()):
         return
-    if not overwrite and (out.exists() if names is None else _holds_something(names)):
+    if not overwrite and (_written(out) if names is None else _holds_something(names)):
         refuse('--out', f'{out} exists already: give another place, or --overwrite to replace it')
+
+
+def _written(out: Path) -> bool:
+    "Is there a file of that name, or one of the two that a name ending in .tsv stands for?"
+    if out.suffix != '.tsv':
+        return out.exists()
+    return any(out.with_name(f'{out.stem}_{part}.tsv').exists() for part in ('nodes', 'edges'))
 
 
 def _holds_something(names: Collection[str]) -> bool:

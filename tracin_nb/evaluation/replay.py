@@ -317,6 +317,7 @@ def replay_facts(
         memory=dict(budget=room.budget, state=room.state, prediction=room.adjoint),
         dtype=str(next(backwards.loop.model.parameters()).dtype).removeprefix('torch.'),
         device=str(backwards.loop.model.device),
+        **({} if run.folder is None else dict(asked=dict(run=str(run.folder)))),
         seed=run.seed,
         fingerprint=triples_fingerprint(run.training)[:16],
         versions=versions(),

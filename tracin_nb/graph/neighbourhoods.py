@@ -628,7 +628,7 @@ class Through:
             near = [*nearest_labels(through, training.relation_to_id), *kinds]
             near += [*nearest_labels(through, ids), *names.nearest(through, ids)]
             raise ValueError(
-                f'through={through!r} is no entity, no type of one and no relation'
+                f'{through!r} is no entity, no type of one and no relation'
                 + f'; near it: {", ".join(map(repr, dict.fromkeys(near)))}' * bool(near)
             )
         return cls(*map(frozenset, found))

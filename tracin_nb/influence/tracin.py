@@ -638,6 +638,8 @@ class TracIn:
         if question.sample:
             audit = checks.missed(self.steps, self.planner, question, side, ranking)
             more['sample'] = dict(question.ask()['sample'], **audit)
+        if question.restricted:
+            more['restricted'] = True
         if question.near:
             more['neighbourhood'] = question.near.facts | dict(restrict=question.near.restrict)
         if kept:
