@@ -35,6 +35,7 @@ import click
 
 from .. import __version__
 from tracin_nb.app.options import (
+    SUFFIXES,
     Analysis,
     Around,
     Choice,
@@ -312,7 +313,7 @@ class PredictAsked:
         self.source.check()
         self.what.check()
         self.header.check(self.source.train)
-        if self.out is not None and self.to.in_folder:
+        if self.out is not None and (self.out.is_dir() or self.out.suffix not in SUFFIXES[:3]):
             refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
 
     def next(self) -> str:
