@@ -17,17 +17,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from ..evaluation.predicting import deletions, deletions_table, replay_lds, replay_lds_table
 
 from ..answer.table import markdown
 from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
-from tracin_nb.evaluation.foretelling import (
-    deletions,
-    deletions_table,
-    foretelling,
-    foretelling_table,
-)
 from ..evaluation.mechanisms import mechanism_experiment
 from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
@@ -99,7 +94,7 @@ EXPERIMENTS = {
     'lds': Experiment(lds_experiment, lambda r: datamodel_table(r['experiments']).reset_index()),
     'corruption': Experiment(corruption, lambda r: with_intervals(r['rows'])),
     'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
-    'replay': Experiment(foretelling, foretelling_table),
+    'replay': Experiment(replay_lds, replay_lds_table),
     'deletions': Experiment(deletions, deletions_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
 }
