@@ -1258,7 +1258,7 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then really dropped, and the result says how well that was foretold. Of
+    Some of these are then really dropped, and the result says how well that was predicted. Of
     several runs, such as those of other seeds, the mean is told, and how far they agree.
 
     \b

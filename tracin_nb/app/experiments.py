@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from ..evaluation.predicting import deletions, deletions_table, replay_lds, replay_lds_table
 
 from ..answer.table import markdown
 from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
 from ..evaluation.mechanisms import mechanism_experiment
+from ..evaluation.predicting import deletions, deletions_table, replay_lds, replay_lds_table
 from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
 from ..files import replacing
