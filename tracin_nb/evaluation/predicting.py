@@ -369,7 +369,7 @@ def deletions_table(result: Mapping[str, Any]) -> pd.DataFrame:
                 for of, title in titles.items()
                 for n, x in row['correlation'][of][name].items()
             }
-            rows.append(_columns(row) | dict(influence=name) | found)
+            rows.append(_columns(row) | dict(seeds=row['seeds'], influence=name) | found)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #07a95930
