@@ -23,7 +23,12 @@ from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
 from ..evaluation.mechanisms import mechanism_experiment
-from ..evaluation.predicting import deletions, deletions_table, replay_lds, replay_lds_table
+from tracin_nb.evaluation.predicting import (
+    deletion_experiment,
+    deletions_table,
+    replay_lds,
+    replay_lds_table,
+)
 from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
 from ..files import replacing
@@ -95,7 +100,7 @@ EXPERIMENTS = {
     'corruption': Experiment(corruption, lambda r: with_intervals(r['rows'])),
     'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
     'replay': Experiment(replay_lds, replay_lds_table),
-    'deletions': Experiment(deletions, deletions_table),
+    'deletions': Experiment(deletion_experiment, deletions_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
 }
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TEST', 'TRACIN', 'SMOOTH', 'ROUGH', 'DELETIONS', 'TRAININGS', 'TrainingSettings',
            'replayed_scores', 'retrained_losses', 'reciprocal_ranks', 'own_check',
-           'lds_row', 'Deletion', 'chosen', 'trained_without', 'loss_rises', 'Deleted',
-           'influence_by_row', 'influences', 'ranked_first', 'deleted', 'deletions',
-           'deletions_table', 'replay_lds', 'replay_lds_table']
+           'lds_row', 'Deletion', 'chosen_deletions', 'trained_without', 'loss_rises',
+           'Deleted', 'influence_by_row', 'influences', 'ranked_first', 'deleted',
+           'deletion_experiment', 'deletions_table', 'replay_lds', 'replay_lds_table']
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #f0a77fa6
 import multiprocessing
@@ -170,7 +170,7 @@ class Deletion:
     rows: tuple[int, ...]
 
 
-def chosen(
+def chosen_deletions(
     scores: Mapping[str, Tensor],  # `[M, N]`, by estimator
     near: Tensor,  # booleans `[M, N]`: training triples at an entity of each prediction
     seed: int = 0,
@@ -304,7 +304,7 @@ def deleted(
         test = ranked_first(runs[0], tests)
         scores = [influences(run, test, device) for run in runs]
         near = shared_entities(runs[0].training.mapped_triples, test) > 0
-        deletions = chosen(scores[0], near)
+        deletions = chosen_deletions(scores[0], near)
         happened = [loss_rises(run, test, deletions, device).cpu().numpy() for run in runs]
         mrr = bootstrap(np.concatenate([reciprocal_ranks(run) for run in runs])).to_dict()
         check = own_check(runs[0], test[:6], device)
@@ -327,7 +327,7 @@ DELETIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-def deletions(
+def deletion_experiment(
     trainings: Sequence[Mapping[str, Any]] = DELETIONS,  # settings of `TrainingSettings`
     seeds: int = 3,
     tests: int = 8,  # predictions
