@@ -1273,7 +1273,7 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then really dropped, and the result says how well that was foretold. Of
+    Some of these are then really dropped, and the result says how well that was predicted. Of
     several runs, such as those of other seeds, the mean is told, and how far they agree.
 
     \b
@@ -1472,7 +1472,8 @@ def evaluate_command(asked: Measured) -> None:
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
     corruption   find training triples that were made wrong, by their self-influence
     stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
-    replay       foretell trainings without some triples, with rough and smooth steps
+    replay       predict trainings without some triples, with rough and smooth steps
+    deletions    replay against trainings without one triple and without four
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     \b
     Each takes a while; --set asks for less."""
