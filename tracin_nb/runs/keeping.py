@@ -7,7 +7,7 @@ __all__ = ['NESTED', 'file_facts', 'write_torch', 'verified', 'state_in', 'read_
            'check_file_finite', 'save_optimizer', 'read_saved', 'read_checkpoint',
            'read_optimizer', 'check_labels', 'write_names', 'read_kept_names',
            'write_data', 'read_data', 'seal', 'start_facts', 'write_facts', 'is_saved',
-           'read_facts', 'finished']
+           'seed_folders', 'read_facts', 'finished']
 
 # %% ../../nbs/runs/20_keeping.ipynb #7feba4bd
 import hashlib
@@ -496,11 +496,26 @@ def is_saved(facts: Mapping[str, Any]) -> bool:
     return facts.get('origin') == 'saved'
 
 
+def seed_folders(folder: Path) -> list[Path]:
+    "The folders seed-0, seed-1, ... of runs in a folder that `train_seeds` wrote, in this order"
+    found = {
+        int(p.parent.name[5:]): p.parent
+        for p in folder.glob('seed-*/run.json')
+        if p.parent.name[5:].isdecimal()
+    }
+    return [found[seed] for seed in sorted(found)]
+
+
 def _json_in(folder: Path) -> Any:
     "Return what `run.json` of a run folder holds; `RunError` if there is none, or no JSON in it"
     path = folder / 'run.json'
     if not folder.is_dir():
         raise RunError(f'{folder} is not a folder')
+    if not path.is_file() and (seeds := seed_folders(folder)):
+        raise RunError(
+            f'{folder} holds the runs of {len(seeds)} seeds, and one is needed here: give one of '
+            f'them, such as {seeds[0]}'
+        )
     if not path.is_file():
         raise RunError(
             f'{path} is missing, so this folder holds no run of tracin_nb; for other checkpoints '
