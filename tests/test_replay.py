@@ -357,7 +357,7 @@ def test_a_rough_training_is_named(tmp_path: Path) -> None:
         found = replay(run, test, test_objective='softmax', progress=False)
         assert found.facts['training'] == want, found.facts['check']
         assert ('too rough' in repr(found)) == (want == 'rough')
-        strength = [max(map(abs, t['foretold'])) for t in found.facts['dropped']['triples']]
+        strength = [max(map(abs, t['predicted'])) for t in found.facts['dropped']['triples']]
         assert strength == sorted(strength, reverse=True) and strength[-1] < strength[0] / 20
 
 
@@ -467,7 +467,7 @@ def test_a_result_names_candidates(run: Run, tmp_path: Path) -> None:
         *range(8)
     }
     assert found.facts['added']['correlation'] > 0.9 and 'dropped' not in found.facts
-    signs = [t['foretold'][0] < 0 for t in found.facts['added']['triples']]
+    signs = [t['predicted'][0] < 0 for t in found.facts['added']['triples']]
     labels = [t['triple'] for t in found.facts['added']['triples']]
     up = found.proponents[found.proponents['test_index'] == 0]
     first = up[['head', 'relation', 'tail']].values.tolist()[0]
