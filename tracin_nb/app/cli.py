@@ -1442,6 +1442,7 @@ def bench_command(asked: BenchAsked) -> None:
     floor      the pass beside a plain matrix product and a plain copy
     fb15k237   all test triples against all training triples
     robokop    1.45 million entities, 17.8 million training triples, 950 predictions
+    files      the same size, from files of labels to the first progress and to an answer
     repeat     the second question on a prepared run
     growth     exponents of time and memory
     workers    two processes and two Ray actors beside one process
