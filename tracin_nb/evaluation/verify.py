@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'NOT_TESTED', 'COUNTED', 'triple_of', 'first_proponents',
            'check_ours', 'control_rows', 'drawn', 'Without', 'held_by', 'outcome',
-           'Verification', 'span', 'in_words', 'range_text', 'fall', 'moved', 'judgement',
+           'Verification', 'in_words', 'range_text', 'fall', 'moved', 'judgement',
            'seeds_text', 'alone_text', 'table_lines', 'title_line', 'text_of', 'html_of',
            'Verified', 'frame_of', 'repeats_text', 'carry_out', 'verification', 'verify']
 
@@ -38,7 +38,7 @@ from ..graph.names import named_frame, names_of
 from ..graph.neighbourhoods import at_least_one
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from ..influence.question import training_rows, versions
-from ..progress import Progress, bar
+from ..progress import Progress, bar, span
 from ..runs.models import state_fingerprint
 from ..runs.run import Run, as_run
 from ..runs.training import BATCHES, check_again, train_again
@@ -213,14 +213,6 @@ class Verification:
             + (f' in {processes} processes' if processes > 1 else '')
             + f': about {span(total)}'
         )
-
-
-def span(seconds: float) -> str:
-    "A time in seconds, minutes or hours."
-    for unit, size in (('hours', 3600), ('minutes', 60)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s'
 
 # %% ../../nbs/evaluation/70_verify.ipynb #5538b721
 NOT_TESTED = (
