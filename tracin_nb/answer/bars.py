@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .table import SHOWN_ROWS, TRIPLE, names_beside, signed, visible
+from .table import SHOWN_ROWS, TRIPLE, names_beside, signed, spread_texts, visible
 from ..graph.names import label_shown
 from ..graph.neighbourhoods import at_least_one
 
@@ -148,14 +148,16 @@ def signed_bars(
     values: np.ndarray,  # `[N]`, drawn from the top downwards
     texts: Sequence[str],  # `[N]`, written at the ends of the bars
     names: Sequence[str],  # `[N]`, the labels of the rows
+    spread: np.ndarray | None = None,  # `[N]`, half the length of a whisker at the end of each bar
 ) -> None:
     """Horizontal bars from 0, proponents to the right and opponents to the left; few and short
     numbers on the axis."""
     for side, here in side_of(values).items():
         if here.any():
-            bars = ax.barh(
-                np.flatnonzero(here), values[here], height=0.72, label=side, **BARS[side]
-            )
+            how: dict[str, Any] = dict(height=0.72, label=side, **BARS[side])
+            if spread is not None:
+                how |= dict(xerr=spread[here], error_kw=dict(ecolor=ink(), capsize=2, lw=1))
+            bars = ax.barh(np.flatnonzero(here), values[here], **how)
             ax.bar_label(
                 bars, [texts[i] for i in np.flatnonzero(here)], padding=3, fontsize='small'
             )
@@ -184,9 +186,13 @@ def ranking_bars(
     ax = canvas(ax, 9, 1.2 + 0.27 * len(rows))
     values = rows['influence'].to_numpy()
     names = [triple_text(triple) for triple in triples_called(rows)]
-    signed_bars(ax, values, signed(values.tolist()), names)
+    texts, spread = signed(values.tolist()), None
+    if found := spread_texts(rows):
+        texts, spread = list(map('{}  {}'.format, texts, found[1])), rows['spread'].to_numpy()
+    signed_bars(ax, values, texts, names, spread)
     cut = max(map(len, sides.values())) > k
-    ax.set_xlabel(f'influence, the {k} strongest of each side' if cut else 'influence')
+    what = 'influence' if spread is None else 'mean influence ± standard deviation over runs'
+    ax.set_xlabel(f'{what}, the {k} strongest of each side' if cut else what)
     ax.set_title(title, parse_math=False)
     if max(map(len, title.split('\n'))) > _CENTRED:  # there is room above the names
         ax.title.set(x=1, horizontalalignment='right')

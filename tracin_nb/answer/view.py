@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'GROUPS', 'VIEW_STYLE', 'PROOF', 'WRITTEN', 'PAGE_STYLE', 'part_columns',
            'share_table', 'few_groups', 'splits_of', 'html_shares', 'View', 'html_title',
-           'html_said', 'html_sketch', 'folded_part', 'view_html', 'run_named',
-           'options_asked', 'against_of', 'more_asked', 'ranks_asked', 'source_named',
+           'html_said', 'html_sketch', 'folded_part', 'view_html', 'runs_named',
+           'run_source', 'options_asked', 'against_of', 'more_asked', 'ranks_asked',
            'triples_written', 'python_call', 'command_words', 'commandable',
            'command_call', 'html_calls', 'escaped_text', 'html_foot', 'in_frame',
            'page_html']
@@ -230,13 +230,20 @@ _AROUND = dict(hops='--n-hops', min_degree='--min-degree')
 _STRICT = dict(strict_hops='--strict-hop-constraint', strict_paths='--strict-path-filtering')
 
 
-def run_named(facts: Mapping[str, Any]) -> str | None:
-    "The run's folder as it was given; None if it has none, or one that will not stay."
-    folder = facts.get('asked', {}).get('run')
-    if folder is None:
-        return None
-    passing = Path(tempfile.gettempdir()) / 'tmp'
-    return None if str(folder).startswith(str(passing)) else folder
+def runs_named(facts: Mapping[str, Any]) -> list[str] | None:
+    "The runs' folders as they were given; None if one has none, or one that will not stay."
+    told = facts.get('asked', {}).get('run')
+    folders = told if isinstance(told, list) else [told]
+    passing = str(Path(tempfile.gettempdir()) / 'tmp')
+    return None if any(f is None or str(f).startswith(passing) for f in folders) else folders
+
+
+def run_source(facts: Mapping[str, Any]) -> str:
+    "The run as Python's text, or the runs as a list."
+    several, folders = 'runs' in facts, runs_named(facts)
+    if folders is None:
+        return 'runs' if several else 'run'
+    return repr(folders if several else folders[0])
 
 
 def options_asked(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,12 +281,6 @@ def ranks_asked(rows: pd.DataFrame) -> int:
     return max(1, int(rows['rank'].max())) if len(rows) else 1
 
 
-def source_named(facts: Mapping[str, Any]) -> str:
-    "The run or runs as text of Python."
-    named = run_named(facts)
-    return 'runs' if 'runs' in facts else repr(named) if named else 'run'
-
-
 def triples_written(triples: Sequence[Sequence[str]]) -> str:
     "The triples as text of Python; many are only counted."
     if len(triples) > WRITTEN:
@@ -293,7 +294,7 @@ def python_call(
     rows: pd.DataFrame,  # of the result
 ) -> str:
     "Python that asks the same."
-    k, source, asked = ranks_asked(rows), source_named(facts), triples_written(triples)
+    k, source, asked = ranks_asked(rows), run_source(facts), triples_written(triples)
     if facts.get('rung') == 'replay':
         other = ', test_objective=test_objective' if 'test_objective' in facts else ''
         return (
@@ -350,9 +351,9 @@ def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
     "Has the command a flag for all that was asked?"
     replayed, sample = facts.get('rung') == 'replay', facts.get('sample', {})
     return not (
-        {'candidates', 'restricted', 'runs'} & {*facts}
+        {'candidates', 'restricted'} & {*facts}
         or None in options_asked(facts).values()
-        or (replayed and 'test_objective' in facts)
+        or (replayed and {'runs', 'test_objective'} & {*facts})
         or sample.get('stratify_by', 'proportional') != 'proportional'
         or any(str(name).startswith('at_') for name in rows.columns)
     )
@@ -365,7 +366,7 @@ def command_call(
     if len(triples) > WRITTEN or not commandable(facts, rows):
         return ''
     k, replayed = ranks_asked(rows), facts.get('rung') == 'replay'
-    words = [run_named(facts) or 'RUN_DIR']
+    words = [*(runs_named(facts) or ['RUN_DIR'])]
     for triple in triples:
         words += ['--triple', *triple]
     words += ['-k', str(k), *([] if replayed else command_words(facts, rows))]

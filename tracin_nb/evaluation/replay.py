@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import Result
+from ..answer.results import Result, with_spread
 from ..engine.beliefs import believed
 from ..engine.objectives import Objective, make_objective
 from tracin_nb.evaluation.adjoints import (
@@ -492,9 +492,8 @@ def _over_runs(
     row = 'training_index' if new is None else 'candidate_index'
     at = result.frame[['test_index', row]].to_numpy().T
     some = every[:, *map(torch.from_numpy, at.copy())]
-    result.frame['spread'] = some.std(0).numpy()
-    result.frame['agreement'] = (some.sign() == some.mean(0).sign()).double().mean(0).numpy()
-    return result
+    agreement = (some.sign() == some.mean(0).sign()).double().mean(0)
+    return with_spread(result, some.std(0).numpy(), agreement.numpy(), len(runs))
 
 # %% ../../nbs/evaluation/60_replay.ipynb #63b72527
 @alone_in_out

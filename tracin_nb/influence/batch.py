@@ -23,14 +23,14 @@ from torch import Tensor
 
 from ..answer.formats import influence_table, write_influence_csv
 from ..answer.results import Result, records, to_json
-from ..answer.standing import BELIEFS, COUNTS, is_predicted
+from ..answer.standing import BELIEFS, COUNTS, RANGES, is_predicted
 from ..engine.shortcuts import Sample
 from ..files import entry, replacing, write_json
 from ..graph.neighbourhoods import Graph, Near, near
 from ..graph.triples import UnknownLabelError, read_triples, to_ids, to_labels
 from .cache import digest
 from .question import question_entries
-from .tracin import TracIn
+from .tracin import TracIn, each_run
 from ..locks import alone, sweep
 
 # %% ../../nbs/influence/95_batch.ipynb #664d3ac8
@@ -130,7 +130,7 @@ def _row(
 
 def held_in(result: Result) -> dict[str, Any]:
     "What the model holds of the one test triple of a result: score, ranks, known or new."
-    return records(result.tests.filter([*BELIEFS, *COUNTS]))[0]
+    return records(result.tests.filter([*BELIEFS, *RANGES, *COUNTS]))[0]
 
 
 def held_before(found: Any) -> dict[str, Any]:
@@ -209,29 +209,29 @@ class Batch:
         "The fingerprint of the question about each item."
         ids = torch.tensor([item.ids for item in items])
         every = torch.arange(self.training.num_triples)
-        t, ask = (
-            self.tracin,
-            dict(
-                k=self.k,
-                restrict=self.restrict,
-                sample=self.sample and asdict(self.sample),
-                strength=self.strength,
-                names=digest(self.names),
-            ),
+        ask = dict(
+            k=self.k,
+            restrict=self.restrict,
+            sample=self.sample and asdict(self.sample),
+            strength=self.strength,
+            names=digest(self.names),
         )
-        common = question_entries(
-            t.run,
-            t.settings,
-            t.checkpoints,
-            t.device,
-            ask,
-            triples=self.training,
-            train=every,
-            test=ids[:0],
-            objectives=(t.objective, t.test_objective),
-        )
+        common = [
+            question_entries(
+                t.run,
+                t.settings,
+                t.checkpoints,
+                t.device,
+                ask,
+                triples=self.training,
+                train=every,
+                test=ids[:0],
+                objectives=(t.objective, t.test_objective),
+            )
+            for t in each_run(self.tracin)
+        ]
         rows = [None] * len(items) if around is None else [digest(r) for r in around.rows]
-        text = json.dumps(common, sort_keys=True)
+        text = json.dumps(common if len(common) > 1 else common[0], sort_keys=True)
         return [
             hashlib.sha256(f'{text} {item.ids} {r}'.encode()).hexdigest()
             for item, r in zip(items, rows)

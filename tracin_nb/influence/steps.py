@@ -298,6 +298,10 @@ class Steps:
         "Are they loaded?"
         return 'every' in self.__dict__
 
+    def forget(self) -> None:
+        "Let the checkpoints go; they are loaded again where they are needed."
+        self.__dict__.pop('every', None)
+
     def __len__(self) -> int:
         return len(self.every)
 
