@@ -55,4 +55,4 @@ def span(seconds: float) -> str:
     for unit, size in (('hours', 3600), ('minutes', 60)):
         if seconds >= 2 * size:
             return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s'
+    return f'{seconds:.0f} s' if seconds >= 1 else 'a second'

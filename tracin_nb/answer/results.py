@@ -148,7 +148,7 @@ def replay_text(facts: dict[str, Any], predictions: int) -> str:
     if facts.get('rung') != 'estimate' or (each := facts.get('training_seconds')) is None:
         return ''
     n = trainings_of_replay(predictions)
-    return f'a replay takes about as long as {n:.0f} trainings, {span(max(n * each, 1))}'
+    return f'a replay takes about as long as {n:.0f} trainings, {span(n * each)}'
 
 
 def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['rank_shards', 'row_group', 'score_schema', 'ordered_writer', 'checkpoint_facts',
-           'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of', 'chosen_in',
-           'TracIn', 'of_candidates', 'resume']
+           'routes_taken', 'said', 'check_same', 'wanted', 'with_options_of',
+           'each_settings', 'each_run', 'one_run', 'every_score', 'chosen_in', 'TracIn',
+           'of_candidates', 'taken_run', 'told_of_runs', 'mean_result', 'of_runs',
+           'resume']
 
 # %% ../../nbs/influence/90_tracin.ipynb #341fbd8a
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from fastcore.meta import delegates
@@ -28,7 +31,15 @@ from pykeen.triples import TriplesFactory
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import SHALLOW, Result, SelfInfluence, few_digits, records
+from tracin_nb.answer.results import (
+    SHALLOW,
+    Result,
+    SelfInfluence,
+    few_digits,
+    records,
+    with_spread,
+)
+from ..answer.standing import joint_beliefs
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
 from ..engine.gradients import Engine, FactoredEngine
@@ -42,6 +53,18 @@ from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from . import aggregation, checks
 from .cache import FactorCache
 from .cluster import pick_workers
+from tracin_nb.influence.means import (
+    KEPT,
+    PASS,
+    Moments,
+    check_moments,
+    joint_facts_of,
+    keep_moments,
+    kept_moments,
+    near_rows_of,
+    ranked_means,
+    take_run,
+)
 from .memory import release
 from .parts import Parts, begin, continued, read_question, summed
 from .plan import Planner
@@ -73,7 +96,8 @@ from tracin_nb.influence.steps import (
 )
 from .tiles import Pass
 from ..locks import alone_in_out
-from ..runs.run import Run, as_run
+from ..runs.run import Run
+from ..runs.seeds import as_runs
 
 # %% ../../nbs/influence/90_tracin.ipynb #2bd558f1
 def rank_shards(ranking: Ranking, work: Work, parts: Parts | None) -> None:
@@ -200,6 +224,37 @@ def with_options_of(settings: type) -> Callable[[_Function], _Function]:
     "Return a decorator that shows the fields of a dataclass in place of `**options`."
     return delegates(settings, keep=True)
 
+# %% ../../nbs/influence/90_tracin.ipynb #edcac97e
+def each_settings(settings: Settings, runs: int) -> Settings:
+    "Return the settings of each of several runs, which share the budget with their mean."
+    if runs == 1:
+        return settings
+    return replace(settings, memory=max(1, parse_bytes(settings.memory) // PASS))
+
+
+def each_run(tracin: 'TracIn') -> list['TracIn']:
+    "Return what explains each of the runs."
+    return [tracin, *tracin.others]
+
+
+def one_run(tracin: 'TracIn', **asked: Any) -> None:
+    "Raise `ValueError` for the first of what is `asked` that takes one run, if there are several."
+    given = [name for name, x in asked.items() if x is not None]
+    if tracin.others and given:
+        raise ValueError(
+            f'{given[0]} takes one run, and this TracIn has {1 + len(tracin.others)}: make one of '
+            'a single run, such as TracIn(runs[0])'
+        )
+
+
+def every_score(tracin: 'TracIn', test: Tensor, triples: Tensor) -> Tensor:
+    "Return the influence `[M, n]` of training `triples` `[n, 3]` in the first run."
+    found: dict[int, Tensor] = {}
+    with arithmetic(tracin.settings.precision), naming(test, triples, tracin.run.training):
+        work = tracin._matrix(test, torch.arange(len(triples)), triples)
+        work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
+    return torch.cat([found[i] for i in sorted(found)], dim=1)
+
 # %% ../../nbs/influence/90_tracin.ipynb #29020efe
 def chosen_in(run: Run, settings: Settings) -> dict[str, Any]:
     "Return the run's folder, if it has one, and the options that are not at their defaults."
@@ -217,7 +272,8 @@ class TracIn:
         | Path
         | str
         | Model
-        | PipelineResult,  # a run, its folder, a model, or a pipeline's result
+        | PipelineResult
+        | Sequence[Run | Path | str],  # a run, its folder, a model, a pipeline's result; several
         objective: str | Objective = 'training',  # loss of the training triples
         *,
         cache: FactorCache | None = None,  # keeps test triples' gradients for the next question
@@ -227,7 +283,8 @@ class TracIn:
     ):  # the options in `Settings`; `names`; for a model: `training`, `learning_rates`, ...
         named = {f.name for f in fields(Settings)}
         self.settings = Settings(objective, **{n: x for n, x in options.items() if n in named})
-        self.run = as_run(run, **{n: x for n, x in options.items() if n not in named})
+        runs = as_runs(run, **{n: x for n, x in options.items() if n not in named})
+        self.run, each = runs[0], each_settings(self.settings, len(runs))
         self.objective = make_objective(objective, self.run)
         other = self.settings.test_objective
         self.test_objective = self.objective if other is None else make_objective(other, self.run)
@@ -242,12 +299,12 @@ class TracIn:
             self.checkpoints,
             compile=self.settings.compile and not workers,
         )
-        self.steps = Steps(
-            self.settings, self.objective, self.device, load, telling=Telling(progress)
-        )
+        self.steps = Steps(each, self.objective, self.device, load, telling=Telling(progress))
         self.tests = Tests(self.steps, self.run, cache)
         self.planner = Planner(self.steps, self.run.training.mapped_triples)
         self._prepared: Prepared | None = None
+        how: dict[str, Any] = dict(cache=cache, progress=progress)
+        self.others = [TracIn(r, **each.to_dict(), **how) for r in runs[1:]]  # of further seeds
 
     @property
     def counters(self) -> Counters:
@@ -275,11 +332,15 @@ class TracIn:
         overwrite: bool = False,
     ) -> Result:
         """Return the training triples that pushed the model most towards (proponents) and away from
-        (opponents) each test triple.
+        (opponents) each test triple. Of several runs: by the mean influence, with its `spread` (the
+        standard deviation over the runs) and `agreement` (the share of the runs with its sign).
 
         Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers
         fail for good."""
         start, folder = time.perf_counter(), None if out is None else Path(out)
+        if self.others:
+            one_run(self, sample=sample, breakdown=breakdown or None, candidates=candidates)
+            return of_runs(self, test, k, (train, near, against), folder, overwrite, start)
         if candidates is not None:
             held = dict(train=train, near=near, sample=sample, breakdown=breakdown or None)
             return of_candidates(self, test, candidates, k, against, held | dict(out=out), start)
@@ -302,18 +363,18 @@ class TracIn:
         # training triples; by default all, in the order of `run.training.mapped_triples`
         train: Any = None,
     ) -> Tensor:
-        """Return the influence `[M, N]` of each training triple on each test triple, on the CPU.
-        It is held whole."""
-        training, found = self.run.training, {}
+        """Return the influence `[M, N]` of each training triple on each test triple, on the CPU; of
+        several runs the mean. It is held whole."""
+        training = self.run.training
         triples, test = training.mapped_triples, to_ids(test, training)
         if train is not None:
             triples = to_ids(train, training)
             training_rows(triples, training)  # are they all?
         untaught(test, training)
-        with arithmetic(self.settings.precision), naming(test, triples, training):
-            work = self._matrix(test, torch.arange(len(triples)), triples)
-            work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
-        whole = torch.cat([found[i] for i in sorted(found)], dim=1)
+        whole = every_score(self, test, triples)
+        for part in self.others:
+            whole += every_score(part, test, triples)
+        whole = whole / (1 + len(self.others)) if self.others else whole
         _warn_of_few_digits(whole)
         return whole
 
@@ -325,6 +386,7 @@ class TracIn:
     ) -> Path:
         """Write the influence of each training triple on each test triple, in the training set's
         order."""
+        one_run(self, write_scores=True)
         training, path = self.run.training, Path(path)
         test, rows = to_ids(test, training), training_rows(train, training)
         untaught(test, training)
@@ -351,6 +413,7 @@ class TracIn:
     ) -> SelfInfluence:
         """Return the training triples with the greatest influence on their own loss: `sum_k lr_k
         |grad|^2` by default."""
+        one_run(self, self_influence=True)
         start, rows, slopes = time.perf_counter(), training_rows(train, self.run.training), []
         triples = self.run.training.mapped_triples[rows]
         with (
@@ -389,6 +452,7 @@ class TracIn:
         influence.
 
         Raises `ValueError` if the result was made otherwise."""
+        one_run(self, by_checkpoint=True)
         test = torch.tensor(result.tests[['head_id', 'relation_id', 'tail_id']].to_numpy())
         check_same(result, self.facts(self._objective(test, against)))
         rows = np.unique(result.frame['training_index'])
@@ -406,6 +470,7 @@ class TracIn:
     ) -> Tensor:
         """Return the influence `[K, M, n]` at each of the K checkpoints, whose sum `scores`
         gives. It is held whole."""
+        one_run(self, scores_by_checkpoint=True)
         test, train = to_ids(test, self.run.training), to_ids(train, self.run.training)
         training_rows(train, self.run.training)  # are they all?
         untaught(test, self.run.training)
@@ -419,7 +484,8 @@ class TracIn:
         if self.tests.cache is None:
             raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
         with arithmetic(self.settings.precision):
-            self.tests.side(to_ids(test, self.run.training), self.tests.engines())
+            for part in each_run(self):
+                part.tests.side(to_ids(test, self.run.training), part.tests.engines())
 
     def prepare(
         self,
@@ -431,6 +497,7 @@ class TracIn:
         questions to come.
 
         Return what was kept. Raises `ValueError` if it does not fit into `budget`."""
+        one_run(self, prepare=True)
         if precision not in (None, 'bf16', 'fp16'):
             raise ValueError(f'precision {precision!r}; expected "bf16" or "fp16"')
         dtype, room = (
@@ -693,6 +760,100 @@ def of_candidates(
     result.frame = result.frame.rename(columns=dict(training_index='candidate_index'))
     return said(result.with_names(tracin.run.names, keep=True))
 
+# %% ../../nbs/influence/90_tracin.ipynb #06dff4d7
+def taken_run(tracin: TracIn, question: Question, moments: Moments) -> dict[str, Any]:
+    "Take the influences of one run into the moments; return what is told of it, as plain values."
+    steps, run, test, rows = tracin.steps, tracin.run, question.test, question.rows
+    every, loss = tracin.planner.every, question.test_objective
+    with naming(test, every, run.training):
+        side, own, slopes = tracin.tests.side(test, tracin._engines(loss))
+        whole = tracin.planner.plan(side, rows, question.k)
+        sloped = take_run(moments, whole, side, question.k, rows, steps, tracin.crew)
+    more: dict[str, Any] = checks.measured_errors(steps, loss, test, every[rows])
+    more |= checks.slope_facts(steps, run, loss, test[~slopes.cpu()], sloped)
+    beliefs, about = checks.held(steps, run, tracin.checkpoints, test, len(whole))
+    memory = dict(budget=budget(steps.settings), predicted=whole.peak)
+    more |= dict(tile=whole.size, memory=memory, training_triples=len(rows), beliefs=about)
+    told = dict(facts=tracin.facts(loss, **more), own=own.tolist(), slopes=slopes.tolist())
+    return json.loads(json.dumps(told | dict(beliefs=beliefs.to_dict('list'))))
+
+
+def told_of_runs(
+    several: Sequence[TracIn], questions: Sequence[Question], parts: Parts | None, memory: int
+) -> tuple[Moments, list[dict[str, Any]]]:
+    "Go through the runs that are not yet in `parts`; return the moments and what is told of each."
+    asked = questions[0]
+    wide = any(x.dtype == torch.float64 for x in asked.run.state(-1).values())
+    dtype = torch.float64 if wide else torch.float32
+    check_moments(len(asked.test), len(asked.rows), dtype, memory)
+    kept = kept_moments(parts) if parts else None
+    moments, told = kept or (Moments.blank(len(asked.test), len(asked.rows), dtype), [])
+    for tracin, question in list(zip(several, questions))[len(told) :]:
+        told.append(taken_run(tracin, question, moments))
+        if parts:
+            keep_moments(parts, moments, told)
+        held = tracin.steps.metric_bytes + sum(s.nbytes for s in tracin.steps)
+        if held * len(several) > memory // KEPT:
+            tracin.steps.forget()
+            release()
+    return moments, told
+
+
+def mean_result(
+    question: Question, moments: Moments, told: Sequence[Mapping[str, Any]], more: dict[str, Any]
+) -> Result:
+    "Return the result of the moments over the runs, with facts from what is `told` of each."
+    training, rows, near = question.run.training, question.rows, question.near
+    around = near_rows_of(near, rows, training.num_triples)
+    ranking = ranked_means(moments, rows, question.k, around, near is None or near.restrict)
+    facts = joint_facts_of([t['facts'] for t in told]) | more
+    own, slopes = (torch.tensor([t[name] for t in told]) for name in ('own', 'slopes'))
+    beliefs = joint_beliefs([pd.DataFrame(t['beliefs']) for t in told])
+    held = own.to(moments.mean.dtype).mean(0), slopes.any(0), beliefs
+    result = Result.of(question.test, training, ranking, facts, None, *held)
+    at = torch.from_numpy(result.frame[['test_index', 'training_index']].to_numpy().T.copy())
+    at[1] = torch.searchsorted(rows, at[1].contiguous())
+    result = with_spread(
+        result, moments.spread(*at).numpy(), moments.agreement(*at).numpy(), moments.runs
+    )
+    return aggregation.with_near(result, near, ranking.sums) if near else result
+
+
+def of_runs(
+    tracin: TracIn,
+    test: Any,
+    k: int,
+    about: tuple[Any, Near | None, str | int | None],  # train, near, against: as for `explain`
+    out: Path | None,
+    overwrite: bool,
+    start: float,
+) -> Result:
+    "Return the answer of several runs to a question: the means, from one run after another."
+    several, (train, near, against) = each_run(tracin), about
+    with arithmetic(tracin.settings.precision):
+        ask = [p._question(test, k, train, near, None, against, False) for p in several]
+        asked = dict(runs=[q.asked() for q in ask])
+        parts = None if out is None or overwrite else continued(out, asked)
+        if out and parts and parts.complete:
+            return said(Result.load(out).with_names(tracin.run.names, keep=True))
+        if out and not parts:
+            every = [q.again(tracin.crew.workers, tracin.crew.auto) for q in ask]
+            known = [a for a in every if a is not None]
+            again = dict(known[0], run=[a['run'] for a in known]) if known == every else None
+            how = dict(bounds=[*range(len(ask) + 1)], trial_passes=0)
+            parts = begin(out, asked, how, again, overwrite)
+        more = untaught(ask[0].test, tracin.run.training)
+        memory = parse_bytes(tracin.settings.memory)
+        moments, told = told_of_runs(several, ask, parts, memory)
+        facts: dict[str, Any] = dict(more, memory=dict(budget=memory))
+        if near:
+            facts['neighbourhood'] = near.facts | dict(restrict=near.restrict)
+        facts['seconds'] = round(time.perf_counter() - start, 3)
+        result = mean_result(ask[0], moments, told, facts)
+    if out and parts:
+        parts.close(result.save(out))
+    return said(result)
+
 # %% ../../nbs/influence/90_tracin.ipynb #8ae5ced9
 def resume(
     out: Path | str,  # a folder that `explain(..., out=folder)` began
@@ -709,11 +870,11 @@ def resume(
             f'does not hold: make the '
             f'same TracIn again and call explain(..., out={str(out)!r})'
         )
-    run, names = as_run(again['run']), again.get('names')
+    runs, names = as_runs(again['run']), again.get('names')
     if names is not None:  # other than the run's own
-        run = run.with_names(names_of_text(names) if names else None)
+        runs = [r.with_names(names_of_text(names) if names else None) for r in runs]
     how: dict[str, Any] = dict(devices=devices or again['devices'], progress=progress)
-    ask, tracin = again['ask'], TracIn(run, **again['options'], **how)
+    ask, tracin = again['ask'], TracIn(runs, **again['options'], **how)
     train = None if ask['train'] is None else torch.tensor(ask['train'])
     sample = ask['sample'] and Sample(**ask['sample'])
     return tracin.explain(
