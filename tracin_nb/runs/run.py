@@ -24,7 +24,7 @@ from pykeen.triples.instances import BatchedSLCWAInstances
 from pykeen.triples.weights import LossWeighter
 
 from ..graph.names import Names, NamesGiven, as_names, name_triples, named_frame, names_of
-from ..graph.triples import triples_fingerprint
+from ..graph.triples import note_fingerprint, triples_fingerprint
 from ..progress import Progress, silent
 from .assumed import assumed_settings
 from tracin_nb.runs.given import (
@@ -58,6 +58,7 @@ from tracin_nb.runs.keeping import (
     read_data,
     read_facts,
     read_optimizer,
+    seal,
     start_facts,
     verified,
     write_data,
@@ -169,7 +170,10 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
     facts = read_facts(folder)
     settings, rows = facts['settings'], facts['checkpoints']
     data = read_data(folder, facts['files'], settings['inverse'])
-    if triples_fingerprint(data['training']) != facts['dataset']['fingerprint']:
+    found = facts['dataset']['fingerprint']
+    if facts.get('seal') == seal(found, facts['files']):
+        note_fingerprint(data['training'], found)
+    elif triples_fingerprint(data['training']) != found:
         raise RunError(
             f'{folder / "run.json"}: the fingerprint of the training triples is not that of '
             f'{facts["files"]["triples"]["file"]}'
@@ -189,6 +193,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         folder=folder,
         settings=settings | last_measured(settings, facts['evaluations']),
         stopped=facts['stopped'],
+        seconds=rows[-1].get('seconds'),
     )
     if is_saved(facts):
         return fields | _saved_fields(settings, facts, data['training'])
@@ -270,6 +275,7 @@ def _write_run(run: 'Run', folder: Path, model_kwargs: Mapping[str, Any] | None)
     name, optimizer = run.optimizer or (None, {})
     facts['optimizer'] = plain(optimizer | dict(name=name), 'optimizer') if name else {}
     facts['files'] = write_data(folder, _Data(run.training, run.validation, run.testing))
+    facts['seal'] = seal(facts['dataset']['fingerprint'], facts['files'])
     facts['checkpoints'] = [_write_checkpoint(run, folder, k) for k in range(len(run.checkpoints))]
     write_facts(folder, facts)
 
@@ -299,6 +305,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)  # of `train`; else the model's name
     stopped: dict[str, Any] | None = None  # the epoch of an early stop, and why; None: it was not
     assumed: dict[str, str] = field(default_factory=dict)  # settings that nobody told: value; why
+    seconds: float | None = None  # that its training took; None: not known
     low: dict[int, str] = field(default_factory=dict, init=False, compare=False)  # 16-bit weights
 
     def __repr__(self) -> str:
