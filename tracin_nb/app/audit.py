@@ -35,9 +35,9 @@ from ..answer.standing import known_text, rank_text
 from ..answer.table import TRIPLE, html_ranking, html_rankings, signed
 from .explorer import InfluenceExplorer
 from tracin_nb.app.panels import (
+    ChosenRows,
     Kept,
     Panel,
-    Rows,
     RunPanel,
     Search,
     amount,
@@ -173,7 +173,7 @@ def _controls(self: TrainingAudit) -> None:
     self.objective, self.weighting = loss_field(objectives(self.run)), weighting_field()
     self.checkpoints = checkpoint_field(self.run)
     self.k = amount('Rows', 100, min(1000, self.run.training.num_triples))
-    self.ranking, self.suspects = Rows(several=True), Rows(several=True)
+    self.ranking, self.suspects = ChosenRows(several=True), ChosenRows(several=True)
     self.buttons = {
         name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What speaks against it?')
     }

@@ -10,7 +10,7 @@ __all__ = ['LOOK', 'ORDERS', 'EMPTY', 'SHOWN_PATHS', 'PICTURES', 'ExplorerQuesti
 # %% ../../nbs/app/20_explorer.ipynb #5ff3f916
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +39,7 @@ from tracin_nb.answer.view import (
     splits_of,
 )
 from tracin_nb.app.panels import (
-    Rows,
+    ChosenRows,
     RunPanel,
     Search,
     amount,
@@ -254,7 +254,7 @@ def _controls(self: InfluenceExplorer) -> None:
     self.count = amount('How many', 100, max(100, tests))
     self.predict_button = w.Button(description='Best predictions')
     self.rank_button = w.Button(description='Rank test triples')
-    self.predictions = Rows()
+    self.predictions = ChosenRows()
     self.predictions.add_class('tracin-few')
     self.objective = loss_field([*objectives(self.run), 'softmax', 'softmax-head'])
     self.weighting, self.checkpoints = weighting_field(), checkpoint_field(self.run)
@@ -270,7 +270,7 @@ def _views(self: InfluenceExplorer) -> None:
     "What is answered."
     self.title, self.breakdown, self.around = (w.HTML() for _ in range(3))
     self.image, self.files, self.found_paths, self.proof = (w.HTML() for _ in range(4))
-    self.rows = Rows()
+    self.rows = ChosenRows()
     self.breakdown.add_class('tracin-detail')
     self.filter = typed_text('Filter rows', 'words to find')
     self.sort = choice('Sort by', [(text, name) for name, text in ORDERS.items()])

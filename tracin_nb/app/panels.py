@@ -8,9 +8,9 @@ __all__ = ['STYLE', 'LOSSES', 'HOW', 'PICKING', 'Stopped', 'duration', 'progress
            'FieldError', 'cell', 'html_table', 'new_axes', 'png', 'picture', 'download',
            'links', 'up_to', 'choice', 'amount', 'typed_text', 'folded', 'rows_list',
            'beside', 'code_area', 'checkpoint_field', 'chosen_checkpoints', 'objectives',
-           'loss_field', 'weighting_field', 'Rows', 'panel', 'in_panel', 'panel_names',
-           'Panel', 'entity_index', 'relation_index', 'Kept', 'RunPanel', 'arguments',
-           'source_of']
+           'loss_field', 'weighting_field', 'ChosenRows', 'panel', 'in_panel',
+           'panel_names', 'Panel', 'entity_index', 'relation_index', 'Kept', 'RunPanel',
+           'arguments', 'source_of']
 
 # %% ../../nbs/app/10_panels.ipynb #5a478e16
 import base64
@@ -642,7 +642,7 @@ rows.forEach((r, i) => { r.tabIndex = i ? -1 : 0;
 mark();"""
 
 
-class Rows(w.VBox):
+class ChosenRows(w.VBox):
     "Tables whose rows can be chosen by click and by keys."
 
     value = Tuple()  # the places of the chosen rows, as they were given to `show`
