@@ -8,13 +8,13 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'Predicted', 'PredictAsked', 'predictions_table', 'predict_command',
            'check_against', 'resumable', 'Ranked', 'Why', 'Asked', 'refuse_with',
            'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
-           'check_several', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
-           'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
-           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
-           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
-           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
-           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
-           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'check_several', 'profiled', 'explained', 'known_paths', 'marked',
+           'offer_replay', 'answer', 'run_command', 'own_influence', 'BatchAsked',
+           'batch_command', 'batch_status', 'Graphed', 'FilterAsked', 'filter_command',
+           'PathsAsked', 'paths_between', 'ranked_paths', 'held_of', 'with_told',
+           'print_paths', 'save_paths', 'paths_command', 'ReportAsked', 'report_command',
+           'Begun', 'ResumeAsked', 'resume_command', 'status_command', 'ReplayAsked',
+           'replay_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
            'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
            'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
            'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
@@ -706,6 +706,14 @@ def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
     return mark(report, mechanisms)
 
 # %% ../../nbs/app/70_cli.ipynb #59aad7bb
+def offer_replay(report: 'Result', tracin: 'TracIn') -> None:
+    "Say what a replay of the same predictions would take, if the training can be replayed."
+    from tracin_nb.answer.results import replay_text
+
+    if price := replay_text(report.facts, len(report)):
+        say(f'tracin: note: these are estimates; {price} (tracin replay {tracin.run.folder})')
+
+
 def answer(asked: Asked) -> None:
     "What `tracin explain` does."
     asked.check()
@@ -726,6 +734,7 @@ def answer(asked: Asked) -> None:
         near = asked.around.near(tracin.run.training, test)
         report = marked(explained(tracin, test, near, asked), mechanisms)
         asked.table.write(report, tracin.run, names)
+        offer_replay(report, tracin)
         if why.report:
             say(f'saved in {report.report(why.report)}')
         deliver(report, to, asked.saved)
