@@ -262,29 +262,30 @@ def _controls(self: InfluenceExplorer) -> None:
     self.hops = choice('Only near head and tail', up_to(1, 3, 'within {} steps of both'))
     self.path_length = choice('Only on short paths', up_to(2, 4, 'of at most {} edges'))
     self.restrict = choice('Other triples', [('left out', True), ('kept, near ones marked', False)])
-    self._views()
+    _views(self)
 
 
-@patch
-def _views(self: InfluenceExplorer) -> None:
+def _views(explorer: InfluenceExplorer) -> None:
     "What is answered."
-    self.title, self.breakdown, self.around = (w.HTML() for _ in range(3))
-    self.image, self.files, self.found_paths, self.proof = (w.HTML() for _ in range(4))
-    self.rows = ChosenRows()
-    self.breakdown.add_class('tracin-detail')
-    self.filter = typed_text('Filter rows', 'words to find')
-    self.sort = choice('Sort by', [(text, name) for name, text in ORDERS.items()])
-    self.sides = choice('Show', [('both sides', SIDES), *((f'{s}s', (s,)) for s in SIDES)])
-    self.through = typed_text('Paths through (if any)', 'entity, type, relation')
-    self.longest = choice('Length (max_edges)', [(f'up to {n} edges', n) for n in (3, 2, 4)])
-    self.paths_button = w.Button(description='Show paths')
-    self.picture = choice('Picture', [*PICTURES])
-    self.draw_button = w.Button(description='Draw')
-    self.code = code_area()
-    self.verify_k = amount('Leave out (triples)', 5, 20)
-    self.verify_seeds = amount('Trainings of each (seeds)', 3, 20)
-    self.verify_button = w.Button(description='Verify')
-    self.answer_box = w.VBox([w.HTML(f'<p class="tracin-hint">{EMPTY}</p>')])
+    explorer.title, explorer.breakdown, explorer.around = (w.HTML() for _ in range(3))
+    explorer.image, explorer.files, explorer.found_paths, explorer.proof = (
+        w.HTML() for _ in range(4)
+    )
+    explorer.rows = ChosenRows()
+    explorer.breakdown.add_class('tracin-detail')
+    explorer.filter = typed_text('Filter rows', 'words to find')
+    explorer.sort = choice('Sort by', [(text, name) for name, text in ORDERS.items()])
+    explorer.sides = choice('Show', [('both sides', SIDES), *((f'{s}s', (s,)) for s in SIDES)])
+    explorer.through = typed_text('Paths through (if any)', 'entity, type, relation')
+    explorer.longest = choice('Length (max_edges)', [(f'up to {n} edges', n) for n in (3, 2, 4)])
+    explorer.paths_button = w.Button(description='Show paths')
+    explorer.picture = choice('Picture', [*PICTURES])
+    explorer.draw_button = w.Button(description='Draw')
+    explorer.code = code_area()
+    explorer.verify_k = amount('Leave out (triples)', 5, 20)
+    explorer.verify_seeds = amount('Trainings of each (seeds)', 3, 20)
+    explorer.verify_button = w.Button(description='Verify')
+    explorer.answer_box = w.VBox([w.HTML(f'<p class="tracin-hint">{EMPTY}</p>')])
 
 
 EMPTY = (
@@ -301,15 +302,15 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
         (self.predict_button, self.start_predicting),
         (self.rank_button, self.start_ranking),
         (self.draw_button, self.start_drawing),
-        (self.paths_button, self.start_paths),
+        (self.paths_button, partial(_start_paths, self)),
         (self.verify_button, self.start_verifying),
     ):
         button.on_click(self.handler(method))
     self.predictions.observe(self.handler(self.take), 'value')
-    self.rows.observe(self.handler(self.choose), 'value')
+    self.rows.observe(self.handler(partial(_choose, self)), 'value')
     for field in (self.filter, self.sort, self.sides):
-        field.observe(self.handler(self.listed), 'value')
-    self._answer = self._answered()
+        field.observe(self.handler(partial(_listed, self)), 'value')
+    self._answer = _answered(self)
     asked = beside(self.head.box, self.relation.box, self.tail.box)
     return panel(
         'Which training triples made the model believe this?',
@@ -319,37 +320,35 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
         self.predictions,
         self.job.box,
         self.alert,
-        self._settings(),
+        _settings(self),
         self.answer_box,
     )
 
 
-@patch
-def _settings(self: InfluenceExplorer) -> w.VBox:
+def _settings(explorer: InfluenceExplorer) -> w.VBox:
     "What most questions leave as it is."
     return folded(
         'More settings',
-        beside(self.objective, self.weighting, self.k, self.checkpoints),
-        beside(self.hops, self.path_length, self.restrict, self.against.box),
+        beside(explorer.objective, explorer.weighting, explorer.k, explorer.checkpoints),
+        beside(explorer.hops, explorer.path_length, explorer.restrict, explorer.against.box),
     )
 
 
-@patch
-def _answered(self: InfluenceExplorer) -> list[w.Widget]:
+def _answered(explorer: InfluenceExplorer) -> list[w.Widget]:
     "The parts of an answer."
     return [
-        self.title,
-        self.files,
-        beside(self.filter, self.sort, self.sides),
-        self.breakdown,
-        self.rows,
-        self.around,
-        beside(self.through, self.longest, self.paths_button),
-        self.found_paths,
-        beside(self.verify_k, self.verify_seeds, self.verify_button),
-        self.proof,
-        folded('Pictures', beside(self.picture, self.draw_button), self.image),
-        folded('Python that asks the same', self.code),
+        explorer.title,
+        explorer.files,
+        beside(explorer.filter, explorer.sort, explorer.sides),
+        explorer.breakdown,
+        explorer.rows,
+        explorer.around,
+        beside(explorer.through, explorer.longest, explorer.paths_button),
+        explorer.found_paths,
+        beside(explorer.verify_k, explorer.verify_seeds, explorer.verify_button),
+        explorer.proof,
+        folded('Pictures', beside(explorer.picture, explorer.draw_button), explorer.image),
+        folded('Python that asks the same', explorer.code),
     ]
 
 # %% ../../nbs/app/20_explorer.ipynb #b275fd7d
@@ -423,23 +422,21 @@ def take(self: InfluenceExplorer) -> None:
             getattr(self, part).label = self.tests[part][place]
 
 
-@patch
-def choose(self: InfluenceExplorer) -> None:
+def _choose(explorer: InfluenceExplorer) -> None:
     "Show the breakdown of the chosen row."
-    if not self.rows.value:
+    if not explorer.rows.value:
         return
-    row = self.result.frame.loc[self.rows.value[0]]
-    name = f'{row["kind"]} {row["rank"]}: {"  ".join(self.named(row[part]) for part in TRIPLE)}'
+    row = explorer.result.frame.loc[explorer.rows.value[0]]
+    name = f'{row["kind"]} {row["rank"]}: {"  ".join(explorer.named(row[part]) for part in TRIPLE)}'
     tables = [
         html_table(frame, f'Influence of {name}, by {by}') for by, frame in parts_of(row).items()
     ]
-    self.breakdown.value = f'<div class="tracin-parts">{"".join(tables)}</div>'
+    explorer.breakdown.value = f'<div class="tracin-parts">{"".join(tables)}</div>'
 
 # %% ../../nbs/app/20_explorer.ipynb #842927e9
-@patch(as_prop=True)
-def named_result(self: InfluenceExplorer) -> Result:
+def _named_result(explorer: InfluenceExplorer) -> Result:
     "The answer with the panel's names."
-    return self.result.with_names(self.names if self.names else None, keep=True)
+    return explorer.result.with_names(explorer.names if explorer.names else None, keep=True)
 
 
 @patch
@@ -449,40 +446,39 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
     self.plan, self.proof.value, self.found_paths.value, self.image.value = None, '', '', ''
     self.title.value, self.around.value = heading_of(self), evidence_of(self)
     self.code.value = question.code(source_of(self.run), self.told)
-    self.listed()
+    _listed(self)
     self.export()
     self.answer_box.children = self._answer
 
 
-@patch
-def listed(self: InfluenceExplorer) -> None:
+def _listed(explorer: InfluenceExplorer) -> None:
     "Show the rows that were asked for, in the order that was asked for."
-    if self.result is None:
+    if explorer.result is None:
         return
-    view = self.named_result.view(0)
+    view = _named_result(explorer).view(0)
     sides = {
-        f'{side}s': holding(view.sides[f'{side}s'], self.filter.value).sort_values(
-            self.sort.value, kind='stable'
+        f'{side}s': holding(view.sides[f'{side}s'], explorer.filter.value).sort_values(
+            explorer.sort.value, kind='stable'
         )
-        for side in self.sides.value
+        for side in explorer.sides.value
     }
     places = [place for rows in sides.values() for place in rows.index]
-    self.rows.show(html_rankings(sides, len(view.rows)) + html_note(view.note), places)
-    self.breakdown.value = message(
+    explorer.rows.show(html_rankings(sides, len(view.rows)) + html_note(view.note), places)
+    explorer.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )
 
 
 def heading_of(explorer: InfluenceExplorer) -> str:
     "What was asked, and what the model holds of it, as HTML."
-    view, other = explorer.named_result.view(0), explorer.question.against
+    view, other = _named_result(explorer).view(0), explorer.question.against
     against = f'<p>and not {html.escape(explorer.named(other))}</p>' if other else ''
     return in_panel(html_title(view) + against + html_said(view.said))
 
 
 def evidence_of(explorer: InfluenceExplorer) -> str:
     "What lies around head and tail, and the shares, as HTML."
-    view, facts = explorer.named_result.view(0), explorer.result.facts
+    view, facts = _named_result(explorer).view(0), explorer.result.facts
     shares = ''.join(html_shares(view.rows, by) for by in splits_of(view.rows))
     told = f'Shares of the |influence| of the {len(view.rows)} triples named'
     return in_panel(
@@ -497,7 +493,7 @@ def evidence_of(explorer: InfluenceExplorer) -> str:
 def export(self: InfluenceExplorer, *pictures: bytes) -> None:
     "Links that save the answer as a page and as tables, and the picture if there is one."
     with TemporaryDirectory() as folder:
-        page = self.named_result.report(Path(folder) / 'why.html').read_bytes()
+        page = _named_result(self).report(Path(folder) / 'why.html').read_bytes()
     report = download('why.html', page, 'text/html', main='Report')
     found = links(self.result, 'influence', **{'png': content for content in pictures})
     self.files.value = report + found
@@ -506,29 +502,27 @@ def export(self: InfluenceExplorer, *pictures: bytes) -> None:
 SHOWN_PATHS = 20
 
 
-@patch
-def start_paths(self: InfluenceExplorer) -> None:
+def _start_paths(explorer: InfluenceExplorer) -> None:
     "Find the paths. Raises `ValueError` before there is an answer."
-    if self.result is None:
+    if explorer.result is None:
         raise ValueError('there is nothing to find paths for yet: press Run')
-    self.begin(self.find_paths)
+    explorer.begin(partial(_find_paths, explorer))
 
 
-@patch
-def find_paths(self: InfluenceExplorer) -> None:
+def _find_paths(explorer: InfluenceExplorer) -> None:
     "Show the best paths. Raises `ValueError` for a `through` that is not in the graph."
-    (head, _, tail), most = self.question.triple, self.longest.value
-    through = self.through.value.strip() or None
-    found = paths(self.graph, head, tail, max_edges=most, through=through)
+    (head, _, tail), most = explorer.question.triple, explorer.longest.value
+    through = explorer.through.value.strip() or None
+    found = paths(explorer.graph, head, tail, max_edges=most, through=through)
     way = f' through {through}' if through else ''
     if not found:
-        self.found_paths.value = message(f'no path of 2 to {most} edges leads there{way}')
+        explorer.found_paths.value = message(f'no path of 2 to {most} edges leads there{way}')
         return
-    scores = score_paths(found, self.every())
-    best = path_table(self.graph, head, found, scores)[:SHOWN_PATHS][['path', 'edges', 'score']]
+    scores = score_paths(found, explorer.every())
+    best = path_table(explorer.graph, head, found, scores)[:SHOWN_PATHS][['path', 'edges', 'score']]
     best = best.rename(columns=dict(score='mean influence'))
     told = f'The best {len(best)} of {len(found):,} paths of 2 to {most} edges{way}'
-    self.found_paths.value = html_table(best, told)
+    explorer.found_paths.value = html_table(best, told)
 
 # %% ../../nbs/app/20_explorer.ipynb #80efa0b7
 @patch
@@ -539,19 +533,18 @@ def start_verifying(self: InfluenceExplorer) -> None:
         raise ValueError('there is nothing to verify yet: press Run')
     asked = self.verify_k.value, self.verify_seeds.value
     same = self.plan and (len(self.plan.named), len(self.plan.seeds)) == asked
-    self.begin(self.verify if same else partial(self.plan_trainings, *asked))
+    self.begin(self.verify if same else partial(_plan_trainings, self, *asked))
 
 
-@patch
-def plan_trainings(self: InfluenceExplorer, k: int, seeds: int) -> None:
+def _plan_trainings(explorer: InfluenceExplorer, k: int, seeds: int) -> None:
     "Say how long the trainings without the first `k` proponents will take."
-    self.plan = None
-    devices = self.options.get('devices', 'auto')
+    explorer.plan = None
+    devices = explorer.options.get('devices', 'auto')
     device = devices if isinstance(devices, str) and devices != 'auto' else None
-    plan = verification(self.run, self.result, k, seeds=seeds, device=device)
-    self.proof.value = message('trying a few steps')
-    self.proof.value = message(f'{plan.price()}. Press Verify again to begin')
-    self.plan = plan
+    plan = verification(explorer.run, explorer.result, k, seeds=seeds, device=device)
+    explorer.proof.value = message('trying a few steps')
+    explorer.proof.value = message(f'{plan.price()}. Press Verify again to begin')
+    explorer.plan = plan
 
 
 @patch
