@@ -266,6 +266,8 @@ def more_asked(facts: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
         found['breakdown'] = 'True'
     if 'candidates' in facts:
         found['candidates'] = 'candidates'
+    if 'view' in facts:
+        found['view'] = repr(facts['view'])
     return found
 
 
@@ -350,7 +352,7 @@ def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
     "Has the command a flag for all that was asked?"
     replayed, sample = facts.get('rung') == 'replay', facts.get('sample', {})
     return not (
-        {'candidates', 'restricted', 'runs'} & {*facts}
+        {'candidates', 'restricted', 'runs', 'view'} & {*facts}
         or None in options_asked(facts).values()
         or (replayed and 'test_objective' in facts)
         or sample.get('stratify_by', 'proportional') != 'proportional'
