@@ -23,7 +23,7 @@ from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
 from ..evaluation.foretelling import foretelling, foretelling_table
-from ..evaluation.mechanisms import mechanism_experiment
+from ..evaluation.mechanisms import mechanism_experiment, view_experiment, view_table
 from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
 from ..files import replacing
@@ -96,6 +96,7 @@ EXPERIMENTS = {
     'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
     'replay': Experiment(foretelling, foretelling_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
+    'view': Experiment(view_experiment, view_table),
 }
 
 # %% ../../nbs/app/00_experiments.ipynb #b543e220

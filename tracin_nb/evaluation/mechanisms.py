@@ -12,8 +12,8 @@ __all__ = ['COLUMNS', 'ALIASES', 'RANDOM', 'AT_ENDS', 'SHORTEST', 'OTHERWISE', '
            'nearness', 'at_ends', 'graph_baselines', 'candidate_rows', 'one_test',
            'random_places', 'random_means', 'Truth', 'plain_records', 'block',
            'check_names', 'measured', 'means', 'best_rule', 'with_p', 'evaluate',
-           'tail_prediction', 'timing', 'mechanism_experiment', 'Pairs', 'untrained',
-           'halved', 'form_rows', 'rule_rows', 'compared', 'chosen_row',
+           'tail_prediction', 'timing', 'mechanism_experiment', 'CuratedPairs',
+           'as_drawn', 'halved', 'form_rows', 'rule_rows', 'view_rows', 'chosen_row',
            'view_experiment', 'view_table']
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #4910c339
@@ -878,8 +878,8 @@ TIERS, TIERS_AT_ENDS, RARER = (
 
 
 @dataclass(eq=False)
-class Pairs:
-    "Pairs with curated paths, and what only the graph says of them."
+class CuratedPairs:
+    "CuratedPairs with curated paths, and what only the graph says of them."
 
     test: Tensor  # `[M, 3]`
     graph: Graph
@@ -888,7 +888,7 @@ class Pairs:
     rules: dict[str, list[np.ndarray]]  # scores `[N]` of each pair, higher first
 
     @classmethod
-    def of(cls, test: Tensor, mechanisms: Mechanisms) -> 'Pairs':
+    def of(cls, test: Tensor, mechanisms: Mechanisms) -> 'CuratedPairs':
         "Return the pairs `[M, 3]`, of which each has a training triple on a path."
         graph, parts, truth, tiers, rules = Graph(mechanisms.training), {}, [], [], {}
         degree = np.maximum(graph.degree, 1)
@@ -917,14 +917,14 @@ class Pairs:
         return self.numbers(map(in_tiers, self.tiers, influence))
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #daaa87ff
-def untrained(form: Mapping[str, Any]) -> dict[str, Any]:
+def as_drawn(form: Mapping[str, Any]) -> dict[str, Any]:
     "Arguments of `train` for weights of the same form as they were drawn."
     return {**form, 'lr': 1e-12, 'epochs': 1, 'keep_every': 1}
 
 
 def halved(
     influence: np.ndarray,  # `[V + M, N]`
-    pairs: Sequence[Pairs],  # V for the choice and M for the figures
+    pairs: Sequence[CuratedPairs],  # V for the choice and M for the figures
 ) -> list[np.ndarray]:
     "Numbers `[V, 2]` and `[M, 2]` in the mechanism view."
     first = len(pairs[0].test)
@@ -935,14 +935,14 @@ def form_rows(
     name: str,
     form: Mapping[str, Any],  # arguments of `train`
     data: Dataset,
-    pairs: Sequence[Pairs],
+    pairs: Sequence[CuratedPairs],
     folder: Path,
     seed: int,
     seconds: dict[str, float],
 ) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
     "Rows of a model's form, trained and as drawn, with the numbers of both halves."
     test, scores = torch.cat([p.test for p in pairs]), {}
-    for weights, kwargs in dict(trained=form, random=untrained(form)).items():
+    for weights, kwargs in dict(trained=form, random=as_drawn(form)).items():
         out, key = folder / f'{name}-{weights}', f'{name}, {weights}'
         kwargs = kwargs | dict(out=out, seed=seed, resume=True, progress=False)
         run = timing(lambda: train(data, **kwargs), seconds, key)
@@ -958,14 +958,14 @@ def form_rows(
     yield row, halved(scores['trained'] - scores['random'], pairs)
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #58afbf18
-def rule_rows(pairs: Sequence[Pairs]) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
+def rule_rows(pairs: Sequence[CuratedPairs]) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
     "Rows of the rules that know no model."
     for name in pairs[0].rules:
         row = dict(model='none', ranking=name, weights='', link_mrr=None)
         yield row, [p.numbers(p.rules[name]) for p in pairs]
 
 
-def compared(
+def view_rows(
     rows: Sequence[dict[str, Any]],
     numbers: Sequence[list[np.ndarray]],  # `[V, 2]` and `[M, 2]` of each row
     draws: int,
@@ -1011,11 +1011,11 @@ def view_experiment(
     data, seconds = DrugMechDB(), {}
     known = Mechanisms(curated_paths(), data.training, unseen='drop')
     halves = [data.validation.mapped_triples[:limit], data.testing.mapped_triples[:limit]]
-    pairs = timing(lambda: [Pairs.of(x, known) for x in halves], seconds, 'graph')
+    pairs = timing(lambda: [CuratedPairs.of(x, known) for x in halves], seconds, 'graph')
     found = list(rule_rows(pairs))
     for name, form in forms.items():
         found += form_rows(name, form, data, pairs, Path(runs), seed, seconds)
-    table = compared(*zip(*found), resamples, seed)
+    table = view_rows(*zip(*found), resamples, seed)
     told = dict(
         forms={name: dict(form) for name, form in forms.items()},
         rankings=ASKED,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VIEWS', 'rank_shards', 'row_group', 'score_schema', 'ordered_writer',
            'checkpoint_facts', 'routes_taken', 'said', 'check_same', 'wanted',
-           'with_options_of', 'chosen_in', 'TracIn', 'of_candidates', 'of_paths',
-           'resume']
+           'with_options_of', 'chosen_in', 'TracIn', 'of_candidates', 'for_paths',
+           'of_paths', 'resume']
 
 # %% ../../nbs/influence/90_tracin.ipynb #341fbd8a
 import json
@@ -713,7 +713,7 @@ def of_candidates(
 _LOOKED_AT = 200  # triples on paths among which the paths themselves are looked for
 
 
-def _for_paths(tracin: TracIn) -> TracIn:
+def for_paths(tracin: TracIn) -> TracIn:
     "Return `tracin`, about the raw score unless another loss was asked for."
     settings = tracin.settings
     if settings.objective != 'training':
@@ -732,7 +732,9 @@ def _paths_first(
     "The first `k` rows of the view, the tier of each, and the best path of each in words."
     tiers = path_tiers(graph, triple)
     order = np.argsort(-in_tiers(tiers, scores), kind='stable')
-    order = order[~np.isin(order, graph.rows_of(triple))]
+    h, r, t = triple
+    own = (graph.head == h) & (graph.relation == r) & (graph.tail == t)
+    order = order[~own[order]]
     on = order[tiers[order] <= PATHS_FIRST][: max(k, _LOOKED_AT)]
     best = best_path_of(graph, triple, on) if len(on) else {}
     rows = order[:k]
@@ -753,24 +755,24 @@ def of_paths(
     Raises `ValueError` for arguments that do not go with the view."""
     for name in (n for n, x in others.items() if x is not None):
         raise ValueError(f"view='mechanism' and {name} cannot be given together")
-    tracin = _for_paths(tracin)
+    tracin = for_paths(tracin)
     training, graph = tracin.run.training, Graph(tracin.run.training)
     ids, k = to_ids(test, training), min(wanted(k), training.num_triples)
     scores, ranking = tracin.scores(ids), Ranking(len(ids), k)
-    first, paths = ranking.proponents, []
+    first, tiers, paths = ranking.proponents, list[int](), list[str]()
     first.held = first.held.to(scores.dtype)
     for i, triple in enumerate(map(tuple, ids.tolist())):
         rows, edges, words = _paths_first(graph, triple, scores[i], k)
         first.places[i, : len(rows)] = torch.from_numpy(rows)
         first.held[i, : len(rows)] = scores[i, rows]
-        paths += zip(edges, words)
+        tiers += edges
+        paths += words
     beliefs, told = checks.held(tracin.steps, tracin.run, tracin.checkpoints, ids, len(graph))
     seconds = round(time.perf_counter() - start, 3)
     facts = tracin.facts(tracin.test_objective, beliefs=told, seconds=seconds, view='mechanism')
     result = Result.of(ids, training, ranking, facts, beliefs=beliefs)
     kind = np.where(result.frame['influence'] < 0, 'opponent', 'proponent')
-    edges, words = zip(*paths)
-    result.frame = result.frame.assign(kind=kind, path_edges=edges, path=words)
+    result.frame = result.frame.assign(kind=kind, path_edges=tiers, path=paths)
     return result.with_names(tracin.run.names, keep=True)
 
 # %% ../../nbs/influence/90_tracin.ipynb #8ae5ced9
