@@ -939,6 +939,7 @@ def form_rows(
     folder: Path,
     seed: int,
     seconds: dict[str, float],
+    progress: bool | Progress = True,
 ) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
     "Rows of a model's form, trained and as drawn, with the numbers of both halves."
     test, scores = torch.cat([p.test for p in pairs]), {}
@@ -949,7 +950,7 @@ def form_rows(
         known = [run.training.mapped_triples, data.validation.mapped_triples]
         link = tail_prediction(run, pairs[1].test, known)['mrr']
         for asked, options in ASKED.items():
-            tracin = TracIn(run, progress=False, **options)
+            tracin = TracIn(run, progress=progress, **options)
             found = timing(lambda: tracin.scores(test).numpy(), seconds, f'{key}: {asked}')
             row = dict(model=name, ranking=asked, weights=weights, link_mrr=link)
             scores[weights] = found / np.abs(found).max(axis=1, keepdims=True).clip(1e-30)
@@ -1005,6 +1006,7 @@ def view_experiment(
     limit: int | None = None,  # pairs of each half; by default all
     resamples: int = 1999,  # of bootstrap and permutations
     seed: int = 0,
+    progress: bool | Progress = True,
 ) -> dict[str, Any]:
     """The mechanism view on DrugMechDB: a dictionary for JSON with settings, seconds, chosen (on
     validation pairs) and table."""
@@ -1014,7 +1016,7 @@ def view_experiment(
     pairs = timing(lambda: [CuratedPairs.of(x, known) for x in halves], seconds, 'graph')
     found = list(rule_rows(pairs))
     for name, form in forms.items():
-        found += form_rows(name, form, data, pairs, Path(runs), seed, seconds)
+        found += form_rows(name, form, data, pairs, Path(runs), seed, seconds, progress)
     table = view_rows(*zip(*found), resamples, seed)
     told = dict(
         forms={name: dict(form) for name, form in forms.items()},
