@@ -508,7 +508,7 @@ def test_paths_as_evidence(run: Run) -> None:
     assert edges == sorted(edges) and {*edges} == {2, 3}
     assert not any(f'-{ASK[2]}-' in row['path'] for row in report['rows'])
     assert report['facts']['objective'] == 'score' and report['view'] == 'mechanism'
-    assert 'untrained weights find it as well' in ' '.join(done(*ask).stdout.split())
+    assert "seen through the model's form; untrained weights" in ' '.join(done(*ask).stdout.split())
 
 
 def test_mechanism_paths(run: Run, tmp_path: Path) -> None:

@@ -787,7 +787,8 @@ def result_frame(
 # %% ../../nbs/answer/10_results.ipynb #91adc306
 MECHANISM = (
     "Mechanism view: the pair's own evidence first, the shorter paths over other relations before "
-    "the longer. It is the graph seen through the model's form; untrained weights find it as well."
+    "the longer. It is the graph seen through the model's form; untrained weights (of TransE and "
+    'RotatE) or counts of triples find it as well.'
 )
 
 

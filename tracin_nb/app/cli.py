@@ -990,7 +990,7 @@ class PathsAsked:
         'score',
         'Order of the paths: by their score, or as evidence for the pair: shorter ones over '
         'other relations first. The latter is about the raw score of the model unless '
-        '--objective names a loss, and untrained weights give it as well.',
+        '--objective names a loss, and is no evidence of what the model learnt.',
         'What',
         choices=('score', 'mechanism'),
     )
