@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'Outcome', 'NOT_TESTED', 'ENDINGS', 'COUNTED',
            'triple_of', 'first_proponents', 'check_ours', 'control_rows', 'drawn',
-           'Without', 'held_by', 'trained_outcomes', 'Verification', 'span', 'in_words',
+           'Without', 'held_by', 'trained_outcomes', 'Verification', 'in_words',
            'range_text', 'fall', 'moved', 'fate', 'judgement', 'seeds_text', 'alone_text',
            'table_lines', 'title_line', 'text_of', 'html_of', 'Verified', 'frame_of',
            'repeats_text', 'way_text', 'BegunProof', 'Stepwise', 'carry_out', 'facts_of',
@@ -42,7 +42,7 @@ from ..graph.names import named_frame, names_of
 from ..graph.neighbourhoods import at_least_one
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from ..influence.question import training_rows, versions
-from ..progress import Progress, bar
+from ..progress import Progress, bar, span
 from ..runs.models import state_fingerprint
 from ..runs.run import Run, as_run
 from ..runs.settings import RunError
@@ -280,14 +280,6 @@ class Verification:
         weights = dict(weights=self.run.fingerprint(-1)[:16])
         training = dict(fingerprint=triples_fingerprint(self.run.training)[:16])
         return what | how | weights | training | dict(loss=str(self.objective), **versions())
-
-
-def span(seconds: float) -> str:
-    "A time in seconds, minutes or hours."
-    for unit, size in (('hours', 3600), ('minutes', 60)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s' if seconds >= 1 else 'a second'
 
 # %% ../../nbs/evaluation/70_verify.ipynb #a9d78fcb
 NOT_TESTED = (
