@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CAVEAT', 'CAVEAT_OF_RUNS', 'CAVEAT_OF_REPLAY', 'SHALLOW', 'KEPT', 'WRITERS', 'READ_CSV',
            'SIDES', 'SPREAD', 'COLUMNS', 'IDS', 'MECHANISM', 'ranked_rows', 'caveat_of',
-           'whose', 'rung_text', 'plain_facts', 'facts_line', 'facts_text', 'why_nothing',
-           'few_digits', 'to_csv', 'to_parquet', 'records', 'to_json', 'graph_of',
-           'to_graphml', 'to_cyjs', 'to_xlsx', 'read_csv', 'save_report', 'save_kgx',
-           'naming_place', 'read_manifest', 'block_text', 'text_table', 'brief_text',
-           'Report', 'nothing', 'led', 'with_spread', 'check_fit', 'test_table',
-           'result_frame', 'Result', 'SelfInfluence']
+           'whose', 'trainings_of_replay', 'replay_text', 'rung_text', 'plain_facts',
+           'facts_line', 'facts_text', 'why_nothing', 'few_digits', 'to_csv',
+           'to_parquet', 'records', 'to_json', 'graph_of', 'to_graphml', 'to_cyjs',
+           'to_xlsx', 'read_csv', 'save_report', 'save_kgx', 'naming_place',
+           'read_manifest', 'block_text', 'text_table', 'brief_text', 'Report', 'nothing',
+           'led', 'with_spread', 'check_fit', 'test_table', 'result_frame', 'Result',
+           'SelfInfluence']
 
 # %% ../../nbs/answer/10_results.ipynb #e0c6045c
 import csv
@@ -33,7 +34,7 @@ from matplotlib.axes import Axes
 from pykeen.triples import TriplesFactory
 from torch import Tensor
 
-from .bars import ranking_bars, triple_text, triples_called
+from .bars import SHOWN_BARS, ranking_bars, triple_text, triples_called
 from tracin_nb.answer.exports import (
     kgx_files,
     kgx_tables,
@@ -53,14 +54,7 @@ from tracin_nb.answer.standing import (
     short_line,
     summary_of,
 )
-from tracin_nb.answer.table import (
-    SHOWN_BLOCKS,
-    SHOWN_ROWS,
-    TRIPLE,
-    block_lines,
-    note_lines,
-    triples_shown,
-)
+from .table import SHOWN_BLOCKS, TRIPLE, block_lines, note_lines, triples_shown
 from tracin_nb.answer.view import (
     PROOF,
     View,
@@ -75,6 +69,7 @@ from ..files import entry, replacing, write_json
 from ..graph.names import Names, named_frame, names_of
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
+from ..progress import span
 from ..runs.assumed import assumed_line
 
 # %% ../../nbs/answer/10_results.ipynb #c6db589b
@@ -135,6 +130,21 @@ def whose(facts: dict[str, Any]) -> str:
     return f'mean of {len(facts["runs"])} runs (seeds {seeds})'
 
 
+def trainings_of_replay(predictions: int, check: int = 8) -> float:
+    """Return about how many trainings' time a replay of so many predictions takes, `check` triples
+    really dropped: the training once more, the states between, the way back, and each drop."""
+    return 3 + predictions / 2 + (check + 1 if check else 0)
+
+
+def replay_text(facts: dict[str, Any], predictions: int) -> str:
+    """What a replay of so many predictions would take, by what the training took; nothing if that
+    is not known."""
+    if facts.get('rung') != 'estimate' or (each := facts.get('training_seconds')) is None:
+        return ''
+    n = trainings_of_replay(predictions)
+    return f'a replay takes about as long as {n:.0f} trainings, {span(n * each)}'
+
+
 def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
     "Which of the three rungs of truth numbers stand on, and how many were trained again."
     replayed = facts.get('rung') == 'replay'
@@ -144,7 +154,8 @@ def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
         if verified
         else 'none was trained again without its proponents (`tracin verify`)'
     )
-    return f'Rung of truth: the {rung}; {done}.'
+    price = f'; {text} (`tracin replay`)' if (text := replay_text(facts, among)) else ''
+    return f'Rung of truth: the {rung}; {done}{price}.'
 
 
 def plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -633,7 +644,7 @@ class Report:
         i: int = 0,  # which block: of a `Result`, which test triple
         ax: Axes | None = None,  # where to draw; a new figure by default
         *,
-        k: int = SHOWN_ROWS,  # training triples of each side at most
+        k: int = SHOWN_BARS,  # training triples of each side at most
     ) -> Axes:
         """Draw the strongest triples of each side as bars, the strongest proponent on top.
         Raises `ValueError` if nothing influenced it."""

@@ -8,13 +8,13 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'Predicted', 'PredictAsked', 'predictions_table', 'predict_command',
            'check_against', 'resumable', 'Ranked', 'Why', 'Asked', 'refuse_with',
            'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
-           'check_several', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
-           'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
-           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
-           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
-           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
-           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
-           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'check_several', 'profiled', 'explained', 'known_paths', 'marked',
+           'offer_replay', 'answer', 'run_command', 'own_influence', 'BatchAsked',
+           'batch_command', 'batch_status', 'Graphed', 'FilterAsked', 'filter_command',
+           'PathsAsked', 'paths_between', 'ranked_paths', 'held_of', 'with_told',
+           'print_paths', 'save_paths', 'paths_command', 'ReportAsked', 'report_command',
+           'Begun', 'ResumeAsked', 'resume_command', 'status_command', 'ReplayAsked',
+           'replay_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
            'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
            'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
            'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
@@ -37,6 +37,7 @@ import click
 
 from .. import __version__
 from tracin_nb.app.options import (
+    PICTURE_KINDS,
     SUFFIXES,
     Analysis,
     Around,
@@ -55,10 +56,13 @@ from tracin_nb.app.options import (
     Table,
     Training,
     Where,
+    check_picture,
+    check_plot,
     check_settings,
     check_writable,
     claimed,
     deliver,
+    draw,
     file_triples,
     frame_text,
     naming_lines,
@@ -97,6 +101,7 @@ def main(context: click.Context) -> None:
     `tracin explain` names the training triples that pushed it towards a prediction (proponents) and
     away from it (opponents), and `tracin self` ranks the training triples that are most
     peculiar. `tracin COMMAND --help` explains each."""
+    os.environ.setdefault('MPLBACKEND', 'agg')  # pictures go to files, never into a window
     if context.invoked_subcommand is None:
         say(context.get_help())
         context.exit(2)
@@ -586,6 +591,8 @@ class Asked:
         check_all_scores(self)
         check_candidates(self)
         check_page(self.why.report)
+        both = ('bars', 'relation', *(['parameters'] if self.why.breakdown else []))
+        check_picture(self.to, *both, *(['graph'] if self.why.mode != 'self' else []))
 
 # %% ../../nbs/app/70_cli.ipynb #b30fa274
 def refuse_with(what: str, flags: Sequence[str]) -> None:
@@ -699,6 +706,14 @@ def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
     return mark(report, mechanisms)
 
 # %% ../../nbs/app/70_cli.ipynb #59aad7bb
+def offer_replay(report: 'Result', tracin: 'TracIn') -> None:
+    "Say what a replay of the same predictions would take, if the training can be replayed."
+    from tracin_nb.answer.results import replay_text
+
+    if price := replay_text(report.facts, len(report)):
+        say(f'tracin: note: these are estimates; {price} (tracin replay {tracin.run.folder})')
+
+
 def answer(asked: Asked) -> None:
     "What `tracin explain` does."
     asked.check()
@@ -719,6 +734,7 @@ def answer(asked: Asked) -> None:
         near = asked.around.near(tracin.run.training, test)
         report = marked(explained(tracin, test, near, asked), mechanisms)
         asked.table.write(report, tracin.run, names)
+        offer_replay(report, tracin)
         if why.report:
             say(f'saved in {report.report(why.report)}')
         deliver(report, to, asked.saved)
@@ -736,6 +752,7 @@ def run_command(asked: Asked) -> None:
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
     tracin explain runs/umls --test my_predictions.tsv -k 50 --out results/
+    tracin explain runs/umls --relation treats --max 1 --plot why.svg
     tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
     tracin explain runs/umls5/seed-0 runs/umls5/seed-1 --max 3
     tracin explain runs/umls --test predictions.tsv --candidates new_facts.tsv
@@ -1162,6 +1179,8 @@ class ReportAsked:
         None, 'Where to write the page (.html).', 'Output', kind='file', shown='report.html there'
     )
     overwrite: bool = again(Output, 'overwrite', help='Replace an older page.')
+    plot: Path | None = again(Output, 'plot', help='Also draw the saved result, as `explain` does.')
+    picture: str = again(Output, 'picture', help='What --plot draws of it.')
 
 
 @main.command('report', short_help='Make a page to mail or print of a result that was saved.')
@@ -1172,14 +1191,19 @@ def report_command(asked: ReportAsked) -> None:
 
     \b
     tracin report results/
-    tracin report results/ --out why.html"""
+    tracin report results/ --out why.html --plot why.png"""
     from tracin_nb.answer.results import Result
 
     out = asked.out or asked.folder / 'report.html'
     check_page(out)
+    check_plot(asked.plot)
+    check_picture(Output(plot=asked.plot, picture=asked.picture), *PICTURE_KINDS)
     if out.exists() and not asked.overwrite:
         refuse('--out', f'{out} exists already: give another place, or --overwrite')
-    say(f'saved in {Result.load(asked.folder).report(out)}')
+    result = Result.load(asked.folder)
+    say(f'saved in {result.report(out)}')
+    if asked.plot:
+        draw(result, asked.plot, asked.picture)
 
 # %% ../../nbs/app/70_cli.ipynb #2f937d83
 @dataclass(frozen=True, kw_only=True)
@@ -1277,7 +1301,7 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then really dropped, and the result says how well that was foretold. Of
+    Some of these are then really dropped, and the result says how well that was predicted. Of
     several runs, such as those of other seeds, the mean is told, and how far they agree.
 
     \b
@@ -1291,6 +1315,8 @@ def replay_command(asked: ReplayAsked) -> None:
     to, choice = asked.to, asked.choice
     choice.check()
     asked.header.check(choice.test, asked.new.candidates)
+    check_picture(to, 'bars', 'graph', 'relation')
+    check_plot(to.plot)
     kept = to.out if to.in_folder else None
     with nullcontext() if kept and begun_in(kept) else claimed(to):
         runs = [Run.open(folder) for folder in asked.folders]
@@ -1337,6 +1363,7 @@ def self_command(asked: SelfAsked) -> None:
     tracin self runs/umls --relation treats --out suspicious.csv"""
     analysis = asked.analysis
     analysis.header.check(analysis.source.train)
+    check_picture(asked.to, 'bars', 'relation')
     with claimed(asked.to):
         tracin = analysis.tracin()
         deliver(own_influence(tracin, asked.k, asked.relation, asked.per_relation), asked.to)
@@ -1443,6 +1470,7 @@ def bench_command(asked: BenchAsked) -> None:
     floor      the pass beside a plain matrix product and a plain copy
     fb15k237   all test triples against all training triples
     robokop    1.45 million entities, 17.8 million training triples, 950 predictions
+    files      the same size, from files of labels to the first progress and to an answer
     repeat     the second question on a prepared run
     growth     exponents of time and memory
     workers    two processes and two Ray actors beside one process
@@ -1473,7 +1501,8 @@ def evaluate_command(asked: Measured) -> None:
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
     corruption   find training triples that were made wrong, by their self-influence
     stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
-    replay       foretell trainings without some triples, with rough and smooth steps
+    replay       predict trainings without some triples, with rough and smooth steps
+    deletions    replay against trainings without one triple and without four
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     view         the mechanism view on DrugMechDB, beside untrained weights (--set runs=FOLDER)
     \b
