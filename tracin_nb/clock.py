@@ -75,7 +75,7 @@ class Stopwatch:
         self.last = now
 
     def opens(self, name: str, below: str | None) -> bool:
-        "Does a stage begin here?"
+        "Return whether a stage begins here."
         top, whole = self.stack[-1]
         return not whole and top != name and (below is None or top == below)
 
@@ -111,7 +111,7 @@ class _Silent:
 
 
 def _ignored(x: Any) -> None:
-    "Nobody wants to know."
+    "Ignore what is given."
 
 
 _SILENT = _Silent()
@@ -159,7 +159,7 @@ def stage(
 # %% ../nbs/00_clock.ipynb #9ffa0d6b
 @contextmanager
 def watching(watch: Stopwatch) -> Iterator[Stopwatch]:
-    "Inside, `watch` sees the stages of this thread; other threads are not watched."
+    "Let `watch` see the stages of this thread inside the block; other threads are not watched."
     before, _OPEN.watch = getattr(_OPEN, 'watch', None), watch
     watch.last = watch.start = time.perf_counter()
     try:

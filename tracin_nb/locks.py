@@ -44,7 +44,7 @@ def try_lock(file: IO) -> bool:
 
 # %% ../nbs/10_locks.ipynb #129677cf
 def locked(path: Path) -> IO | None:
-    """The file `path`, open and locked; None if somebody else has it. Raises `OSError` if it
+    """Return the file `path`, open and locked; None if somebody else has it. Raises `OSError` if it
     cannot be made."""
     file = path.open('a')
     with suppress(FileNotFoundError):
@@ -58,8 +58,8 @@ _held = threading.local()  # the locks of a thread, which may ask for them again
 
 
 def _claimed(path: Path, seconds: float) -> IO | None:
-    """The lock file `path`; None where none can be made. Raises `ValueError` if somebody else
-    keeps it."""
+    """Return the lock file `path`; None where none can be made. Raises `ValueError` if somebody
+    else keeps it."""
     end = time.monotonic() + seconds
     while True:
         try:

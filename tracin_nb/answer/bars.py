@@ -52,7 +52,7 @@ SERIES = [
 
 
 def ink() -> str:
-    "The colour of text in matplotlib's present style."
+    "Return the colour of text in matplotlib's present style."
     return plt.rcParams['text.color']
 
 
@@ -61,7 +61,7 @@ def canvas(
     width: float,  # inches
     height: float,
 ) -> Axes:
-    "The axes to draw into: those given, or the only ones of a new figure of this size."
+    "Return the axes to draw into: those given, or the only ones of a new figure of this size."
     return plt.subplots(figsize=(width, height), layout='constrained')[1] if ax is None else ax
 
 
@@ -93,7 +93,7 @@ def shortened(
     label: str,
     limit: int,  # characters
 ) -> str:
-    "A label on one line, with `…` in its middle if it exceeds `limit`."
+    "Return a label on one line, with `…` in its middle if it exceeds `limit`."
     text = visible(label, 10 * len(label) + 1)
     return (
         text
@@ -106,7 +106,7 @@ def triple_text(
     triple: Sequence[str],  # head, relation, tail
     limit: int = 60,  # characters of all three
 ) -> str:
-    "A triple on one line, its longest parts shortened."
+    "Return a triple on one line, its longest parts shortened."
     sizes = [len(part) for part in triple]
     while sum(sizes) > limit:
         sizes[sizes.index(max(sizes))] -= 1
@@ -117,7 +117,7 @@ def folded(
     label: str,
     width: int = 18,  # characters of a line
 ) -> str:
-    "A label on two lines at most, broken where it has a space, `_`, `-`, `:` or `/`."
+    "Return a label on two lines at most, broken where it has a space, `_`, `-`, `:` or `/`."
     pieces, lines = re.findall(r'[^ _:/-]*[ _:/-]|[^ _:/-]+', shortened(label, 2 * width)), ['']
     for piece in pieces:
         if lines[-1] and len(lines) < 2 and len(lines[-1] + piece) > width:
@@ -127,8 +127,8 @@ def folded(
 
 
 def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
-    """Head, relation and tail of each row in few characters: the names where there are any, with
-    the label only where two labels of the frame have the same name."""
+    """Return head, relation and tail of each row in few characters: the names where there are
+    any, with the label only where two labels of the frame have the same name."""
     called = defaultdict(set)
     places = [(frame[prefix + part], names_beside(frame, prefix + part)) for part in TRIPLE]
     columns = [[(x, name or x) for x, name in zip(*place)] for place in places]
@@ -139,7 +139,8 @@ def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
 
 # %% ../../nbs/answer/07_bars.ipynb #f88356f4
 def side_of(values: np.ndarray) -> dict[str, np.ndarray]:
-    "Where the numbers `[N]` belong to proponents and where to opponents, as booleans `[N]`."
+    """Return, as booleans `[N]`, which of the numbers `[N]` belong to proponents and which to
+    opponents."""
     return dict(zip(SIDES, (values > 0, values < 0)))
 
 

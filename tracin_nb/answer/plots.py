@@ -73,8 +73,9 @@ def shares(
     k: int = 12,  # groups shown at most; the rest is one bar
     ax: Axes | None = None,
 ) -> Axes:
-    """Shares of the influence of the training triples kept, by group. Raises `ValueError` for
-    another `by`, for a result without the columns it needs, and if nothing had any influence."""
+    """Return the shares of the influence of the training triples kept, by group. Raises
+    `ValueError` for another `by`, for a result without the columns it needs, and if nothing had
+    any influence."""
     at_least_one('k', k)
     _, sides = result.block(i)
     if not len(rows := pd.concat(sides.values())):
@@ -117,8 +118,8 @@ def over_checkpoints(
     k: int = 3,  # training triples of each side at most
     ax: Axes | None = None,
 ) -> Axes:
-    """Influence of the strongest training triples at each checkpoint. Raises `ValueError` for
-    other results."""
+    """Return the influence of the strongest training triples at each checkpoint. Raises
+    `ValueError` for other results."""
     at_least_one('k', k)
     _, sides = result.block(i)
     columns = part_columns(result.frame, 'checkpoint')
@@ -147,8 +148,8 @@ def over_checkpoints(
 
 # %% ../../nbs/answer/30_plots.ipynb #055d18f4
 def score_row(scores: Tensor | np.ndarray) -> np.ndarray:
-    """Scores `[N]` as an array. Raises `ValueError` for another shape, and for numbers that are
-    not finite or all 0."""
+    """Return scores `[N]` as an array. Raises `ValueError` for another shape, and for numbers
+    that are not finite or all 0."""
     row = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
     row = row[0] if row.ndim == 2 and len(row) == 1 else row
     if row.ndim != 1 or row.dtype.kind != 'f' or not len(row):
@@ -188,8 +189,8 @@ def distribution(
     bins: int = 60,
     ax: Axes | None = None,
 ) -> Axes:
-    """Histogram of the scores of one test triple. Raises `ValueError` for scores that cannot be
-    drawn."""
+    """Return histogram of the scores of one test triple. Raises `ValueError` for scores that
+    cannot be drawn."""
     at_least_one('bins', bins)
     row = score_row(scores)
     if own is not None and not np.isfinite(own):
@@ -219,8 +220,8 @@ def strongest_at(
     k: int,
     skip: Sequence[int],  # rows
 ) -> np.ndarray:
-    """Rows of the `k` triples at `ends` with the greatest |influence|; what is unknown or 0 is
-    left out."""
+    """Return the rows of the `k` triples at `ends` with the greatest |influence|; what is
+    unknown or 0 is left out."""
     rows = np.unique(graph.at(np.array(ends))[2])
     rows = rows[~np.isin(rows, skip) & (np.nan_to_num(values[rows]) != 0)]
     return rows[np.argsort(-np.abs(values[rows]), kind='stable')[:k]]
@@ -230,9 +231,9 @@ def columns(
     edges: nx.Graph,
     chains: Sequence[Sequence[int]],  # entities along the best paths, from h to t
 ) -> dict[int, float]:
-    """Horizontal place of each entity: h at 0, t at 1, outside at -0.45 and 1.45 what touches
-    only one of them. Between them is what a path meets, as far along as the best path that meets
-    it, and in the middle what touches both."""
+    """Return the horizontal place of each entity: h at 0, t at 1, outside at -0.45 and 1.45 what
+    touches only one of them. Between them is what a path meets, as far along as the best path
+    that meets it, and in the middle what touches both."""
     h, t = chains[0][0], chains[0][-1]
     place = {
         node: 0.5 if {h, t} <= set(edges[node]) else -0.45 if h in edges[node] else 1.45
@@ -244,8 +245,8 @@ def columns(
 
 # %% ../../nbs/answer/30_plots.ipynb #c2607d04
 def spread_places(n: int, free: bool) -> list[float]:
-    """`n` places in a column, those nearest the middle first; 0 is left out if the middle is to
-    be free."""
+    """Return `n` places in a column, those nearest the middle first; 0 is left out if the middle
+    is to be free."""
     slots = n + (free and n % 2)
     lines = np.arange(slots) - (slots - 1) / 2
     near = [
@@ -255,8 +256,8 @@ def spread_places(n: int, free: bool) -> list[float]:
 
 
 def node_places(edges: nx.Graph, chains: Sequence[Sequence[int]]) -> dict[int, tuple[float, float]]:
-    """Where each entity is drawn, in steps of one text box upwards; no two of those between h
-    and t are on one line."""
+    """Return the height of each entity, in steps of one text box upwards; no two entities
+    between h and t share a line."""
     column, (h, t) = columns(edges, chains), (chains[0][0], chains[0][-1])
     between = [node for node in edges if 0 < column[node] < 1]
     groups = [
@@ -298,7 +299,7 @@ class Edge(FancyArrowPatch):
 
 
 def called_nodes(training: TriplesFactory, nodes: Iterable[int]) -> dict[int, str]:
-    "The name of each entity, with its label where several of these have that name."
+    "Return the name of each entity, with its label where several of these have that name."
     names, label = names_of(training) or NAMELESS, training.entity_id_to_label
     called = {node: names.called(label[node]) for node in nodes}
     count = Counter(called.values())
@@ -311,7 +312,7 @@ def draw_entities(
     places: Mapping[int, tuple[float, float]],
     ends: Sequence[int],
 ) -> dict[int, Text]:
-    "A box with the label of each entity, those of `ends` with a thick frame."
+    "Return a box with the label of each entity, those of `ends` with a thick frame."
     return {
         node: ax.text(
             *place,
@@ -334,8 +335,8 @@ def draw_entities(
 
 # %% ../../nbs/answer/30_plots.ipynb #03eb706a
 def bends(ends: Sequence[tuple[int, int]]) -> list[float]:
-    """How much each edge (head, tail) is bent, so that those between the same two entities do
-    not cover each other."""
+    """Return how much each edge (head, tail) is bent, so that those between the same two
+    entities do not cover each other."""
     pairs, seen, found = [tuple(sorted(pair)) for pair in ends], {}, []
     for pair, (head, _) in zip(pairs, ends):
         j = seen[pair] = seen.get(pair, -1) + 1
@@ -395,7 +396,7 @@ def ego_edges(
     k: int,
     table: pd.DataFrame,  # the best paths
 ) -> pd.DataFrame:
-    "The triples to draw: head, tail (entities), relation (label), influence, on_path."
+    "Return the triples to draw: head, tail (entities), relation (label), influence, on_path."
     on_path = [row for path in table['rows'] for row in path]
     chosen = strongest_at(graph, [ids[0], ids[2]], values, k, graph.rows_of(ids))
     rows = np.array(list(dict.fromkeys([*on_path, *chosen.tolist()])), dtype=np.int64)
@@ -418,7 +419,7 @@ def strongest_links(
     values: np.ndarray,  # influence `[N]`, NaN where it is unknown
     skip: Sequence[int],  # rows
 ) -> np.ndarray:
-    "Rows of the triple with the highest influence between each two entities."
+    "Return the rows of the triple with the highest influence between each two entities."
     rows = np.setdiff1d(np.flatnonzero(~np.isnan(values)), skip)
     ends = np.sort(np.stack([graph.head[rows], graph.tail[rows]], axis=1), axis=1)
     order = np.lexsort((-values[rows], ends[:, 1], ends[:, 0]))
@@ -434,9 +435,9 @@ def best_paths(
     max_edges: int,
     best: int,
 ) -> pd.DataFrame:
-    """The best paths from head to tail, as `path_table` gives them, without the test triple and
-    without those that have no score. Of paths along the same entities only the best is there:
-    every score grows with each edge's influence."""
+    """Return the best paths from head to tail, as `path_table` gives them, without the test
+    triple and without those that have no score. Of paths along the same entities only the best
+    is there: every score grows with each edge's influence."""
     rows = strongest_links(graph, values, graph.rows_of(ids))
     found = [
         tuple(rows[list(path)].tolist())
@@ -457,8 +458,8 @@ def ego_graph(
     how: str = 'mean',  # how the influence of a path's edges makes its score, see `score_paths`
     ax: Axes | None = None,
 ) -> Axes:
-    """The strongest training triples around head and tail, and the best paths from one to the
-    other. Raises `ValueError` without labels, if head and tail are the same, and if nothing
+    """Return the strongest training triples around head and tail, and the best paths from one to
+    the other. Raises `ValueError` without labels, if head and tail are the same, and if nothing
     there has any influence."""
     for name, value in dict(k=k, best=best, max_edges=max_edges).items():
         at_least_one(name, value)
@@ -516,7 +517,8 @@ def checked_frame(
     texts: Sequence[str],  # columns
     numbers: Sequence[str],  # columns
 ) -> pd.DataFrame:
-    "The frame. Raises `ValueError` for a missing column, no rows, or a number that is not finite."
+    """Return the frame. Raises `ValueError` for a missing column, no rows, or a number that is
+    not finite."""
     if not isinstance(frame, pd.DataFrame) or not len(frame):
         raise ValueError(
             f'{name}: expected a DataFrame with at least one row, got {type(frame).__name__}'
@@ -543,14 +545,14 @@ def panels(
     width: float,  # inches, of each
     height: float,
 ) -> list[Axes]:
-    "`n` axes side by side with one vertical axis, in the figure given or in a new one."
+    "Return `n` axes side by side with one vertical axis, in the figure given or in a new one."
     if figure is None:
         figure = plt.figure(figsize=(width * n + 1.5, height), layout='constrained')
     return figure.subplots(1, n, sharey=True, squeeze=False)[0].tolist()
 
 # %% ../../nbs/answer/30_plots.ipynb #7cd2995b
 def byte_unit(largest: float) -> tuple[str, float]:
-    "The unit in which to write numbers of bytes up to `largest`, and its size in bytes."
+    "Return the unit in which to write numbers of bytes up to `largest`, and its size in bytes."
     power = min(4, int(np.log2(max(largest, 1)) // 10))
     return ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'][power], 1024.0**power
 
@@ -559,8 +561,8 @@ def stage_plot(
     stages: pd.DataFrame,  # columns stage, seconds, bytes
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Seconds (with their share) and memory of each stage, as two axes. Raises `ValueError` for
-    another frame."""
+    """Return seconds (with their share) and memory of each stage, as two axes. Raises
+    `ValueError` for another frame."""
     checked_frame(stages, 'stages', ['stage'], ['seconds', 'bytes'])
     for column in ('seconds', 'bytes'):
         if (bad := stages[column] < 0).any():
@@ -593,8 +595,8 @@ def stage_bars(ax: Axes, values: pd.Series, texts: Sequence[str], name: str, fac
 def benchmark_rows(
     source: Path | str | Mapping[str, Any], column: str
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """A benchmark, and its rows with columns group, name and value. Raises `ValueError` naming
-    the file."""
+    """Return a benchmark, and its rows with columns group, name and value. Raises `ValueError`
+    naming the file."""
     where = 'benchmark' if isinstance(source, Mapping) else os.fspath(source)
     try:
         result = (
@@ -621,8 +623,8 @@ def speedups(
     column: str,  # one with ratios: "times_slower" of peers.json, "gain" of workers.json, ...
     ax: Axes | None = None,
 ) -> Axes:
-    """The ratios of a benchmark. Raises `ValueError` for another file, a column that it lacks,
-    or no ratios."""
+    """Return the ratios of a benchmark. Raises `ValueError` for another file, a column that it
+    lacks, or no ratios."""
     result, rows = benchmark_rows(source, column)
     lines = []
     for group, part in rows.groupby('group', sort=False):
@@ -673,7 +675,7 @@ def ratio_points(ax: Axes, values: np.ndarray) -> None:
 
 # %% ../../nbs/answer/30_plots.ipynb #dd1e0075
 def checked_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """The frame. Raises `ValueError` for missing columns, a pair that is there twice, or an
+    """Return the frame. Raises `ValueError` for missing columns, a pair that is there twice, or an
     interval without its value."""
     checked_frame(table, 'table', ['method', 'metric'], ['value', 'lo', 'hi'])
     twice, outside = (
@@ -695,8 +697,8 @@ def curves(
     name: str = 'recall',  # the metrics `name@k` are drawn
     ax: Axes | None = None,
 ) -> Axes:
-    """A metric at k over k, with intervals as bands, a line for each method. Raises `ValueError`
-    for other frames."""
+    """Return a metric at k over k, with intervals as bands, a line for each method. Raises
+    `ValueError` for other frames."""
     checked_metrics(table)
     at = table['metric'].astype(str).str.extract(f'^{re.escape(name)}@([0-9]+)$')[0]
     if at.isna().all():
@@ -728,8 +730,8 @@ def comparison(
     metrics: Sequence[str] | None = None,  # by default all but those with @k
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Value and interval of each method, axes for each metric. Raises `ValueError` for other
-    frames or metrics."""
+    """Return the value and interval of each method, axes for each metric. Raises `ValueError`
+    for other frames or metrics."""
     checked_metrics(table)
     there, methods = list(table['metric'].unique()), list(table['method'].unique())
     metrics = [name for name in there if '@' not in str(name)] if metrics is None else list(metrics)

@@ -79,7 +79,7 @@ def without(
     training: TriplesFactory,
     triples: Any,  # labels or ids `[M, 3]`, or a frame, such as an exported list
 ) -> TriplesFactory:
-    """The training triples but for some, with the same numbering. Raises `ValueError` for a
+    """Return the training triples but for some, with the same numbering. Raises `ValueError` for a
     triple that is not in it."""
     every, some = (
         pd.MultiIndex.from_arrays(x.cpu().numpy().T)
@@ -124,7 +124,7 @@ def code(
     options: Mapping[str, Any],  # further arguments of `TracIn`
     marked: Sequence[tuple[str, str, str]] = (),  # labels
 ) -> str:
-    "A cell that asks the same, and takes out what was marked."
+    "Return a cell that asks the same, and takes out what was marked."
     some = (
         [f'train=select(tracin.run.training, relation={self.relation!r})'] if self.relation else []
     )
@@ -182,7 +182,7 @@ def _controls(self: TrainingAudit) -> None:
 
 @patch
 def _arranged(self: TrainingAudit) -> w.VBox:
-    "Everything in its place, and each button with its method."
+    "Return everything in its place, and each button with its method."
     methods = (self.mark, self.unmark, self.start_doubting)
     for button, method in zip(self.buttons.values(), methods):
         button.on_click(self.handler(method))
@@ -210,7 +210,7 @@ def _arranged(self: TrainingAudit) -> w.VBox:
 # %% ../../nbs/app/30_audit.ipynb #221570f7
 @patch
 def asked(self: TrainingAudit) -> Ask:
-    "The question that the controls ask. Raises `ValueError` for a label that is not known."
+    "Return the question that the controls ask. Raises `ValueError` for a label that is not known."
     relation = self.relation.label if self.relation.typed else None
     return Ask(
         self.objective.value,
@@ -232,7 +232,7 @@ def start(self: TrainingAudit) -> None:
 
 @patch
 def rank(self: TrainingAudit, ask: Ask) -> SelfInfluence:
-    "The ranking. Raises `ValueError` for a relation without training triples."
+    "Return the ranking. Raises `ValueError` for a relation without training triples."
     some = None if ask.relation is None else select(self.training, relation=ask.relation)
     if some is not None and not len(some):
         raise ValueError(f'Relation: no training triple has {ask.relation!r}')
@@ -368,7 +368,7 @@ RUNS = ('a', 'b')
 def places_of(
     scores: np.ndarray,  # `[N]`
 ) -> np.ndarray:
-    "Rank `[N]` of each, from 1 for the highest; equal ones by place."
+    "Return the rank `[N]` of each, from 1 for the highest; equal ones by place."
     ranks = np.empty(len(scores), dtype=np.int64)
     ranks[np.argsort(-scores, kind='stable')] = np.arange(1, len(scores) + 1)
     return ranks
@@ -378,8 +378,8 @@ def strongest_of_runs(
     scores: np.ndarray,  # `[2, N]` of both runs
     k: int,
 ) -> pd.DataFrame:
-    """For each run and side the `k` strongest that have its sign: run, kind, rank, influence,
-    and both in the other run."""
+    """Return, for each run and side, the `k` strongest triples of that sign: run, kind, rank,
+    influence, and rank and influence in the other run."""
     rows = []
     for i, run in enumerate(RUNS):
         for kind, sign in zip(SIDES, (1, -1)):
@@ -442,15 +442,15 @@ class Comparison(Report):
         return 1
 
     def summary(self) -> str:
-        "What there is, in a few words."
+        "Return what there is, in a few words."
         return f'two rankings for {self.facts["triple"]}'
 
     def side(self, run: str, kind: str) -> pd.DataFrame:
-        "The rows of one run and one side."
+        "Return the rows of one run and one side."
         return self.frame[(self.frame['run'] == run) & (self.frame['kind'] == kind)]
 
     def said(self, i: int) -> list[str]:
-        "What each run holds of the prediction."
+        "Return what each run holds of the prediction."
         return [
             f'run {x.run}: score {x.score:.3g} · tail rank {rank_text(x.rank)} of {x.among:,} · '
             f'{known_text(x.known, ["training", "validation", "test"])}'
@@ -458,14 +458,14 @@ class Comparison(Report):
         ]
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
-        "The prediction and the four rankings."
+        "Return the prediction and the four rankings."
         return '  '.join(self.facts['triple']), {
             f'{kind}s, run {run}': self.side(run, kind) for kind in SIDES for run in RUNS
         }
 
 
 def held_of_runs(runs: Sequence[Run], test: Tensor) -> pd.DataFrame:
-    "What the last checkpoint of each run holds of one triple, and where it is known from."
+    "Return what the last checkpoint of each run holds of one triple, and where it is known from."
     held = pd.concat([beliefs(run, test).join(standing(run, test)) for run in runs])
     held = held.rename(columns=dict(tail_rank='rank', tails='among'))
     held = held[['score', 'rank', 'among', 'known']].reset_index(drop=True)
@@ -479,8 +479,8 @@ def compare(
     triple: Any,  # one, labels or ids
     k: int = 20,  # proponents, and opponents, of each run
 ) -> Comparison:
-    """How two runs explain the same prediction. Raises `ValueError` for runs that do not share
-    the training graph."""
+    """Return how two runs explain the same prediction. Raises `ValueError` for runs that do not
+    share the training graph."""
     check_same_graph(a.run, b.run)
     training, test = a.run.training, to_ids(triple, a.run.training)
     if len(test) != 1:
@@ -555,7 +555,7 @@ def _controls(self: CompareRuns) -> None:
 
 @patch
 def _arranged(self: CompareRuns) -> w.VBox:
-    "Everything in its place, and the button with its method."
+    "Return everything in its place, and the button with its method."
     self.job.button.on_click(self.handler(self.start))
     pairs = [beside(*(self.lists[run, kind] for run in RUNS)) for kind in SIDES]
     self._answer = [self.title, self.tables, *pairs, self.image, self.files, self.code]
@@ -591,7 +591,7 @@ def ranked_lines(
     rows: pd.DataFrame,  # of one run and one side
     named: Callable[[str], str],
 ) -> list[str]:
-    "Rank, influence, rank in the other run, and triple of each row."
+    "Return the rank, influence, rank in the other run, and triple of each row."
     triples = [
         [visible(named(label), 60) for label in row] for row in rows[TRIPLE].to_numpy().tolist()
     ]
@@ -634,7 +634,8 @@ SHOWN = 2000  # points: the strongest in either run
 
 
 def draw_both(result: Comparison) -> Axes:
-    "Each training triple at its influence in run a and in run b; the strongest, if there are many."
+    """Return each training triple at its influence in run a and in run b; the strongest, if
+    there are many."""
     strength = np.abs(result.scores) / np.abs(result.scores).max(1, keepdims=True).clip(1e-300)
     some = np.argsort(-strength.max(0), kind='stable')[:SHOWN]
     ax = new_axes(5, 4.2)
@@ -653,7 +654,7 @@ def draw_both(result: Comparison) -> Axes:
 
 @patch
 def code_of(self: CompareRuns, setting: dict[str, Any]) -> str:
-    "A cell that compares the same."
+    "Return a cell that compares the same."
     given = [source_of(run) if run.folder else name for name, run in zip(RUNS, self.runs)]
     return '\n'.join(
         [
@@ -697,7 +698,7 @@ class EngineSetting:
 # %% ../../nbs/app/30_audit.ipynb #90b12276
 @patch(as_prop=True)
 def options(self: EngineSetting) -> dict[str, Any]:
-    "Arguments of `TracIn`. Raises `ValueError` for something else to keep."
+    "Return the arguments of `TracIn`. Raises `ValueError` for something else to keep."
     if self.keep not in KEEP:
         raise ValueError(f'keep is {self.keep!r}, expected one of {", ".join(KEEP)}')
     devices = self.devices if isinstance(self.devices, str) else list(self.devices)
@@ -713,7 +714,7 @@ def options(self: EngineSetting) -> dict[str, Any]:
 
 @patch(as_prop=True)
 def code(self: EngineSetting) -> str:
-    "Python that makes it."
+    "Return Python that makes it."
     changed = {
         f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default
     }
@@ -725,7 +726,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def in_double(run: Run) -> Run:
-    "The run with its models in float64."
+    "Return the run with its models in float64."
 
     def build() -> Model:
         return run.build().double()
@@ -738,14 +739,14 @@ def in_double(run: Run) -> Run:
 
 # %% ../../nbs/app/30_audit.ipynb #ad5f017f
 def told_of(name: str, progress: Progress) -> Progress:
-    "Progress whose labels say what it is about."
+    "Return progress whose labels say what it is about."
     return lambda label, done, total: progress(f'{name}: {label}', done, total)
 
 
 def contender(
     run: Run, setting: EngineSetting, progress: Progress, common: Mapping[str, Any]
 ) -> Contender:
-    "A setting that is asked again and again."
+    "Return a setting that is asked again and again."
     tracin = TracIn(run, **{**common, **setting.options}, progress=told_of(str(setting), progress))
     return Contender('prepare' if setting.keep == 'training gradients' else str(setting), tracin)
 
@@ -759,7 +760,7 @@ def compare_settings(
     progress: Progress = silent,
     **common: Any,  # further arguments of `TracIn`: `objective`, `weighting`, `memory`, ...
 ) -> pd.DataFrame:
-    """What each setting costs here: a row for each.
+    """Return what each setting costs here: a row for each.
 
     Columns: setting, `seconds` (after the first time), `ratio` to the first setting (below 1:
     faster), `first_seconds`, `bytes` above the models, `relative_error` against float64, and a
@@ -776,7 +777,7 @@ def compare_settings(
 def setting_bars(
     frame: pd.DataFrame,  # of `compare_settings`
 ) -> Figure:
-    "Seconds, bytes and relative error of each setting, side by side."
+    "Return seconds, bytes and relative error of each setting, side by side."
     figure = Figure(figsize=(11, 1.2 + 0.34 * len(frame)), layout='constrained')
     unit, size = byte_unit(frame['bytes'].max())
     axes = panels(figure, 3, 0, 0)
@@ -800,7 +801,7 @@ def setting_bars(
 
 # %% ../../nbs/app/30_audit.ipynb #0b7aa5b8
 def device_choices() -> list[tuple[str, str | tuple[str, ...]]]:
-    "What there is to compute on, by name."
+    "Return what there is to compute on, by name."
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     here = str(pick_device(None))
     every = [(f'one process on each of {len(gpus)} GPUs', tuple(gpus))] if len(gpus) > 1 else []
@@ -854,7 +855,7 @@ def _controls(self: ProfilePanel) -> None:
 
 @patch
 def _arranged(self: ProfilePanel) -> w.VBox:
-    "Everything in its place, and each button with its method."
+    "Return everything in its place, and each button with its method."
     for button, method in (
         (self.job.button, self.start),
         (self.add_button, self.add),
@@ -880,8 +881,8 @@ TILES = (16, 64, 256, 1024, 4096)
 
 @patch
 def tests(self: ProfilePanel) -> Tensor:
-    """The triples to explain `[M, 3]`: those held out for tests, or those of training if there
-    are none."""
+    """Return the triples to explain `[M, 3]`: those held out for tests, or those of training if
+    there are none."""
     held = self.run.testing
     return (held if held is not None and held.num_triples else self.training).mapped_triples
 

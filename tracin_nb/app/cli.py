@@ -103,7 +103,7 @@ def main(context: click.Context) -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #a7a76519
 def given_settings(options: Mapping[str, Any]) -> str:
-    "The JSON options that were given, with their values."
+    "Return the JSON options that were given, with their values."
     flag = lambda name: '--' + name.replace('_', '-')
     given = {name: x for name, x in options.items() if isinstance(x, dict) and x}
     return ', '.join(f'{flag(name)} {json.dumps(x)}' for name, x in given.items())
@@ -336,7 +336,7 @@ class Predicted:
             )
 
     def found(self, run: 'Run') -> 'pd.DataFrame':
-        "The predictions, the best first."
+        "Return the predictions, the best first."
         if not -len(run.checkpoints) <= self.checkpoint < len(run.checkpoints):
             n = len(run.checkpoints)
             refuse('--checkpoint', f'{self.checkpoint}: the run has {n}, counted from 0')
@@ -372,14 +372,14 @@ class PredictAsked:
             refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
 
     def next(self) -> str:
-        "The command that explains the best of them."
+        "Return the command that explains the best of them."
         about = [(f'--{part}', x) for part, x in self.what.given.items()]
         about += [('--names', str(self.named.names))] if self.named.names else []
         words = [str(self.source.folder), '--top', '3', *(x for pair in about for x in pair)]
         return f'tracin explain {shlex.join(words)}'
 
     def text(self, frame: 'pd.DataFrame', form: str | None) -> str:
-        "Predictions as CSV, as JSON, or as a table of what was open."
+        "Return predictions as CSV, as JSON, or as a table of what was open."
         if form in ('csv', 'json'):
             about = dict(given=self.what.given, checkpoint=self.what.checkpoint)
             return frame_text(frame, form, **about)
@@ -397,7 +397,8 @@ class PredictAsked:
 
 
 def predictions_table(frame: 'pd.DataFrame', given: Mapping[str, str]) -> str:
-    "Predictions as a table for a terminal: rank, score, what was open by name, its type, mark."
+    """Return predictions as a table for a terminal: rank, score, what was open by name, its
+    type, mark."""
     from tracin_nb.answer.table import TRIPLE, aligned, names_beside, signed, triples_shown
 
     parts = [part for part in TRIPLE if part not in given]
@@ -648,7 +649,7 @@ def check_several(asked: Asked, tracin: 'TracIn') -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #df3fe45e
 def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
-    "`TracIn.explain`, and a table of where the time went."
+    "Return `TracIn.explain`, and a table of where the time went."
     from tracin_nb.bench.profiling import profile
 
     found = profile(tracin, *args, **options)
@@ -657,7 +658,7 @@ def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
 
 
 def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Asked) -> 'Result':
-    "`TracIn.explain`; no more than all training triples are kept."
+    "Return `TracIn.explain`; no more than all training triples are kept."
     training, why, k = tracin.run.training, asked.why, asked.why.ranked.k
     if why.against is not None:
         check_against(why.against, test, training)
@@ -680,7 +681,7 @@ def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Aske
 
 # %% ../../nbs/app/70_cli.ipynb #52fe7b3c
 def known_paths(path: Path, tracin: 'TracIn') -> 'Mechanisms':
-    """The mechanisms in a file, as far as training knows their entities and relations; the
+    """Return the mechanisms in a file, as far as training knows their entities and relations; the
     others are counted aloud."""
     from tracin_nb.evaluation.mechanisms import Mechanisms
 
@@ -691,7 +692,8 @@ def known_paths(path: Path, tracin: 'TracIn') -> 'Mechanisms':
 
 
 def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
-    "The result with columns IsGroundTruth, In_path and On_specific_path, if paths are known."
+    """Return the result with columns IsGroundTruth, In_path and On_specific_path, if paths are
+    known."""
     if mechanisms is None:
         return report
     from tracin_nb.evaluation.mechanisms import mark
@@ -744,7 +746,7 @@ def run_command(asked: Asked) -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #33b8e5ff
 def own_influence(tracin: 'TracIn', k: int, relation: Sequence[str], by_relation: bool) -> 'Report':
-    "Training triples by their influence on themselves."
+    "Return training triples by their influence on themselves."
     from tracin_nb.graph.triples import select
 
     training = tracin.run.training
@@ -892,7 +894,7 @@ class Graphed:
     named: Named = Named()
 
     def training(self) -> 'TriplesFactory':
-        "The training triples of a run, or of a file."
+        "Return the training triples of a run, or of a file."
         if self.folder and not self.train:
             from tracin_nb.runs.run import Run
 
@@ -912,7 +914,7 @@ class Graphed:
         return name_triples(training, as_names(given, training)) if given else training
 
     def predictions(self, training: 'TriplesFactory') -> 'Tensor':
-        "Ids `[M, 3]` of the predictions."
+        "Return ids `[M, 3]` of the predictions."
         from tracin_nb.graph.triples import to_ids
 
         Choice(self.triple, self.test).check()
@@ -1011,7 +1013,7 @@ class PathsAsked:
             check_writable(path, folder=False)
 
     def kinds(self) -> Any:
-        "The types of entities; None if none were given."
+        "Return the types of entities; None if none were given."
         from tracin_nb.graph.neighbourhoods import curie_prefix, read_types
 
         if self.types is None:
@@ -1020,7 +1022,7 @@ class PathsAsked:
 
 # %% ../../nbs/app/70_cli.ipynb #1b792fcc
 def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
-    "The simple paths from head to tail."
+    "Return the simple paths from head to tail."
     from tracin_nb.graph.neighbourhoods import paths
 
     head, _, tail = asked.triple
@@ -1032,8 +1034,8 @@ def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
 def ranked_paths(
     tracin: 'TracIn', test: 'Tensor', asked: PathsAsked, kinds: Any
 ) -> list['pd.DataFrame']:
-    """A table of the paths for the triple `[1, 3]`, and one of their kinds if there are types;
-    nothing without a path."""
+    """Return a table of the paths for the triple `[1, 3]`, and one of their kinds if there are
+    types; nothing without a path."""
     from tracin_nb.graph.neighbourhoods import Graph, metapaths, path_table, score_paths
 
     head = asked.triple[0]
@@ -1048,7 +1050,7 @@ def ranked_paths(
 
 
 def held_of(tracin: 'TracIn', test: 'Tensor') -> tuple['pd.DataFrame', dict[str, Any]]:
-    "What the model holds of a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
+    "Return what the model holds of a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
     from tracin_nb.answer.results import test_table
     from tracin_nb.graph.names import named_frame
     from tracin_nb.influence.checks import held
@@ -1060,7 +1062,7 @@ def held_of(tracin: 'TracIn', test: 'Tensor') -> tuple['pd.DataFrame', dict[str,
 
 
 def with_told(table: 'pd.DataFrame', told: 'pd.DataFrame') -> 'pd.DataFrame':
-    "A table of paths, and in each row what the model holds of the prediction."
+    "Return a table of paths, and in each row what the model holds of the prediction."
     from tracin_nb.answer.standing import BELIEFS
 
     row = told.iloc[0]
@@ -1536,7 +1538,7 @@ class VerifyAsked:
             refuse('--out', f'{self.out}: expected a file ending in .json or .csv')
 
     def plan(self, run: 'Run') -> 'Verification':
-        "What will be trained."
+        "Return what will be trained."
         from tracin_nb.evaluation.verify import verification
         from tracin_nb.graph.triples import to_labels
         from tracin_nb.influence.tracin import TracIn
@@ -1560,7 +1562,7 @@ LONG = 30  # seconds of trainings that are worth further processes
 
 
 def carried_out(plan: 'Verification', processes: int | None) -> 'Verified':
-    "What came out of the trainings of a plan, which is told before."
+    "Return what came out of the trainings of a plan, which is told before."
     from tracin_nb.engine.row_index import one_thread
     from tracin_nb.evaluation.verify import carry_out
 
@@ -1573,7 +1575,7 @@ def carried_out(plan: 'Verification', processes: int | None) -> 'Verified':
 
 
 def cores() -> int:
-    "How many processors this process may use."
+    "Return how many processors this process may use."
     there = getattr(os, 'sched_getaffinity', None)
     return len(there(0)) if there else os.cpu_count() or 1
 
@@ -1668,8 +1670,8 @@ def serve_command(asked: ServeAsked) -> None:
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Whoever terminates this process, or closes its terminal, interrupts it once, so that what
-    it started ends, too."""
+    """Turn termination of this process, or of its terminal, into one interrupt, so that its
+    child processes end, too."""
     caught = [
         s
         for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))

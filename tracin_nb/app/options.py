@@ -144,7 +144,7 @@ class Foreign:
     )
 
     def told(self, header: bool | None, seed: int) -> dict[str, Any]:
-        "What was told, by the arguments of `open_files`."
+        "Return what was told, by the arguments of `open_files`."
         rates = list(self.learning_rate) or None
         given = {f.name: getattr(self, f.name) for f, _ in options_of(Foreign)}
         del given['learning_rate']
@@ -179,7 +179,7 @@ class Source(Foreign):
             raise click.UsageError('give RUN_DIR, or --model-path and --train', context)
 
     def opened(self, seed: int, header: bool | None = None) -> 'Path | Run':
-        "The run, or its folder. Raises click's errors for contradictions."
+        "Return the run, or its folder. Raises click's errors for contradictions."
         self.check()
         if self.folder and not self.folder.is_dir():
             refuse('RUN_DIR', f'{self.folder} is not a folder; files are given by --model-path')
@@ -262,7 +262,7 @@ class Shortcuts:
             refuse('--projection-dim', 'needs --use-projection')
 
     def around(self, weighting: 'str | Weighting') -> 'str | Weighting':
-        "The weighting with these shortcuts; its name if there are none."
+        "Return the weighting with these shortcuts; its name if there are none."
         self.check()
         if not (self.use_last_layers_only or self.use_projection):
             return weighting
@@ -303,7 +303,7 @@ class OtherWords:
     )
 
     def said(self, settings: Settings) -> Settings:
-        "The settings with what these words mean."
+        "Return the settings with what these words mean."
         if self.enable_multi_gpu:
             settings = replace(settings, devices=every_gpu(settings.devices))
         if self.disable_vectorized_gradients and settings.engine == 'vmap':
@@ -324,7 +324,7 @@ class OtherWords:
 
 
 def every_gpu(devices: object) -> list[str]:
-    "A worker on each GPU of this machine."
+    "Return a worker on each GPU of this machine."
     import torch
 
     if devices != 'auto':
@@ -349,7 +349,7 @@ class Named:
     )
 
     def on(self, source: 'Path | Run') -> 'Path | Run':
-        "The run with these names, if there are any, and a note of how many they are."
+        "Return the run with these names, if there are any, and a note of how many they are."
         if self.names is None:
             return source
         from tracin_nb.runs.run import as_run
@@ -376,7 +376,7 @@ class Analysis:
         self.header.check(self.source.train, *files)
 
     def opened(self, more: 'Sequence[Path] | None') -> 'Path | Run | list[Path | Run]':
-        """The run with its names; with `more` runs, or of a folder of seeds, a list. Raises
+        """Return the run with its names; with `more` runs, or of a folder of seeds, a list. Raises
         click's error for such a folder where None can be more."""
         from tracin_nb.runs.keeping import seed_folders
         from tracin_nb.runs.run import as_run
@@ -398,7 +398,7 @@ class Analysis:
     def tracin(
         self, cache: 'FactorCache | None' = None, more: 'Sequence[Path] | None' = None
     ) -> 'TracIn':
-        "`TracIn` as the options want it, of the run and `more` runs."
+        "Return `TracIn` as the options want it, of the run and `more` runs."
         from tracin_nb.influence.tracin import TracIn
 
         around = self.shortcuts.around(self.settings.weighting)
@@ -441,7 +441,7 @@ class Keeping:
     )
 
     def tracin(self, analysis: Analysis, more: 'Sequence[Path]' = ()) -> 'TracIn':
-        "`TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
+        "Return `TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
         if self.keep_training is not None and self.cache is None:
             refuse('--keep-training', 'give the folder, too, by --cache')
         if self.cache is None:
@@ -482,7 +482,7 @@ def naming_parts(given: Mapping[str, str]) -> Iterator[None]:
 
 # %% ../../nbs/app/50_options.ipynb #7cc04076
 def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor':
-    "Ids `[M, 3]` of the triples in a file, numbered as in training."
+    "Return ids `[M, 3]` of the triples in a file, numbered as in training."
     from tracin_nb.graph.triples import read_numbered, to_ids
 
     rows, first = read_numbered(path, header)
@@ -503,7 +503,8 @@ class New:
     )
 
     def read(self, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor | None':
-        "Ids `[C, 3]` of the candidates; None: there is no file. Errors name file and line."
+        """Return ids `[C, 3]` of the candidates; None if there is no file. Errors name file and
+        line."""
         if self.candidates is None:
             return None
         from tracin_nb.graph.triples import read_numbered
@@ -515,7 +516,7 @@ class New:
 
 # %% ../../nbs/app/50_options.ipynb #154dd5be
 def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
-    "Those rows of the triples `[M, 3]` of a file; all if none are given."
+    "Return those rows of the triples `[M, 3]` of a file; all if none are given."
     if not rows:
         return triples
     for row in rows:
@@ -525,8 +526,8 @@ def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
 
 # %% ../../nbs/app/50_options.ipynb #829944a0
 def own_triples(run: 'Run', relation: Sequence[str], test_index: Sequence[int]) -> 'Tensor':
-    """Ids `[M, 3]` of the run's testing triples with one of these relations and in these rows;
-    all if none are given."""
+    """Return ids `[M, 3]` of the run's testing triples with one of these relations and in these
+    rows; all if none are given."""
     from tracin_nb.graph.triples import select
 
     if run.testing is None:
@@ -650,7 +651,7 @@ class Choice:
             refuse('--max', '--top says already how many')
 
     def predicted(self, run: 'Run') -> 'Tensor':
-        "Ids `[N, 3]` of the best new predictions."
+        "Return ids `[N, 3]` of the best new predictions."
         from tracin_nb.graph.triples import to_ids
 
         about = dict(head=self.head, relation=next(iter(self.relation), None), tail=self.tail)
@@ -662,7 +663,7 @@ class Choice:
         return to_ids(found, run.training)
 
     def chosen(self, run: 'Run', header: bool | None = None) -> 'Tensor':
-        "Ids `[M, 3]` of the triples to explain."
+        "Return ids `[M, 3]` of the triples to explain."
         from tracin_nb.graph.triples import to_ids
 
         if self.test:
@@ -753,7 +754,7 @@ class Where:
                 refuse(flag, f'needs {needed}')
 
     def conditions(self) -> Conditions | None:
-        "What `neighbourhood` takes; None if nothing was asked for."
+        "Return what `neighbourhood` takes; None if nothing was asked for."
         self.check()
         if not (self.n_hops or self.path_filtering or self.min_degree):
             return None
@@ -784,14 +785,14 @@ class Around:
     )
 
     def conditions(self) -> Conditions | None:
-        "What `neighbourhood` takes; None if nothing was asked for."
+        "Return what `neighbourhood` takes; None if nothing was asked for."
         found = self.where.conditions()
         if self.lens and found is None:
             refuse('--lens', 'say what the neighbourhood is, by --n-hops or --path-filtering')
         return found
 
     def near(self, training: 'TriplesFactory', test: 'Tensor') -> 'Near | None':
-        "The neighbourhoods of the triples `[M, 3]`; None if none were asked for."
+        "Return the neighbourhoods of the triples `[M, 3]`; None if none were asked for."
         if (found := self.conditions()) is None:
             return None
         from tracin_nb.graph.neighbourhoods import Graph, near
@@ -819,7 +820,7 @@ class Part:
     )
 
     def sample(self, seed: int) -> 'Sample | None':
-        "The `Sample`; None if nothing was asked for."
+        "Return the `Sample`; None if nothing was asked for."
         if self.stratify_by and self.sample_rate is None:
             refuse('--stratify-by', 'needs --sample-rate')
         if self.sample_rate is None:
@@ -868,7 +869,7 @@ class Output:
 
 
 def is_folder(out: Path) -> bool:
-    "Is it a folder, or would it be one?"
+    "Return whether the path is, or would become, a folder."
     return out.is_dir() or out.suffix not in SUFFIXES
 
 # %% ../../nbs/app/50_options.ipynb #768eacfc
@@ -903,15 +904,16 @@ def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
 
 
 def _written(out: Path) -> bool:
-    "Is there a file of that name, or one of the two that a name ending in .tsv stands for?"
+    """Return whether a file of that name exists, or one of the two files that a name ending in
+    .tsv stands for."""
     if out.suffix != '.tsv':
         return out.exists()
     return any(out.with_name(f'{out.stem}_{part}.tsv').exists() for part in ('nodes', 'edges'))
 
 
 def _holds_something(names: Collection[str]) -> bool:
-    """Is there more in a folder than hidden files, and more than a result that was being saved
-    when somebody was killed?"""
+    """Return whether a folder holds more than hidden files and the remains of an interrupted
+    save."""
     return SAVING not in names and any(not name.startswith('.') for name in names)
 
 
@@ -943,7 +945,8 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
 
 # %% ../../nbs/app/50_options.ipynb #3a530539
 def _cells(column: 'pd.Series') -> list[str]:
-    "The title of a column and its values; numbers are flush right, and nothing is no number."
+    """Return the title of a column and its values; numbers are flush right, and nothing is no
+    number."""
     from tracin_nb.answer.table import columns_of, signed
 
     if column.dtype == object or column.dtype.kind not in 'if':
@@ -968,7 +971,7 @@ def frame_text(
     k: int | None = None,  # rows at most; by default all
     **facts: Any,  # of how it was made, for JSON
 ) -> str:
-    "The first rows of a frame as a table, as CSV or as JSON."
+    "Return the first rows of a frame as a table, as CSV or as JSON."
     from tracin_nb.answer.results import records
 
     rows = frame if k is None else frame.head(k)
@@ -1008,7 +1011,7 @@ class OtherNames:
     )
 
     def read(self, run: 'Run') -> tuple[dict[int, str], dict[str, str]]:
-        "Names of entities by index, and of relations by label."
+        "Return the names of entities by index, and of relations by label."
         from tracin_nb.answer.formats import read_edge_names, read_node_names
 
         nodes, edges = self.node_name_dict, self.edge_map
@@ -1179,7 +1182,7 @@ class Training:
     )
 
     def to_dict(self) -> dict[str, Any]:
-        "The options by name, as `runs.train` takes them."
+        "Return the options by name, as `runs.train` takes them."
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         every = self.keep_every
         return given | dict(keep_every=every[0] if len(every) == 1 else every)
@@ -1209,8 +1212,8 @@ class Measured:
 
 # %% ../../nbs/app/50_options.ipynb #be2ad024
 def fits(value: Any, kind: Any) -> bool:
-    """Is a value of JSON of the kind that an annotation asks for? Numbers are above 0, and lists
-    are not empty."""
+    """Return whether a JSON value matches an annotation. Numbers must be above 0 and lists not
+    empty."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in args)
@@ -1227,7 +1230,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 # %% ../../nbs/app/50_options.ipynb #001daf47
 def _taken(function: Callable) -> dict[str, inspect.Parameter]:
-    "What `--set` may give to a function."
+    "Return what `--set` may give to a function."
     own = ('device', 'out', 'progress', 'tell')
     return {
         name: p
@@ -1237,7 +1240,7 @@ def _taken(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _kind(annotation: Any) -> str:
-    "How an annotation is told, without the packages that its names are from."
+    "Return how an annotation is told, without the packages that its names are from."
     return re.sub(
         r'\b(\w+\.)+', '', annotation.__name__ if isinstance(annotation, type) else str(annotation)
     )

@@ -45,7 +45,7 @@ class Stopped(Exception):
 
 # %% ../../nbs/app/10_panels.ipynb #2a0c74d0
 def duration(seconds: float) -> str:
-    "A time as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."
+    "Return a time as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."
     if seconds < 9.95:
         return f'{seconds:.1f} s'
     s = round(seconds)
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_line(label: str, done: int, total: int, seconds: float) -> str:
-    "A line about work of which `done` of `total` parts took so many seconds."
+    "Return a line about work of which `done` of `total` parts took so many seconds."
     left = (
         f', about {duration(seconds * (total - done) / done)} left'
         if 0 < done < total and seconds > 0.5
@@ -95,12 +95,12 @@ STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusi
 
 
 def message(text: str) -> str:
-    "A line of text that is announced when there is time."
+    "Return a line of text that is announced when there is time."
     return f'<div role="status">{html.escape(text)}</div>'
 
 
 def complaint(error: BaseException) -> str:
-    """What went wrong, announced at once; the way there, folded away, if it is not a plain
+    """Return what went wrong, announced at once; the way there, folded away, if it is not a plain
     mistake in what was asked."""
     text = (
         str(error)
@@ -146,7 +146,7 @@ class Task:
         return self._thread is not None and self._thread.is_alive()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Show how far it is; raises `Stopped` if that was asked for. A label ten times a second
+        """Show how far it is. Raises `Stopped` if that was asked for. A label ten times a second
         at most."""
         if self._stop.is_set():
             raise Stopped
@@ -243,11 +243,11 @@ class LabelIndex:
         return {label: i for i, label in enumerate(self.labels)}
 
     def text_of(self, i: int) -> str:
-        "A label, behind its name if it has one."
+        "Return a label, behind its name if it has one."
         return label_shown(self.labels[i], self.names[i] if self.names else '')
 
     def search(self, typed: str, limit: int = 20) -> list[int]:
-        "Places of at most `limit` labels, the best first."
+        "Return the places of at most `limit` labels, the best first."
         typed = typed.strip().casefold()
         if (at := self.text.find(typed)) < 0:
             return []
@@ -264,7 +264,7 @@ class LabelIndex:
         return [*first, *more][:limit]
 
     def near(self, typed: str) -> list[str]:
-        "Texts of up to three labels that hold what was typed, or are close to it."
+        "Return the texts of up to three labels that hold what was typed, or are close to it."
         if found := [self.text_of(i) for i in self.search(typed, 3)]:
             return found
         names = nearest_labels(typed, filter(None, self.names)) if self.names else []
@@ -273,12 +273,12 @@ class LabelIndex:
         return list(dict.fromkeys(close))[:3]
 
     def line(self, i: int) -> str:
-        "What is searched at place `i`."
+        "Return what is searched at place `i`."
         return self.text[self.breaks[i] + 1 : self.breaks[i + 1]]
 
     def _holding(self, pattern: str, limit: int, start: int) -> list[int]:
-        """The first places, at most `limit`, of lines that hold `pattern`; it is nowhere before
-        `start`."""
+        """Return the first places, at most `limit`, of lines that hold `pattern`; it is nowhere
+        before `start`."""
         found, at = [], self.text.find(pattern, start)
         while 0 <= at < len(self.text) - 1 and len(found) < limit:
             found.append(int(np.searchsorted(self.breaks, at, 'right')) - 1)
@@ -286,8 +286,8 @@ class LabelIndex:
         return found
 
     def label(self, typed: str) -> str | None:
-        """The label that was typed, or that `text_of` made a text of, or the only one of that
-        name; `None` if there is none."""
+        """Return the label that was typed, or that `text_of` made a text of, or the only one of
+        that name; `None` if there is none."""
         if typed in self._ids:
             return typed
         for bracket in re.finditer(r' \[', typed):
@@ -353,7 +353,7 @@ class Search:
 
 # %% ../../nbs/app/10_panels.ipynb #79554696
 def cell(value: Any) -> str:
-    "A value as a table's cell; numbers to the right."
+    "Return a value as a table's cell; numbers to the right."
     if isinstance(value, float | np.floating):
         return f'<td class="number">{value:.4g}</td>'
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -362,7 +362,7 @@ def cell(value: Any) -> str:
 
 
 def html_table(frame: pd.DataFrame, caption: str) -> str:
-    "A frame as an HTML table under a caption."
+    "Return a frame as an HTML table under a caption."
     number = [
         ' class="number"' if pd.api.types.is_numeric_dtype(kind) else '' for kind in frame.dtypes
     ]
@@ -375,24 +375,24 @@ def html_table(frame: pd.DataFrame, caption: str) -> str:
 
 
 def new_axes(width: float = 7.0, height: float = 4.0) -> Axes:
-    "Axes of a new figure, in inches, that no other thread draws into."
+    "Return the axes of a new figure, in inches, that no other thread draws into."
     return Figure(figsize=(width, height), layout='constrained').subplots()
 
 
 def png(figure: Figure) -> bytes:
-    "A figure as the bytes of a PNG file."
+    "Return a figure as the bytes of a PNG file."
     figure.savefig(out := io.BytesIO(), format='png', dpi=100)
     return out.getvalue()
 
 
 def picture(figure: Figure | bytes, words: str) -> str:
-    "A figure, or its PNG file, as HTML, with words that say what it shows."
+    "Return a figure, or its PNG file, as HTML, with words that say what it shows."
     data = base64.b64encode(png(figure) if isinstance(figure, Figure) else figure).decode()
     return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">'
 
 
 def download(name: str, content: bytes, kind: str = 'application/octet-stream') -> str:
-    "A link that saves `content` as a file of this name."
+    "Return a link that saves `content` as a file of this name."
     data = base64.b64encode(content).decode()
     return (
         f'<a download="{html.escape(name)}" href="data:{kind};base64,{data}">Save '
@@ -405,7 +405,7 @@ def links(
     stem: str,  # of the files' names
     **more: bytes,  # further files by their ending
 ) -> str:
-    "Links that save a report as CSV and as Parquet, and further files."
+    "Return links that save a report as CSV and as Parquet, and further files."
     with TemporaryDirectory() as folder:
         paths = [report.save(Path(folder) / f'{stem}{suffix}') for suffix in ('.csv', '.parquet')]
         files = {path.name: path.read_bytes() for path in paths}
@@ -414,7 +414,7 @@ def links(
 
 # %% ../../nbs/app/10_panels.ipynb #eb576356
 def up_to(least: int, most: int) -> list[tuple[str, int | None]]:
-    "Numbers to choose from, or none of them."
+    "Return numbers to choose from, or none of them."
     return [('any', None), *((str(n), n) for n in range(least, most + 1))]
 
 
@@ -422,14 +422,14 @@ def choice(
     description: str,
     options: Sequence[Any],  # the first is chosen; None may be the value of one
 ) -> w.Dropdown:
-    "A labelled choice."
+    "Return a labelled choice."
     return w.Dropdown(
         description=description, options=options, index=0, layout=w.Layout(width='22em')
     )
 
 
 def amount(description: str, value: int, most: int) -> w.BoundedIntText:
-    "A labelled number from 1 to `most`."
+    "Return a labelled number from 1 to `most`."
     return w.BoundedIntText(
         description=description,
         value=min(value, most),
@@ -445,7 +445,7 @@ def rows_list(
     several: bool = False,
     width: int = 36,  # in letters, at least, of what is beside another
 ) -> w.Select | w.SelectMultiple:
-    "A labelled list of lines, of which one can be chosen, or several."
+    "Return a labelled list of lines, of which one can be chosen, or several."
     kind = w.SelectMultiple if several else w.Select
     chosen = kind(
         description=description,
@@ -458,19 +458,19 @@ def rows_list(
 
 
 def beside(*parts: w.Widget) -> w.HBox:
-    "Widgets beside each other, and on further lines where the page is narrow."
+    "Return widgets beside each other, and on further lines where the page is narrow."
     box = w.HBox([*parts])
     box.add_class('tracin-wrap')
     return box
 
 
 def code_area() -> w.Textarea:
-    "Where Python stands that is to be copied."
+    "Return a text area that holds Python code to copy."
     return w.Textarea(description='Code', rows=9, layout=w.Layout(width='auto'))
 
 # %% ../../nbs/app/10_panels.ipynb #bdb57360
 def checkpoint_field(run: Run) -> w.SelectMultiple:
-    "The checkpoints of a run, all of them chosen."
+    "Return the checkpoints of a run, all of them chosen."
     epochs = [c.epoch for c in run.checkpoints]
     names = [f'{i}' if epoch is None else f'{i} (epoch {epoch})' for i, epoch in enumerate(epochs)]
     return w.SelectMultiple(
@@ -482,19 +482,20 @@ def checkpoint_field(run: Run) -> w.SelectMultiple:
 
 
 def chosen_checkpoints(checkpoints: w.SelectMultiple) -> tuple[int, ...] | None:
-    "Places of the chosen checkpoints, None for all of them. Raises `ValueError` for none of them."
+    """Return the places of the chosen checkpoints, None for all of them. Raises `ValueError` for
+    none of them."""
     if not checkpoints.value:
         raise ValueError(f'{checkpoints.description}: choose at least one')
     return None if len(checkpoints.value) == len(checkpoints.options) else tuple(checkpoints.value)
 
 
 def objectives(run: Run) -> list[str]:
-    "The names of losses of training triples."
+    "Return the names of losses of training triples."
     return ['training', *(['training-row'] if run.loop == 'lcwa' else []), 'bce', 'score']
 
 # %% ../../nbs/app/10_panels.ipynb #84369c74
 def panel(title: str, *parts: w.Widget) -> w.VBox:
-    "The box of a panel."
+    "Return the box of a panel."
     box = w.VBox([w.HTML(f'{STYLE}<h3>{html.escape(title)}</h3>'), *parts])
     box.add_class('tracin-panel')
     return box
@@ -503,7 +504,8 @@ def panel(title: str, *parts: w.Widget) -> w.VBox:
 def panel_names(
     training: TriplesFactory, node_names: Mapping[int, str], edge_names: Mapping[str, str]
 ) -> Names:
-    "The names that the triples carry, and over them those by entity index and relation label."
+    """Return the names that the triples carry, and over them those by entity index and relation
+    label."""
     known, label = names_of(training) or NAMELESS, training.entity_id_to_label
     given = {label[i]: name for i, name in node_names.items()} | dict(edge_names)
     return Names({**known.name, **given}, known.type)
@@ -529,7 +531,8 @@ class Panel:
         return self.box._repr_mimebundle_(**kwargs)
 
     def handler(self, method: Callable[[], Any]) -> Callable[[Any], None]:
-        "What a button or a list calls: it does `method` and shows and keeps what that raises."
+        """Return what a button or a list calls: it does `method` and shows and keeps what that
+        raises."""
 
         def act(_: Any) -> None:
             self.error, self.alert.value = None, ''
@@ -555,18 +558,18 @@ class Panel:
 # %% ../../nbs/app/10_panels.ipynb #6258f2e7
 @patch
 def named(self: Panel, label: str) -> str:
-    "A label, behind the name that people use if there is one."
+    "Return a label, behind the name that people use if there is one."
     return self.names.shown(label)
 
 # %% ../../nbs/app/10_panels.ipynb #f5069b74
 def entity_index(panel: Panel) -> LabelIndex:
-    "The labels of the entities, by index."
+    "Return the labels of the entities, by index."
     every = range(panel.training.num_entities)
     return _index(panel, map(panel.training.entity_id_to_label.__getitem__, every))
 
 
 def relation_index(panel: Panel) -> LabelIndex:
-    "The labels of the relations, in alphabetical order."
+    "Return the labels of the relations, in alphabetical order."
     return _index(panel, sorted(panel.training.relation_to_id))
 
 
@@ -590,8 +593,8 @@ class Kept:
         self.tracin: TracIn | None = None
 
     def __call__(self, setting: dict[str, Any]) -> TracIn:
-        """The `TracIn` with these arguments, which has loaded its checkpoints if they are those
-        of the question before."""
+        """Return the `TracIn` with these arguments, which has loaded its checkpoints if they are
+        those of the question before."""
         if self.tracin is None or setting != self.setting:
             self.tracin = None
             self.tracin, self.setting = (
@@ -629,10 +632,10 @@ class RunPanel(Panel):
 
 # %% ../../nbs/app/10_panels.ipynb #c43f7188
 def arguments(given: Mapping[str, Any]) -> str:
-    "Named arguments as one writes them."
+    "Return named arguments as one writes them."
     return ', '.join(f'{name}={value!r}' for name, value in given.items())
 
 
 def source_of(run: Run) -> str:
-    "Python that gives the run: its folder, or the name `run` if it has none."
+    "Return Python that gives the run: its folder, or the name `run` if it has none."
     return repr(str(run.folder)) if run.folder else 'run'

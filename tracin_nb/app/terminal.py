@@ -36,12 +36,12 @@ def say(text: str) -> None:
 
 
 def on_terminal() -> bool:
-    "Is there somebody in front of stderr, who can see a bar move?"
+    "Return whether stderr is a terminal, where a progress bar can be seen."
     return sys.stderr.isatty()
 
 
 def say_once() -> Progress:
-    "Progress that says each label when it comes, a line on stderr."
+    "Return progress that says each label when it comes, a line on stderr."
     last = ''
 
     def tell(label: str, done: int, total: int) -> None:
@@ -53,13 +53,14 @@ def say_once() -> Progress:
 
 # %% ../../nbs/app/40_terminal.ipynb #8a92d82b
 def one_line(text: object) -> str:
-    "`text` without line breaks; a word of more than 400 characters is cut to its first 200."
+    "Return `text` without line breaks; a word of more than 400 characters is cut to its first 200."
     line = ' '.join(line.strip() for line in str(text).splitlines() if line.strip())
     return re.sub(r'(\S{200})\S{200,}', r'\1…', line)
 
 # %% ../../nbs/app/40_terminal.ipynb #6c10bf8d
 def reason(error: Exception) -> str:
-    "What went wrong, on one line; an error in the use of a command also says where its help is."
+    """Return what went wrong, on one line; an error in the use of a command also says where its
+    help is."""
     if isinstance(error, click.UsageError) and error.ctx:
         return one_line(
             f"{error.format_message().rstrip('.')} (see '{error.ctx.command_path} --help')"
@@ -202,7 +203,8 @@ def refuse(option: str, why: str) -> NoReturn:
 
 # %% ../../nbs/app/40_terminal.ipynb #b95640d2
 def whole_triples(context: click.Context, param: click.Parameter, value: Any) -> Any:
-    "The triples as they are, unless one swallowed an option that follows it on the command line."
+    """Return the triples as they are, unless one swallowed an option that follows it on the
+    command line."""
     options = {name for p in context.command.params for name in p.opts if name.startswith('-')}
     triples = value if param.multiple else [value or ()]
     for part in (part for triple in triples for part in triple if part in options):
@@ -255,14 +257,14 @@ class Flag(click.Option):
 
 
 def flag_of(name: str, told: Option) -> str:
-    "How an option is called on the command line, or an argument in its help."
+    "Return how an option is called on the command line, or an argument in its help."
     if told.argument:
         return (told.metavar or name).strip('[]')
     return told.flags[0].partition('/')[0] if told.flags else f'--{name.replace("_", "-")}'
 
 
 def parameter(option: Field, told: Option) -> click.Parameter:
-    "The parameter of click for an option."
+    "Return the parameter of click for an option."
     how = dict(KINDS[told.kind])
     if choices := [*told.choices]:
         how |= dict(type=click.Choice(choices))
@@ -276,12 +278,12 @@ def parameter(option: Field, told: Option) -> click.Parameter:
 
 
 def shows_default(default: Any, told: Option) -> bool:
-    "Is the default worth telling?"
+    "Return whether the help shows the default."
     return default not in (None, (), REQUIRED) and told.kind != 'flag'
 
 # %% ../../nbs/app/40_terminal.ipynb #96e2bf55
 def all_options(cls: Any) -> Iterator[tuple[Field, Option]]:
-    "The options of a dataclass, and those of the dataclasses in it."
+    "Yield the options of a dataclass, and those of the dataclasses in it."
     for one in fields(cls):
         if 'option' in one.metadata:
             yield one, one.metadata['option']
@@ -290,7 +292,7 @@ def all_options(cls: Any) -> Iterator[tuple[Field, Option]]:
 
 
 def built(cls: Any, given: Mapping[str, Any]) -> Any:
-    "A dataclass from the values of its options, and of those of the dataclasses in it."
+    "Return a dataclass from the values of its options, and of those of the dataclasses in it."
     own = {f.name: given[f.name] for f, _ in options_of(cls) if f.name in given}
     inner = {f.name: built(f.type, given) for f in fields(cls) if 'option' not in f.metadata}
     return cls(**own, **inner)
@@ -310,7 +312,7 @@ def takes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # %% ../../nbs/app/40_terminal.ipynb #28cc2555
 def given_flags(options: Any, *but: str) -> list[str]:
-    "The flags of those options of a dataclass that say something, except for some by name."
+    "Return the flags of those options of a dataclass that say something, except for some by name."
     return [
         flag_of(f.name, told)
         for f, told in options_of(type(options))
@@ -328,7 +330,7 @@ class Earlier:
     value: bool = False  # does it take one?
 
     def parameter(self) -> click.Option:
-        "The parameter of click: it says why, and is forgotten."
+        "Return the parameter of click: it says why, and is forgotten."
         kind: dict[str, Any] = {} if self.value else dict(is_flag=True)
         return click.Option(
             [self.flag], callback=self._tell, expose_value=False, hidden=True, **kind
@@ -460,7 +462,7 @@ class Command(click.Command):
         return [*found, every]
 
     def grouped(self, ctx: click.Context, every: bool = True) -> dict[str, list[tuple[str, str]]]:
-        "What the help says of the options, by group; without `every` not of advanced ones."
+        "Return what the help says of the options, by group; without `every` not of advanced ones."
         rows: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, 'Options')}
         for p in self.get_params(ctx):
             told = p.told if isinstance(p, Flag) else None

@@ -86,7 +86,8 @@ class TrainingSettings:
 
 # %% ../../nbs/evaluation/62_foretelling.ipynb #d12c1461
 def replayed_scores(gradient: Gradient, test: Tensor, objective: Any, together: int = 16) -> Tensor:
-    "Influence `[M, N]` of all training triples, from the end of a training back through it."
+    """Return the influence `[M, N]` of all training triples, from the end of a training back
+    through it."""
     backwards, found = Backwards(gradient), []
     for some in test.split(together):
         put(gradient.loop, backwards.end)
@@ -99,7 +100,7 @@ def replayed_scores(gradient: Gradient, test: Tensor, objective: Any, together: 
 
 
 def retrained_losses(gradient: Gradient, test: Tensor, objective: Any, kept: Tensor) -> Tensor:
-    "Losses `[S, M]` of the `test` triples after training on each subset `kept` `[S, N]`."
+    "Return losses `[S, M]` of the `test` triples after training on each subset `kept` `[S, N]`."
     found = []
     for subset in kept:
         weighted_training(gradient, subset.float(), lambda n: None)
@@ -108,7 +109,8 @@ def retrained_losses(gradient: Gradient, test: Tensor, objective: Any, kept: Ten
 
 
 def reciprocal_ranks(run: Run) -> np.ndarray:
-    "Mean of the filtered reciprocal ranks of tail and head, for each test triple of the graph."
+    """Return the mean of the filtered reciprocal ranks of tail and head, for each test triple of
+    the graph."""
     held = beliefs(run, run.testing.mapped_triples, ('tail', 'head'))
     return (1 / held[['tail_rank', 'head_rank']].to_numpy()).mean(1)
 
@@ -124,7 +126,8 @@ def foretold(
     tests: int = 24,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    "LDS of replay and TracIn for one training, and its mean reciprocal rank, with intervals."
+    """Return LDS of replay and TracIn for one training, and its mean reciprocal rank, with
+    intervals."""
     with tempfile.TemporaryDirectory() as folder:
         run = training.train(f'{folder}/run', device)
         loop, tape = record_training(run, 10**6, device)
@@ -172,7 +175,7 @@ def foretelling(
     processes: int = 1,  # trainings at the same time
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    "`foretold` for several trainings; JSON can hold it."
+    "Return `foretold` for several trainings; JSON can hold it."
     how = dict(keep=tuple(keep), subsets=subsets, tests=tests, device=device)
     asks, rows = [(asdict(TrainingSettings.of(t)), how) for t in trainings], []
     spawn = multiprocessing.get_context('spawn')
@@ -190,7 +193,7 @@ class _Here:
 
 
 def foretelling_table(result: Mapping[str, Any]) -> pd.DataFrame:
-    "A row for each training: what it was, its mean reciprocal rank, and LDS with intervals."
+    "Return a row for each training: what it was, its mean reciprocal rank, and LDS with intervals."
     text = lambda x: f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}]'
     rows = []
     for row in result['rows']:

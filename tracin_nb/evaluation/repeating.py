@@ -202,7 +202,7 @@ def _refusal(run: Run, epoch: int, distance: float, name: str) -> RunError:
 
 
 def _comparing(run: Run, tape: Tape) -> Callable[[int, dict[str, Tensor]], None]:
-    "Return what compares a training with the checkpoints of `run`; `RunError` if it is off."
+    "Return what compares a training with the checkpoints of `run`. Raises `RunError` if it is off."
     kept = {c.epoch: k for k, c in enumerate(run.checkpoints)}
 
     def arrived(epoch: int, state: dict[str, Tensor]) -> None:
@@ -217,7 +217,8 @@ def _comparing(run: Run, tape: Tape) -> Callable[[int, dict[str, Tensor]], None]
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #749bb83a
 def check_repeatable(run: Run) -> dict[str, Any]:
-    "Return the settings of `run`; `RunError` says why its training cannot be replayed."
+    """Return the settings of `run`. Raises `RunError`, which says why its training cannot be
+    replayed."""
     if run.folder is None or 'epochs' not in run.settings:
         raise RunError(
             'only a run of train can be replayed: this one holds checkpoints, but not how its '
@@ -277,7 +278,8 @@ class Repeater:
         self.loop.optimizer.zero_grad(set_to_none=True)
 
     def parts(self, batch: Mapping[str, Tensor]) -> Iterator[tuple[int, int, int]]:
-        "First and last place, and the size of the batch, for each part that is scored at once."
+        """Yield the first and last place, and the size of the batch, for each part that is
+        scored at once."""
         n = self.loop._get_batch_size(batch)
         size = self.part or n
         yield from ((i, min(i + size, n), n) for i in range(0, n, size))

@@ -68,8 +68,8 @@ def tape_bytes(run: Run) -> int:
 
 
 def room_for(run: Run, budget: int, tests: int, candidates: int = 0) -> Room:
-    """Return how `budget` bytes are spent on so many `tests` and `candidates`; `RunError` if they
-    do not suffice."""
+    """Return how `budget` bytes are spent on so many `tests` and `candidates`. Raises `RunError`
+    if they do not suffice."""
     model = sum(x.nbytes for x in run.state(-1).values())
     kept = run.optimizer_state(-1) if run.optimizer_state else {}
     moments = [x for s in kept.values() for x in s.values() if isinstance(x, Tensor)]
@@ -125,7 +125,7 @@ class Dropped:
         return 'fairly smooth' if self.correlation >= _FAIR and good else 'rough'
 
     def words(self) -> str:
-        "What has to be said of it."
+        "Return what has to be said of it."
         n = len(self.rows)
         ratio = 'not to be had' if self.ratio is None else f'{self.ratio:.2f}'
         kind, done, ways = (

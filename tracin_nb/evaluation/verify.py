@@ -45,13 +45,13 @@ from ..runs.training import BATCHES, check_again, train_again
 
 # %% ../../nbs/evaluation/70_verify.ipynb #8be58d02
 def triple_of(result: Result, i: int) -> list[str]:
-    "Labels of test triple `i`. Raises `IndexError` if there is no such test triple."
+    "Return the labels of test triple `i`. Raises `IndexError` if there is no such test triple."
     result.block(i)
     return [str(result.tests[f'test_{part}'].iloc[i]) for part in TRIPLE]
 
 
 def first_proponents(result: Result, i: int, k: int) -> pd.DataFrame:
-    "The first `k` proponents of test triple `i`. Raises `ValueError` if it names fewer."
+    "Return the first `k` proponents of test triple `i`. Raises `ValueError` if it names fewer."
     found = result.block(i)[1]['proponents'].head(k)
     if len(found) < k:
         raise ValueError(
@@ -80,7 +80,7 @@ def control_rows(
     named: Sequence[int],  # rows of the named triples
     control: str,  # 'neighbour': only triples at an entity of the prediction; or 'any'
 ) -> Tensor:
-    "Rows `[n]` of training triples that may serve as controls."
+    "Return rows `[n]` of training triples that may serve as controls."
     ends, heads, tails = prediction[[0, 2]], triples[:, 0], triples[:, 2]
     allowed = (triples != prediction).any(1)
     if control == 'neighbour':
@@ -90,7 +90,7 @@ def control_rows(
 
 
 def drawn(rows: Tensor, n: int, seed: int, control: str) -> list[int]:
-    "`n` of the `rows`, drawn by the seed. Raises `ValueError` if there are fewer."
+    "Return `n` of the `rows`, drawn by the seed. Raises `ValueError` if there are fewer."
     if len(rows) < n:
         raise ValueError(
             f'{len(rows)} training triples that are not named can serve as controls '
@@ -116,7 +116,7 @@ class Without:
 
 
 def held_by(run: Run, model: Model, prediction: Tensor, objective: Objective) -> dict[str, float]:
-    "Loss, score, probability and filtered tail rank of a prediction `[3]` by a model."
+    "Return the loss, score, probability and filtered tail rank of a prediction `[3]` by a model."
     one, inverse = prediction[None], run.training.create_inverse_triples
     believed = ranked(run, model, one, ('tail',)).iloc[0]
     with torch.no_grad():
@@ -135,7 +135,8 @@ def outcome(
     how: dict[str, Any],  # batches and device, as `train_again` takes them
     without: Without,
 ) -> tuple[dict[str, float], str, float]:
-    "`held` after a training without some triples, its weights' fingerprint, and its seconds."
+    """Return `held` after a training without some triples, its weights' fingerprint, and its
+    seconds."""
     start, out = time.perf_counter(), run.training.mapped_triples[list(without.rows)]
     model = train_again(run, out if without.rows else None, seed=without.seed, **how)
     found = held_by(run, model, prediction, objective)
@@ -173,7 +174,7 @@ class Verification:
         self.sets.sort(key=lambda x: x != Without('nothing', (), self.seeds[0]))
 
     def _sets(self, seed: int) -> Iterator[Without]:
-        "What is left out with one seed: nothing, the named, and as many controls."
+        "Yield what is left out with one seed: nothing, the named, and as many controls."
         named = [row for rows in self.rows for row in rows]
         pool = control_rows(self.run.training.mapped_triples, self.prediction, named, self.control)
         controls = drawn(pool, len(self.rows), seed, self.control)
@@ -184,7 +185,7 @@ class Verification:
                 yield from (Without(dropped, tuple(rows), seed, alone=True) for rows in sets)
 
     def __len__(self) -> int:
-        "The number of trainings."
+        "Return the number of trainings."
         return len(self.sets)
 
     def first(self, processes: int = 1) -> None:
@@ -205,7 +206,7 @@ class Verification:
         return partial(outcome, self.run, self.prediction, self.objective, how)
 
     def price(self, processes: int = 1) -> str:
-        "How many trainings, and how long they will take."
+        "Return how many trainings, and how long they will take."
         self.first(processes)
         total = self.seconds * math.ceil(len(self) / processes)
         return (
@@ -216,7 +217,7 @@ class Verification:
 
 
 def span(seconds: float) -> str:
-    "A time in seconds, minutes or hours."
+    "Return a time in seconds, minutes or hours."
     for unit, size in (('hours', 3600), ('minutes', 60)):
         if seconds >= 2 * size:
             return f'{seconds / size:.0f} {unit}'
@@ -232,12 +233,12 @@ COUNTED = 'one two three four five six seven eight nine ten'.split()
 
 
 def in_words(n: int) -> str:
-    "A number up to ten as a word."
+    "Return a number up to ten as a word."
     return COUNTED[n - 1] if 0 < n <= 10 else f'{n:,}'
 
 
 def range_text(values: Sequence[float], digits: int = 3) -> str:
-    "The median of some numbers, and in brackets the least and the greatest if they differ."
+    "Return the median of some numbers, and in brackets the least and the greatest if they differ."
     text = lambda x: f'{x:.{digits}g}'
     low, mid, high = (
         text(x) for x in (min(values), float(pd.Series(values).median()), max(values))
@@ -246,13 +247,13 @@ def range_text(values: Sequence[float], digits: int = 3) -> str:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #fe8a0e66
 def fall(rows: pd.DataFrame) -> pd.Series:
-    "By how much the log probability of the prediction fell; negative where it rose."
+    "Return the fall of the log probability of the prediction; negative where it rose."
     logs = rows[['probability_before', 'probability_after']].clip(lower=1e-45).map(math.log)
     return logs['probability_before'] - logs['probability_after']
 
 
 def moved(rows: pd.DataFrame) -> str:
-    "From which rank to which, over the seeds."
+    "Return the ranks before and after, over the seeds, as text."
     before, after = (range_text(rows[f'rank_{when}']) for when in ('before', 'after'))
     return f'rank {before} to {after}'
 
@@ -273,7 +274,8 @@ def judgement(named: pd.DataFrame, controls: pd.DataFrame) -> str:
 
 
 def seeds_text(named: pd.DataFrame, nothing: pd.DataFrame) -> str:
-    "What has to be said if another seed moves the prediction more than the named triples do."
+    """Return what has to be said if another seed moves the prediction more than the named
+    triples do."""
     logs = nothing['probability_after'].clip(lower=1e-45).map(math.log)
     if abs(fall(named).mean()) >= logs.max() - logs.min():
         return ''
@@ -281,7 +283,7 @@ def seeds_text(named: pd.DataFrame, nothing: pd.DataFrame) -> str:
 
 
 def alone_text(rows: pd.DataFrame, controls: pd.DataFrame) -> str:
-    "How many of the named triples do something alone, and which does most."
+    "Return how many of the named triples do something alone, and which does most."
     falls = fall(rows).groupby([rows[part] for part in TRIPLE], sort=False)
     beyond = (falls.min() > max(0.0, fall(controls).max())).sum()
     most = falls.mean().idxmax()
@@ -295,7 +297,7 @@ def alone_text(rows: pd.DataFrame, controls: pd.DataFrame) -> str:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #9b4a326f
 def table_lines(verified: 'Verified') -> list[list[str]]:
-    "A header and a line for each set, as cells."
+    "Return a header and a line for each set, as cells."
     rows, facts = [['dropped', *MEASURES]], verified.facts
     n, s = len(facts['named']), 's' * (len(facts['named']) > 1)
     parts = [
@@ -314,7 +316,7 @@ def table_lines(verified: 'Verified') -> list[list[str]]:
 
 
 def title_line(verified: 'Verified') -> str:
-    "What was verified, and by how many trainings."
+    "Return what was verified, and by how many trainings."
     facts = verified.facts
     n = len(facts['seeds'])
     return (
@@ -324,7 +326,7 @@ def title_line(verified: 'Verified') -> str:
 
 
 def text_of(verified: 'Verified') -> str:
-    "Title, table, verdict, and what was not tested, as plain text."
+    "Return title, table, verdict, and what was not tested, as plain text."
     header, *rows = table_lines(verified)
     lines = ['  ' + line for line in aligned([header, *rows], right=0)]
     notes = [verified.verdict(), verified.facts['repeats'], NOT_TESTED]
@@ -332,7 +334,7 @@ def text_of(verified: 'Verified') -> str:
 
 
 def html_of(verified: 'Verified') -> str:
-    "The same for a notebook."
+    "Return the same for a notebook."
     header, *rows = table_lines(verified)
     table = pd.DataFrame(rows, columns=header).to_html(index=False, border=0)
     notes = [verified.verdict(), verified.facts['repeats'], NOT_TESTED]
@@ -351,17 +353,18 @@ class Verified:
     facts: dict[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
-        "A copy of the frame."
+        "Return a copy of the frame."
         return self.frame.copy()
 
     def of(self, dropped: str, together: bool = True) -> pd.DataFrame:
-        "Rows of what was dropped: 'nothing', 'named' or 'control', together or each alone."
+        """Return the rows of what was dropped: 'nothing', 'named' or 'control', together or each
+        alone."""
         kind = self.facts['kind'] if dropped == 'named' else dropped
         sets = 'together' if together else 'alone'
         return self.frame[(self.frame['dropped'] == kind) & (self.frame['set'] == sets)]
 
     def verdict(self) -> str:
-        "What follows from it, in words."
+        "Return what follows from it, in words."
         n, named, controls = len(self.facts['named']), self.of('named'), self.of('control')
         called = f'these {in_words(n)}' if n > 1 else 'this one'
         random = f'{in_words(n)} random {self.facts["called"]}{"s" * (n > 1)}'
@@ -375,11 +378,11 @@ class Verified:
         return '. '.join(x[0].upper() + x[1:] for x in said) + '.'
 
     def __repr__(self) -> str:
-        "Table and verdict as plain text."
+        "Return the table and verdict as plain text."
         return text_of(self)
 
     def _repr_html_(self) -> str:
-        "Table and verdict for a notebook."
+        "Return the table and verdict for a notebook."
         return html_of(self)
 
     def save(
@@ -416,7 +419,7 @@ class Verified:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #7aad762e
 def _labels(plan: Verification, rows: Sequence[int]) -> list[list[str]]:
-    "Labels of training triples in some rows."
+    "Return the labels of training triples in some rows."
     training = plan.run.training
     columns = label_columns(training.mapped_triples[list(rows)], training)
     return [[str(x) for x in row] for row in zip(*(columns[part] for part in TRIPLE))]
@@ -425,7 +428,7 @@ def _labels(plan: Verification, rows: Sequence[int]) -> list[list[str]]:
 def _row(
     plan: Verification, x: Without, before: dict[str, float], after: dict[str, float]
 ) -> dict[str, Any]:
-    "A row of the frame: what was dropped, and what the model held before and after."
+    "Return a row of the frame: what was dropped, and what the model held before and after."
     one = x.alone or x.rows and len(plan.rows) == 1
     labels = _labels(plan, x.rows[:1])[0] if one else [''] * len(TRIPLE)
     pairs = {f'{n}_{when}': y[n] for n in MEASURES for when, y in zip(WHEN, (before, after))}
@@ -434,7 +437,7 @@ def _row(
 
 
 def frame_of(plan: Verification) -> pd.DataFrame:
-    "All trainings as rows, by seed. Before nothing was dropped is the first seed."
+    "Return all trainings as rows, by seed. Before nothing was dropped is the first seed."
     made = list(zip(plan.sets, plan.found))
     before = {x.seed: found for x, (found, *_) in made if x.dropped == 'nothing'}
     first = before[plan.seeds[0]]
@@ -444,7 +447,7 @@ def frame_of(plan: Verification) -> pd.DataFrame:
 
 
 def repeats_text(plan: Verification) -> str:
-    "Is the first training the run itself?"
+    "Return whether the first training is the run itself."
     found, weights, _ = plan.found[0]
     if weights == plan.run.fingerprint(-1):
         return 'Trained again on all triples, the run came out the same to the last bit.'
@@ -499,7 +502,7 @@ def carry_out(
 def _asked(
     run: Run, result: Any, test: int | None, triples: Any, k: int
 ) -> tuple[Tensor, Tensor, str]:
-    "The prediction `[3]`, the named triples `[n, 3]`, and what these are called."
+    "Return the prediction `[3]`, the named triples `[n, 3]`, and what these are called."
     if not isinstance(result, Result):
         if triples is None:
             raise ValueError('without a result, triples= has to name what is to be dropped')
@@ -531,8 +534,8 @@ def verification(
     test_objective: str | Objective = 'training',  # whose loss is told
     device: str | torch.device | None = None,  # None: CUDA if there
 ) -> Verification:
-    """What `verify` will train, and by `price` how long that takes. Raises `RunError` for a run
-    that cannot be trained again, and `ValueError` for what does not fit."""
+    """Return what `verify` will train, and by `price` how long that takes. Raises `RunError` for
+    a run that cannot be trained again, and `ValueError` for what does not fit."""
     at_least_one('k', k)
     at_least_one('seeds', seeds)
     check_again(run := as_run(run))

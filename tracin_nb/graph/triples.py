@@ -51,7 +51,7 @@ class TriplesWarning(UserWarning):
 
 # %% ../../nbs/graph/00_triples.ipynb #b1f20c44
 def machine_memory() -> int:
-    """Bytes of memory that a process can have here: what the machine has, or less if its
+    """Return the bytes of memory that a process can have here: what the machine has, or less if its
     container says so."""
     limits = [
         os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
@@ -67,7 +67,7 @@ def machine_memory() -> int:
 
 # %% ../../nbs/graph/00_triples.ipynb #c7720ab1
 def size_text(n: int) -> str:
-    "A number of bytes for a person, such as 1.5 GiB."
+    "Return a number of bytes for a person, such as 1.5 GiB."
     power = min((max(n, 1).bit_length() - 1) // 10, 6)
     return f'{n:,} bytes' if not power else f'{n / 1024**power:.3g} {"KMGTPE"[power - 1]}iB'
 
@@ -91,7 +91,7 @@ def _check_file(path: Path) -> None:
 
 
 def _unzipped(file: gzip.GzipFile, most: int) -> bytes:
-    "The content of `file`, or more than `most` bytes of it."
+    "Return the content of `file`, or more than `most` bytes of it."
     parts, n = [], 0
     while n <= most and (part := file.read(1 << 24)):
         parts.append(part)
@@ -100,7 +100,7 @@ def _unzipped(file: gzip.GzipFile, most: int) -> bytes:
 
 # %% ../../nbs/graph/00_triples.ipynb #416acf9d
 def read_bytes(path: Path) -> bytes:
-    "The content of `path`, unzipped, without byte order mark and final line ends."
+    "Return the content of `path`, unzipped, without byte order mark and final line ends."
     most = machine_memory() // 4
     try:
         _check_file(path)
@@ -123,8 +123,8 @@ def read_bytes(path: Path) -> bytes:
 
 # %% ../../nbs/graph/00_triples.ipynb #9a00dd67
 def _parse(data: bytes, width: int) -> np.ndarray:
-    """Tab-separated `data` as strings `[N, width]`; raises `ValueError` if any line is not as it
-    should be."""
+    """Return tab-separated `data` as strings `[N, width]`. Raises `ValueError` if any line is
+    not as it should be."""
     if b'\0' in data or data.count(b'\r') != data.count(b'\r\n'):
         raise ValueError('NUL byte or lone carriage return')
     names = [str(i) for i in range(width)]
@@ -146,17 +146,17 @@ def _parse(data: bytes, width: int) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #fc9871c4
 def _short(text: str) -> str:
-    "`text`, shortened to 80 characters."
+    "Return `text`, shortened to 80 characters."
     return text if len(text) <= 80 else text[:77] + '...'
 
 
 def _show(x: Any) -> str:
-    "`repr(x)`, shortened to 80 characters."
+    "Return `repr(x)`, shortened to 80 characters."
     return _short(repr(x[:200] if isinstance(x, (str, bytes)) else x))
 
 
 def _exactly(label: str) -> str:
-    "The same with escapes for all that is not ASCII, where two labels look alike."
+    "Return the same with escapes for all that is not ASCII, where two labels look alike."
     return _short(ascii(label[:200]))
 
 # %% ../../nbs/graph/00_triples.ipynb #5b7ac85b
@@ -165,7 +165,7 @@ _RDF = re.compile(r'@(prefix|base)\b|PREFIX\b|(<[^>]*>|_:\S+)\s.*\.\s*$')
 
 
 def _column_hint(line: str, found: int, width: int) -> str:
-    """What a `line` with `found` columns looks like, in brackets; empty if like nothing in
+    """Return what a `line` with `found` columns looks like, in brackets; empty if like nothing in
     particular."""
     if _RDF.match(line):
         return ' (N-Triples or Turtle? that is not read: write labels separated by tabs)'
@@ -187,13 +187,13 @@ def _column_hint(line: str, found: int, width: int) -> str:
 
 
 def _column_fault(line: str, found: int, width: int) -> str:
-    "Why `line` has `found` tab-separated columns where `width` belong."
+    "Return why `line` has `found` tab-separated columns where `width` belong."
     text = f'expected {width} columns separated by tabs, found {found}: {_show(line)}'
     return text + _column_hint(line, found, width)
 
 # %% ../../nbs/graph/00_triples.ipynb #3543c4a7
 def _line_fault(raw: bytes, width: int) -> str | None:
-    "What is wrong with one line, given without its line end; `None` if nothing is."
+    "Return what is wrong with one line, given without its line end; `None` if nothing is."
     try:
         line = raw.decode('utf-8')
     except UnicodeDecodeError as e:
@@ -212,7 +212,7 @@ def _line_fault(raw: bytes, width: int) -> str | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #c82a1ad7
 def _first_fault(data: bytes, width: int) -> str | None:
-    "The first wrong line of `data` and its fault."
+    "Return the first wrong line of `data` and its fault."
     for n, raw in enumerate(data.split(b'\n'), start=1):
         if fault := _line_fault(raw.removesuffix(b'\r'), width):
             return f'line {n}: {fault}'
@@ -233,7 +233,7 @@ HEADERS = {
 
 # %% ../../nbs/graph/00_triples.ipynb #84c4514f
 def _below(rows: np.ndarray, header: bool, path: Path) -> tuple[np.ndarray, int]:
-    "The rows below a `header`, and the number of the line that the first one comes from."
+    "Return the rows below a `header`, and the number of the line that the first one comes from."
     if header and len(rows) == 1:
         raise TriplesFileError(f'{path}: there is nothing below the header in line 1')
     return rows[int(header) :], 1 + int(header)
@@ -242,7 +242,7 @@ def _below(rows: np.ndarray, header: bool, path: Path) -> tuple[np.ndarray, int]
 def read_table(
     path: str | Path, width: int, headers: set[tuple[str, ...]], header: bool | None = None
 ) -> tuple[np.ndarray, int]:
-    "Strings `[N, width]` of the file and the number of the line that row 0 comes from."
+    "Return strings `[N, width]` of the file and the number of the line that row 0 comes from."
     path = Path(path)
     data = read_bytes(path)
     try:
@@ -264,7 +264,7 @@ _FILLERS = {'id', 'ids', 'label', 'name', 'node', 'entity', 'uri', 'iri', 'curie
 
 
 def _role(name: str) -> str | None:
-    "Which part of a triple a column of that `name` holds; `None` if it is no usual name."
+    "Return which part of a triple a column of that `name` holds; `None` if it is no usual name."
     plain = re.sub(r'\(.*\)', '', re.sub(r'([a-z])([A-Z])', r'\1 \2', name[:99]))
     words = re.findall('[^\\W_]+', plain.casefold())
     roles = {_ROLE.get(w) for w in [w for w in words if w not in _FILLERS] or words}
@@ -272,8 +272,8 @@ def _role(name: str) -> str | None:
 
 
 def _named_columns(row: Sequence[str]) -> tuple[str, ...] | None:
-    """What the columns hold if `row` is a header; `None` if it is not, as far as one can tell
-    from the names."""
+    """Return what the columns hold if `row` is a header; `None` if it is not, as far as one can
+    tell from the names."""
     names = tuple(x.lower() for x in row)
     for known in HEADERS:
         if sorted(names) == sorted(known):
@@ -283,8 +283,8 @@ def _named_columns(row: Sequence[str]) -> tuple[str, ...] | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #e139a347
 def _is_header(row: Sequence[str], path: Path) -> bool:
-    """Is line 1 a header by its names? Warns of unusual ones; raises `TriplesFileError` for
-    columns in another order."""
+    """Return whether line 1 is a header by its names. Warns about unusual ones. Raises
+    `TriplesFileError` for columns in another order."""
     if (columns := _named_columns(row)) is None:
         return False
     if columns != _COLUMNS:
@@ -314,13 +314,13 @@ def _check_rdf(row: Sequence[str], path: Path) -> None:
 
 # %% ../../nbs/graph/00_triples.ipynb #c75500eb
 def _shares_relation(rows: np.ndarray) -> bool:
-    "Is the relation of the first of `rows` `[N, 3]` that of others, too?"
+    "Return whether the relation of the first of `rows` `[N, 3]` occurs in other rows, too."
     return any((part == rows[0, 1]).any() for part in (rows[1:1000, 1], rows[1000:, 1]))
 
 
 def _first_alone(rows: np.ndarray) -> bool:
-    """Do the labels of the first of `rows` `[N, 3]` occur nowhere else, and those of the next
-    rows do?"""
+    """Return whether the labels of the first of `rows` `[N, 3]` occur nowhere else, while those
+    of the next rows do."""
     if len(rows) < 4 or _shares_relation(rows):
         return False
     counts = Counter(rows.flat)
@@ -329,7 +329,7 @@ def _first_alone(rows: np.ndarray) -> bool:
 
 # %% ../../nbs/graph/00_triples.ipynb #e64c0559
 def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndarray, int]:
-    "The labels of `read_triples` and the number of the line that row 0 comes from."
+    "Return the labels of `read_triples` and the number of the line that row 0 comes from."
     rows, _ = read_table(path, 3, set(), header=False)
     _check_rdf(rows[0], Path(path))
     known = _is_header(rows[0], Path(path)) if header is not False else False
@@ -351,7 +351,7 @@ def read_triples(
     # is line 1 a header? `None`: if it consists of names of columns such as in `HEADERS`
     | None = None,
 ) -> np.ndarray:  # labels `[N, 3]`, one row per line, in the order of the file
-    """Read labelled triples strictly; raises `TriplesFileError` that names file, line and fault.
+    """Read labelled triples strictly. Raises `TriplesFileError` that names file, line and fault.
 
     Labels are taken as they are: no spaces are cut off, quotes are ordinary characters, `NA` is
     a label. Blank lines are errors except at the end. Duplicate lines stay: `load_files` counts
@@ -361,7 +361,8 @@ def read_triples(
 
 # %% ../../nbs/graph/00_triples.ipynb #9f26a5d8
 def _index(label: str, text: str, first: bool = False) -> int:
-    "`text` as an index; raises `ValueError` that says what it is instead; `first`: in line 1."
+    """Return `text` as an index. Raises `ValueError` that says what it is instead; `first`: in
+    line 1."""
     if re.fullmatch('[0-9]+', text):
         return int(text)
     if re.fullmatch('-[0-9]+', text):
@@ -388,12 +389,12 @@ _LABEL_NAMES, _INDEX_NAMES = ('label', 'name', 'entity', 'relation', 'node'), ('
 
 
 def _counts_up(column: np.ndarray) -> bool:
-    "Are these texts `[N]` the numbers 0, 1, ..., N - 1 in this order?"
+    "Return whether these texts `[N]` are the numbers 0, 1, ..., N - 1 in this order."
     return all(text == str(i) for i, text in enumerate(column))
 
 
 def _map_rows(path: Path) -> tuple[np.ndarray, int]:
-    "Labels and indices `[N, 2]`, as a header may name them, and the line of row 0."
+    "Return the labels and indices `[N, 2]`, as a header may name them, and the line of row 0."
     rows, _ = read_table(path, 2, set(), header=False)
     a, b = (x.strip().lower() for x in rows[0])
     turned = a in _INDEX_NAMES and b in _LABEL_NAMES
@@ -445,7 +446,7 @@ def read_label_map(path: str | Path) -> dict[str, int]:
 
 # %% ../../nbs/graph/00_triples.ipynb #fec4b87a
 def _label_map(source: Mapping[str, int] | str | Path | None, name: str) -> dict[str, int] | None:
-    "A label map given as a mapping, a file, or not at all."
+    "Return a label map given as a mapping, a file, or not at all."
     if source is None:
         return None
     if isinstance(source, (str, Path)):
@@ -460,12 +461,12 @@ _ORDERS = {(0, 1): 'head, tail, relation', (1, 2): 'relation, head, tail'}
 
 
 def _share(a: set[str], b: set[str]) -> float:
-    "The part of all labels of `a` and `b` that both have."
+    "Return the part of all labels of `a` and `b` that both have."
     return len(a & b) / len(a | b)
 
 
 def _likely_order(columns: Sequence[set[str]]) -> tuple[int, int]:
-    "Which two of three columns hold heads and tails, by the labels that they share."
+    "Return which two of three columns hold heads and tails, by the labels that they share."
     shares = {pair: _share(*(columns[i] for i in pair)) for pair in ((0, 2), (0, 1), (1, 2))}
     sizes, likely = list(map(len, columns)), max(shares, key=shares.get)
     if not any(shares.values()):
@@ -475,7 +476,7 @@ def _likely_order(columns: Sequence[set[str]]) -> tuple[int, int]:
 
 
 def _order_hint(columns: Sequence[set[str]]) -> str | None:
-    "What is odd about the order of three columns of labels."
+    "Return what is odd about the order of three columns of labels."
     if (likely := _likely_order(columns)) == (0, 2):
         return None
     one, two, three = (len(x) for x in columns)
@@ -487,7 +488,7 @@ def _order_hint(columns: Sequence[set[str]]) -> str | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #88d6c81c
 def _plain(label: str) -> str:
-    "`label` in one Unicode form, without invisible characters, outer and repeated spaces."
+    "Return `label` in one Unicode form, without invisible characters, outer and repeated spaces."
     if not label.isascii():
         label = ''.join(
             c for c in unicodedata.normalize('NFKC', label) if unicodedata.category(c) != 'Cf'
@@ -496,7 +497,7 @@ def _plain(label: str) -> str:
 
 
 def _twins(labels: Iterable[str], form: Callable[[str], str]) -> list[list[str]]:
-    "Those of the different `labels` that have the same `form`, together."
+    "Return those of the different `labels` that have the same `form`, together."
     labels = list(labels)
     if len(set(map(form, labels))) == len(labels):
         return []
@@ -507,7 +508,7 @@ def _twins(labels: Iterable[str], form: Callable[[str], str]) -> list[list[str]]
 
 
 def _twin_hints(labels: Iterable[str], what: str) -> Iterator[str]:
-    "How many pairs of `labels` differ by almost nothing."
+    "Yield how many pairs of `labels` differ by almost nothing."
     labels = set(labels)
     for form, how in (
         (_plain, 'spaces or by the form of their Unicode characters'),
@@ -524,7 +525,7 @@ def _twin_hints(labels: Iterable[str], what: str) -> Iterator[str]:
 
 # %% ../../nbs/graph/00_triples.ipynb #ee9bc841
 def _named(labels: Iterable[str], most: int = 3) -> str:
-    "The first few of `labels`."
+    "Return the first few of `labels`."
     labels = sorted(labels)
     return ', '.join(map(_show, labels[:most])) + (', ...' if len(labels) > most else '')
 
@@ -532,8 +533,8 @@ def _named(labels: Iterable[str], most: int = 3) -> str:
 def _graph_hints(
     columns: Sequence[set[str]], maps: Sequence[Mapping[str, int] | None]
 ) -> Iterator[str]:
-    """What is odd about the labels of training triples, given the labels of each column and the
-    label maps."""
+    """Yield what is odd about the labels of training triples, given the labels of each column
+    and the label maps."""
     if hint := _order_hint(columns):
         yield hint
     for labels, known, what in zip(
@@ -551,7 +552,7 @@ def _graph_hints(
 def _unseen(
     rows: np.ndarray, entity_to_id: Mapping[str, int], relation_to_id: Mapping[str, int]
 ) -> np.ndarray:
-    "Which labels of `rows` `[N, 3]` the maps do not hold, as booleans `[N, 3]`."
+    "Return which labels of `rows` `[N, 3]` the maps do not hold, as booleans `[N, 3]`."
     maps = entity_to_id, relation_to_id, entity_to_id
     return np.stack(
         [np.array([x not in m for x in column], dtype=bool) for column, m in zip(rows.T, maps)],
@@ -560,14 +561,14 @@ def _unseen(
 
 # %% ../../nbs/graph/00_triples.ipynb #67f7f393
 def _swapped(label: str, kind: str, other: Mapping[str, int]) -> str:
-    "A hint for an unknown `label` of `kind` that is known as the `other` kind."
+    "Return a hint for an unknown `label` of `kind` that is known as the `other` kind."
     if label not in other:
         return ''
     return f'; it is {"a relation" if kind == "entity" else "an entity"}: are the columns swapped?'
 
 # %% ../../nbs/graph/00_triples.ipynb #d174325b
 def _twin_of(label: str, known: Iterable[str]) -> str:
-    "A hint for an unknown `label` that almost nothing distinguishes from one that is known."
+    "Return a hint for an unknown `label` that almost nothing distinguishes from one that is known."
     plain = _plain(label)
     twin = next((x for x in known if _plain(x) == plain), None)
     return (
@@ -598,7 +599,7 @@ def _unseen_error(
 def _factory(
     rows: np.ndarray, path: Path, maps: Sequence[Mapping[str, int] | None], inverse: bool
 ) -> TriplesFactory:
-    "PyKEEN's factory of labelled triples `[N, 3]`; says how many were duplicates."
+    "Return PyKEEN's factory of labelled triples `[N, 3]`; says how many were duplicates."
     factory = TriplesFactory.from_labeled_triples(
         rows,
         entity_to_id=maps[0],
@@ -618,8 +619,8 @@ def _factory(
 def _training_factory(
     path: Path, maps: Sequence[Mapping[str, int] | None], header: bool | None, inverse: bool
 ) -> TriplesFactory:
-    """The training triples; labels missing from a given label map are an error, and what looks
-    odd is a warning."""
+    """Return the training triples; labels missing from a given label map are an error, and what
+    looks odd is a warning."""
     rows, first = read_numbered(path, header)
     columns = [set(c) for c in rows.T]
     if any(m is not None and not c <= m.keys() for c, m in zip(columns, (*maps, maps[0]))):
@@ -645,7 +646,7 @@ def _training_factory(
 
 # %% ../../nbs/graph/00_triples.ipynb #29594274
 def _dropped_hint(rows: np.ndarray, unseen: np.ndarray, maps: Sequence[Mapping[str, int]]) -> str:
-    """What is odd about those of `rows` `[N, 3]` that are left out for their `unseen` labels
+    """Return what is odd about those of `rows` `[N, 3]` that are left out for their `unseen` labels
     `[N, 3]`."""
     forms = [set(map(_plain, m)) for m in maps]
     near = sum(
@@ -660,7 +661,7 @@ def _dropped_hint(rows: np.ndarray, unseen: np.ndarray, maps: Sequence[Mapping[s
 def _evaluation_factory(
     path: Path, training: TriplesFactory, header: bool | None, unseen: str
 ) -> TriplesFactory:
-    "Test or validation triples, numbered by the label maps of `training`."
+    "Return test or validation triples, numbered by the label maps of `training`."
     rows, first = read_numbered(path, header)
     maps = training.entity_to_id, training.relation_to_id
     mask = _unseen(rows, *maps)
@@ -718,8 +719,8 @@ def load_files(
 
 # %% ../../nbs/graph/00_triples.ipynb #b6ea2846
 def _find(text: str, piece: str, limit: int) -> list[int]:
-    """Where the first `limit` labels that hold `piece` begin, in a `text` of labels each between
-    two NUL characters."""
+    """Return the places where the first `limit` labels that contain `piece` begin, in a `text`
+    of labels each between two NUL characters."""
     starts, at = [], text.find(piece)
     while at >= 0 and len(starts) < limit:
         starts.append(text.rfind('\0', 0, at + 1) + 1)
@@ -728,7 +729,7 @@ def _find(text: str, piece: str, limit: int) -> list[int]:
 
 # %% ../../nbs/graph/00_triples.ipynb #8feb183a
 def _alike(label: str, known: Sequence[str], limit: int = 300) -> list[str]:
-    "Labels of `known` that share a beginning or an end with `label`, ignoring case."
+    "Return the labels of `known` that share a beginning or an end with `label`, ignoring case."
     text, key = '\0' + '\0'.join(known).casefold() + '\0', label.casefold()
     found = set()
     for piece in (lambda n: '\0' + key[:n], lambda n: key[-n:] + '\0'):
@@ -744,7 +745,7 @@ def _alike(label: str, known: Sequence[str], limit: int = 300) -> list[str]:
 
 # %% ../../nbs/graph/00_triples.ipynb #f4a36018
 def nearest_labels(label: str, known: Iterable[str], k: int = 3) -> list[str]:
-    """Up to `k` labels of `known` closest to `label` (`difflib`, ignoring case); made for a
+    """Return up to `k` labels of `known` closest to `label` (`difflib`, ignoring case); made for a
     million of them."""
     known, label = list(known), label[:200]
     if len(known) > 5000:
@@ -754,17 +755,17 @@ def nearest_labels(label: str, known: Iterable[str], k: int = 3) -> list[str]:
 
 # %% ../../nbs/graph/00_triples.ipynb #74a77b3c
 def _nearest_hint(near: Sequence[str]) -> str:
-    "The end of an error message that tells what is near, if there is anything."
+    "Return the end of an error message that tells what is near, if there is anything."
     return f'; nearest: {", ".join(near)}' if near else ''
 
 
 def _did_you_mean(near: Sequence[str]) -> str:
-    "The end of an error message that names the labels `near`, if there are any."
+    "Return the end of an error message that names the labels `near`, if there are any."
     return _nearest_hint([*map(repr, near)])
 
 # %% ../../nbs/graph/00_triples.ipynb #c6885e10
 def _split_file(folder: Path, name: str) -> Path | None:
-    "The one file of `folder` that holds the split `name`, if there is one."
+    "Return the one file of `folder` that holds the split `name`, if there is one."
     files = [
         p for s in ('.txt', '.tsv', '.txt.gz', '.tsv.gz') if (p := folder / f'{name}{s}').is_file()
     ]
@@ -776,7 +777,7 @@ def _split_file(folder: Path, name: str) -> Path | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #d8f4a0d3
 def _load_folder(folder: Path, inverse: bool, **options: Any) -> Dataset:
-    "The data set in `folder`; `options` go to `load_files`."
+    "Return the data set in `folder`; `options` go to `load_files`."
     train, test, valid = (_split_file(folder, name) for name in ('train', 'test', 'valid'))
     if train is None:
         there = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'
@@ -785,7 +786,7 @@ def _load_folder(folder: Path, inverse: bool, **options: Any) -> Dataset:
 
 # %% ../../nbs/graph/00_triples.ipynb #3aeedb83
 def _load_named(name: str, inverse: bool) -> Dataset:
-    "PyKEEN's data set of that name, downloaded by PyKEEN where it does not come inside."
+    "Return PyKEEN's data set of that name, downloaded by PyKEEN where it does not come inside."
     dataset = dataset_resolver.make(name, create_inverse_triples=inverse)
     try:
         dataset.training
@@ -843,20 +844,20 @@ class Naming(Protocol):
     "What people call entities and relations; `Names` of the next chapter is one."
 
     def shown(self, label: str) -> str:
-        "A label, with its name if it has one."
+        "Return a label, with its name if it has one."
 
     def typed(self, label: str) -> str:
-        "A label, with its type if it has one."
+        "Return a label, with its type if it has one."
 
     def resolve(self, text: str, known: Mapping[str, Any]) -> list[str]:
-        "The labels among `known` that go by that name."
+        "Return the labels among `known` that go by that name."
 
     def nearest(self, text: str, known: Mapping[str, Any]) -> list[str]:
-        "The labels among `known` whose names are closest to `text`."
+        "Return the labels among `known` whose names are closest to `text`."
 
 
 def naming_of(factory: CoreTriplesFactory) -> Any:
-    "The names that `factory` carries (see `name_triples`), or `None`."
+    "Return the names that `factory` carries (see `name_triples`), or `None`."
     return factory.metadata.get(_NAMES)
 
 # %% ../../nbs/graph/00_triples.ipynb #423281d6
@@ -882,7 +883,7 @@ def _label_error(
     row: int | None,
     nearest: list[str],
 ) -> UnknownLabelError:
-    "An error about a label, which says in which row that is."
+    "Return an error about a label, which says in which row that is."
     error = sort(f'{"" if row is None else f"row {row}: "}{text}')
     error.label, error.kind, error.row, error.nearest = (
         label,
@@ -896,7 +897,7 @@ def _label_error(
 def _unknown_label(
     label: str, kind: str, factory: TriplesFactory, row: int | None = None
 ) -> UnknownLabelError:
-    "The error for `label`, which `factory` does not know as an entity or relation (`kind`)."
+    "Return the error for `label`, which `factory` does not know as an entity or relation (`kind`)."
     known, other = factory.entity_to_id, factory.relation_to_id
     if kind == 'relation':
         known, other = other, known
@@ -917,8 +918,9 @@ def label_named(
     kind: str = 'entity',  # or 'relation'
     row: int | None = None,  # of a table, for the error
 ) -> str:
-    """The label that `text` means: itself, or the only one of that name. Raises
-    `UnknownLabelError` with the nearest, `AmbiguousNameError` with all that have the name."""
+    """Return the label that `text` means: itself, or the only one of that name. Raises
+    `UnknownLabelError` with the nearest. Raises `AmbiguousNameError` with all that have the
+    name."""
     known = factory.entity_to_id if kind == 'entity' else factory.relation_to_id
     if text in known:
         return text
@@ -941,7 +943,7 @@ def label_named(
 
 # %% ../../nbs/graph/00_triples.ipynb #084f921a
 def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[int]:
-    "Ids of a column of `labels`; raises `UnknownLabelError` for the first unknown one."
+    "Return the ids of a column of `labels`. Raises `UnknownLabelError` for the first unknown one."
     if not isinstance(factory, TriplesFactory):
         raise ValueError(f'{type(factory).__name__} has no labels: give the triples as ids')
     known = factory.entity_to_id if kind == 'entity' else factory.relation_to_id
@@ -957,7 +959,7 @@ def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[i
 
 # %% ../../nbs/graph/00_triples.ipynb #a07f58fa
 def _as_label(number: int, known: Mapping[str, int]) -> str | None:
-    """The label in `known` that is the integer `number`, with leading zeros or as a decimal
+    """Return the label in `known` that is the integer `number`, with leading zeros or as a decimal
     perhaps; `None` if there is none."""
     text = str(number) if abs(number) < 10**20 else '-'
     forms = (*(text.zfill(width) for width in range(len(text), 21)), f'{text}.0', f'{text}.')
@@ -965,12 +967,12 @@ def _as_label(number: int, known: Mapping[str, int]) -> str | None:
 
 
 def _maps(factory: TriplesFactory) -> tuple[Mapping[str, int], ...]:
-    "The label map of each column."
+    "Return the label map of each column."
     return factory.entity_to_id, factory.relation_to_id, factory.entity_to_id
 
 
 def _label_hint(row: Sequence[int], column: int, factory: CoreTriplesFactory) -> str:
-    "What to do with an integer of a `row` that is no id but may be a label."
+    "Return what to do with an integer of a `row` that is no id but may be a label."
     label = (
         _as_label(int(row[column]), _maps(factory)[column])
         if isinstance(factory, TriplesFactory)
@@ -999,7 +1001,7 @@ def _check_range(ids: np.ndarray, factory: CoreTriplesFactory) -> None:
 
 # %% ../../nbs/graph/00_triples.ipynb #6c8ab0ce
 def _frame_columns(triples: pd.DataFrame) -> np.ndarray:
-    "The columns head, relation and tail of a data frame, `[M, 3]`."
+    "Return the columns head, relation and tail of a data frame, `[M, 3]`."
     if missing := [c for c in _COLUMNS if c not in triples.columns]:
         raise ValueError(
             f'a frame of triples needs the columns head, relation, tail; it lacks '
@@ -1010,8 +1012,8 @@ def _frame_columns(triples: pd.DataFrame) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #58f024f9
 def _list_rows(triples: Iterable[Any]) -> np.ndarray:
-    """One triple or a list of triples as objects `[M, 3]`; raises `ValueError` for a row that
-    has not three parts."""
+    """Return one triple or a list of triples as objects `[M, 3]`. Raises `ValueError` for a row
+    that has not three parts."""
     rows = [r.tolist() if hasattr(r, 'tolist') else r for r in triples]
     if rows and all(not isinstance(r, (list, tuple)) for r in rows):
         rows = [rows]
@@ -1027,7 +1029,7 @@ def _list_rows(triples: Iterable[Any]) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #2a47f01b
 def _as_table(triples: Any) -> np.ndarray:
-    "`triples` in any of the accepted forms as an array `[M, 3]`, M > 0."
+    "Return `triples` in any of the accepted forms as an array `[M, 3]`, M > 0."
     if isinstance(triples, torch.Tensor):
         table = triples.detach().cpu().numpy()
     elif isinstance(triples, pd.DataFrame):
@@ -1054,8 +1056,8 @@ def _as_table(triples: Any) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #21e1a59a
 def _is_labels(table: np.ndarray) -> bool:
-    """Does `table` `[M, 3]` hold labels (True) or ids (False)? `TypeError` names the first cell
-    that is neither."""
+    """Return whether `table` `[M, 3]` holds labels (True) or ids (False). Raises `TypeError`
+    that names the first cell that is neither."""
     if table.dtype.kind in 'iu':
         return False
     cells = table.ravel().tolist()
@@ -1074,14 +1076,14 @@ def _is_labels(table: np.ndarray) -> bool:
 
 # %% ../../nbs/graph/00_triples.ipynb #62592b4a
 def _two_readings(number: int, label: str, column: int, factory: TriplesFactory) -> str:
-    "Why it is open what the integer `number` means."
+    "Return why it is open what the integer `number` means."
     where = f'the {_KINDS[column]} with id {_maps(factory)[column][label]}'
     return f'{_COLUMNS[column]}: {number} is an id, and {label!r} is the label of {where}'
 
 
 def _labels_meant(table: np.ndarray, factory: TriplesFactory) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that integers `[M, 3]` could be, `None` where there are none, and the ids of
-    these, -1 there."""
+    """Return the labels that integers `[M, 3]` could be, `None` where there are none, and the
+    ids of these, -1 there."""
     labels, ids = np.full(table.shape, None, dtype=object), np.full(table.shape, -1)
     for j, known in enumerate(_maps(factory)):
         column = table[:, j].tolist()
@@ -1111,13 +1113,13 @@ def _check_meant(table: np.ndarray, factory: CoreTriplesFactory) -> None:
 
 
 def _is_tensor(triples: Any) -> bool:
-    "A tensor, or a list of tensors? Then they are ids."
+    "Return a tensor, or a list of tensors? Then they are ids."
     rows = triples if isinstance(triples, (list, tuple)) else [triples]
     return all(isinstance(x, torch.Tensor) for x in rows)
 
 
 def _mapped(table: np.ndarray, labels: bool, factory: CoreTriplesFactory) -> torch.LongTensor:
-    "Ids `[M, 3]` of labels or ids `[M, 3]`, checked."
+    "Return ids `[M, 3]` of labels or ids `[M, 3]`, checked."
     if labels:
         columns = [_lookup(c.tolist(), kind, factory) for c, kind in zip(table.T, _KINDS)]
         return torch.tensor(columns, dtype=torch.long).T.contiguous()
@@ -1129,14 +1131,14 @@ def to_ids(
     triples: Any,  # labels or ids: `[3]` or `[M, 3]` as tuples, lists, array or tensor; or a frame
     factory: CoreTriplesFactory,  # the training triples, whose numbering counts
 ) -> torch.LongTensor:  # ids `[M, 3]`, in the order given, on the device of a given tensor
-    """Ids of `triples` given as labels or ids, checked. Relation ids are those without inverse
-    relations.
+    """Return the ids of `triples` given as labels or ids, checked. Relation ids are those without
+    inverse relations.
 
     A frame has the columns head, relation and tail; others are ignored. Raises
-    `UnknownLabelError` (label, kind, row, nearest known labels), `ValueError` for an id out of
-    range, a wrong shape or no triples at all, and `TypeError` for anything that is neither label
-    nor id. Integers that are not a tensor and could be labels of another triple are a
-    `ValueError`, too; if only some could, a warning says how they are read."""
+    `UnknownLabelError` (label, kind, row, nearest known labels). Raises `ValueError` for an id
+    out of range, a wrong shape or no triples at all, and `TypeError` for anything that is
+    neither label nor id. Integers that are not a tensor and could be labels of another triple
+    are a `ValueError`, too; if only some could, a warning says how they are read."""
     table = _as_table(triples)
     found = _mapped(table, labels := _is_labels(table), factory)
     if not (labels or _is_tensor(triples)):
@@ -1148,7 +1150,7 @@ def to_labels(
     ids: Any,  # ids `[3]` or `[M, 3]`; M may be 0
     factory: TriplesFactory,  # the training triples, whose numbering counts
 ) -> list[tuple[str, str, str]]:
-    "Labels of triples given as ids, checked like those of `to_ids`."
+    "Return the labels of triples given as ids, checked like those of `to_ids`."
     if isinstance(ids, (torch.Tensor, np.ndarray)) and ids.shape == (0, 3):
         return []
     if not isinstance(factory, TriplesFactory):
@@ -1165,7 +1167,7 @@ def named(
     ids: np.ndarray,  # `[N]`
     labeling: Labeling,  # of the entities or of the relations
 ) -> np.ndarray:
-    "Labels `[N]` of ids. Raises `ValueError` for an id that has none."
+    "Return labels `[N]` of ids. Raises `ValueError` for an id that has none."
     unique, inverse = np.unique(ids, return_inverse=True)
     unknown = [i for i in unique.tolist() if i not in labeling.id_to_label]
     if unknown:
@@ -1174,7 +1176,7 @@ def named(
 
 
 def label_columns(ids: Tensor, training: TriplesFactory, prefix: str = '') -> dict[str, np.ndarray]:
-    "Columns head, relation and tail of triples `[N, 3]`, their names preceded by `prefix`."
+    "Return columns head, relation and tail of triples `[N, 3]`, their names preceded by `prefix`."
     if not isinstance(training, TriplesFactory):
         raise ValueError(
             f'training: expected a TriplesFactory with labels, got {type(training).__name__}'
@@ -1190,7 +1192,7 @@ def label_columns(ids: Tensor, training: TriplesFactory, prefix: str = '') -> di
 def _wanted(
     labels: str | int | Iterable[str | int], column: int, factory: CoreTriplesFactory
 ) -> torch.LongTensor:
-    "Ids of one label or id, or several, of one column."
+    "Return the ids of one label or id, or several, of one column."
     sure = _is_tensor(labels)
     if hasattr(labels, 'tolist'):
         labels = labels.tolist()
@@ -1214,8 +1216,8 @@ def _wanted(
 
 # %% ../../nbs/graph/00_triples.ipynb #f38e425c
 def _rows(indices: Any, n: int) -> torch.LongTensor:
-    """Row numbers `[K]` given as one number, numbers, a slice or booleans `[n]`; `ValueError` if
-    out of range."""
+    """Return the row numbers `[K]` given as one number, numbers, a slice or booleans `[n]`.
+    Raises `ValueError` if out of range."""
     if isinstance(indices, slice):
         return torch.arange(n)[indices]
     rows = np.atleast_1d(
@@ -1240,8 +1242,8 @@ def select(
     tail: str | int | Iterable[str | int] | None = None,  # label(s) or id(s) of the tail
     indices: Any = None,  # rows of `factory.mapped_triples`: numbers, a slice or booleans
 ) -> torch.LongTensor:  # ids `[M, 3]` in the order of `indices` or of the factory; M may be 0
-    """Triples of `factory` that fit all conditions; `UnknownLabelError` or `ValueError` for what
-    the graph lacks."""
+    """Return the triples of `factory` that fit all conditions; `UnknownLabelError` or
+    `ValueError` for what the graph lacks."""
     triples = factory.mapped_triples
     if indices is not None:
         triples = triples[_rows(indices, len(triples))]
@@ -1255,7 +1257,7 @@ _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _seen(factory: CoreTriplesFactory) -> tuple[torch.Tensor, torch.Tensor]:
-    "Which entities `[E]` and which relations `[R]` are in a triple of `factory`."
+    "Return which entities `[E]` and which relations `[R]` are in a triple of `factory`."
     triples = factory.mapped_triples
     if triples not in _SEEN:
         entities, relations = (
@@ -1271,8 +1273,8 @@ def never_seen(
     ids: Tensor,  # triples `[M, 3]`
     training: CoreTriplesFactory,  # the training triples
 ) -> str | None:
-    """Which entities and relations of triples no training triple has, in a few words; `None` if
-    all are there."""
+    """Return which entities and relations of triples no training triple has, in a few words;
+    `None` if all are there."""
     ids, parts = ids.cpu(), []
     for seen, columns, what in zip(
         _seen(training), (ids[:, [0, 2]], ids[:, 1]), ('entity', 'relation')
@@ -1287,8 +1289,8 @@ def never_seen(
 
 # %% ../../nbs/graph/00_triples.ipynb #a10b6aab
 def triples_fingerprint(factory: CoreTriplesFactory) -> str:
-    """SHA-256 (hex) over the set of `factory`'s triples (as sorted ids), its label maps, and the
-    lengths of these.
+    """Return SHA-256 (hex) over the set of `factory`'s triples (as sorted ids), its label maps, and
+    the lengths of these.
 
     Order and duplicates of the triples do not count, nor whether inverse triples are created."""
     maps = (

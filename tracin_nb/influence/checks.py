@@ -134,8 +134,8 @@ def slope_facts(
 
 
 def has_slope(steps: Steps, objective: Objective, test: Tensor) -> bool:
-    """Has the objective a slope at each of the triples, at the last checkpoint? No, if it cannot
-    be differentiated."""
+    """Return booleans `[M]`: whether the objective has a slope at each triple at the last
+    checkpoint. False if it cannot be differentiated."""
     try:
         return bool((sizes(steps.maker.engine(steps[-1].train.model, objective)(test)) > 0).all())
     except ValueError:

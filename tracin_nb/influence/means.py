@@ -32,7 +32,7 @@ SIGNS = torch.int16  # counts of runs
 
 
 def moment_bytes(tests: int, train: int, dtype: torch.dtype) -> int:
-    "Bytes of the moments of so many pairs."
+    "Return the bytes of the moments of so many pairs."
     return tests * train * 2 * (dtype.itemsize + SIGNS.itemsize)
 
 
@@ -48,7 +48,7 @@ class Moments:
 
     @classmethod
     def blank(cls, tests: int, train: int, dtype: torch.dtype) -> 'Moments':
-        "Those of no run, on the CPU."
+        "Return those of no run, on the CPU."
         zeros = lambda dtype: torch.zeros(tests, train, dtype=dtype)
         return cls(zeros(dtype), zeros(dtype), zeros(SIGNS), zeros(SIGNS))
 
@@ -62,11 +62,11 @@ class Moments:
         self.below[:, columns] += x < 0
 
     def spread(self, test: Tensor, column: Tensor) -> Tensor:
-        "The standard deviation `[c]` over the runs of some pairs, each a row and a column."
+        "Return the standard deviation `[c]` over the runs of some pairs, each a row and a column."
         return (self.squares[test, column] / max(1, self.runs - 1)).clamp(min=0).sqrt()
 
     def agreement(self, test: Tensor, column: Tensor) -> Tensor:
-        "The share `[c]` of the runs whose influence has the sign of the mean."
+        "Return the share `[c]` of the runs whose influence has the sign of the mean."
         up, down = (x[test, column].double() / self.runs for x in (self.above, self.below))
         mean = self.mean[test, column]
         return torch.where(mean > 0, up, torch.where(mean < 0, down, 1 - up - down))
@@ -126,7 +126,7 @@ class EveryJob:
 
 
 def shard_bytes(steps: Steps) -> int:
-    "Bytes that the influences of a shard may take."
+    "Return bytes that the influences of a shard may take."
     return min(_SHARD, max(1, budget(steps.settings) // 32))
 
 
@@ -188,7 +188,7 @@ def keep_moments(parts: Parts, moments: Moments, told: Sequence[Any]) -> None:
 
 
 def kept_moments(parts: Parts) -> tuple[Moments, list[Any]] | None:
-    "The moments after the last run that was kept, and what was told of the runs, if any."
+    "Return the moments after the last run that was kept, and what was told of the runs, if any."
     for run in reversed(range(len(parts))):
         if (found := parts.read(run)) is not None:
             told = json.loads(bytes(found.pop('told').tolist()))

@@ -28,7 +28,7 @@ QUESTION = 'question.json'
 
 # %% ../../nbs/influence/47_parts.ipynb #6784ff38
 def json_differences(asked: Any, found: Any, name: str = '') -> Iterator[str]:
-    "Names of the entries in which two values of JSON differ, such as `weights[2]`."
+    "Yield the names of the entries in which two values of JSON differ, such as `weights[2]`."
     if isinstance(asked, Mapping) and isinstance(found, Mapping):
         for k in sorted({*asked, *found}):
             yield from json_differences(asked.get(k), found.get(k), f'{name}.{k}' if name else k)
@@ -59,7 +59,7 @@ def _keep_shard(folder: Path, shard: int, tensors: Mapping[str, Tensor]) -> None
 
 
 def _kept_shard(folder: Path, shard: int) -> dict[str, Tensor] | None:
-    """The tensors of a shard. A file that is not what was written is removed, and None is
+    """Return the tensors of a shard. A file that is not what was written is removed, and None is
     returned."""
     for path in sorted(folder.glob(f'{shard:05d}-*.safetensors')):
         with stage('read'):
@@ -74,7 +74,7 @@ COST = 'cost.'  # begins the names of tensors that count work
 
 
 def cost(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Tensor]:
-    "What counters have gained, as tensors to keep beside those of a shard."
+    "Return what counters have gained, as tensors to keep beside those of a shard."
     return {
         COST + name: torch.tensor(n - before[name])
         for name, n in after.items()
@@ -83,18 +83,18 @@ def cost(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Tenso
 
 
 def summed(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    "Sums by name."
+    "Return sums by name."
     return {name: some.get(name, 0) + more.get(name, 0) for name in {**some, **more}}
 
 # %% ../../nbs/influence/47_parts.ipynb #5238d434
 def checksum(question: Mapping[str, Any]) -> str:
-    "SHA-256 of how a question is worked on; `asked` is compared anyway."
+    "Return SHA-256 of how a question is worked on; `asked` is compared anyway."
     text = json.dumps([question.get('pass'), question.get('again')], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_question(folder: Path) -> dict[str, Any]:
-    "What was asked in a folder. Raises `ValueError` if it does not say so."
+    "Return what was asked in a folder. Raises `ValueError` if it does not say so."
     path = folder / QUESTION
     if not path.is_file():
         raise ValueError(f'{path} is missing, expected a folder that explain(out=...) began')
@@ -132,11 +132,11 @@ class Parts:
         _keep_shard(self.folder / 'parts', shard, tensors)
 
     def read(self, shard: int) -> dict[str, Tensor] | None:
-        "The tensors of a finished shard; None if there are none that are whole."
+        "Return the tensors of a finished shard; None if there are none that are whole."
         return _kept_shard(self.folder / 'parts', shard)
 
     def finished(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        "Numbers and tensors of all finished shards."
+        "Yield the numbers and tensors of all finished shards."
         for shard in range(len(self)):
             if (tensors := self.read(shard)) is None:
                 continue
@@ -174,7 +174,7 @@ class Parts:
 
 # %% ../../nbs/influence/47_parts.ipynb #d4e484e4
 def continued(folder: Path, asked: Mapping[str, Any]) -> Parts | None:
-    """The parts of the same question in a folder; None if nothing was asked there. Raises
+    """Return the parts of the same question in a folder; None if nothing was asked there. Raises
     `ValueError` for another one."""
     if not (folder / QUESTION).exists():
         return None
@@ -193,7 +193,7 @@ def continued(folder: Path, asked: Mapping[str, Any]) -> Parts | None:
 
 # %% ../../nbs/influence/47_parts.ipynb #5b81c58c
 def _entry(values: Any, name: str) -> str:
-    "The value of an entry by the name that `json_differences` gives it, as a short text."
+    "Return the value of an entry by the name that `json_differences` gives it, as a short text."
     for key in name.replace('[', '.[').split('.'):
         values = values[int(key[1:-1])] if key.startswith('[') else (values or {}).get(key)
     text = json.dumps(values, ensure_ascii=False)

@@ -42,7 +42,7 @@ _FEW_TESTS = 64  # test triples for which an index is tried out
 
 
 def few_tests(test: TestSide) -> bool:
-    "Are there so few test triples that an index's tensors are counted one by one?"
+    "Return whether the test triples are few enough to count an index's tensors one by one."
     return len(test) <= _FEW_TESTS
 
 

@@ -36,7 +36,7 @@ class Prepared:
     facts: dict[str, Any]
 
     def serves(self, test: TestSide, rows: Tensor, planner: Planner) -> bool:
-        "Does it serve a pass over `rows`: over all training triples, and in this form?"
+        "Return whether it serves a pass over `rows`: over all training triples, and in this form."
         sparse = rows_only(*test.factors) and planner.rows_only
         return len(self.whole.rows) == len(rows) and self.whole.sparse == sparse
 

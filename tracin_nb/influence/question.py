@@ -41,7 +41,7 @@ from ..runs.run import Run
 
 # %% ../../nbs/influence/70_question.ipynb #89255260
 def _triple_keys(triples: Tensor, E: int, R: int) -> Tensor:
-    "One number `[N]` for each triple `[N, 3]`."
+    "Return one number `[N]` for each triple `[N, 3]`."
     h, r, t = triples.T
     return (h * R + r) * E + t
 

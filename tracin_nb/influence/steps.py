@@ -100,7 +100,7 @@ class Telling:
 
     @contextmanager
     def bar(self, n: int, label: str, done: int = 0) -> Iterator[Callable[[int], Any]]:
-        "What to call with numbers of training triples out of `n`."
+        "Yield what to call with numbers of training triples out of `n`."
         if self.inside:
             yield self.inside
         else:
@@ -295,7 +295,7 @@ class Steps:
 
     @property
     def made(self) -> bool:
-        "Are they loaded?"
+        "Whether they are loaded."
         return 'every' in self.__dict__
 
     def forget(self) -> None:
@@ -371,7 +371,7 @@ class Sent:
         return Steps(self.settings, self.objective, torch.device(device), self._make, self.maker)
 
     def _make(self, steps: Steps) -> list[Step]:
-        "The steps, of the models that were sent."
+        "Return the steps, of the models that were sent."
         made = []
         for rate, model, metric, routes in self.models:
             engine = self.maker.engine(model.to(steps.device), self.objective, routes)

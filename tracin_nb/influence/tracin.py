@@ -334,8 +334,8 @@ class TracIn:
         (opponents) each test triple. Of several runs: by the mean influence, with its `spread` (the
         standard deviation over the runs) and `agreement` (the share of the runs with its sign).
 
-        Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers
-        fail for good."""
+        Raises `ValueError` if the folder belongs to another question. Raises `WorkerError` if
+        workers fail for good."""
         start, folder = time.perf_counter(), None if out is None else Path(out)
         if self.others:
             one_run(self, sample=sample, breakdown=breakdown or None, candidates=candidates)
@@ -557,13 +557,13 @@ class TracIn:
             )
 
     def _objective(self, test: Tensor, against: str | int | None) -> Objective:
-        "The objective of the `test` triples."
+        "Return the objective of the `test` triples."
         return (
             self.test_objective if against is None else contrast(test, against, self.run.training)
         )
 
     def _engines(self, objective: Objective) -> list[Engine]:
-        "The engines of the test triples' `objective` at each checkpoint."
+        "Return the engines of the test triples' `objective` at each checkpoint."
         return self.tests.engines(None if objective is self.test_objective else objective)
 
     def _question(
@@ -576,7 +576,7 @@ class TracIn:
         against: str | int | None,
         breakdown: bool,
     ) -> Question:
-        "What was asked, checked."
+        "Return what was asked, checked."
         with stage('planning', whole=True):
             training, ids = self.run.training, to_ids(test, self.run.training)
             every = training_rows(train, training)
@@ -605,7 +605,7 @@ class TracIn:
             )
 
     def _matrix(self, test: Tensor, rows: Tensor, triples: Tensor, each: int | None = None) -> Work:
-        "The whole matrix as work, in shards of `each` bytes if that is given."
+        "Return the whole matrix as work, in shards of `each` bytes if that is given."
         side, *_ = self.tests.side(test, self.tests.engines())
         whole = self.planner.matrix(side, rows, triples)
         if each is None:
@@ -622,7 +622,7 @@ class TracIn:
         overwrite: bool,
         start: float,
     ) -> tuple[Result, Parts | None]:
-        "The answer, and the shards that are kept in the folder `out`."
+        "Return the answer, and the shards that are kept in the folder `out`."
         every, training = self.planner.every, self.run.training
         side, own, slopes = self.tests.side(question.test, self._engines(question.test_objective))
         kept, tried = self._kept(side, question), self.counters.trial_passes
@@ -651,13 +651,13 @@ class TracIn:
         return result, parts
 
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
-        "What `prepare` kept, if it serves the question."
+        "Return what `prepare` kept, if it serves the question."
         if self._prepared is None or question.near is not None:
             return None
         return self._prepared if self._prepared.serves(side, question.rows, self.planner) else None
 
     def _whole(self, side: TestSide, question: Question, parts: Parts | None) -> Pass:
-        "The pass for a question: planned, or as it was begun in a folder."
+        "Return the pass for a question: planned, or as it was begun in a folder."
         if parts is None:
             return self.planner.plan(side, question.rows, question.k, question.near)
         facts = {
@@ -670,7 +670,7 @@ class TracIn:
     def _begun(
         self, out: Path, question: Question, whole: Pass, tried: int, overwrite: bool
     ) -> Parts:
-        "A folder for the question."
+        "Return a folder for the question."
         how = dict(whole.facts(), bounds=whole.bounds(self.crew.shards), trial_passes=tried)
         again, asked = question.again(self.crew.workers, self.crew.auto), question.asked()
         with stage('write', whole=True):
@@ -685,7 +685,7 @@ class TracIn:
         kept: Prepared | None,
         parts: Parts | None,
     ) -> tuple[Ranking, dict[str, Any]]:
-        "The ranking of a whole pass, and the facts."
+        "Return the ranking of a whole pass, and the facts."
         job = RankJob(
             whole, kept.side(side) if kept else side, question.k, kept.tile if kept else None
         )

@@ -54,7 +54,7 @@ class Team(Protocol):
         "Let a worker that is ready do a shard."
 
     def wait(self, seconds: float) -> Iterator[News]:
-        "What is heard of the workers, after `seconds` at most."
+        "Yield what is heard of the workers, after `seconds` at most."
 
     def drop(self, worker: int) -> None:
         "Stop a worker at once; nothing more is heard of it."
@@ -93,7 +93,7 @@ def _serve(conn: connection.Connection, folder: str, device: str, threads: int) 
 # %% ../../nbs/influence/40_workers.ipynb #20451c09
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    "Ctrl-C waits until the end; processes that are started inside never see it."
+    "Hold Ctrl-C until the end; processes started inside never receive it."
     if not hasattr(signal, 'pthread_sigmask'):
         return (yield)  # Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -115,7 +115,7 @@ def _write_job(job: Job, path: Path) -> None:
 
 # %% ../../nbs/influence/40_workers.ipynb #07bfeb62
 def _death(code: int | None) -> str:
-    "How a process ended, from its exit code."
+    "Return how a process ended, from its exit code."
     if code == 1:
         return (
             'its process could not start (exit code 1; a script that uses workers has to do so '
@@ -149,7 +149,7 @@ class Processes:
             raise
 
     def _start(self, name: str, device: str) -> tuple[BaseProcess, connection.Connection]:
-        "A new worker, and the connection to it."
+        "Return a new worker, and the connection to it."
         spawn = torch.multiprocessing.get_context('spawn')
         mine, its = spawn.Pipe()
         process = spawn.Process(
@@ -160,7 +160,7 @@ class Processes:
         return process, mine
 
     def _member(self, worker: int) -> tuple[BaseProcess, connection.Connection]:
-        "A worker that is there, and the connection to it."
+        "Return a worker that is there, and the connection to it."
         if (member := self.members[worker]) is None:
             raise LookupError(f'{self.names[worker]} was let go')
         return member
@@ -179,7 +179,7 @@ class Processes:
                 yield self._heard(i, conn)
 
     def _heard(self, worker: int, conn: connection.Connection) -> News:
-        "The next news of a worker that has some; its end is news, too."
+        "Return the next news of a worker that has some; its end is news, too."
         try:
             news = News(worker, *pickle.loads(conn.recv_bytes()))
         except (EOFError, OSError):
@@ -238,7 +238,7 @@ class _Schedule:
             raise self.given_up('no worker is left')
 
     def given_up(self, why: str) -> WorkerError:
-        "The error, with all that was heard."
+        "Return the error, with all that was heard."
         return WorkerError(
             f'{why}; {len(self.todo)} shards were not done\n' + '\n'.join(self.reasons)
         )

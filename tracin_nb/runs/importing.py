@@ -31,7 +31,8 @@ from .settings import RunError
 def _others(
     path: Path | str | None, training: TriplesFactory, header: bool | None
 ) -> TriplesFactory | None:
-    "The triples of a file in the numbering of `training`; `ValueError` names file and line"
+    """Return the triples of a file in the numbering of `training`. Raises `ValueError`, which
+    names file and line."""
     if path is None:
         return None
     rows, first = read_numbered(Path(path), header)
@@ -51,13 +52,14 @@ _TRIED = 64  # triples
 
 
 def _tails(run: Run, head: int, relation: int) -> torch.Tensor:
-    "The tails that training has for a head and a relation"
+    "Return the tails that training has for a head and a relation."
     known = run.training.mapped_triples
     return known[(known[:, 0] == head) & (known[:, 1] == relation), 2]
 
 
 def _pairs(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    "Training triples `[n, 3]`, and the same with tails put at random that are not in training"
+    """Return training triples `[n, 3]`, and the same with tails put at random that are not in
+    training."""
     triples = run.training.mapped_triples
     with kept_rng():
         torch.manual_seed(0)
@@ -72,14 +74,14 @@ def _pairs(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def preferred(run: Run, model: Model) -> float:
-    """The share of pairs of a training triple and one with a random tail in which the training
-    triple scores higher; a tie counts half"""
+    """Return the share of pairs of a training triple and one with a random tail in which the
+    training triple scores higher; a tie counts half."""
     true, false = (model.score_hrt(x).flatten() for x in _pairs(run))
     return ((true > false).float() + (true == false).float() / 2).mean().item()
 
 # %% ../../nbs/runs/95_importing.ipynb #be39f595
 def _row_labels(run: Run, rows: torch.Tensor) -> torch.Tensor:
-    "For rows (head, relation) `[n, 2]`, which entities `[n, E]` are tails in training"
+    "Return which entities `[n, E]` are tails in training, for rows (head, relation) `[n, 2]`."
     labels = torch.zeros(len(rows), run.training.num_entities)
     for label, (h, r) in zip(labels, rows.tolist()):
         label[_tails(run, h, r)] = 1.0
@@ -87,7 +89,7 @@ def _row_labels(run: Run, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _losses(loss: Loss, run: Run, model: Model) -> Iterator[tuple[str, float, float]]:
-    "Loops, each with the loss of training triples under it and that of chance"
+    "Yield loops, each with the loss of training triples under it and that of chance."
     true, false = _pairs(run)
     positive, negative = model.score_hrt(true), model.score_hrt(false)
     yield (
@@ -107,7 +109,8 @@ def _losses(loss: Loss, run: Run, model: Model) -> Iterator[tuple[str, float, fl
 
 @torch.no_grad()
 def tried_losses(run: Run, model: Model) -> dict[str, tuple[float, float]]:
-    "By loop: the loss of a few training triples, and that of chance; a loss may know one loop only"
+    """Return, by loop, the loss of a few training triples and the loss of chance; a loss may
+    support one loop only."""
     found = {}
     try:
         for loop, own, chance in _losses(run.loss.eval(), run, model):
@@ -118,7 +121,7 @@ def tried_losses(run: Run, model: Model) -> dict[str, tuple[float, float]]:
 
 # %% ../../nbs/runs/95_importing.ipynb #81f6ffa9
 def _recorded_loss(files: Sequence[Path]) -> float | None:
-    "The loss of the last epoch in a pipeline folder; None: there is none"
+    "Return the loss of the last epoch in a pipeline folder; None if there is none."
     path = files[0] / 'results.json'
     if not path.is_file():
         return None
@@ -129,7 +132,7 @@ def _recorded_loss(files: Sequence[Path]) -> float | None:
 
 
 def hints(run: Run, recorded: float | None = None) -> list[str]:
-    "What the weights of the last checkpoint say about how they were trained"
+    "Return what the weights of the last checkpoint say about how they were trained."
     model = run.model(-1, 'cpu')
     said, pairs = [], _pairs(run)
     share = preferred(run, model)

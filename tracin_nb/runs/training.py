@@ -67,7 +67,7 @@ from .trial import check_trial
 
 # %% ../../nbs/runs/60_training.ipynb #f5843400
 def holds_run(folder: Path) -> bool:
-    "Return whether a run was begun in `folder`; `RunError` if something else is there"
+    "Return whether a run was begun in `folder`. Raises `RunError` if something else is there."
     if folder.exists() and not folder.is_dir():
         raise RunError(f'out={str(folder)!r} is a file and holds no run')
     if (folder / 'run.json').exists():
@@ -78,7 +78,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def _asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    "Return what has to be the same where a run is resumed, by the names that an error gives it"
+    "Return what has to be the same where a run is resumed, by the names that an error gives it."
     data = facts['dataset']
     return {
         **facts['settings'],
@@ -89,8 +89,8 @@ def _asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """The facts of the run in `folder` if it is to be resumed, else a copy of `facts`;
-    `RunError` if neither is right"""
+    """Return the facts of the run in `folder` if it is to be resumed, else a copy of `facts`.
+    Raises `RunError` if neither is right."""
     if not holds_run(folder):
         return copy.deepcopy(facts)
     kept = read_facts(folder, begun=True)
@@ -117,7 +117,7 @@ _HALF = re.compile(
 
 
 def _lock_run(folder: Path) -> IO:
-    "Return a lock on `folder`, made if need be; `RunError` if another training has it"
+    "Return a lock on `folder`, made if need be. Raises `RunError` if another training has it."
     for _ in range(100):
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another training takes its new folder away just now
@@ -131,13 +131,13 @@ def _lock_run(folder: Path) -> IO:
 
 
 def _half_written(folder: Path) -> list[Path]:
-    "Return the files and folders in `folder` that are not in their places yet"
+    "Return the files and folders in `folder` that are not in their places yet."
     return [path for path in folder.glob('.*') if _HALF.match(path.name)]
 
 
 @contextmanager
 def training_alone(folder: Path) -> Iterator[None]:
-    "Keeps `folder` to one training, and takes it away if it is new and nothing was put there"
+    "Keep `folder` to one training, and takes it away if it is new and nothing was put there."
     fresh, file = not folder.exists(), _lock_run(folder)
     try:
         for path in _half_written(folder):
@@ -160,8 +160,8 @@ def sweep_run(folder: Path) -> None:
 # %% ../../nbs/runs/60_training.ipynb #d6e4d2bf
 @contextmanager
 def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
-    """Says in `folder` what the run is; takes that back if it is refused, and says how to go on
-    if the disk refuses"""
+    """Say in `folder` what the run is; takes that back if it is refused, and says how to go on
+    if the disk refuses."""
     if not facts['checkpoints']:
         write_facts(folder, facts)
     try:
@@ -185,8 +185,8 @@ def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
 
 # %% ../../nbs/runs/60_training.ipynb #e7f5e3c0
 def _step_bytes(settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory) -> int:
-    """The least bytes of a step: its negatives as ids and as embeddings, or scores and labels of
-    all entities"""
+    """Return the least bytes of a step: its negatives as ids and as embeddings, or scores and
+    labels of all entities."""
     batch = min(
         settings['batch_size'], training.num_triples * (1 + training.create_inverse_triples)
     )
@@ -204,8 +204,8 @@ def _step_bytes(settings: Mapping[str, Any], model: Model, training: CoreTriples
 def _check_room(
     settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory, out: Path
 ) -> None:
-    """Raises `RunError` naming what would take more memory, or for all checkpoints more disk,
-    than there is"""
+    """Raise `RunError` naming what would take more memory, or for all checkpoints more disk,
+    than there is."""
     device, state = model.device, sum(t.nbytes for t in model.state_dict().values())
     most = (
         torch.cuda.get_device_properties(device).total_memory
@@ -237,7 +237,7 @@ _TURN = threading.Lock()
 
 
 def named_data(data: Dataset, names: NamesGiven | None) -> Dataset:
-    "The same data set, whose triples carry `names`, or those that they had"
+    "Return the same data set, whose triples carry `names`, or those that they had."
     if names is None:
         return data
     found = as_names(names, data.training)
@@ -246,8 +246,8 @@ def named_data(data: Dataset, names: NamesGiven | None) -> Dataset:
 
 
 def _load_data(dataset: str | Path | Dataset, inverse: bool, **options: Any) -> Dataset:
-    """The data set of a training, with labels that can be kept; `RunError` for `options` that
-    would do nothing"""
+    """Return the data set of a training, with labels that can be kept. Raises `RunError` for
+    `options` that would do nothing."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
         data = load_dataset(dataset, inverse=inverse, **given)
@@ -267,8 +267,8 @@ def _start_training(
     device: torch.device,
     progress: bool,
 ) -> None:
-    """Builds model and loop after a trial, goes to the last checkpoint if there is one, and trains
-    to the end"""
+    """Build model and loop after a trial, goes to the last checkpoint if there is one, and trains
+    to the end."""
     room = partial(_check_room, settings, training=data.training, out=out)
     if not facts['checkpoints']:
         check_trial(settings, data.training, device, room)
@@ -296,7 +296,7 @@ def _trained(
     device: torch.device,
     progress: bool,
 ) -> Run:
-    "Return the run of `settings` in the folder `out`, trained as far as it is not finished"
+    "Return the run of `settings` in the folder `out`, trained as far as it is not finished."
     start = start_facts(settings, data.training)
     if not finished(_resumed_facts(out, start, resume)):
         with training_alone(out), _TURN, kept_rng():
@@ -346,7 +346,7 @@ def train(
     resume: bool = False,  # go on from the last checkpoint in `out`, if there is one
     progress: bool = True,  # PyKEEN's progress bars
 ) -> Run:
-    "Trains a PyKEEN model, keeps it in `out`, opens the run; bad options raise `RunError` before"
+    "Train a PyKEEN model, keeps it in `out`, opens the run; bad options raise `RunError` before."
     out, device, epochs = Path(out), pick_device(device), number(epochs, 'epochs', 1, kind=int)
     data = named_data(_load_data(dataset, inverse, unseen=unseen, header=header), names)
     settings = model_settings(model, model_kwargs)
@@ -376,7 +376,7 @@ _AGAIN = (
 
 
 def check_told(run: Run) -> None:
-    "Raises `RunError` saying what `run` does not tell of its training, or `train` cannot do"
+    "Raise `RunError` saying what `run` does not tell of its training, or `train` cannot do."
     why, settings = '', run.settings
     if run.assumed:
         why = f'its settings are not all known: assumed were {", ".join(run.assumed)}'
@@ -392,7 +392,7 @@ def check_told(run: Run) -> None:
 
 
 def check_again(run: Run) -> None:
-    "Raises `RunError` saying why `run` cannot be trained again, and what can be done about it"
+    "Raise `RunError` saying why `run` cannot be trained again, and what can be done about it."
     check_told(run)
     last, epochs = run.checkpoints[-1].epoch, run.settings['epochs']
     if not run.stopped and last != epochs:
@@ -403,7 +403,8 @@ def check_again(run: Run) -> None:
 
 
 def _left(training: TriplesFactory, without: torch.Tensor) -> TriplesFactory:
-    "The training triples but those `without` `[n, 3]`; `ValueError` for one that is not there"
+    """Return the training triples but those `without` `[n, 3]`. Raises `ValueError` for one that
+    is not there."""
     same = (training.mapped_triples[:, None] == without[None]).all(-1)
     if not same.any(0).all():
         missing = without[int((~same.any(0)).nonzero()[0])].tolist()
@@ -423,7 +424,7 @@ def train_again(
     device: str | torch.device | None = None,  # None: CUDA if there
 ) -> Model:
     """Return the model that a training by the settings of `run` ends with, without some triples or
-    from another seed; `RunError` says why that cannot be done. Nothing is written"""
+    from another seed. Raises `RunError`, which says why that cannot be done. Nothing is written."""
     check_again(run)
     if batches not in BATCHES:
         raise RunError(f'batches={batches!r} is not one of {", ".join(BATCHES)}')
