@@ -1491,6 +1491,14 @@ class VerifyAsked:
         kind='path',
         metavar='FILE',
     )
+    result: Path | None = option(
+        None,
+        'Take the proponents from this folder of `tracin explain --out`, and note there what came '
+        'out; if it explains several triples, --triple says which.',
+        'What',
+        kind='path',
+        metavar='RESULT_FOLDER',
+    )
     together: bool = option(
         False, 'Leave them out together only, not also each alone.', 'What', kind='flag'
     )
@@ -1511,6 +1519,12 @@ class VerifyAsked:
     weighting: str = again(
         Settings, 'weighting', help='The metric of the explanation whose proponents are dropped.'
     )
+    one_by_one: bool = option(
+        False,
+        'Train one model after another, also where those of a seed could go side by side.',
+        'How',
+        kind='flag',
+    )
     processes: int | None = option(
         None,
         'Processes that share the trainings.',
@@ -1518,7 +1532,11 @@ class VerifyAsked:
         kind='count',
         shown='one for each core, if it takes long',
     )
-    out: Path | None = again(Output, 'out', help='Save to a file ending in .json or .csv.')
+    out: Path | None = again(
+        Output,
+        'out',
+        help='Save to a file ending in .json or .csv. Interrupted, the same command goes on.',
+    )
     overwrite: bool = again(Output, 'overwrite', help='Replace an older proof in --out.')
     form: str | None = again(Output, 'form', help='How to print what came out.')
 
@@ -1529,49 +1547,85 @@ class VerifyAsked:
 
     def check(self) -> None:
         "Refuse contradictions."
-        self.choice.check()
-        self.header.check(self.choice.test, self.drop)
+        differing = [('-k', self.k != 5), ('--weighting', self.weighting != Settings().weighting)]
+        given = [flag for flag, differs in differing if differs]
         if self.drop:
-            given = [('-k', self.k != 5), ('--weighting', self.weighting != Settings().weighting)]
-            refuse_with('--drop', [flag for flag, differs in given if differs])
+            refuse_with('--drop', given + ['--result'] * bool(self.result))
+        if self.result:
+            chosen, own = self.choice, [flag for flag in given if flag != '-k']
+            others = {
+                '--test': chosen.test,
+                '--relation': chosen.relation,
+                '--test-index': chosen.rows,
+                '--max': chosen.maximum,
+                '--top': chosen.top,
+            }
+            refuse_with('--result', [*own, *(flag for flag, x in others.items() if x)])
+        else:
+            self.choice.check()
+        self.header.check(self.choice.test, self.drop)
         if self.out is not None and self.out.suffix not in ('.json', '.csv'):
             refuse('--out', f'{self.out}: expected a file ending in .json or .csv')
 
-    def plan(self, run: 'Run') -> 'Verification':
-        "Return what will be trained."
+    def plan(self, run: 'Run') -> tuple['Verification', 'Result | None', int]:
+        "Return what will be trained, and which triple of which saved result it is about."
         from tracin_nb.evaluation.verify import verification
-        from tracin_nb.graph.triples import to_labels
-        from tracin_nb.influence.tracin import TracIn
         from tracin_nb.runs.training import check_again
 
         check_again(run)
+        how: dict[str, Any] = dict(seeds=self.seeds, control=self.control, batches=self.batches)
+        how |= dict(side_by_side=not self.one_by_one, each=not self.together)
+        if self.result:
+            saved, i = self._saved()
+            return verification(run, saved, self.k, test=i, **how), saved, i
+        asked, triples = self._asked(run)
+        return verification(run, asked, self.k, triples=triples, **how), None, 0
+
+    def _asked(self, run: 'Run') -> tuple[Any, Any]:
+        "Return the prediction, explained unless triples to drop are named, and these."
+        from tracin_nb.graph.triples import to_labels
+        from tracin_nb.influence.tracin import TracIn
+
         test = self.choice.chosen(run, self.header.header)
         if len(test) != 1:
             raise ValueError(f'one prediction is verified at a time, not {len(test)}')
-        how: dict[str, Any] = dict(seeds=self.seeds, control=self.control, batches=self.batches)
         if self.drop:
             triples = file_triples(self.drop, run.training, self.header.header)
-            asked: Any = to_labels(test, run.training)
-            return verification(run, asked, each=not self.together, triples=triples, **how)
+            return to_labels(test, run.training), triples
         tracin = TracIn(run, weighting=self.weighting, progress=on_terminal())
-        result = tracin.explain(test, min(self.k, run.training.num_triples))
-        return verification(run, result, self.k, not self.together, **how)
+        return tracin.explain(test, min(self.k, run.training.num_triples)), None
+
+    def _saved(self) -> tuple['Result', int]:
+        "Return the result that was saved, and which of its triples is meant."
+        from tracin_nb.answer.results import Result
+        from tracin_nb.evaluation.verify import triple_of
+
+        saved = Result.load(self.result)
+        every = [tuple(triple_of(saved, i)) for i in range(len(saved))]
+        asked = self.choice.triple or every
+        if len(asked) != 1:
+            raise ValueError(
+                f'one prediction is verified at a time, not {len(asked)}: say which by --triple'
+            )
+        if asked[0] not in every:
+            raise ValueError(f'{self.result} does not explain {" ".join(asked[0])}')
+        return saved, every.index(asked[0])
 
 # %% ../../nbs/app/70_cli.ipynb #555fd880
 LONG = 30  # seconds of trainings that are worth further processes
 
 
-def carried_out(plan: 'Verification', processes: int | None) -> 'Verified':
-    "Return what came out of the trainings of a plan, which is told before."
+def carried_out(plan: 'Verification', processes: int | None, out: Path | None = None) -> 'Verified':
+    "Return what came out of the trainings of a plan, whose price is told before; saved in `out`."
     from tracin_nb.engine.row_index import one_thread
     from tracin_nb.evaluation.verify import carry_out
 
     with nullcontext() if processes == 1 else one_thread():
         plan.first()
         if processes is None:
-            processes = cores() if plan.seconds * len(plan) > LONG else 1
+            processes = cores() if plan.total() > LONG else 1
         say(f'tracin: note: {plan.price(processes)}')
-        return carry_out(plan, processes, on_terminal())
+        return carry_out(plan, processes, on_terminal(), out)
 
 
 def cores() -> int:
@@ -1591,15 +1645,20 @@ def verify_command(asked: VerifyAsked) -> None:
     \b
     tracin verify runs/umls --triple vitamin affects neoplastic_process
     tracin verify runs/umls --head vitamin --relation affects --top 1 -k 3 --seeds 5
-    tracin verify runs/umls --triple vitamin affects neoplastic_process --drop mine.tsv"""
+    tracin verify runs/umls --triple vitamin affects neoplastic_process --drop mine.tsv
+    tracin verify runs/umls --result results/"""
     from tracin_nb.runs.run import Run
 
     asked.check()
     to = asked.to
     with claimed(to):
-        found = carried_out(asked.plan(Run.open(asked.folder)), asked.processes)
+        plan, saved, i = asked.plan(Run.open(asked.folder))
+        found = carried_out(plan, asked.processes, to.out)
+        if saved:
+            saved.note_verified(i, found.verdict(), found.frame)
+            say(f'noted in {saved.save(asked.result)}')
         if to.out:
-            say(f'saved in {found.save(to.out)}')
+            say(f'saved in {to.out}')
         if to.form in ('csv', 'json'):
             print_frame(found.frame, to.form, verdict=found.verdict(), **found.facts)
         elif to.form or not to.out:

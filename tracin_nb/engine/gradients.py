@@ -631,8 +631,8 @@ def _multilinear(m: MultiLinearTuckerInteraction, found: list[Capture]) -> Itera
 def capturing(
     module: nn.Module, skip: nn.Module | None = None, low: torch.dtype | None = None
 ) -> Iterator[list[Capture]]:
-    """Capture every use of a module with parameters inside `module`, leaving out what is inside
-    `skip`.
+    """Yield capture every use of a module with parameters inside `module`, leaving out what is
+    inside `skip`.
 
     With `low`, the backward pass through linear layers is multiplied in that 16-bit type."""
     found, special = [], {TuckERInteraction: _tucker, MultiLinearTuckerInteraction: _multilinear}

@@ -422,7 +422,7 @@ def _elementwise(name: str, w: Tensor, memory: int, block: Block) -> Block:
 
 # %% ../../nbs/engine/40_weightings.ipynb #2ca0d19b
 def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) -> Factors:
-    "Apply to each parameter's blocks its own form; a parameter without one counts as zero."
+    "Return apply to each parameter's blocks its own form; a parameter without one counts as zero."
     known = {name: blocks for name, blocks in factors.blocks.items() if name in forms}
     if not known:
         return factors.scale(
@@ -534,7 +534,7 @@ def _partners(rows: Rows, outer: Outer) -> Tensor:
 
 # %% ../../nbs/engine/40_weightings.ipynb #b36fc5e8
 def _rounds(ids: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Deal out `ids` `[m]`: (distinct ids `[u]`, their places `[u, width]` in `ids`), at most
+    """Yield deal out `ids` `[m]`: (distinct ids `[u]`, their places `[u, width]` in `ids`), at most
     `most` ids at a time.
 
     Places that a row has no use for are `m`."""

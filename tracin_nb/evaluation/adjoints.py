@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', 'row_shares',
            'RowParts', 'row_parts', 'Joined', 'Joining', 'Norms', 'Scored', 'Gradient',
-           'weighted_training', 'constrainers', 'Stepped', 'second_half', 'plain_tables',
-           'touched_only', 'Backwards', 'end_adjoint', 'end_losses', 'stretches',
-           'backwards_through', 'trained_in_double']
+           'weighted_training', 'constrainers', 'constrained', 'Stepped', 'second_half',
+           'plain_tables', 'touched_only', 'Backwards', 'end_adjoint', 'end_losses',
+           'stretches', 'backwards_through', 'trained_in_double']
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #c6adc9c7
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -541,7 +541,7 @@ def constrainers(model: Model) -> dict[str, Embedding]:
     return {n: m for n, m in found.items() if getattr(m, 'constrainer', None) is not None}
 
 
-def _constrained(embedding: Embedding, weight: Tensor) -> Tensor:
+def constrained(embedding: Embedding, weight: Tensor) -> Tensor:
     "Return `weight` as PyKEEN's constrainer leaves it."
     x = weight.view(embedding.max_id, *embedding._shape)
     x = embedding.constrainer(torch.view_as_complex(x) if embedding.is_complex else x)
@@ -582,7 +582,7 @@ def second_half(
     for name, embedding in bounds.items():
         key = f'weight {name}'
         before = values[key] if key in values else leaf(key, moment.weights[name])
-        values[key] = _constrained(embedding, before)
+        values[key] = constrained(embedding, before)
     return Stepped(leaves, values)
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #96b7f1cc

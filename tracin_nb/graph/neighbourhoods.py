@@ -40,7 +40,7 @@ def checked_ids(
         raise ValueError(
             f'triples: expected ids of shape [N, 3], got {table.dtype} of shape {list(table.shape)}'
         )
-    highest = int(table[:, [0, 2]].max(initial=-1))
+    highest = max(int(table[:, i].max(initial=-1)) for i in (0, 2))
     num_entities = highest + 1 if num_entities is None else num_entities
     if table.min(initial=0) < 0 or highest >= num_entities:
         raise ValueError(
@@ -549,7 +549,10 @@ class Near:
             )
         if not self.restrict:
             return rows
-        return rows[torch.isin(rows, torch.cat([torch.as_tensor(r) for r in self.rows]))]
+        inside = torch.zeros(n, dtype=torch.bool)
+        for some in filter(len, self.rows):
+            inside[torch.as_tensor(some)] = True
+        return rows[inside[rows]]
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #515a312c
 def near(

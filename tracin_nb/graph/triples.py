@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HEADERS', 'TriplesFileError', 'TriplesWarning', 'machine_memory', 'size_text',
-           'read_bytes', 'read_table', 'read_numbered', 'read_triples', 'read_label_map',
-           'load_files', 'nearest_labels', 'load_dataset', 'Naming', 'naming_of',
-           'UnknownLabelError', 'AmbiguousNameError', 'label_named', 'to_ids',
-           'to_labels', 'named', 'label_columns', 'select', 'never_seen',
-           'triples_fingerprint']
+           'read_blocks', 'read_bytes', 'read_table', 'read_numbered', 'read_triples',
+           'read_label_map', 'load_files', 'nearest_labels', 'load_dataset', 'Naming',
+           'naming_of', 'UnknownLabelError', 'AmbiguousNameError', 'label_named',
+           'to_ids', 'to_labels', 'named', 'label_columns', 'select', 'never_seen',
+           'note_fingerprint', 'triples_fingerprint']
 
 # %% ../../nbs/graph/00_triples.ipynb #d9746be9
 import codecs
@@ -16,6 +16,7 @@ import difflib
 import gzip
 import hashlib
 import json
+import operator
 import os
 import re
 import stat
@@ -23,19 +24,21 @@ import sys
 import unicodedata
 import warnings
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, Protocol, Sequence
+from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, Protocol, Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import torch
 from pykeen.datasets import Dataset, EagerDataset, dataset_resolver
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
-from pykeen.triples.triples_factory import Labeling
+from pykeen.triples.triples_factory import Labeling, create_relation_mapping
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -89,44 +92,104 @@ def _check_file(path: Path) -> None:
             f'are {size_text(4 * most)}'
         )
 
-
-def _unzipped(file: gzip.GzipFile, most: int) -> bytes:
-    "Return the content of `file`, or more than `most` bytes of it."
-    parts, n = [], 0
-    while n <= most and (part := file.read(1 << 24)):
-        parts.append(part)
-        n += len(part)
-    return b''.join(parts)
-
 # %% ../../nbs/graph/00_triples.ipynb #416acf9d
-def read_bytes(path: Path) -> bytes:
-    "Return the content of `path`, unzipped, without byte order mark and final line ends."
-    most = machine_memory() // 4
+_READ = 1 << 25  # bytes that are read and parsed together
+
+
+def _whole_lines(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what comes in `parts` in blocks of whole lines, without byte order mark and final
+    line ends."""
+    rest, begun = b'', False
+    for part in parts:
+        data = rest + part
+        if not begun:
+            data, begun = data.removeprefix(codecs.BOM_UTF8), True
+        end = data.rfind(b'\n', 0, len(data.rstrip(b'\r\n'))) + 1  # the last line may be the end
+        if end:
+            yield data[:end]
+        rest = data[end:]
+    if rest := rest.rstrip(b'\r\n'):
+        yield rest
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    "Yield the content of a file, unzipped, part by part. Raises `TriplesFileError`."
+    most, total = machine_memory() // 4, 0
     try:
         _check_file(path)
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
-            data = _unzipped(f, most) if path.suffix == '.gz' else f.read()
+            while part := f.read(_READ):
+                if (total := total + len(part)) > most:
+                    raise TriplesFileError(
+                        f'{path}: unzipped it has more than {size_text(most)}, too much to read'
+                    )
+                yield part
     except FileNotFoundError:
         raise TriplesFileError(f'{path}: no such file') from None
     except IsADirectoryError:
         raise TriplesFileError(f'{path}: a folder, not a file') from None
     except (OSError, EOFError, zlib.error) as e:
         raise TriplesFileError(f'{path}: cannot be read: {e}') from e
-    if len(data) > most:
-        raise TriplesFileError(
-            f'{path}: unzipped it has more than {size_text(most)}, too much to read'
-        )
-    data = data.removeprefix(codecs.BOM_UTF8).rstrip(b'\r\n')
-    if not data:
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the content of `path`, unzipped, in blocks of whole lines, without byte order mark and
+    final line ends."""
+    empty = True
+    for block in _whole_lines(_parts(path)):
+        empty = False
+        yield block
+    if empty:
         raise TriplesFileError(f'{path}: the file is empty')
-    return data
+
+
+def read_bytes(path: Path) -> bytes:
+    "Return the content of `path`, unzipped, without byte order mark and final line ends."
+    return b''.join(read_blocks(path))
 
 # %% ../../nbs/graph/00_triples.ipynb #9a00dd67
-def _parse(data: bytes, width: int) -> np.ndarray:
-    """Return tab-separated `data` as strings `[N, width]`. Raises `ValueError` if any line is
-    not as it should be."""
-    if b'\0' in data or data.count(b'\r') != data.count(b'\r\n'):
+@dataclass(frozen=True)
+class _Column:
+    "A column of a file: its different texts, and which of them stands in each line."
+
+    texts: pa.Array  # strings `[U]`
+    codes: np.ndarray  # `[N]`
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def text(self, row: int) -> str:
+        "Return the text in a row."
+        return self.texts[int(self.codes[row])].as_py()
+
+    def strings(self) -> np.ndarray:
+        "Return the text of each row `[N]`."
+        return np.array(self.texts.to_pylist(), dtype=object)[self.codes]
+
+    def below(self, row: int) -> '_Column':
+        "Return the rows from number `row` on, with the texts in them."
+        codes = self.codes[row:]
+        if not row:
+            return self
+        there = np.zeros(len(self.texts), dtype=bool)
+        there[codes] = True
+        places = np.cumsum(there, dtype=np.int32) - 1
+        return _Column(self.texts.filter(pa.array(there)), places[codes])
+
+
+def _has_blank(texts: pa.Array) -> bool:
+    "Is one of the texts empty or of spaces only?"
+    odd = pc.or_(pc.less(texts, '!'), pc.greater_equal(texts, '\x7f'))  # may begin with a space
+    return any(not text.strip() for text in texts.filter(odd).to_pylist())
+
+
+def _parse(data: bytes, width: int) -> list[list[pa.DictionaryArray]]:
+    """Return the pieces of each of `width` columns of tab-separated `data`. Raises `ValueError`
+    if any line is not as it should be."""
+    if b'\0' in data or (n := data.count(b'\r')) and n != data.count(b'\r\n'):
         raise ValueError('NUL byte or lone carriage return')
+    if data.startswith(codecs.BOM_UTF8):  # of a label: Arrow leaves one out
+        data = codecs.BOM_UTF8 + data
     names = [str(i) for i in range(width)]
     table = pacsv.read_csv(
         pa.BufferReader(data),
@@ -139,10 +202,16 @@ def _parse(data: bytes, width: int) -> np.ndarray:
             strings_can_be_null=False,
         ),
     )
-    columns = [table[n].to_pandas().array for n in names]
-    if any(not s.strip() for c in columns for s in c.categories):
+    pieces = [table[n].chunks for n in names]
+    if any(_has_blank(piece.dictionary) for column in pieces for piece in column):
         raise ValueError('empty field')
-    return np.stack([np.asarray(c, dtype=object) for c in columns], axis=1)
+    return pieces
+
+
+def _joined(pieces: Sequence[pa.DictionaryArray]) -> _Column:
+    "Return the column of which these are the pieces."
+    chunks = pa.chunked_array(pieces).unify_dictionaries().chunks
+    return _Column(chunks[0].dictionary, np.concatenate([c.indices.to_numpy() for c in chunks]))
 
 # %% ../../nbs/graph/00_triples.ipynb #fc9871c4
 def _short(text: str) -> str:
@@ -211,9 +280,9 @@ def _line_fault(raw: bytes, width: int) -> str | None:
     return f'column {empty[0]} is empty: {_show(line)}' if empty else None
 
 # %% ../../nbs/graph/00_triples.ipynb #c82a1ad7
-def _first_fault(data: bytes, width: int) -> str | None:
-    "Return the first wrong line of `data` and its fault."
-    for n, raw in enumerate(data.split(b'\n'), start=1):
+def _first_fault(data: bytes, width: int, first: int = 1) -> str | None:
+    "Return the first wrong line of `data`, which begins in line `first`, and its fault."
+    for n, raw in enumerate(data.removesuffix(b'\n').split(b'\n'), start=first):
         if fault := _line_fault(raw.removesuffix(b'\r'), width):
             return f'line {n}: {fault}'
     return None
@@ -232,26 +301,47 @@ HEADERS = {
 }
 
 # %% ../../nbs/graph/00_triples.ipynb #84c4514f
-def _below(rows: np.ndarray, header: bool, path: Path) -> tuple[np.ndarray, int]:
+def _read_columns(path: Path, width: int) -> list[_Column]:
+    """Return the columns of a file. Raises `TriplesFileError` that names the first line that is
+    wrong."""
+    pieces: list[list[pa.DictionaryArray]] = [[] for _ in range(width)]
+    first = 1
+    for block in read_blocks(path):
+        try:
+            for column, more in zip(pieces, _parse(block, width)):
+                column += more
+        except ValueError as e:
+            raise TriplesFileError(f'{path}: {_first_fault(block, width, first) or e}') from None
+        first += block.count(b'\n')
+    return [_joined(column) for column in pieces]
+
+
+def _texts(columns: Sequence[_Column], row: int = 0) -> tuple[str, ...]:
+    "Return the texts of a row."
+    return tuple(c.text(row) for c in columns)
+
+
+def _below(columns: Sequence[_Column], header: bool, path: Path) -> tuple[list[_Column], int]:
     "Return the rows below a `header`, and the number of the line that the first one comes from."
-    if header and len(rows) == 1:
+    if header and len(columns[0]) == 1:
         raise TriplesFileError(f'{path}: there is nothing below the header in line 1')
-    return rows[int(header) :], 1 + int(header)
+    return [c.below(int(header)) for c in columns], 1 + int(header)
+
+
+def _rows_of(columns: Sequence[_Column]) -> np.ndarray:
+    "Return the texts `[N, width]` of columns."
+    return np.stack([c.strings() for c in columns], axis=1)
 
 
 def read_table(
     path: str | Path, width: int, headers: set[tuple[str, ...]], header: bool | None = None
 ) -> tuple[np.ndarray, int]:
     "Return strings `[N, width]` of the file and the number of the line that row 0 comes from."
-    path = Path(path)
-    data = read_bytes(path)
-    try:
-        rows = _parse(data, width)
-    except ValueError as e:
-        raise TriplesFileError(f'{path}: {_first_fault(data, width) or e}') from None
+    columns = _read_columns(path := Path(path), width)
     if header is None:
-        header = tuple(x.lower() for x in rows[0]) in headers
-    return _below(rows, header, path)
+        header = tuple(x.lower() for x in _texts(columns)) in headers
+    columns, first = _below(columns, header, path)
+    return _rows_of(columns), first
 
 # %% ../../nbs/graph/00_triples.ipynb #81c2e89a
 _WORDS = dict(
@@ -313,35 +403,58 @@ def _check_rdf(row: Sequence[str], path: Path) -> None:
         )
 
 # %% ../../nbs/graph/00_triples.ipynb #c75500eb
-def _shares_relation(rows: np.ndarray) -> bool:
-    "Return whether the relation of the first of `rows` `[N, 3]` occurs in other rows, too."
-    return any((part == rows[0, 1]).any() for part in (rows[1:1000, 1], rows[1000:, 1]))
+def _shares_relation(columns: Sequence[_Column]) -> bool:
+    "Is the relation of the first of the triples that of others, too?"
+    codes = columns[1].codes
+    return any((part == codes[0]).any() for part in (codes[1:1000], codes[1000:]))
 
 
-def _first_alone(rows: np.ndarray) -> bool:
-    """Return whether the labels of the first of `rows` `[N, 3]` occur nowhere else, while those
-    of the next rows do."""
-    if len(rows) < 4 or _shares_relation(rows):
+def _counted(texts: Sequence[str], columns: Sequence[_Column]) -> np.ndarray:
+    "Return how often each of the `texts` stands in the columns."
+    found = np.zeros(len(texts), dtype=np.int64)
+    for column in columns:
+        at = _places(pa.array(texts, pa.string()), column.texts)
+        found += np.where(at >= 0, np.bincount(column.codes, minlength=len(column.texts))[at], 0)
+    return found
+
+
+def _places(texts: pa.Array, known: pa.Array) -> np.ndarray:
+    "Where each of the `texts` `[U]` is among the `known` ones, -1 where it is not."
+    return pc.fill_null(pc.index_in(texts, value_set=known), -1).to_numpy()
+
+
+def _first_alone(columns: Sequence[_Column]) -> bool:
+    """Do the labels of the first of the triples occur nowhere else, and those of the next rows
+    do?"""
+    n = min(100, len(columns[0]))
+    if n < 4 or _shares_relation(columns):
         return False
-    counts = Counter(rows.flat)
-    alone = [all(counts[x] == 1 for x in row) for row in rows[:100]]
-    return alone[0] and not any(alone[1:])
+    texts = [c.text(row) for row in range(n) for c in columns]
+    alone = (_counted(texts, columns).reshape(n, 3) == 1).all(1)
+    return bool(alone[0] and not alone[1:].any())
 
 # %% ../../nbs/graph/00_triples.ipynb #e64c0559
-def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndarray, int]:
-    "Return the labels of `read_triples` and the number of the line that row 0 comes from."
-    rows, _ = read_table(path, 3, set(), header=False)
-    _check_rdf(rows[0], Path(path))
-    known = _is_header(rows[0], Path(path)) if header is not False else False
-    if header and not known and _shares_relation(rows):
+def _numbered(path: Path, header: bool | None) -> tuple[list[_Column], int]:
+    "Return heads, relations and tails of a file, and the number of the line of row 0."
+    columns = _read_columns(path, 3)
+    row = _texts(columns)
+    _check_rdf(row, path)
+    known = _is_header(row, path) if header is not False else False
+    if header and not known and _shares_relation(columns):
         warnings.warn(
-            f'{path}: line 1 {_show(rows[0].tolist())} is left out as a header, but its relation '
+            f'{path}: line 1 {_show(list(row))} is left out as a header, but its relation '
             f'occurs below: is it a '
             'triple?',
             TriplesWarning,
             stacklevel=4,
         )
-    return _below(rows, bool(header or known), Path(path))
+    return _below(columns, bool(header or known), path)
+
+
+def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndarray, int]:
+    "Return the labels of `read_triples` and the number of the line that row 0 comes from."
+    columns, first = _numbered(Path(path), header)
+    return _rows_of(columns), first
 
 # %% ../../nbs/graph/00_triples.ipynb #330adfd1
 def read_triples(
@@ -376,9 +489,11 @@ def _index(label: str, text: str, first: bool = False) -> int:
 def _check_indices(indices: Iterable[Any], where: str) -> None:
     "Raise `TriplesFileError` unless `indices` are 0, 1, ..., n - 1 in some order."
     indices = list(indices)
-    if bad := [i for i in indices if isinstance(i, bool) or not isinstance(i, Integral)]:
-        raise TriplesFileError(f'{where}: index {_show(bad[0])} is not an integer')
-    if missing := set(range(len(indices))) - set(indices):
+    other = [t for t in set(map(type, indices)) if t is bool or not issubclass(t, Integral)]
+    if other:
+        bad = next(i for i in indices if type(i) in other)
+        raise TriplesFileError(f'{where}: index {_show(bad)} is not an integer')
+    if missing := set(range(len(indices))).difference(indices):
         raise TriplesFileError(
             f'{where}: index {min(missing)} is missing; {len(indices)} labels need the indices '
             f'0 to {len(indices) - 1}, each once'
@@ -388,41 +503,38 @@ def _check_indices(indices: Iterable[Any], where: str) -> None:
 _LABEL_NAMES, _INDEX_NAMES = ('label', 'name', 'entity', 'relation', 'node'), ('index', 'id', 'idx')
 
 
-def _counts_up(column: np.ndarray) -> bool:
+def _counts_up(column: _Column) -> bool:
     "Return whether these texts `[N]` are the numbers 0, 1, ..., N - 1 in this order."
-    return all(text == str(i) for i, text in enumerate(column))
+    if column.text(0) != '0':
+        return False
+    numbers = pa.array(np.arange(len(column))).cast(pa.string())
+    return column.texts.take(pa.array(column.codes)).equals(numbers)
 
 
-def _map_rows(path: Path) -> tuple[np.ndarray, int]:
-    "Return the labels and indices `[N, 2]`, as a header may name them, and the line of row 0."
-    rows, _ = read_table(path, 2, set(), header=False)
-    a, b = (x.strip().lower() for x in rows[0])
+def _map_columns(path: Path) -> tuple[list[_Column], int]:
+    "Return the labels and indices, as a header may name them, and the line of row 0."
+    columns = _read_columns(path, 2)
+    a, b = (x.strip().lower() for x in _texts(columns))
     turned = a in _INDEX_NAMES and b in _LABEL_NAMES
-    rows, first = _below(
-        rows[:, ::-1] if turned else rows, turned or a in _LABEL_NAMES and b in _INDEX_NAMES, path
-    )
-    return rows, first
+    header = turned or a in _LABEL_NAMES and b in _INDEX_NAMES
+    return _below(columns[::-1] if turned else columns, header, path)
 
 # %% ../../nbs/graph/00_triples.ipynb #224ab9f2
-def _warn_of_order(rows: np.ndarray, path: Path) -> None:
-    "Warn if labels and indices `[N, 2]` may be the other way round."
-    if _counts_up(rows[:, 0]) and not _counts_up(rows[:, 1]):
+def _warn_of_order(columns: Sequence[_Column], path: Path) -> None:
+    "Warn if labels and indices may be the other way round."
+    if _counts_up(columns[0]) and not _counts_up(columns[1]):
         warnings.warn(
             f'{path}: column 1 counts up from 0, so it looks like index<TAB>label (as in the '
             f'files of DGL-KE); it is read '
             'as label<TAB>index',
             TriplesWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 # %% ../../nbs/graph/00_triples.ipynb #980bd982
-def read_label_map(path: str | Path) -> dict[str, int]:
-    """Read lines `label<TAB>index` (or `index<TAB>label` below a header that says so), sorted by
-    index.
-
-    Raises `TriplesFileError` with the line of a duplicate label, a duplicate index or an index
-    that is no integer or negative, and with the first index that is missing."""
-    rows, first = _map_rows(path := Path(path))
+def _check_map(rows: Iterable[Sequence[str]], first: int, path: Path) -> None:
+    """Raise `TriplesFileError` for the first of the `rows` (label, index), from line `first` on,
+    that is not as it should be, and for the first index that is missing."""
     label_to_id, id_to_label = {}, {}
     for n, (label, text) in enumerate(rows, start=first):
         try:
@@ -436,37 +548,92 @@ def read_label_map(path: str | Path) -> dict[str, int]:
                 f'{path}: line {n}: duplicate index {i}: {_show(id_to_label[i])} and {_show(label)}'
             )
         label_to_id[label], id_to_label[i] = i, label
-    try:
-        _check_indices(id_to_label, str(path))
-    except TriplesFileError as e:
-        hint = ' (column 1 has them: are the columns swapped? DGL-KE writes them so)'
-        raise TriplesFileError(f'{e}{hint * _counts_up(rows[:, 0])}') from None
-    _warn_of_order(rows, path)
-    return {id_to_label[i]: i for i in sorted(id_to_label)}
+    _check_indices(id_to_label, str(path))
+
+
+def _order_of(indices: _Column) -> np.ndarray | None:
+    "In which row each index stands, `[N]`; `None` unless they are 0 to N - 1, each once."
+    texts, n = indices.texts, len(indices)
+    if len(texts) != n or not pc.all(pc.ascii_is_decimal(texts)).as_py():
+        return None
+    if pc.max(pc.binary_length(texts)).as_py() > 18:  # leading zeros, or far too large
+        return None
+    numbers = texts.cast(pa.int64()).to_numpy()[indices.codes]
+    order = np.full(n, -1)
+    if numbers.max() >= n:
+        return None
+    order[numbers] = np.arange(n)
+    return None if (order < 0).any() else order
+
+
+def _read_labels(path: Path) -> pa.Array:
+    "Return the labels of a label map, each at the place of its index."
+    columns, first = _map_columns(path)
+    labels, indices = columns
+    order = _order_of(indices) if len(labels.texts) == len(labels) else None
+    if order is None:
+        try:
+            _check_map(_rows_of(columns), first, path)
+        except TriplesFileError as e:
+            hint = ' (column 1 has them: are the columns swapped? DGL-KE writes them so)'
+            missing = 'is missing;' in str(e) and _counts_up(labels)
+            raise TriplesFileError(f'{e}{hint * missing}') from None
+        order = np.argsort([int(x) for x in indices.strings()])
+    _warn_of_order(columns, path)
+    return labels.texts.take(pa.array(labels.codes[order]))
+
+
+def _numbers(labels: pa.Array) -> dict[str, int]:
+    "Return labels with their places."
+    return {label: i for i, label in enumerate(labels.to_pylist())}
+
+
+def read_label_map(path: str | Path) -> dict[str, int]:
+    """Read lines `label<TAB>index` (or `index<TAB>label` below a header that says so), sorted by
+    index.
+
+    Raises `TriplesFileError` with the line of a duplicate label, a duplicate index or an index
+    that is no integer or negative, and with the first index that is missing."""
+    return _numbers(_read_labels(Path(path)))
 
 # %% ../../nbs/graph/00_triples.ipynb #fec4b87a
-def _label_map(source: Mapping[str, int] | str | Path | None, name: str) -> dict[str, int] | None:
-    "Return a label map given as a mapping, a file, or not at all."
+def _label_map(source: Mapping[str, int] | str | Path | None, name: str) -> pa.Array | None:
+    """Return the labels of a label map, each at the place of its index; given as mapping, file,
+    or None."""
     if source is None:
         return None
     if isinstance(source, (str, Path)):
-        return read_label_map(source)
+        return _read_labels(Path(source))
     if not source:
         raise TriplesFileError(f'{name}: the label map is empty')
     _check_indices(source.values(), name)
-    return dict(source)
+    for label in source:
+        if not isinstance(label, str):
+            raise TriplesFileError(f'{name}: label {_show(label)} is not a text')
+    return _by_number(source)
+
+
+def _by_number(known: Mapping[str, int]) -> pa.Array:
+    "Return labels, each at the place of its number."
+    labels = [''] * len(known)
+    for label, i in known.items():
+        labels[i] = label
+    return pa.array(labels, pa.string())
 
 # %% ../../nbs/graph/00_triples.ipynb #72b79f5f
 _ORDERS = {(0, 1): 'head, tail, relation', (1, 2): 'relation, head, tail'}
 
 
-def _share(a: set[str], b: set[str]) -> float:
-    "Return the part of all labels of `a` and `b` that both have."
-    return len(a & b) / len(a | b)
+def _share(a: pa.Array, b: pa.Array) -> float:
+    "Return the part of all labels of `a` and `b`, each without repetition, that both have."
+    few, many = sorted((a, b), key=len)
+    both = pc.sum(pc.is_in(many, value_set=few)).as_py() or 0
+    return both / (len(a) + len(b) - both)
 
 
-def _likely_order(columns: Sequence[set[str]]) -> tuple[int, int]:
-    "Return which two of three columns hold heads and tails, by the labels that they share."
+def _likely_order(columns: Sequence[pa.Array]) -> tuple[int, int]:
+    """Return which two of three columns of different labels hold heads and tails, by what they
+    share."""
     shares = {pair: _share(*(columns[i] for i in pair)) for pair in ((0, 2), (0, 1), (1, 2))}
     sizes, likely = list(map(len, columns)), max(shares, key=shares.get)
     if not any(shares.values()):
@@ -475,8 +642,8 @@ def _likely_order(columns: Sequence[set[str]]) -> tuple[int, int]:
     return likely if sure and shares[likely] > 2 * shares[0, 2] else (0, 2)
 
 
-def _order_hint(columns: Sequence[set[str]]) -> str | None:
-    "Return what is odd about the order of three columns of labels."
+def _order_hint(columns: Sequence[pa.Array]) -> str | None:
+    "Return what is odd about the order of three columns of different labels."
     if (likely := _likely_order(columns)) == (0, 2):
         return None
     one, two, three = (len(x) for x in columns)
@@ -496,28 +663,60 @@ def _plain(label: str) -> str:
     return ' '.join(label.split())
 
 
-def _twins(labels: Iterable[str], form: Callable[[str], str]) -> list[list[str]]:
-    "Return those of the different `labels` that have the same `form`, together."
-    labels = list(labels)
-    if len(set(map(form, labels))) == len(labels):
+def _odd_spaces(labels: pa.Array) -> np.ndarray:
+    """Return which labels have a space at an end, two in a row, or one that is no plain space,
+    `[U]`."""
+    _, offsets, content = labels.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[labels.offset :][: len(labels) + 1]
+    text = np.frombuffer(content, np.uint8)[bounds[0] : bounds[-1]]
+    at = np.flatnonzero(text <= 32)
+    label = np.searchsorted(bounds - bounds[0], at, side='right') - 1
+    start, end = bounds[label] - bounds[0], bounds[label + 1] - bounds[0]
+    follows = np.zeros(len(at), dtype=bool)
+    follows[1:] = at[1:] == at[:-1] + 1
+    odd = np.zeros(len(labels), dtype=bool)
+    odd[label[(text[at] != 32) | (at == start) | (at + 1 == end) | follows]] = True
+    return odd
+
+
+def _formed(labels: pa.Array, these: np.ndarray, form: Callable[[str], str]) -> pa.Array:
+    "Return the labels `[U]`, with the `form` of `these` instead of themselves."
+    if not these.any():
+        return labels
+    mask = pa.array(these)
+    new = pa.array([form(x) for x in labels.filter(mask).to_pylist()], pa.string())
+    return pc.replace_with_mask(labels, mask, new)
+
+
+def _twins(labels: pa.Array, forms: pa.Array) -> list[list[str]]:
+    "Return those of the different `labels` `[U]` that have the same form `[U]`, together."
+    coded = forms.dictionary_encode()
+    if len(coded.dictionary) == len(labels):
         return []
+    codes = coded.indices.to_numpy()
+    again = np.bincount(codes)[codes] > 1
     groups = defaultdict(list)
-    for x in labels:
-        groups[form(x)].append(x)
-    return [group for group in groups.values() if len(group) > 1]
+    for code, label in zip(codes[again].tolist(), labels.filter(pa.array(again)).to_pylist()):
+        groups[code].append(label)
+    return [sorted(group) for group in groups.values()]
 
 
-def _twin_hints(labels: Iterable[str], what: str) -> Iterator[str]:
-    "Yield how many pairs of `labels` differ by almost nothing."
-    labels = set(labels)
-    for form, how in (
-        (_plain, 'spaces or by the form of their Unicode characters'),
-        (str.casefold, 'upper and lower case'),
+def _twin_hints(labels: pa.Array, what: str) -> Iterator[str]:
+    "Yield how many pairs of different `labels` differ by almost nothing."
+    if not len(labels):
+        return
+    wide = ~pc.string_is_ascii(labels).to_numpy(zero_copy_only=False)
+    for forms, how in (
+        (
+            _formed(labels, wide | _odd_spaces(labels), _plain),
+            'spaces or by the form of their Unicode characters',
+        ),
+        (_formed(pc.ascii_lower(labels), wide, str.casefold), 'upper and lower case'),
     ):
-        if not (groups := _twins(labels, form)):
+        if forms is labels or not (groups := _twins(labels, forms)):
             continue
         pairs = sum(len(x) * (len(x) - 1) // 2 for x in groups)
-        example = ' and '.join(map(_exactly, sorted(min(groups))[:2]))
+        example = ' and '.join(map(_exactly, min(groups)[:2]))
         yield (
             f'{pairs:,} pair{"s" * (pairs > 1)} of {what} differ only by {how}, such as {example}; '
             'they are kept apart'
@@ -530,37 +729,41 @@ def _named(labels: Iterable[str], most: int = 3) -> str:
     return ', '.join(map(_show, labels[:most])) + (', ...' if len(labels) > most else '')
 
 
-def _graph_hints(
-    columns: Sequence[set[str]], maps: Sequence[Mapping[str, int] | None]
-) -> Iterator[str]:
-    """Yield what is odd about the labels of training triples, given the labels of each column
-    and the label maps."""
+def _together(a: pa.Array, b: pa.Array) -> pa.Array:
+    "Return the labels of both, each once."
+    return pa.concat_arrays([a, b]).unique()
+
+
+def _graph_hints(columns: Sequence[pa.Array], maps: Sequence[pa.Array | None]) -> Iterator[str]:
+    """Yield what is odd about the labels of training triples, given the different labels of each
+    column and the label maps."""
     if hint := _order_hint(columns):
         yield hint
     for labels, known, what in zip(
-        (columns[0] | columns[2], columns[1]), maps, ('entities', 'relations')
+        (_together(columns[0], columns[2]), columns[1]), maps, ('entities', 'relations')
     ):
         yield from _twin_hints(labels if known is None else known, what)
-        if unused := [] if known is None else [x for x in known if x not in labels]:
+        unused = [] if known is None else known.filter(pc.invert(pc.is_in(known, labels)))
+        if n := len(unused):
             yield (
-                f'{len(unused):,} of {len(known):,} {what} of the label map are in no training '
+                f'{n:,} of {len(known):,} {what} of the label map are in no training '
                 f'triple '
-                f'({_named(unused)}): the model never saw them'
+                f'({_named(unused.to_pylist())}): the model never saw them'
             )
 
 # %% ../../nbs/graph/00_triples.ipynb #bc904ef4
-def _unseen(
-    rows: np.ndarray, entity_to_id: Mapping[str, int], relation_to_id: Mapping[str, int]
-) -> np.ndarray:
-    "Return which labels of `rows` `[N, 3]` the maps do not hold, as booleans `[N, 3]`."
-    maps = entity_to_id, relation_to_id, entity_to_id
-    return np.stack(
-        [np.array([x not in m for x in column], dtype=bool) for column, m in zip(rows.T, maps)],
-        axis=1,
-    )
+def _ids(columns: Sequence[_Column], maps: Sequence[pa.Array]) -> list[np.ndarray]:
+    """Return the places `[N]` of each column's labels in the map of its kind; -1 for what it
+    does not hold."""
+    return [_places(c.texts, maps[i % 2])[c.codes] for i, c in enumerate(columns)]
+
+
+def _unseen(ids: Sequence[np.ndarray]) -> np.ndarray:
+    "Return which labels the maps do not hold, as booleans `[N, 3]`."
+    return np.stack([column < 0 for column in ids], axis=1)
 
 # %% ../../nbs/graph/00_triples.ipynb #67f7f393
-def _swapped(label: str, kind: str, other: Mapping[str, int]) -> str:
+def _swapped(label: str, kind: str, other: Collection[str]) -> str:
     "Return a hint for an unknown `label` of `kind` that is known as the `other` kind."
     if label not in other:
         return ''
@@ -579,107 +782,136 @@ def _twin_of(label: str, known: Iterable[str]) -> str:
 
 # %% ../../nbs/graph/00_triples.ipynb #ab929f96
 def _unseen_error(
-    rows: np.ndarray, unseen: np.ndarray, maps: Sequence[Mapping[str, int]], where: str
+    columns: Sequence[_Column], unseen: np.ndarray, maps: Sequence[pa.Array], where: str
 ) -> str:
-    """Name the first unseen label of `rows` `[N, 3]` and the number of triples that have such
+    """Name the first unseen label `[N, 3]` of triples, and the number of triples that have such
     labels."""
     row, column = np.argwhere(unseen)[0]
-    kind, label = _KINDS[column], rows[row, column]
-    hint = _swapped(label, kind, maps[1] if kind == 'entity' else maps[0]) or _twin_of(
-        label, maps[column % 2]
-    )
+    kind, label = _KINDS[column], columns[column].text(row)
+    own, other = (maps[(column + i) % 2].to_pylist() for i in (0, 1))
+    hint = _swapped(label, kind, other) or _twin_of(label, own)
     if row == 0 and unseen[0].all():
         hint += '; is it a header? then say --header, in Python header = True'
     return (
-        f'{kind} {_show(label)} {where} ({unseen.any(1).sum()} of {len(rows)} triples have '
+        f'{kind} {_show(label)} {where} ({unseen.any(1).sum()} of {len(unseen)} triples have '
         f'such labels){hint}'
     )
 
 # %% ../../nbs/graph/00_triples.ipynb #b21480f8
+_BLOCK = 1 << 20  # triples that are looked at together
+
+
+def _parts_of(keys: np.ndarray, entities: int, relations: int) -> np.ndarray:
+    "Return triples `[N, 3]` of which these are the keys."
+    triples = np.empty((len(keys), 3), dtype=np.int64)
+    for start in range(0, len(keys), _BLOCK):
+        pair, triples[start : start + _BLOCK, 2] = np.divmod(keys[start : start + _BLOCK], entities)
+        triples[start : start + _BLOCK, :2] = np.stack(np.divmod(pair, relations), axis=1)
+    return triples
+
+
+def _distinct(ids: Sequence[np.ndarray], entities: int, relations: int) -> np.ndarray:
+    "Return different triples `[n, 3]`, sorted, of the ids `[N]` of heads, relations and tails."
+    h, r, t = ids
+    if entities * relations * entities >= 2**63:
+        return np.unique(np.stack(ids, axis=1).astype(np.int64), axis=0)
+    keys = (h.astype(np.int64) * relations + r) * entities + t
+    keys.sort()
+    again = keys[1:] == keys[:-1]
+    if again.any():
+        keys = keys[np.concatenate([[True], ~again])]
+    return _parts_of(keys, entities, relations)
+
+
 def _factory(
-    rows: np.ndarray, path: Path, maps: Sequence[Mapping[str, int] | None], inverse: bool
+    ids: Sequence[np.ndarray],
+    path: Path,
+    entity_to_id: Mapping[str, int],
+    relation_to_id: Mapping[str, int],
+    inverse: bool = False,
 ) -> TriplesFactory:
-    "Return PyKEEN's factory of labelled triples `[N, 3]`; says how many were duplicates."
-    factory = TriplesFactory.from_labeled_triples(
-        rows,
-        entity_to_id=maps[0],
-        relation_to_id=maps[1],
-        create_inverse_triples=inverse,
-        filter_out_candidate_inverse_relations=False,
-        metadata={'path': str(path)},
-    )
-    if n := len(rows) - factory.num_triples:
+    "Return PyKEEN's factory of the triples with these ids `[N]`; says how many were duplicates."
+    triples = _distinct(ids, len(entity_to_id), len(relation_to_id))
+    if n := len(ids[0]) - len(triples):
         warnings.warn(
-            f'{path}: {n} of {len(rows)} lines repeat an earlier triple; each is kept once',
+            f'{path}: {n} of {len(ids[0])} lines repeat an earlier triple; each is kept once',
             stacklevel=3,
         )
-    return factory
+    return TriplesFactory(
+        torch.from_numpy(triples),
+        entity_to_id=entity_to_id,
+        relation_to_id=relation_to_id,
+        create_inverse_triples=inverse,
+        metadata={'path': str(path)},
+    )
 
 # %% ../../nbs/graph/00_triples.ipynb #5001382d
 def _training_factory(
-    path: Path, maps: Sequence[Mapping[str, int] | None], header: bool | None, inverse: bool
+    path: Path, maps: Sequence[pa.Array | None], header: bool | None, inverse: bool
 ) -> TriplesFactory:
     """Return the training triples; labels missing from a given label map are an error, and what
     looks odd is a warning."""
-    rows, first = read_numbered(path, header)
-    columns = [set(c) for c in rows.T]
-    if any(m is not None and not c <= m.keys() for c, m in zip(columns, (*maps, maps[0]))):
-        known = [
-            m if m is not None else s for m, s in zip(maps, (columns[0] | columns[2], columns[1]))
-        ]
-        unseen = _unseen(rows, *known)
-        line = first + int(unseen.any(1).argmax())
+    columns, first = _numbered(path, header)
+    texts = [c.texts for c in columns]
+    entities = _together(texts[0], texts[2]).sort() if maps[0] is None else maps[0]
+    relations = (
+        pa.array(create_relation_mapping(texts[1].to_pylist()), pa.string())
+        if maps[1] is None
+        else maps[1]
+    )
+    ids = _ids(columns, (entities, relations))
+    if any(column.min() < 0 for column in ids):
+        unseen, known = _unseen(ids), (entities, relations)
+        line, what = first + int(unseen.any(1).argmax()), 'is not in the label map'
         raise TriplesFileError(
-            f'{path}: line {line}: {_unseen_error(rows, unseen, known, "is not in the label map")}'
+            f'{path}: line {line}: {_unseen_error(columns, unseen, known, what)}'
         )
-    if header is None and first == 1 and _first_alone(rows):
+    if header is None and first == 1 and _first_alone(columns):
         warnings.warn(
-            f'{path}: line 1 {_show(rows[0].tolist())} is read as a triple, but its labels occur '
-            f'nowhere else: is it a '
+            f'{path}: line 1 {_show(list(_texts(columns)))} is read as a triple, but its labels '
+            'occur nowhere else: is it a '
             'header? then say header=True (--header)',
             TriplesWarning,
             stacklevel=3,
         )
-    for hint in _graph_hints(columns, maps):
+    for hint in _graph_hints(texts, maps):
         warnings.warn(f'{path}: {hint}', TriplesWarning, stacklevel=3)
-    return _factory(rows, path, maps, inverse)
+    del columns, texts
+    return _factory(ids, path, _numbers(entities), _numbers(relations), inverse)
 
 # %% ../../nbs/graph/00_triples.ipynb #29594274
-def _dropped_hint(rows: np.ndarray, unseen: np.ndarray, maps: Sequence[Mapping[str, int]]) -> str:
-    """Return what is odd about those of `rows` `[N, 3]` that are left out for their `unseen` labels
-    `[N, 3]`."""
+def _dropped_hint(rows: np.ndarray, first: np.ndarray, maps: Sequence[Iterable[str]]) -> str:
+    """Return what is odd about the `rows` `[n, 3]` that are left out for labels that the maps do
+    not hold; `first` `[3]`: which of line 1 they do not hold."""
     forms = [set(map(_plain, m)) for m in maps]
-    near = sum(
-        all(_plain(x) in forms[i % 2] for i, x in enumerate(row)) for row in rows[unseen.any(1)]
-    )
+    near = sum(all(_plain(x) in forms[i % 2] for i, x in enumerate(row)) for row in rows)
     twins = f'; {near} of them only for spaces or another Unicode form' if near else ''
-    return twins + (
-        '; is line 1 a header? then say header=True (--header)' if unseen[0].all() else ''
-    )
+    return twins + ('; is line 1 a header? then say header=True (--header)' if first.all() else '')
 
 
 def _evaluation_factory(
     path: Path, training: TriplesFactory, header: bool | None, unseen: str
 ) -> TriplesFactory:
     "Return test or validation triples, numbered by the label maps of `training`."
-    rows, first = read_numbered(path, header)
-    maps = training.entity_to_id, training.relation_to_id
-    mask = _unseen(rows, *maps)
-    rest = rows[~mask.any(1)]
-    if mask.any() and (unseen == 'error' or not len(rest)):
-        line, hint = (
-            first + int(mask.any(1).argmax()),
-            "; unseen='drop' leaves them out" if len(rest) else '',
-        )
-        error = _unseen_error(rows, mask, maps, 'is unknown to the training triples')
-        raise TriplesFileError(f'{path}: line {line}: {error}{hint}')
-    if n := len(rows) - len(rest):
+    columns, first = _numbered(path, header)
+    numbers = training.entity_to_id, training.relation_to_id
+    maps = [_by_number(m) for m in numbers]
+    ids = _ids(columns, maps)
+    mask = _unseen(ids)
+    left = mask.any(1)
+    n = int(left.sum())
+    if n and (unseen == 'error' or n == len(left)):
+        hint = "; unseen='drop' leaves them out" if n < len(left) else ''
+        error = _unseen_error(columns, mask, maps, 'is unknown to the training triples')
+        raise TriplesFileError(f'{path}: line {first + int(left.argmax())}: {error}{hint}')
+    if n:
+        rows = _rows_of([_Column(c.texts, c.codes[left]) for c in columns])
         warnings.warn(
-            f'{path}: left out {n} of {len(rows)} triples, whose labels training does not know'
-            f'{_dropped_hint(rows, mask, maps)}',
+            f'{path}: left out {n} of {len(left)} triples, whose labels training does not know'
+            f'{_dropped_hint(rows, mask[0], numbers)}',
             stacklevel=3,
         )
-    return _factory(rest, path, maps, inverse=False)
+    return _factory([column[~left] for column in ids], path, *numbers)
 
 # %% ../../nbs/graph/00_triples.ipynb #92f68fd2
 def load_files(
@@ -1288,20 +1520,88 @@ def never_seen(
     return f'in no training triple: {"; ".join(parts)}' if parts else None
 
 # %% ../../nbs/graph/00_triples.ipynb #a10b6aab
+_PRINTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _map_text(known: Mapping[str, int]) -> Iterator[bytes]:
+    "Yield a label map as JSON, in pieces: a list of pairs of label and index, by index."
+    pairs = sorted(known.items(), key=lambda x: x[1])
+    yield b'['
+    for start in range(0, len(pairs), _BLOCK):
+        yield (', ' * bool(start) + json.dumps(pairs[start : start + _BLOCK])[1:-1]).encode()
+    yield b']'
+
+
+def _facts_text(factory: CoreTriplesFactory) -> Iterator[bytes]:
+    "Yield the numbers and label maps of a factory as JSON, in pieces."
+    yield f'[{factory.num_entities}, {factory.real_num_relations}, '.encode()
+    if not isinstance(factory, TriplesFactory):
+        yield b'null]'
+        return
+    yield b'['
+    yield from _map_text(factory.entity_to_id)
+    yield b', '
+    yield from _map_text(factory.relation_to_id)
+    yield b']]'
+
+
+def _keys_of(triples: np.ndarray, factory: CoreTriplesFactory) -> np.ndarray:
+    "Return one number for each triple `[N, 3]`, in the same order."
+    h, r, t = triples.T
+    return (h * factory.num_relations + r) * factory.num_entities + t
+
+
+def _increase(triples: np.ndarray, factory: CoreTriplesFactory) -> bool:
+    "Are the triples `[N, 3]` sorted, each once?"
+    for start in range(0, len(triples), _BLOCK):
+        keys = _keys_of(triples[start : start + _BLOCK + 1], factory)
+        if not (keys[1:] > keys[:-1]).all():
+            return False
+    return True
+
+
+def _sorted_set(factory: CoreTriplesFactory) -> np.ndarray:
+    "Return the different triples `[n, 3]` of a factory, sorted by their ids."
+    triples = factory.mapped_triples.cpu().numpy()
+    E, R = factory.num_entities, factory.num_relations
+    if E * R * E < 2**63 and _increase(triples, factory):
+        return triples
+    return _distinct(list(triples.T), E, R)
+
+
+def _print_of(factory: CoreTriplesFactory) -> str:
+    "Return the fingerprint of a factory, computed."
+    digest = hashlib.sha256()
+    for piece in _facts_text(factory):
+        digest.update(piece)
+    triples = _sorted_set(factory)
+    for start in range(0, len(triples), _BLOCK):
+        digest.update(np.ascontiguousarray(triples[start : start + _BLOCK], dtype='<i8'))
+    return digest.hexdigest()
+
+
+def _print_key(factory: CoreTriplesFactory) -> tuple[tuple[int, ...], list[Any]]:
+    """Return what a fingerprint that is remembered with the triples belongs to: numbers, and
+    label maps."""
+    labels = [getattr(factory, f'{kind}_labeling', None) for kind in ('entity', 'relation')]
+    counts = factory.num_entities, factory.real_num_relations
+    return (factory.mapped_triples._version, *counts), labels
+
+
+def note_fingerprint(factory: CoreTriplesFactory, fingerprint: str) -> None:
+    "Remember the fingerprint of a factory, so that it is not computed."
+    _PRINTS[factory.mapped_triples] = *_print_key(factory), fingerprint
+
+
 def triples_fingerprint(factory: CoreTriplesFactory) -> str:
     """Return SHA-256 (hex) over the set of `factory`'s triples (as sorted ids), its label maps, and
-    the lengths of these.
+    the lengths of these; computed once.
 
     Order and duplicates of the triples do not count, nor whether inverse triples are created."""
-    maps = (
-        [
-            sorted(m.items(), key=lambda x: x[1])
-            for m in (factory.entity_to_id, factory.relation_to_id)
-        ]
-        if isinstance(factory, TriplesFactory)
-        else None
-    )
-    facts = json.dumps([factory.num_entities, factory.real_num_relations, maps])
-    digest = hashlib.sha256(facts.encode())
-    digest.update(np.unique(factory.mapped_triples.cpu().numpy(), axis=0).astype('<i8').tobytes())
-    return digest.hexdigest()
+    numbers, labels = _print_key(factory)
+    if factory.mapped_triples in _PRINTS:
+        before, parts, found = _PRINTS[factory.mapped_triples]
+        if before == numbers and all(map(operator.is_, parts, labels)):
+            return found
+    note_fingerprint(factory, found := _print_of(factory))
+    return found

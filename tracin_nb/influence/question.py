@@ -46,6 +46,13 @@ def _triple_keys(triples: Tensor, E: int, R: int) -> Tensor:
     return (h * R + r) * E + t
 
 
+def _rows_like(asked: Tensor, training: TriplesFactory) -> Tensor:
+    "Return rows `[n]` of the training triples with the head of one of those `asked` `[M, 3]`."
+    heads = torch.zeros(training.num_entities, dtype=torch.bool)
+    heads[asked[:, 0].cpu()] = True
+    return heads[training.mapped_triples[:, 0].cpu()].nonzero()[:, 0]
+
+
 def training_rows(
     train: Any,  # labels or ids, see `to_ids`; by default all
     training: TriplesFactory,
@@ -56,11 +63,11 @@ def training_rows(
     if train is None:
         return torch.arange(len(every))
     asked = to_ids(train, training)
-    E, R = training.num_entities, training.num_relations
-    there, wanted = _triple_keys(every, E, R), _triple_keys(asked, E, R)
+    E, R, rows = training.num_entities, training.num_relations, _rows_like(asked, training)
+    there, wanted = _triple_keys(every[rows], E, R), _triple_keys(asked, E, R)
     for i in (~torch.isin(wanted, there)).nonzero()[:1, 0]:
         raise ValueError(f'{to_labels(asked[i][None], training)[0]} is not a training triple')
-    return torch.isin(there, wanted).nonzero()[:, 0]
+    return rows[torch.isin(there, wanted)]
 
 
 class KnownTripleError(ValueError):
@@ -74,7 +81,8 @@ class KnownTripleError(ValueError):
 def new_triples(candidates: Any, training: TriplesFactory) -> Tensor:
     "Return the ids `[C, 3]` of candidates. Raises `ValueError` for one that is in training."
     asked, E, R = to_ids(candidates, training), training.num_entities, training.num_relations
-    there, wanted = (_triple_keys(x, E, R) for x in (training.mapped_triples, asked))
+    some = training.mapped_triples[_rows_like(asked, training)]
+    there, wanted = (_triple_keys(x, E, R) for x in (some, asked))
     for i in torch.isin(wanted, there).nonzero()[:1, 0]:
         which = to_labels(asked[i][None], training)[0]
         raise KnownTripleError(f'candidates: {which} is a training triple already', int(i))
@@ -219,7 +227,8 @@ def question_entries(
     objectives: tuple[Objective, Objective],
 ) -> dict[str, Any]:
     "Return the entries of a question, as fingerprints and plain values."
-    ours, theirs = (objective_key(o, run) for o in objectives)
+    keys = {id(o): objective_key(o, run) for o in {id(o): o for o in objectives}.values()}
+    ours, theirs = (keys[id(o)] for o in objectives)
     return dict(
         ask,
         weights=[run.fingerprint(c) for c in places],

@@ -51,10 +51,13 @@ def _others(
 _TRIED = 64  # triples
 
 
-def _tails(run: Run, head: int, relation: int) -> torch.Tensor:
-    "Return the tails that training has for a head and a relation."
-    known = run.training.mapped_triples
-    return known[(known[:, 0] == head) & (known[:, 1] == relation), 2]
+def _tails(run: Run, pairs: torch.Tensor) -> list[torch.Tensor]:
+    "Return the tails that training has for each head and relation `[n, 2]`."
+    known, (heads, relations) = run.training.mapped_triples, pairs.T
+    asked = torch.zeros(run.training.num_entities, dtype=torch.bool)
+    asked[heads] = True
+    some = known[asked[known[:, 0]]]
+    return [some[(some[:, 0] == h) & (some[:, 1] == r), 2] for h, r in zip(heads, relations)]
 
 
 def _pairs(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,8 +69,8 @@ def _pairs(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
         some = triples[torch.randperm(len(triples))[:_TRIED]]
         drawn = torch.randint(run.training.num_entities, (len(some), 20)).tolist()
     others = some.clone()
-    for row, (h, r, _), tails in zip(others, some.tolist(), drawn):
-        known = set(_tails(run, h, r).tolist())
+    for row, tails, stated in zip(others, drawn, _tails(run, some[:, :2])):
+        known = set(stated.tolist())
         row[2] = next((t for t in tails if t not in known), tails[0])
     return some, others
 
@@ -83,8 +86,8 @@ def preferred(run: Run, model: Model) -> float:
 def _row_labels(run: Run, rows: torch.Tensor) -> torch.Tensor:
     "Return which entities `[n, E]` are tails in training, for rows (head, relation) `[n, 2]`."
     labels = torch.zeros(len(rows), run.training.num_entities)
-    for label, (h, r) in zip(labels, rows.tolist()):
-        label[_tails(run, h, r)] = 1.0
+    for label, tails in zip(labels, _tails(run, rows)):
+        label[tails] = 1.0
     return labels
 
 

@@ -6,7 +6,7 @@
 __all__ = ['NESTED', 'file_facts', 'write_torch', 'verified', 'state_in', 'read_state',
            'check_file_finite', 'save_optimizer', 'read_saved', 'read_checkpoint',
            'read_optimizer', 'check_labels', 'write_names', 'read_kept_names',
-           'write_data', 'read_data', 'start_facts', 'write_facts', 'is_saved',
+           'write_data', 'read_data', 'seal', 'start_facts', 'write_facts', 'is_saved',
            'seed_folders', 'read_facts', 'finished']
 
 # %% ../../nbs/runs/20_keeping.ipynb #7feba4bd
@@ -208,9 +208,13 @@ def _read_labels(path: Path) -> dict[str, int]:
     "Read what `_write_labels` wrote."
     try:
         lines = path.read_bytes().decode().split('\n')[:-1]
-        return {label: int(i) for label, i in (line.rsplit('\t', 1) for line in lines)}
+        parts = [line.rpartition('\t') for line in lines]
+        found = {label: int(i) for label, _, i in parts}
     except ValueError as e:
         raise RunError(f'{path} has a line that is not label<TAB>index') from e
+    if not all(tab for _, tab, _ in parts):
+        raise RunError(f'{path} has a line that is not label<TAB>index')
+    return found
 
 # %% ../../nbs/runs/20_keeping.ipynb #6dfae067
 def check_labels(factory: CoreTriplesFactory) -> None:
@@ -252,7 +256,7 @@ def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
         tensors['literals'] = dataset.training.get_numeric_literals_tensor().contiguous()
         maps['literal_to_id'] = dataset.training.literals_to_id
     with replacing(path := folder / 'triples.safetensors') as p:
-        p.write_bytes(safetensors.torch.save(tensors))
+        safetensors.torch.save_file(tensors, p)
     return dict(
         triples=file_facts(path),
         **{n: _write_labels(folder / f'{n}.tsv', m) for n, m in maps.items()},
@@ -299,6 +303,12 @@ def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str
     except (ValueError, TypeError) as e:
         raise RunError(f'{paths["triples"]} does not fit the label maps beside it: {e}') from e
     return {n: name_triples(f, names) for n, f in parts.items()} if names else parts
+
+# %% ../../nbs/runs/20_keeping.ipynb #5dca543f
+def seal(fingerprint: str, files: Mapping[str, Any]) -> str:
+    "Return SHA-256 over a fingerprint of triples and the checksums of the files that hold them."
+    sums = [files[n]['sha256'] for n in ('triples', 'entity_to_id', 'relation_to_id')]
+    return hashlib.sha256(' '.join([fingerprint, *sums]).encode()).hexdigest()
 
 # %% ../../nbs/runs/20_keeping.ipynb #cf5134b0
 _FORMAT = dict(format='tracin_nb run', version=1)

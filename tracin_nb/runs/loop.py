@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['why_stop', 'KeepCheckpoints', 'build_loop', 'use_bf16', 'little_garbage',
-           'train_epochs', 'run_loop', 'KeepNothing', 'batch_without', 'LoaderWithout',
-           'leave_out', 'restore']
+           'train_epochs', 'run_loop', 'KeepNothing', 'batch_without', 'lacking',
+           'LoaderWithout', 'own_ids', 'leave_out', 'restore']
 
 # %% ../../nbs/runs/50_loop.ipynb #1d94cf0e
 import gc
@@ -301,9 +301,17 @@ def run_loop(
     settings: Mapping[str, Any],
     callback: KeepCheckpoints,
     progress: bool,
+    watching: Sequence[TrainingCallback] = (),  # further callbacks
 ) -> None:
     "PyKEEN's training with all `settings`, its refusals as `RunError`."
-    what = dataset.training, settings, settings['epochs'], [callback], callback.root, progress
+    what = (
+        dataset.training,
+        settings,
+        settings['epochs'],
+        [callback, *watching],
+        callback.root,
+        progress,
+    )
     try:
         train_epochs(loop, *what)
     except NonFiniteLossError as e:
@@ -342,6 +350,17 @@ def batch_without(
     return {name: x[kept] for name, x in batch.items()} if kept.any() else None
 
 
+def lacking(
+    batch: Mapping[str, torch.Tensor],  # of PyKEEN's loops
+    triples: torch.Tensor,  # `[n, 3]`, the model's own ids
+) -> torch.Tensor:
+    "Return booleans `[n]`: from which of the `triples` is there something in the batch to take?"
+    if 'pairs' not in batch:
+        return (batch['positives'][:, None] == triples[None]).all(-1).any(0)
+    same = (batch['pairs'][:, None] == triples[None, :, :2]).all(-1)
+    return (same & (batch['target'][:, triples[:, 2]] > 0)).any(0)
+
+
 class LoaderWithout:
     "PyKEEN's batches, in their order and with their negatives, with some triples taken out."
 
@@ -356,14 +375,19 @@ class LoaderWithout:
         return (batch for batch in found if batch is not None)
 
 
+def own_ids(triples: torch.Tensor, inverse: bool) -> torch.Tensor:
+    "Return `triples` `[n, 3]` by the model's own ids, and their inverses if it has them."
+    if not inverse:
+        return triples
+    invert = DefaultRelationInverter()
+    backward = invert.map(batch=triples, invert=True).flip(1)
+    return torch.cat([invert.map(batch=triples), backward])
+
+
 def leave_out(loop: TrainingLoop, triples: torch.Tensor, inverse: bool) -> None:
     "Make `loop` take `triples` `[n, 3]`, and their inverses if it has them, out of its batches."
-    if inverse:
-        invert = DefaultRelationInverter()
-        backward = invert.map(batch=triples, invert=True).flip(1)
-        triples = torch.cat([invert.map(batch=triples), backward])
-    made = loop._create_training_data_loader
-    loader = lambda *args, **kwargs: LoaderWithout(made(*args, **kwargs), triples)
+    own, made = own_ids(triples, inverse), loop._create_training_data_loader
+    loader = lambda *args, **kwargs: LoaderWithout(made(*args, **kwargs), own)
     loop._create_training_data_loader = loader
 
 # %% ../../nbs/runs/50_loop.ipynb #ca9039e3

@@ -9,7 +9,7 @@ __all__ = ['ENTITIES', 'RELATIONS', 'KNOWN', 'images', 'typed', 'as_options', 'w
 # %% ../../nbs/runs/34_recognition.ipynb #24a1adeb
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from pykeen.models import Model, model_resolver
 from pykeen.nn.quaternion import multiplication_table
 from pykeen.triples import CoreTriplesFactory
+from torch.overrides import TorchFunctionMode
 
 from tracin_nb.runs.models import (
     load_strictly,
@@ -149,6 +150,28 @@ def _variants(name: str) -> list[dict[str, Any]]:
     return found + [dict(apply_batch_normalization=False)] * ('apply_batch_normalization' in params)
 
 
+_FILLS = tuple(
+    getattr(part, name)
+    for part in (torch.nn.init, torch.Tensor)
+    for name in ('normal_', 'uniform_')
+)
+
+
+class _Unfilled(TorchFunctionMode):
+    "Nothing is drawn or normalised; PyTorch would load its compiler to do nothing on `meta`."
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (
+            func in (*_FILLS, torch.nn.functional.normalize)
+            and (t := args[0] if args else next(iter(kwargs.values()))).is_meta
+        ):
+            return t
+        return func(*args, **kwargs)
+
+
 def _skeleton(
     name: str, kwargs: Mapping[str, Any], counts: tuple[int, int, bool] = (3, 2, False)
 ) -> Model:
@@ -158,7 +181,7 @@ def _skeleton(
     factory = CoreTriplesFactory(torch.zeros(1, 3, dtype=torch.long), entities, relations, inverse)
     # PyKEEN keeps it for every QuatE of the process: the first call must not be on `meta`
     multiplication_table()
-    with torch.device('meta'):  # where nothing is initialised, which PyTorch says
+    with torch.device('meta'), _Unfilled():  # where nothing is initialised, which PyTorch says
         return rebuild_model(
             dict(model=name, model_kwargs=dict(kwargs), loss=None, loss_kwargs=None, seed=0),
             factory,
@@ -166,17 +189,16 @@ def _skeleton(
 
 
 @cache
-def _layouts() -> dict[str, list[tuple[dict[str, Any], frozenset[str]]]]:
-    "Return, for each model in `KNOWN`, its variants and the names of their weights."
-    found: dict[str, list] = {name: [] for name in KNOWN}
-    for name in KNOWN:
-        for variant in _variants(name):
-            try:
-                names = frozenset(_skeleton(name, dict(embedding_dim=4, **variant)).state_dict())
-            except RunError:
-                continue
-            if all(names != known for _, known in found[name]):
-                found[name].append((variant, names))
+def _layouts(name: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
+    "Return the variants of a model in `KNOWN` and the names of their weights."
+    found: list[tuple[dict[str, Any], frozenset[str]]] = []
+    for variant in _variants(name):
+        try:
+            names = frozenset(_skeleton(name, dict(embedding_dim=4, **variant)).state_dict())
+        except RunError:
+            continue
+        if all(names != known for _, known in found):
+            found.append((variant, names))
     return found
 
 # %% ../../nbs/runs/34_recognition.ipynb #d9084b87
@@ -209,7 +231,7 @@ def _matches(
 ) -> list[dict[str, Any]]:
     """Return the settings by which PyKEEN's model `name` has exactly the file's weights and shapes,
     `kwargs` being given."""
-    variants = [v for v, names in _layouts()[name] if names == opened.state.keys()]
+    variants = [v for v, names in _layouts(name) if names == opened.state.keys()]
     ways = [
         {**variant, **sizes, **kwargs}
         for variant in variants
@@ -272,7 +294,7 @@ def _strangers(want: Iterable[str], have: Iterable[str]) -> str:
 def _nearest(opened: Opened, among: Iterable[str] | None = None) -> tuple[str, frozenset[str]]:
     """Return the model whose weights' names differ in the fewest places from the file's, and
     those names."""
-    every = [(k, names) for k in among or KNOWN for _, names in _layouts()[k]]
+    every = [(k, names) for k in among or KNOWN for _, names in _layouts(k)]
     return min(every, key=lambda x: len(x[1] ^ opened.state.keys()))
 
 
@@ -318,7 +340,7 @@ def _convolution_reason(opened: Opened, told: Mapping[str, Any]) -> str | None:
     it has none, or another model's."""
     if (parts := _conve_parts(opened.shapes)) is None:
         return None
-    fitting = {k for k in KNOWN for _, names in _layouts()[k] if names == opened.shapes.keys()}
+    fitting = {k for k in KNOWN for _, names in _layouts(k) if names == opened.shapes.keys()}
     if 'conve' in fitting:
         return _other_join(opened, told, *parts)
     return None if fitting else _foreign_convolution(opened, parts[0])

@@ -24,7 +24,7 @@ from pykeen.triples.instances import BatchedSLCWAInstances
 from pykeen.triples.weights import LossWeighter
 
 from ..graph.names import Names, NamesGiven, as_names, name_triples, named_frame, names_of
-from ..graph.triples import triples_fingerprint
+from ..graph.triples import note_fingerprint, triples_fingerprint
 from ..progress import Progress, silent
 from .assumed import assumed_settings
 from tracin_nb.runs.given import (
@@ -58,6 +58,7 @@ from tracin_nb.runs.keeping import (
     read_data,
     read_facts,
     read_optimizer,
+    seal,
     start_facts,
     verified,
     write_data,
@@ -171,7 +172,10 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
     facts = read_facts(folder)
     settings, rows = facts['settings'], facts['checkpoints']
     data = read_data(folder, facts['files'], settings['inverse'])
-    if triples_fingerprint(data['training']) != facts['dataset']['fingerprint']:
+    found = facts['dataset']['fingerprint']
+    if facts.get('seal') == seal(found, facts['files']):
+        note_fingerprint(data['training'], found)
+    elif triples_fingerprint(data['training']) != found:
         raise RunError(
             f'{folder / "run.json"}: the fingerprint of the training triples is not that of '
             f'{facts["files"]["triples"]["file"]}'
@@ -273,6 +277,7 @@ def _write_run(run: 'Run', folder: Path, model_kwargs: Mapping[str, Any] | None)
     name, optimizer = run.optimizer or (None, {})
     facts['optimizer'] = plain(optimizer | dict(name=name), 'optimizer') if name else {}
     facts['files'] = write_data(folder, _Data(run.training, run.validation, run.testing))
+    facts['seal'] = seal(facts['dataset']['fingerprint'], facts['files'])
     facts['checkpoints'] = [_write_checkpoint(run, folder, k) for k in range(len(run.checkpoints))]
     write_facts(folder, facts)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCHES', 'holds_run', 'training_alone', 'sweep_run', 'named_data', 'train',
-           'check_told', 'check_again', 'train_again']
+           'check_told', 'check_again', 'settings_again', 'train_again']
 
 # %% ../../nbs/runs/60_training.ipynb #f2c41bf5
 import copy
@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from pykeen.checkpoints import CheckpointSchedule
 from pykeen.datasets import Dataset, EagerDataset
 from pykeen.losses import Loss
 from pykeen.models import Model
+from pykeen.training.callbacks import TrainingCallback
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from pykeen.triples.weights import LossWeighter
 from pykeen.utils import set_random_seed
@@ -412,6 +413,11 @@ def _left(training: TriplesFactory, without: torch.Tensor) -> TriplesFactory:
     return training.clone_and_exchange_triples(training.mapped_triples[~same.any(1)])
 
 
+def settings_again(run: Run) -> dict[str, Any]:
+    "Return the settings by which `run` was trained and is trained again."
+    return {n: run.settings[n] for n in _AGAIN} | dict(keep=[run.settings['epochs']])
+
+
 BATCHES = ('same', 'own')
 
 
@@ -422,13 +428,14 @@ def train_again(
     batches: str = 'same',  # the run's, with these taken out; 'own': as `train` would without them
     seed: int | None = None,  # None: that of the run
     device: str | torch.device | None = None,  # None: CUDA if there
+    watching: Sequence[TrainingCallback] = (),  # callbacks of PyKEEN's loop
 ) -> Model:
     """Return the model that a training by the settings of `run` ends with, without some triples or
     from another seed. Raises `RunError`, which says why that cannot be done. Nothing is written."""
     check_again(run)
     if batches not in BATCHES:
         raise RunError(f'batches={batches!r} is not one of {", ".join(BATCHES)}')
-    settings = {n: run.settings[n] for n in _AGAIN} | dict(keep=[run.settings['epochs']])
+    settings = settings_again(run)
     if seed is not None:
         settings['seed'] = number(seed, 'seed', 0, kind=int)
     left = run.training if without is None else _left(run.training, without)
@@ -443,5 +450,5 @@ def train_again(
         if without is not None and batches == 'same':
             leave_out(loop, without, settings['inverse'])
         keeper = KeepNothing(Path(tempfile.gettempdir()), start_facts(settings, training), data)
-        run_loop(loop, data, settings, keeper, progress=False)
+        run_loop(loop, data, settings, keeper, False, watching)
     return model.eval()
