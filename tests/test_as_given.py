@@ -467,7 +467,7 @@ def test_lightning(train: Path, tmp_path: Path) -> None:
         ):
             open_files(path, train, model='DistMult')
     torch.save({**content, 'hyper_parameters': dict(lr='fast', model='DistMult')}, path)
-    with pytest.raises(RunError, match='a.ckpt: lr has to be'):
+    with pytest.raises(RunError, match='a.ckpt: lr must be'):
         open_files(path, train)
 
 

@@ -185,7 +185,7 @@ def test_audit_code(audit: TrainingAudit, change: dict) -> None:
 def test_doubt(audit: TrainingAudit, tracins: list[TracIn], runs: list[Run]) -> None:
     "What speaks against a training triple is told without the triple."
     pressed(audit).ranking.value = (4,)
-    click(audit, 'What speaks against it?')
+    click(audit, 'What contradicts it?')
     place = int(audit.result.frame['training_index'][4])
     every = to_labels(runs[0].training.mapped_triples, runs[0].training)
     direct = tracins[0].explain(every[place], 5, train=every[:place] + every[place + 1 :])
@@ -406,7 +406,7 @@ def test_stop_and_one_thing_at_a_time(
     panel.job.button.click()
     panel.handler(panel.start)(None)
     assert (
-        isinstance(panel.error, RuntimeError) and 'stop what is running first' in panel.alert.value
+        isinstance(panel.error, RuntimeError) and 'stop the running work first' in panel.alert.value
     )
     panel.job.stop()
     with pytest.raises(Stopped):

@@ -330,7 +330,7 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     assert 'choose' in wait_for(page, 'then Mark')
     rows.focus()
     rows.press('ArrowDown')
-    press(page, 'What speaks against it?')
+    press(page, 'What contradicts it?')
     page.get_by_role('table', name=re.compile('Against .*')).wait_for()
     rows.focus()
     rows.press('Shift+ArrowDown')

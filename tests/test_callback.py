@@ -207,7 +207,7 @@ def test_pipelines(name: str, tmp_path: Path) -> None:
 
 
 def test_training_is_not_disturbed(tmp_path: Path) -> None:
-    "The pipeline gives the same weights, to the last bit, without the callback."
+    "The pipeline gives the same weights, bit for bit, without the callback."
     kept, alone = piped(tmp_path / 'run'), pipeline(**SMALL)
     states = [state_fingerprint(r.model.state_dict()) for r in (kept, alone)]
     assert states[0] == states[1] and kept.losses == alone.losses

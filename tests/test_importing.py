@@ -653,11 +653,11 @@ class Payload:
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        (dict(gamma='x'), 'config.json: gamma has to be a finite number'),
-        (dict(gamma=None), 'config.json: gamma has to be a finite number'),
+        (dict(gamma='x'), 'config.json: gamma must be a finite number'),
+        (dict(gamma=None), 'config.json: gamma must be a finite number'),
         (dict(emb_size=4), '3 complex numbers .* emb_size in config.json is 4'),
-        (dict(neg_sample_size='x'), 'config.json: neg_sample_size has to be a whole number'),
-        (dict(adversarial_temperature='x'), 'config.json: adversarial_temperature has to be'),
+        (dict(neg_sample_size='x'), 'config.json: neg_sample_size must be a whole number'),
+        (dict(adversarial_temperature='x'), 'config.json: adversarial_temperature must be'),
         (dict(model=['RotatE']), r"model \['RotatE'\] of DGL-KE is not opened"),
         (dict(emap_file='latin.tsv'), 'latin.tsv cannot be read: .utf-8'),
     ],

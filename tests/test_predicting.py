@@ -157,9 +157,9 @@ def test_errors_name_what_is_meant(run: Run) -> None:
         run.predict('brazil', 'embassy', 'china')
     with pytest.raises(RunError, match='one or two of head, relation and tail'):
         run.predict()
-    with pytest.raises(RunError, match="known='mark' has to be 'hide' or 'show'"):
+    with pytest.raises(RunError, match="known='mark' must be 'hide' or 'show'"):
         run.predict('brazil', 'embassy', known='mark')
-    with pytest.raises(RunError, match='k has to be a whole number at least 1'):
+    with pytest.raises(RunError, match='k must be a whole number at least 1'):
         run.predict('brazil', 'embassy', k=0)
 
 
@@ -217,9 +217,9 @@ def test_top(run: Run) -> None:
     best = run.predict(relation='embassy', tail='cuba', k=2)
     assert choice.chosen(run).tolist() == to_ids(best, run.training).tolist()
     for wrong, said in (
-        (Choice(top=2), 'say about what, by one or two of --head, --relation and --tail'),
+        (Choice(top=2), 'specify one or two of --head, --relation and --tail'),
         (Choice(top=2, relation=('a', 'b')), 'takes --relation once'),
-        (Choice(top=2, head='cuba', maximum=1), '--top says already how many'),
+        (Choice(top=2, head='cuba', maximum=1), '--top already sets how many'),
         (Choice(head='cuba', maximum=1), 'needs --top'),
     ):
         with pytest.raises(click.BadParameter, match=said):

@@ -234,7 +234,7 @@ def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
     result = replay(
         run, test, test_objective='softmax', k=4, check=3, progress=lambda *x: told.append(x)
     )
-    assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'to the last bit'
+    assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'bit for bit'
     assert len(result.tests) == 2 and result.tests['has_slope'].all()
     assert (result.proponents['influence'] > 0).all() and (result.opponents['influence'] < 0).all()
     assert result.facts['training'] == 'not known' and 'cannot be told' in result.facts['check']

@@ -458,8 +458,8 @@ def test_bf16_is_named(tmp_path: Path) -> None:
     )
     said = TracIn(run, weighting='sgd', progress=False).self_influence(k=1).facts['left_out']
     assert said == [
-        'that each epoch skipped its last batch if it was not full',
-        'that training computed the scores in bfloat16',
+        'the last batch of each epoch, skipped if it was not full',
+        'the training's scores in bfloat16',
     ]
 
 

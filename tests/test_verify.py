@@ -73,7 +73,7 @@ def reduced(run: Run, without: torch.Tensor) -> TriplesFactory:
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_equals_train_on_fewer_triples(kind: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    "The weights are those of `train` to the last bit, with all triples and with fewer."
+    "The weights are those of `train` bit for bit, with all triples and with fewer."
     run = runs[kind]
     few = run.training.mapped_triples[[3, 400, 900]]
     assert state_fingerprint(train_again(run).state_dict()) == run.fingerprint(-1)

@@ -24,7 +24,7 @@ from .table import TRIPLE, columns_of, names_beside, signed, visible
 # %% ../../nbs/answer/06_sketch.ipynb #8d70780c
 @dataclass(frozen=True)
 class Chain:
-    "A row of the picture: entities from head to tail, and rows of a frame between."
+    "A row of the picture: entities from head to tail, with rows of a frame between them."
 
     nodes: tuple[str, ...]  # labels; '' where the row begins or ends without head or tail
     links: tuple[tuple[int, ...], ...]  # rows between each two of them, the strongest first

@@ -21,7 +21,7 @@ from .table import TRIPLE, part_shown
 BELIEFS = ('score', 'tail_rank', 'tails', 'head_rank', 'heads', 'known')  # of a test triple
 RANGES = tuple(f'{x}_{end}' for x in ('score', 'tail_rank', 'head_rank') for end in ('low', 'high'))
 COUNTS = tuple(f'{part}_count' for part in TRIPLE)  # training triples with that part
-UNKNOWN = 'score, rank, and whether the graph states it: not known'
+UNKNOWN = 'score, rank and known or new: not computed'
 
 
 def rank_text(rank: float) -> str:
@@ -49,7 +49,7 @@ def rank_range(
     test: Mapping[str, Any],
     side: str,  # 'tail' or 'head'
 ) -> str:
-    """Return the rank; of several runs the median and in brackets the best and the worst, if
+    """Return the rank; for several runs the median, with the best and the worst in brackets if
     they differ."""
     low, high = (test.get(f'{side}_rank_{end}') for end in ('low', 'high'))
     rank = rank_text(test[f'{side}_rank'])
@@ -57,7 +57,7 @@ def rank_range(
 
 
 def score_range(test: Mapping[str, Any]) -> str:
-    "Return the score; of several runs the median and in brackets the least and the greatest."
+    "Return the score; for several runs the median, with the least and the greatest in brackets."
     low, high = (test.get(f'score_{end}') for end in ('low', 'high'))
     said = f'score {test["score"]:.3g}'
     return said if low is None else f'{said} ({low:.3g} to {high:.3g})'
@@ -77,7 +77,7 @@ def ranks_text(test: Mapping[str, Any]) -> str:
 
 
 def runs_text(test: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    "Return what numbers over several runs are; nothing for one run."
+    "Return a note on numbers over several runs; empty for one run."
     n = len(facts.get('runs', ()))
     return f'median (and range) of {n} runs: ' if n and 'score_low' in test else ''
 
@@ -86,7 +86,7 @@ def belief_line(
     test: Mapping[str, Any],  # a row of `Result.tests`
     facts: Mapping[str, Any],  # of the result
 ) -> str:
-    "Return what the model holds of a test triple, and what the graph says of it."
+    "Return the model's score and ranks of a test triple, and whether the graph states it."
     if 'score' not in test:
         return UNKNOWN
     parts = facts.get('beliefs', {}).get('parts', ['training', 'validation', 'test'])
@@ -102,7 +102,7 @@ def belief_line(
 
 
 def short_line(test: Mapping[str, Any]) -> str:
-    "Return the same for the title of a picture: rank, and known or new."
+    "Return a short line for the title of a picture: rank, and known or new."
     if 'score' not in test:
         return 'rank not known'
     known = 'new' if test['known'] == 'new' else f'in {test["known"]}'
@@ -132,7 +132,7 @@ def is_predicted(test: Mapping[str, Any]) -> bool:
 
 
 def rare(test: Mapping[str, Any]) -> list[str]:
-    "Return what has to be said of parts that hardly occur in training."
+    "Return warnings about parts that hardly occur in training."
     found = []
     for part in TRIPLE:
         if (n := int(test[f'{part}_count'])) < SEEN:
@@ -144,7 +144,7 @@ def rare(test: Mapping[str, Any]) -> list[str]:
 
 
 def hardly_better(measured: Mapping[str, Any]) -> str:
-    "Return what has to be said of a model that was measured and is hardly better than guessing."
+    "Return a warning about a model that is hardly better than guessing."
     value, by_chance = measured['value'], measured.get('chance')
     if by_chance is None or value >= by_chance + ABOVE_CHANCE * (1 - by_chance):
         return ''
@@ -180,7 +180,7 @@ def unpredicted(tests: pd.DataFrame) -> int:
 
 
 def summary_of(tests: pd.DataFrame) -> str:
-    """Return how many of several test triples the model does not predict; nothing if it predicts
+    """Return a note on how many test triples the model does not predict; empty if it predicts
     all."""
     if not (n := unpredicted(tests)):
         return ''

@@ -76,7 +76,7 @@ def part_shown(
     name: str = '',
     limit: int = 40,  # characters of each
 ) -> str:
-    "Return a label on one line, behind the name that people use if there is one."
+    "Return a label on one line, after its readable name if there is one."
     return label_shown(visible(label, limit), visible(name, limit))
 
 
@@ -85,7 +85,7 @@ def names_beside(
     place: str,  # of the column with labels
     what: str = 'name',  # or 'type'
 ) -> list[str]:
-    "Return the name or type of each label in a column, '' where there is none."
+    "Return the name or type of each label in a column, '' if there is none."
     return frame[f'{place}_{what}'].tolist() if f'{place}_{what}' in frame else [''] * len(frame)
 
 

@@ -86,8 +86,8 @@ def few_groups(shares: pd.DataFrame, k: int) -> pd.DataFrame:
 
 
 def splits_of(rows: pd.DataFrame) -> list[str]:
-    """Return what the influence in `rows` can be split by: relations, and what the result has
-    columns for."""
+    """Return the ways to split the influence in `rows`: by relation, and by columns of the
+    result."""
     has = lambda by: any(str(name).startswith(PARTS[by]) for name in rows.columns)
     return ['relation', *filter(has, PARTS)]
 
@@ -226,7 +226,7 @@ def view_html(view: View, level: int = 3, opened: bool = True, anchor: str = '')
     )
 
 # %% ../../nbs/answer/09_view.ipynb #1466599f
-WRITTEN = 20  # triples that a call names; of more it tells the number
+WRITTEN = 20  # triples listed in a call; of more only the number is shown
 _AROUND = dict(hops='--n-hops', min_degree='--min-degree')
 _STRICT = dict(strict_hops='--strict-hop-constraint', strict_paths='--strict-path-filtering')
 
@@ -259,7 +259,7 @@ def against_of(facts: Mapping[str, Any]) -> str | None:
 
 
 def more_asked(facts: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    "Return what else `explain` was told, as text of Python."
+    "Return the other arguments of `explain`, as Python text."
     found = {'train': 'train'} if facts.get('restricted') else {}
     if (other := against_of(facts)) is not None:
         found['against'] = repr(other)
@@ -294,7 +294,7 @@ def python_call(
     triples: Sequence[Sequence[str]],  # labels
     rows: pd.DataFrame,  # of the result
 ) -> str:
-    "Return Python that asks the same."
+    "Return Python code that repeats the question."
     k, source, asked = ranks_asked(rows), run_source(facts), triples_written(triples)
     if facts.get('rung') == 'replay':
         other = ', test_objective=test_objective' if 'test_objective' in facts else ''
@@ -363,7 +363,7 @@ def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
 def command_call(
     facts: Mapping[str, Any], triples: Sequence[Sequence[str]], rows: pd.DataFrame
 ) -> str:
-    "Return the command that asks the same; nothing where Python alone can, or for many triples."
+    "Return the command that repeats the question; empty if only Python can, or for many triples."
     if len(triples) > WRITTEN or not commandable(facts, rows):
         return ''
     k, replayed = ranks_asked(rows), facts.get('rung') == 'replay'
@@ -400,7 +400,8 @@ def escaped_text(text: str) -> str:
 
 
 def html_foot(notes: Sequence[str], calls: Mapping[str, str], opened: bool) -> str:
-    "Return what the numbers are, how far to trust them, and how to get them again."
+    """Return the foot of a page: what the numbers are, how far to trust them, and how to
+    reproduce them."""
     again = folded_part('The call that repeats it', html_calls(calls), opened)
     return ''.join(map(html_note, notes)) + again
 

@@ -132,7 +132,7 @@ def code(
     rest = (
         [
             'marked = [' + ',\n          '.join(map(repr, marked)) + ']',
-            'cleaned = without(tracin.run.training, marked)   # to train again',
+            'cleaned = without(tracin.run.training, marked)   # to retrain',
         ]
         if marked
         else []
@@ -162,7 +162,7 @@ class TrainingAudit(RunPanel):
 # %% ../../nbs/app/30_audit.ipynb #8bcb0558
 @patch
 def _controls(self: TrainingAudit) -> None:
-    "What is asked, and what is answered."
+    "Create the controls and the views."
     self.relation = Search(relation_index(self), 'Relation', 'all of them (may be empty)')
     self.each = choice('List', [('one of all', False), ('one of each relation', True)])
     self.objective, self.weighting = (
@@ -174,7 +174,7 @@ def _controls(self: TrainingAudit) -> None:
     self.ranking = rows_list('Training triples by self-influence', 14, several=True, width=28)
     self.suspects = rows_list('Marked as suspicious', 14, several=True, width=20)
     self.buttons = {
-        name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What speaks against it?')
+        name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What contradicts it?')
     }
     self.title, self.against, self.files = (w.HTML() for _ in range(3))
     self.code, self.answer_box = code_area(), w.VBox([])
@@ -187,7 +187,7 @@ def _arranged(self: TrainingAudit) -> w.VBox:
     for button, method in zip(self.buttons.values(), methods):
         button.on_click(self.handler(method))
     self.job.button.on_click(self.handler(self.start))
-    self.buttons['What speaks against it?'].layout.width = 'auto'
+    self.buttons['What contradicts it?'].layout.width = 'auto'
     self._answer = [
         self.title,
         beside(self.ranking, self.suspects),
@@ -224,8 +224,8 @@ def asked(self: TrainingAudit) -> Ask:
 
 @patch
 def start(self: TrainingAudit) -> None:
-    """Run: rank. Raises `ValueError` for what cannot be asked, `RuntimeError` while other work
-    goes on."""
+    """Start ranking. Raises `ValueError` for an invalid question, `RuntimeError` during other
+    work."""
     ask = self.asked()
     self.begin(lambda: self.show(ask, self.rank(ask)))
 
@@ -247,7 +247,7 @@ def show(self: TrainingAudit, ask: Ask, result: SelfInfluence) -> None:
     self.ranking.options = [*zip(lines_of(result.frame, self.named), result.frame.index.tolist())]
     self.title.value = message(
         f'{ask}: {len(result.frame):,} of {result.facts["training_triples"]:,} training '
-        'triples. High means odd, which need not be wrong: read, and judge.'
+        'triples. High means unusual, not necessarily wrong: read and judge.'
     )
     self.against.value = ''
     self.export()
@@ -258,7 +258,7 @@ def show(self: TrainingAudit, ask: Ask, result: SelfInfluence) -> None:
 def mark(self: TrainingAudit) -> None:
     "Mark the chosen rows of the ranking. Raises `ValueError` if none is chosen."
     if not self.ranking.value:
-        raise ValueError('choose training triples in the list, then Mark')
+        raise ValueError('select training triples in the list, then press Mark')
     rows = self.result.frame.loc[[*self.ranking.value]].assign(ranking=str(self.ask))
     rows = rows.set_index('training_index', drop=False)
     self.marked = pd.concat([self.marked, rows[~rows.index.isin(self.marked.index)]])
@@ -267,9 +267,9 @@ def mark(self: TrainingAudit) -> None:
 
 @patch
 def unmark(self: TrainingAudit) -> None:
-    "Take the chosen marks away. Raises `ValueError` if none is chosen."
+    "Remove the selected marks. Raises `ValueError` if none is selected."
     if not self.suspects.value:
-        raise ValueError('choose marked triples in the list, then Unmark')
+        raise ValueError('select marked triples in the list, then press Unmark')
     self.marked = self.marked.drop([*self.suspects.value])
     self._listed()
 
@@ -306,14 +306,15 @@ def export(self: TrainingAudit) -> None:
 # %% ../../nbs/app/30_audit.ipynb #b6fea0fd
 @patch
 def start_doubting(self: TrainingAudit) -> None:
-    "Ask what speaks against the one chosen triple. Raises `ValueError` unless it is one."
+    """Explain the one selected triple by its opponents. Raises `ValueError` unless exactly one
+    is selected."""
     places = (
         self.result.frame.loc[[*self.ranking.value], 'training_index'].tolist()
         if self.result
         else []
     )
     if len(places) != 1:
-        raise ValueError(f'choose one training triple in the list, not {len(places)}')
+        raise ValueError(f'select one training triple in the list, not {len(places)}')
     self.begin(partial(self.doubting, places[0]))
 
 
@@ -442,7 +443,7 @@ class Comparison(Report):
         return 1
 
     def summary(self) -> str:
-        "Return what there is, in a few words."
+        "Return a short summary."
         return f'two rankings for {self.facts["triple"]}'
 
     def side(self, run: str, kind: str) -> pd.DataFrame:
@@ -515,9 +516,9 @@ class CompareRuns(Panel):
         a: Run | Path | str,  # a run, or its folder
         b: Run | Path | str,  # another one, trained on the same triples
         *,
-        node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
-        edge_names: Mapping[str, str] | None = None,  # the same by relation label
-        names: NamesGiven | None = None,  # or a table of names by label; None: those of the run
+        node_names: Mapping[int, str] | None = None,  # readable names by entity index
+        edge_names: Mapping[str, str] | None = None,  # readable names by relation label
+        names: NamesGiven | None = None,  # or a table of names by label; None: the names of the run
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
         self.runs, self.options, self.result = (as_run(a, names), as_run(b, names)), options, None
@@ -535,7 +536,7 @@ class CompareRuns(Panel):
 # %% ../../nbs/app/30_audit.ipynb #1408d232
 @patch
 def _controls(self: CompareRuns) -> None:
-    "What is asked, and what is answered."
+    "Create the controls and the views."
     entities = entity_index(self)
     self.head, self.tail = Search(entities, 'Head'), Search(entities, 'Tail')
     self.relation = Search(relation_index(self), 'Relation')
@@ -578,8 +579,8 @@ def _arranged(self: CompareRuns) -> w.VBox:
 # %% ../../nbs/app/30_audit.ipynb #3159fcd4
 @patch
 def start(self: CompareRuns) -> None:
-    """Run: compare. Raises `ValueError` for a label that is not known, `RuntimeError` while
-    other work goes on."""
+    """Run: compare. Raises `ValueError` for a label that is not known, `RuntimeError` during
+    other work."""
     triple = (self.head.label, self.relation.label, self.tail.label)
     setting, k = dict(objective=self.objective.value, weighting=self.weighting.value), self.k.value
     self.begin(
@@ -831,7 +832,7 @@ class ProfilePanel(Panel):
 # %% ../../nbs/app/30_audit.ipynb #c3184f65
 @patch
 def _controls(self: ProfilePanel) -> None:
-    "What is asked, and what is answered."
+    "Create the controls and the views."
     self.engine = choice('Engine', [*ENGINES])
     self.precision = choice('Precision', [*PRECISIONS])
     self.compile = choice('Compile', [('no', False), ('yes', True)])
@@ -906,7 +907,7 @@ def add(self: ProfilePanel) -> None:
         self.devices.value,
     )
     if setting in self.settings:
-        raise ValueError(f'{setting}: this is in the list already')
+        raise ValueError(f'{setting}: already in the list')
     self.settings.append(setting)
     self._listed()
 
@@ -915,7 +916,7 @@ def add(self: ProfilePanel) -> None:
 def remove(self: ProfilePanel) -> None:
     "Take the chosen settings from the list. Raises `ValueError` if none is chosen."
     if not self.list.value:
-        raise ValueError('choose settings in the list, then Remove')
+        raise ValueError('select settings in the list, then press Remove')
     self.settings = [s for i, s in enumerate(self.settings) if i not in self.list.value]
     self._listed()
 
@@ -929,7 +930,7 @@ def _listed(self: ProfilePanel) -> None:
 # %% ../../nbs/app/30_audit.ipynb #52b2fbdf
 @patch
 def start(self: ProfilePanel) -> None:
-    "Run: ask all. Raises `ValueError` for an empty list, `RuntimeError` while other work goes on."
+    "Run: ask all. Raises `ValueError` for an empty list, `RuntimeError` during other work."
     if not self.settings:
         raise ValueError('Settings to compare: add one')
     common = dict(objective=self.objective.value, weighting=self.weighting.value, **self.options)

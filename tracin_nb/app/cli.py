@@ -10,15 +10,13 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
            'check_several', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
            'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
-           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
-           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
-           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
-           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
-           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
-           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
-           'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
-           'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
-           'terminated']
+           'Graphed', 'FilterAsked', 'filter_command', 'paths_between', 'ranked_paths',
+           'held_of', 'with_told', 'print_paths', 'save_paths', 'paths_command',
+           'ReportAsked', 'report_command', 'Begun', 'ResumeAsked', 'resume_command',
+           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
+           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
+           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
+           'carried_out', 'cores', 'verify_command']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -94,9 +92,9 @@ def main(context: click.Context) -> None:
     """Which training triples made a knowledge-graph embedding believe a prediction?
 
     Start with `tracin demo`. Then `tracin train` trains a PyKEEN model and keeps checkpoints,
-    `tracin explain` names the training triples that pushed it towards a prediction (proponents) and
-    away from it (opponents), and `tracin self` ranks the training triples that are most
-    peculiar. `tracin COMMAND --help` explains each."""
+    `tracin explain` names the training triples that pushed it towards a prediction (proponents)
+    and away from it (opponents), and `tracin self` ranks training triples by self-influence.
+    `tracin COMMAND --help` explains each."""
     if context.invoked_subcommand is None:
         say(context.get_help())
         context.exit(2)
@@ -128,7 +126,7 @@ class TrainAsked:
     dataset: str = option(REQUIRED, 'Which.', 'What', argument=True)
     out: Path = option(
         REQUIRED,
-        'Folder for the run; an older run is never written over.',
+        'Folder for the run; an existing run is never overwritten.',
         'Output',
         kind='path',
         metavar='RUN_DIR',
@@ -136,15 +134,15 @@ class TrainAsked:
     training: Training
     seeds: int | None = option(
         None,
-        'Train from so many seeds, --seed and those after it, into RUN_DIR/seed-0 and so on; '
-        '`tracin explain RUN_DIR` then explains by their mean.',
+        'Train this many seeds, from --seed on, into RUN_DIR/seed-0 and so on; `tracin explain '
+        'RUN_DIR` then explains by their mean.',
         'How',
         kind='count',
         shown='one, into RUN_DIR itself',
     )
     processes: int | None = option(
         None,
-        'Processes that share the --seeds, each on one thread.',
+        'Number of processes for the --seeds, each on one thread.',
         'Devices',
         kind='count',
         shown='one for each core; one on a GPU',
@@ -225,7 +223,7 @@ class ImportAsked:
     )
     out: Path = option(
         REQUIRED,
-        'Folder for the run; one that holds something is refused.',
+        'Folder for the run; it must be new or empty.',
         'Output',
         kind='path',
         metavar='RUN_DIR',
@@ -242,20 +240,20 @@ class ImportAsked:
         flags=('--test',),
         metavar='FILE',
     )
-    seed: int = option(0, 'Of the negatives.', 'How', kind='whole', advanced=True)
+    seed: int = option(0, 'Seed of the negatives.', 'How', kind='whole', advanced=True)
     header: Header
     named: Named = Named()
 
 
-@main.command('import', short_help='Make a run of a model that was trained elsewhere.')
+@main.command('import', short_help='Make a run from a model trained elsewhere.')
 @takes
 def import_command(asked: ImportAsked) -> None:
-    """Make a run folder, which all other commands take, of FILES: checkpoints of one model, a
+    """Make a run folder, which all other commands accept, from FILES: checkpoints of one model, a
     folder of them, the folder of a PyKEEN pipeline, weights of PyTorch Geometric, or a folder of
     DGL-KE.
 
-    What neither the files nor options tell of the training is said here and with every result,
-    as assumed. The learning rate is never assumed.
+    Training settings found neither in the files nor in the options are assumed, and reported as
+    such here and with every result. The learning rate is never assumed.
 
     \b
     tracin import piped/ --allow-pickle --learning-rate 0.001 --out runs/mine
@@ -285,25 +283,27 @@ class Predicted:
     "What is predicted: a triple with one or two open parts."
 
     first: str | None = option(
-        None, 'The head, or - to leave it open.', 'What', metavar='[HEAD]', argument=True
+        None, 'The head, or - to predict it.', 'What', metavar='[HEAD]', argument=True
     )
     second: str | None = option(
-        None, 'The relation, or -.', 'What', metavar='[RELATION]', argument=True
+        None, 'The relation, or - to predict it.', 'What', metavar='[RELATION]', argument=True
     )
-    third: str | None = option(None, 'The tail, or -.', 'What', metavar='[TAIL]', argument=True)
+    third: str | None = option(
+        None, 'The tail, or - to predict it.', 'What', metavar='[TAIL]', argument=True
+    )
     head: str | None = again(Choice, 'head', help='The head, by its label.')
     relation: str | None = option(None, 'The relation.', 'What', metavar='LABEL')
     tail: str | None = again(Choice, 'tail', help='The tail.')
-    k: int = option(10, 'So many predictions.', 'What', kind='count', flags=('-k', '--top-k'))
+    k: int = option(10, 'Number of predictions.', 'What', kind='count', flags=('-k', '--top-k'))
     known: str = option(
         'hide',
-        'Leave out what training, validation or test triples state, or show it with a mark.',
+        'Hide triples of the training, validation or test data, or show them with a mark.',
         'What',
         choices=('hide', 'show'),
     )
     checkpoint: int = option(
         -1,
-        'Of which checkpoint, counted from 0; -1 is the last.',
+        'Checkpoint to predict with, counted from 0; -1 is the last.',
         'Model',
         kind='whole',
         advanced=True,
@@ -316,7 +316,7 @@ class Predicted:
         for part, place in (('head', self.first), ('relation', self.second), ('tail', self.third)):
             place = None if place == '-' else place
             if place is not None and getattr(self, part) is not None:
-                refuse(f'--{part}', f'the {part} is given by its place, too: {place}')
+                refuse(f'--{part}', f'the {part} is also given as an argument: {place}')
             if (label := getattr(self, part) if place is None else place) is not None:
                 found[part] = label
         return found
@@ -325,13 +325,13 @@ class Predicted:
         "Refuse a triple without, or with nothing but, open parts."
         if len(self.given) == 3:
             raise click.UsageError(
-                'head, relation and tail are given, so nothing is left to predict: leave one or '
-                'two out; `tracin explain --triple` explains a whole triple',
+                'head, relation and tail are all given, so there is nothing to predict: leave out '
+                'one or two; `tracin explain --triple` explains a whole triple',
                 click.get_current_context(silent=True),
             )
         if not self.given:
             raise click.UsageError(
-                'give one or two of --head, --relation and --tail; what is open is predicted',
+                'give one or two of --head, --relation and --tail; the rest is predicted',
                 click.get_current_context(silent=True),
             )
 
@@ -353,9 +353,9 @@ class PredictAsked:
     header: Header
     named: Named = Named()
     out: Path | None = again(
-        Output, 'out', help='Save to a file ending in .csv, .parquet or .json.'
+        Output, 'out', help='Save the predictions to a file ending in .csv, .parquet or .json.'
     )
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older file of predictions.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing file of predictions.')
     form: str | None = again(Output, 'form', help='How to print the predictions.')
 
     @property
@@ -416,7 +416,7 @@ def predictions_table(frame: 'pd.DataFrame', given: Mapping[str, str]) -> str:
     return '\n'.join(filter(None, [asked, *('  ' + line for line in aligned(rows, right=2))]))
 
 
-@main.command('predict', short_help='What the model predicts, the best first.')
+@main.command('predict', short_help='List what the model predicts, best first.')
 @takes
 def predict_command(asked: PredictAsked) -> None:
     """Name the triples that a model finds most likely, where one or two of head, relation and
@@ -439,7 +439,7 @@ def predict_command(asked: PredictAsked) -> None:
         if to.form or not to.out:
             click.echo(asked.text(found, to.form).encode(), nl=False)
     if not len(found):
-        say('tracin: note: the run knows all such triples already: none is new')
+        say('tracin: note: all such triples are already known: none is new')
     elif asked.source.folder:
         say(f'next: {asked.next()}')
 
@@ -452,7 +452,7 @@ def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> N
     with naming_lines('--against'):
         tail = training.entity_to_id[label_named(against, training)]
         if tail in test[:, 2].tolist():
-            raise ValueError(f'{against!r} is itself the tail of a triple to explain')
+            raise ValueError(f'{against!r} is the tail of a triple to explain')
 
 # %% ../../nbs/app/70_cli.ipynb #5831c471
 @contextmanager
@@ -462,7 +462,7 @@ def resumable(out: Path | None) -> Iterator[None]:
         yield
     except BaseException:
         if out and (out / 'parts').is_dir():
-            say(f'what is finished is kept in {out}: the same command goes on from there')
+            say(f'what is finished is kept in {out}: the same command resumes from there')
         raise
 
 # %% ../../nbs/app/70_cli.ipynb #372c263a
@@ -475,14 +475,14 @@ class Ranked:
 
     k: int = option(
         10,
-        'Proponents and opponents to name for each triple.',
+        'Number of proponents and of opponents for each triple.',
         'What',
         kind='count',
         flags=('-k', '--top-k'),
     )
     rank_by: str = option(
         'signed',
-        'Proponents and opponents apart, or one ranking by strength.',
+        'Rank proponents and opponents separately, or together by strength.',
         'What',
         choices=('signed', 'absolute'),
     )
@@ -500,7 +500,7 @@ class Why:
     ranked: Ranked
     mode: str = option(
         'test',
-        'Explain triples, or one, or rank training triples by their influence on themselves.',
+        'Explain several triples, explain one, or rank training triples by self-influence.',
         'What',
         choices=MODES,
     )
@@ -512,7 +512,7 @@ class Why:
     )
     breakdown: bool = option(
         False,
-        'Also save the parts of each influence through entity rows, relation rows and shared '
+        'Also save the share of each influence through entity rows, relation rows and shared '
         'weights.',
         'Output',
         kind='flag',
@@ -527,16 +527,16 @@ class Why:
     )
     report: Path | None = option(
         None,
-        'Also write one page that any browser shows (.html); an older one is replaced.',
+        'Also write a page for any browser (.html), replacing an existing one.',
         'Output',
         kind='file',
     )
     profile: bool = option(
-        False, 'Also say, on stderr, where the time went.', 'Output', kind='flag', advanced=True
+        False, 'Also report on stderr how the time was spent.', 'Output', kind='flag', advanced=True
     )
     all_scores: Path | None = option(
         None,
-        'Instead of a ranking, write the influence of every training triple to this Parquet file.',
+        'Write the influence of every training triple to this Parquet file instead of a ranking.',
         'Output',
         kind='file',
         advanced=True,
@@ -607,7 +607,7 @@ def check_page(path: Path | None) -> None:
 
 
 def check_mode(asked: Asked) -> None:
-    "Refuse what the mode `self` has no use for."
+    "Reject options that the mode `self` does not use."
     parts = (asked.why, asked.new, asked.table, asked.table.names, asked.around, asked.around.where)
     given = [flag for part in parts for flag in given_flags(part, 'mode')]
     given += given_flags(asked.part) + given_flags(asked.choice, 'relation')
@@ -729,11 +729,11 @@ def answer(asked: Asked) -> None:
 @main.command('explain', short_help='Explain predictions by training triples.')
 @takes
 def run_command(asked: Asked) -> None:
-    """Name the training triples that pushed a model most towards a prediction (proponents) and
-    most away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or
-    comes from --model-path. Of several runs that differ in the seed, or a folder of them (from
-    `tracin train --seeds`), the mean influence counts, and its spread and the agreement of the
-    runs are told. (`tracin run` is the earlier name of this command.)
+    """Name the training triples that pushed a model most towards a prediction (proponents) and most
+    away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or comes from
+    --model-path. Several runs that differ in the seed, or a folder of them (from `tracin train
+    --seeds`), are explained by their mean influence, with its spread and the agreement of the runs.
+    (`tracin run` is the earlier name of this command.)
 
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
@@ -769,34 +769,34 @@ class BatchAsked:
         Choice,
         'test',
         REQUIRED,
-        help='The predictions: lines of head, relation and tail separated by tabs.',
+        help='The predictions: lines of head, relation and tail, separated by tabs.',
     )
-    output_dir: Path = option(REQUIRED, 'The folder for all files.', 'Output', kind='folder')
+    output_dir: Path = option(REQUIRED, 'Folder for all files.', 'Output', kind='folder')
     start_index: int = option(
-        0, 'Begin with this triple of the file, counted from 0.', 'What', kind='index'
+        0, 'Start with this triple of the file, counted from 0.', 'What', kind='index'
     )
     max_triples: int | None = option(
-        None, 'No more than so many.', 'What', kind='count', shown='all'
+        None, 'Explain at most this many triples.', 'What', kind='count', shown='all'
     )
     skip_existing: bool = option(
         False,
-        'Leave out those whose files are there, unchanged, and of the same model and question.',
+        'Skip predictions whose files exist, unchanged, for the same model and question.',
         'Output',
         kind='flag',
     )
     overwrite: bool = again(
-        Output, 'overwrite', help='Replace what another question gave for these predictions.'
+        Output, 'overwrite', help='Replace files of another question about these predictions.'
     )
     skip_filtering: bool = option(
         False,
-        'Look at all training triples, whatever neighbourhood is given.',
+        'Rank all training triples, and ignore any neighbourhood options.',
         'What',
         kind='flag',
         advanced=True,
     )
     skip_tracin: bool = option(
         False,
-        'Only write the training triples of each neighbourhood, as TSV.',
+        'Write only the training triples of each neighbourhood, as TSV.',
         'What',
         kind='flag',
         advanced=True,
@@ -817,12 +817,12 @@ class BatchAsked:
         self.around.where.conditions()
         self.part.sample(0)
         if self.skip_tracin and self.effective.where.conditions() is None:
-            refuse('--skip-tracin', 'without a neighbourhood there is nothing left to do')
+            refuse('--skip-tracin', 'without a neighbourhood there is nothing to do')
         self.effective.conditions()
         check_writable(self.output_dir, folder=True)
 
 # %% ../../nbs/app/70_cli.ipynb #5caa427f
-@main.command('batch', short_help='Explain a file of predictions, each in files of its own.')
+@main.command('batch', short_help='Explain a file of predictions, with separate files for each.')
 @takes
 def batch_command(asked: BatchAsked) -> int:
     """Explain all predictions in a file in one pass, and write a table (CSV) and a JSON file for
@@ -930,18 +930,20 @@ class FilterAsked:
 
     graph: Graphed
     where: Where
-    out: Path = option(REQUIRED, 'The triples that are kept.', 'Output', kind='file')
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older file.')
+    out: Path = option(
+        REQUIRED, 'File for the training triples near the predictions.', 'Output', kind='file'
+    )
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing file.')
 
     def check(self) -> None:
         "Refuse contradictions, and a file that may not be written."
         if self.where.conditions() is None:
             raise click.UsageError(
-                'say what the neighbourhood is: --n-hops, --path-filtering or --min-degree',
+                'specify the neighbourhood: --n-hops, --path-filtering or --min-degree',
                 click.get_current_context(silent=True),
             )
         if self.out.exists() and not self.overwrite:
-            refuse('--out', f'{self.out} exists already: give another place, or --overwrite')
+            refuse('--out', f'{self.out} already exists: give another file, or --overwrite')
         check_writable(self.out, folder=False)
         self.graph.header.check(self.graph.train, self.graph.test)
 
@@ -974,34 +976,33 @@ class PathsAsked:
     )
     min_edges: int = option(2, 'Shortest path.', 'What', kind='count')
     max_edges: int = option(3, 'Longest path.', 'What', kind='count')
-    directed: bool = option(False, "Only along the triples' direction.", 'What', kind='flag')
+    directed: bool = option(False, "Follow triples only from head to tail.", 'What', kind='flag')
     through: str | None = option(
         None,
-        'Only paths that pass this: an entity by its label or name, a type, or a relation.',
+        'Only paths through this: an entity (label or name), a type, or a relation.',
         'What',
         metavar='LABEL',
     )
     how: str = option(
         'mean',
-        'Of the influences along a path; geometric and harmonic need all to be positive.',
+        'Score of a path from the influences along it; geometric and harmonic need positive influences.',
         'How',
         flags=('--score',),
         choices=('sum', 'mean', 'geometric', 'harmonic', 'min'),
     )
-    k: int = again(Ranked, 'k', help='Paths to print.')
+    k: int = again(Ranked, 'k', help='Number of paths to print.')
     types: str | None = option(
         None,
-        'Gather paths by the types of entities: a table with columns id and type, or '
-        "'curie' for the prefixes of labels such as MONDO:0004979.",
+        'Group paths by entity type: a table with columns id and type, or 'curie' for the prefixes of labels such as MONDO:0004979.",
         'What',
         metavar='FILE',
     )
     form: str | None = again(
-        Output, 'form', help='What to print: paths, or with csv and --types their kinds.'
+        Output, 'form', help='What to print: paths, or their kinds with csv and --types.'
     )
-    verbose: bool = again(Output, 'verbose', help='Below the tables, also tell all facts.')
+    verbose: bool = again(Output, 'verbose', help='Also print all facts below the tables.')
     csv_output: Path | None = again(Table, 'csv_output', help='Save all paths as a table.')
-    metapath_output: Path | None = option(None, 'Save all kinds of path.', 'Output', kind='file')
+    metapath_output: Path | None = option(None, 'Save all kinds of path as a table.', 'Output', kind='file')
 
     def check(self) -> None:
         "Refuse contradictions, and files that may not be written."
@@ -1135,23 +1136,23 @@ class ReportAsked:
 
     folder: Path = option(
         REQUIRED,
-        'A folder of `tracin explain --out`.',
+        'Folder written by `tracin explain --out`.',
         'What',
         kind='path',
         metavar='RESULT_FOLDER',
         argument=True,
     )
     out: Path | None = option(
-        None, 'Where to write the page (.html).', 'Output', kind='file', shown='report.html there'
+        None, 'File for the page (.html).', 'Output', kind='file', shown='report.html there'
     )
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older page.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing page.')
 
 
-@main.command('report', short_help='Make a page to mail or print of a result that was saved.')
+@main.command('report', short_help='Make a page to mail or print from a saved result.')
 @takes
 def report_command(asked: ReportAsked) -> None:
-    """Write one page with everything that was saved in RESULT_FOLDER: any browser shows and prints
-    it, and it asks no other host for anything.
+    """Write one page with the saved result in RESULT_FOLDER. Any browser shows and prints it; it
+    loads nothing from other hosts.
 
     \b
     tracin report results/
@@ -1161,7 +1162,7 @@ def report_command(asked: ReportAsked) -> None:
     out = asked.out or asked.folder / 'report.html'
     check_page(out)
     if out.exists() and not asked.overwrite:
-        refuse('--out', f'{out} exists already: give another place, or --overwrite')
+        refuse('--out', f'{out} already exists: give another file, or --overwrite')
     say(f'saved in {Result.load(asked.folder).report(out)}')
 
 # %% ../../nbs/app/70_cli.ipynb #2f937d83
@@ -1177,7 +1178,7 @@ class ResumeAsked(Begun):
     "What `tracin resume` is asked."
 
     devices: str | list[str] | None = option(
-        None, 'Where to compute.', 'Devices', kind='devices', shown='as before'
+        None, 'Device to compute on.', 'Devices', kind='devices', shown='as before'
     )
     form: str | None = again(Output, 'form', help='Also print the result on stdout.', shown=None)
 
@@ -1193,10 +1194,10 @@ def resume_command(asked: ResumeAsked) -> None:
     deliver(report, Output(asked.out, form=asked.form), saved=True)
 
 # %% ../../nbs/app/70_cli.ipynb #a1af87d0
-@main.command('status', short_help='Say how much of a `tracin explain` is done.')
+@main.command('status', short_help='Show how much of a `tracin explain` is done.')
 @takes
 def status_command(asked: Begun) -> None:
-    "Say what was asked in DIR by `tracin explain ... --out DIR`, and how much of it is done."
+    "Show the question of `tracin explain ... --out DIR` in DIR, and how much of it is done."
     from tracin_nb.influence.parts import Parts, read_question
 
     parts = Parts(asked.out, read_question(asked.out))
@@ -1222,7 +1223,7 @@ class ReplayAsked:
 
     folders: tuple[Path, ...] = option(
         REQUIRED,
-        'The run, or several of one model on the same triples.',
+        'A run, or several runs of one model on the same triples.',
         'Model',
         kind='path',
         metavar='RUN_DIR...',
@@ -1232,24 +1233,24 @@ class ReplayAsked:
     choice: Choice
     header: Header
     new: New
-    k: int = again(Ranked, 'k', help='Proponents and opponents to name for each prediction.')
+    k: int = again(Ranked, 'k', help='Number of proponents and of opponents for each prediction.')
     test_objective: str | None = option(
         None,
-        'The loss of the triples to explain, if it shall not be that of the training.',
+        'The loss of the triples to explain, if different from the training loss.',
         'How',
         choices=OBJECTIVE_NAMES,
         shown="the training's",
     )
     check: int = option(
         8,
-        'Triples that are really dropped, or candidates added, each in a training of its own.',
+        'Number of triples to drop (or candidates to add) in check trainings, one at a time.',
         'How',
         kind='index',
     )
     memory: str = again(
-        Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
+        Settings, 'memory', help='Memory for states and derivatives, such as 500MB.'
     )
-    device: str | None = again(Training, 'device', help='Where to repeat the training.')
+    device: str | None = again(Training, 'device', help='Device on which to repeat the training.')
     to: Output
 
 
@@ -1260,8 +1261,9 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then really dropped, and the result says how well that was foretold. Of
-    several runs, such as those of other seeds, the mean is told, and how far they agree.
+    Some of these are then dropped in real trainings, and the result states how well replay
+    predicted the change. Several runs, such as those of other seeds, are explained by their mean
+    influence, with its spread and their agreement.
 
     \b
     tracin replay runs/umls --triple vitamin affects neoplastic_process
@@ -1298,22 +1300,21 @@ class SelfAsked:
     "What `tracin self` is asked."
 
     analysis: Analysis
-    k: int = again(Ranked, 'k', 100, help='Training triples to name.')
+    k: int = again(Ranked, 'k', 100, help='Number of training triples to list.')
     relation: tuple[str, ...] = again(
         Choice, 'relation', help='Only training triples with this relation. May be repeated.'
     )
-    per_relation: bool = option(False, 'Name so many of each relation.', 'What', kind='flag')
+    per_relation: bool = option(False, 'List that number for each relation.', 'What', kind='flag')
     to: Output
 
 
-@main.command('self', short_help='Rank training triples by their influence on themselves.')
+@main.command('self', short_help='Rank training triples by self-influence.')
 @takes
 def self_command(asked: SelfAsked) -> None:
     """Rank training triples by their influence on their own loss. The model is the run in
     RUN_DIR, or --model-path.
 
-    Those on top had to be learnt by heart: exceptions to what the rest of the graph says, or
-    mistakes.
+    The model had to memorise those on top: exceptions to the rest of the graph, or errors.
 
     \b
     tracin self runs/umls -k 20
@@ -1325,7 +1326,7 @@ def self_command(asked: SelfAsked) -> None:
         deliver(own_influence(tracin, asked.k, asked.relation, asked.per_relation), asked.to)
 
 # %% ../../nbs/app/70_cli.ipynb #88c32202
-@main.group('cache', short_help='Show or remove kept gradients.')
+@main.group('cache', short_help='Show or remove stored gradients.')
 def cache_group() -> None:
     "Show or remove the gradients that `tracin explain --cache DIR` kept."
 
@@ -1353,7 +1354,7 @@ def cache_info_command(kept: GradientFolder) -> None:
 @cache_group.command('clear', short_help='Remove the files.')
 @takes
 def cache_clear_command(kept: GradientFolder) -> None:
-    "Remove the files of kept gradients from DIR, and nothing else."
+    "Remove the files of stored gradients from DIR, and nothing else."
     from tracin_nb.influence.cache import clear_cache
 
     click.echo(f'{clear_cache(kept.folder):,} bytes removed from {kept.folder}')
@@ -1365,19 +1366,19 @@ class DemoAsked:
 
     out: Path = option(
         Path('runs/demo'),
-        'Folder for the run. If the demo was trained there before, it is used again.',
+        'Folder for the run. An earlier run of the demo in it is reused.',
         'Output',
         kind='path',
         metavar='RUN_DIR',
     )
 
 
-@main.command('demo', short_help='See it work: a drug, a disease, and why the model thinks so.')
+@main.command('demo', short_help='Watch a demo: a drug, a disease, and why the model links them.')
 @takes
 def demo_command(asked: DemoAsked) -> None:
     """Train TransE on DrugMechDB (comes with the package, nothing is downloaded), predict new
-    indications of a drug, explain one, and show the mechanism that curators wrote down. Takes
-    about a minute."""
+    indications of a drug, explain one, and show the mechanism recorded by curators. Takes about
+    a minute."""
     start, out = time.perf_counter(), asked.out
     from tracin_nb.app.demo import demo_run, pages
     from tracin_nb.engine.row_index import one_thread
@@ -1389,13 +1390,12 @@ def demo_command(asked: DemoAsked) -> None:
             click.echo(page + '\n')
     click.echo('Time: ' + ', '.join(f'{what} {spent:.1f} s' for what, spent in times.items()))
     click.echo(
-        f'Kept: the run in {out}, the explanation (50 a side: CSV, Parquet, JSON) in '
+        f'Kept: the run in {out}, the explanation (50 per side: CSV, Parquet, JSON) in '
         f'{out / "explanation"}\n'
         f'Next: tracin predict {out} imatinib indication\n'
         f'      tracin explain {out} --head imatinib --relation indication --top 2\n'
-        f'      tracin explain --help   (what else can be asked)\n'
-        f'      nbs/tutorials/2_why_this_drug.ipynb   (the same from Python, and how far to trust '
-        f'it)'
+        f'      tracin explain --help   (all options)\n'
+        f'      nbs/tutorials/2_why_this_drug.ipynb   (the same in Python, and how far to trust it)'
     )
 
 # %% ../../nbs/app/70_cli.ipynb #b0fecdce
@@ -1405,7 +1405,7 @@ class BenchAsked(Measured):
 
     name: str = again(Measured, 'name', 'engine')
     device: str = again(
-        Measured, 'device', 'cpu', help='Where to measure, for example cuda.', shown=None
+        Measured, 'device', 'cpu', help='Device to measure on, for example cuda.', shown=None
     )
     threads: int | None = option(None, 'Threads that PyTorch may use.', 'Devices', kind='count')
     settings: dict[str, Any] | None = again(
@@ -1421,14 +1421,14 @@ def bench_command(asked: BenchAsked) -> None:
     """Run the benchmark NAME:
 
     \b
-    engine     the engines beside a training step, ConvE at the size of FB15k-237
+    engine     the engines against a training step, ConvE at the size of FB15k-237
     peers      Captum and dattri on the same weights and triples
-    floor      the pass beside a plain matrix product and a plain copy
+    floor      the pass against a plain matrix product and a plain copy
     fb15k237   all test triples against all training triples
     robokop    1.45 million entities, 17.8 million training triples, 950 predictions
     repeat     the second question on a prepared run
     growth     exponents of time and memory
-    workers    two processes and two Ray actors beside one process
+    workers    two processes and two Ray actors against one process
     \b
     Each takes a while; --set asks for less."""
     import torch
@@ -1454,9 +1454,9 @@ def evaluate_command(asked: Measured) -> None:
     \b
     removal      delete what explains a prediction and train again (Nations)
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
-    corruption   find training triples that were made wrong, by their self-influence
-    stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
-    replay       foretell trainings without some triples, with rough and smooth steps
+    corruption   find corrupted training triples by their self-influence
+    stability    how rankings change with other seeds, fewer checkpoints, random weights
+    replay       predict trainings without some triples, with rough and smooth steps
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     \b
     Each takes a while; --set asks for less."""
@@ -1478,15 +1478,14 @@ class VerifyAsked:
     header: Header
     k: int = option(
         5,
-        'Leave out so many of the first proponents.',
+        'Leave out this many of the first proponents.',
         'What',
         kind='count',
         flags=('-k', '--top-k'),
     )
     drop: Path | None = option(
         None,
-        'Leave out the training triples in this file instead: lines of head, relation and tail '
-        'separated by tabs.',
+        'Leave out the training triples in this file instead: lines of head, relation and tail, separated by tabs.',
         'What',
         kind='path',
         metavar='FILE',
@@ -1500,19 +1499,18 @@ class VerifyAsked:
         metavar='RESULT_FOLDER',
     )
     together: bool = option(
-        False, 'Leave them out together only, not also each alone.', 'What', kind='flag'
+        False, 'Leave them out only together, not also one by one.', 'What', kind='flag'
     )
-    seeds: int = option(3, "So many seeds: the run's own and those after it.", 'How', kind='count')
+    seeds: int = option(3, "Number of seeds: the run's own and those after it.", 'How', kind='count')
     control: str = option(
         'neighbour',
-        'What as many random triples are drawn from: those at an entity of the prediction, or all.',
+        'Draw the random controls from triples at an entity of the prediction, or from all.',
         'How',
         choices=('neighbour', 'any'),
     )
     batches: str = option(
         'same',
-        "Keep the run's batches and take the triples out of them, or draw those that `tracin "
-        'train` would draw without them.',
+        "Keep the run's batches and remove the triples from them, or draw the batches that `tracin train` would draw without them.',
         'How',
         choices=('same', 'own'),
     )
@@ -1527,18 +1525,18 @@ class VerifyAsked:
     )
     processes: int | None = option(
         None,
-        'Processes that share the trainings.',
+        'Number of processes for the trainings.',
         'Devices',
         kind='count',
-        shown='one for each core, if it takes long',
+        shown='one for each core for long work, else one',
     )
     out: Path | None = again(
         Output,
         'out',
-        help='Save to a file ending in .json or .csv. Interrupted, the same command goes on.',
+        help='Save the verdict to a file ending in .json or .csv. Interrupted, the same command goes on.',
     )
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older proof in --out.')
-    form: str | None = again(Output, 'form', help='How to print what came out.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing file in --out.')
+    form: str | None = again(Output, 'form', help='How to print the outcome.')
 
     @property
     def to(self) -> Output:
@@ -1634,13 +1632,14 @@ def cores() -> int:
     return len(there(0)) if there else os.cpu_count() or 1
 
 
-@main.command('verify', short_help='Train again without what explains a prediction, and see.')
+@main.command(
+    'verify', short_help='Retrain without the triples that explain a prediction, and compare.'
+)
 @takes
 def verify_command(asked: VerifyAsked) -> None:
     """Train the run in RUN_DIR again without the first proponents of a prediction, together and
-    each alone, beside as many random triples of its neighbourhood and beside other seeds, and say
-    what became of the prediction. Runs of `tracin train`, and those that PyKEEN kept by
-    callbacks='tracin', can be trained again.
+    each alone, and compare with as many random triples of its neighbourhood and with other seeds.
+    Runs of `tracin train`, and those that PyKEEN kept by callbacks='tracin', can be trained again.
 
     \b
     tracin verify runs/umls --triple vitamin affects neoplastic_process
@@ -1672,21 +1671,20 @@ class ServeAsked:
     folder: Path = again(Source, 'folder', REQUIRED, metavar='RUN_DIR')
     host: str = option(
         '127.0.0.1',
-        'The address to listen on. With another than this, other machines can open it, with the '
-        'token.',
+        'Address to listen on. With any other address, other machines can connect, given the token.',
         'How',
     )
-    port: int = option(8866, '0: any that is free.', 'How', kind='port')
-    theme: str = option('light', 'Of the page.', 'How', choices=('light', 'dark'))
-    no_browser: bool = option(False, 'Only print the address.', 'How', kind='flag')
+    port: int = option(8866, 'Port to listen on; 0 picks a free one.', 'How', kind='port')
+    theme: str = option('light', 'Theme of the page.', 'How', choices=('light', 'dark'))
+    no_browser: bool = option(False, 'Only print the address; open no browser.', 'How', kind='flag')
     memory: str = again(Settings, 'memory')
     batch_size: int | None = again(Settings, 'batch_size', advanced=False)
     names: Path | None = again(
-        Named, 'names', help='A table of names, to be shown and searched, as for `tracin explain`.'
+        Named, 'names', help='A table of names to show and search, as for `tracin explain`.'
     )
     node_names: Path | None = option(
         None,
-        'Names to show: lines of a name, a tab and the index of the entity.',
+        'Names to show: lines of a name, a tab and the entity's index.',
         'What',
         kind='known file',
     )
@@ -1701,9 +1699,7 @@ class ServeAsked:
 @main.command('serve', short_help='Show the explorer of a run in a browser.')
 @takes
 def serve_command(asked: ServeAsked) -> None:
-    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Whoever has the
-    printed address, with its token, can open it, on this machine only unless --host says
-    otherwise. Needs `pip install 'tracin_nb[app]'`."""
+    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Anyone with the printed address, which contains a token, can open it; only on this machine, unless --host says otherwise. Needs `pip install 'tracin_nb[app]'`."""
     import webbrowser
 
     from tracin_nb.app.serve import DOOR, served

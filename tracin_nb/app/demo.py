@@ -103,7 +103,7 @@ def demo_run(
 ) -> Run:
     "Return the demo's run in `out`, trained unless it is there."
     say(
-        f'using the run in {out}; remove that folder to train anew'
+        f'using the run in {out}; remove that folder to retrain'
         if (out / 'run.json').exists()
         else f'training TransE on DrugMechDB ({DEMO["epochs"]} epochs, about half a minute); the '
         f'run is kept in {out}'
@@ -124,8 +124,8 @@ def pages(run: Run, out: Path, times: dict[str, float], progress: bool) -> Itera
     result.save(out / 'explanation')
     yield f'Why {QUESTION[2]}? These training triples:\n\n{text_table(first_ranks(result, 8))}'
     yield (
-        f'Beside it, the mechanism that curators wrote down: rank and influence of each of its '
-        f'steps,\namong {run.training.num_triples:,} training triples.\n\n{steps_text(steps, run)}'
+        f'The mechanism recorded by curators: rank and influence of each of its steps\namong '
+        f'{run.training.num_triples:,} training triples.\n\n{steps_text(steps, run)}'
     )
 
 

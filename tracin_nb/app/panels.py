@@ -41,7 +41,7 @@ from ..runs.run import Run, as_run
 
 # %% ../../nbs/app/10_panels.ipynb #d555b40f
 class Stopped(Exception):
-    "Somebody pressed Stop."
+    "The user pressed Stop."
 
 # %% ../../nbs/app/10_panels.ipynb #2a0c74d0
 def duration(seconds: float) -> str:
@@ -112,15 +112,12 @@ def complaint(error: BaseException) -> str:
         if isinstance(error, ValueError | OSError)
         else ''.join(traceback.format_exception(error))
     )
-    more = (
-        way
-        and f'<details><summary>Where it happened</summary><pre>{html.escape(way)}</pre></details>'
-    )
+    more = way and f'<details><summary>Traceback</summary><pre>{html.escape(way)}</pre></details>'
     return f'<div role="alert" class="tracin-error">{html.escape(text)}{more}</div>'
 
 # %% ../../nbs/app/10_panels.ipynb #5ac21071
 class Task:
-    "Long work in a thread, of which one can see how it goes, and which one can stop."
+    "Long work in a thread, with progress and a Stop button."
 
     def __init__(self, run: str = 'Run'):  # what its button says
         self.button = w.Button(description=run, button_style='primary')
@@ -163,9 +160,9 @@ class Task:
         )
 
     def start(self, work: Callable[[], Any]) -> None:
-        "Do `work` in a thread. Raises `RuntimeError` while other work goes on."
+        "Do `work` in a thread. Raises `RuntimeError` during other work."
         if self.running:
-            raise RuntimeError('stop what is running first')
+            raise RuntimeError('stop the running work first')
         self._stop.clear()
         self.error, self._since, self._shown = None, ('', 0.0, 0), 0.0
         self.button.disabled, self.stop_button.disabled, self.bar.value = True, False, 0.0
@@ -174,7 +171,7 @@ class Task:
         self._thread.start()
 
     def stop(self) -> None:
-        "Have the work end at its next sign of life."
+        "Stop the work at its next progress report."
         if not self.running:
             return
         self._stop.set()
@@ -300,7 +297,7 @@ class LabelIndex:
 
 # %% ../../nbs/app/10_panels.ipynb #ac99cea2
 class Search:
-    "A text field for a label, with offers."
+    "A text field for a label, with suggestions."
 
     def __init__(
         self, index: LabelIndex, description: str, placeholder: str = 'type part of a label'
@@ -319,7 +316,7 @@ class Search:
         self.offer('')
 
     def offer(self, typed: str) -> None:
-        "Offer the labels that fit what was typed."
+        "Suggest labels that match the typed text."
         self.field.options = [self.index.text_of(i) for i in self.index.search(typed)]
 
     @property
@@ -340,11 +337,13 @@ class Search:
         near."""
         typed = self.typed
         if not typed:
-            raise ValueError(f'{self.description}: type a label, or part of one and choose')
+            raise ValueError(
+                f'{self.description}: type a label, or type part of one and select a suggestion'
+            )
         if (label := self.index.label(typed)) is not None:
             return label
         near = self.index.near(typed)
-        nearest = f'; near it: {", ".join(map(repr, near))}' if near else ''
+        nearest = f'; nearest: {", ".join(map(repr, near))}' if near else ''
         raise ValueError(f'{self.description}: there is no {typed!r}{nearest}')
 
     @label.setter
@@ -517,9 +516,9 @@ class Panel:
     def __init__(
         self,
         training: TriplesFactory,
-        node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
+        node_names: Mapping[int, str] | None = None,  # readable names by entity index
         edge_names: Mapping[str, str] | None = None,
-    ):  # the same by relation label
+    ):  # readable names by relation label
         if not isinstance(training, TriplesFactory):
             raise ValueError('a panel needs triples with labels')
         self.names = panel_names(training, node_names or {}, edge_names or {})
@@ -544,7 +543,7 @@ class Panel:
         return act
 
     def begin(self, work: Callable[[], Any]) -> None:
-        "Do long work, whose error is kept, too. Raises `RuntimeError` while other work goes on."
+        "Do long work, whose error is kept, too. Raises `RuntimeError` during other work."
 
         def watched() -> None:
             try:
@@ -558,7 +557,7 @@ class Panel:
 # %% ../../nbs/app/10_panels.ipynb #6258f2e7
 @patch
 def named(self: Panel, label: str) -> str:
-    "Return a label, behind the name that people use if there is one."
+    "Return a label, after its readable name if there is one."
     return self.names.shown(label)
 
 # %% ../../nbs/app/10_panels.ipynb #f5069b74
@@ -611,9 +610,9 @@ class RunPanel(Panel):
         self,
         run: Run | Path | str,  # a run, or its folder
         *,
-        node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
-        edge_names: Mapping[str, str] | None = None,  # the same by relation label
-        names: NamesGiven | None = None,  # or a table of names by label; None: those of the run
+        node_names: Mapping[int, str] | None = None,  # readable names by entity index
+        edge_names: Mapping[str, str] | None = None,  # readable names by relation label
+        names: NamesGiven | None = None,  # or a table of names by label; None: the names of the run
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
         self.run, self.options = as_run(run, names), options

@@ -59,8 +59,7 @@ def one_line(text: object) -> str:
 
 # %% ../../nbs/app/40_terminal.ipynb #6c10bf8d
 def reason(error: Exception) -> str:
-    """Return what went wrong, on one line; an error in the use of a command also says where its
-    help is."""
+    """Return the error on one line; a usage error also names the help option."""
     if isinstance(error, click.UsageError) and error.ctx:
         return one_line(
             f"{error.format_message().rstrip('.')} (see '{error.ctx.command_path} --help')"
@@ -100,8 +99,8 @@ def warnings_as_lines() -> Iterator[None]:
 
 # %% ../../nbs/app/40_terminal.ipynb #67367e2f
 class Cli(click.Group):
-    """A group of commands that exits with 0 when all was done, 2 for what the user can put
-    right, 130 when interrupted."""
+    """A group of commands that exits with 0 on complete success, 2 for errors that the user can
+    correct, 130 when interrupted."""
 
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **kwargs: Any

@@ -281,7 +281,9 @@ def notes(self: Profile) -> list[str]:
     counters = ', '.join(f'{name.replace("_", " ")} {n}' for name, n in f['counters'].items() if n)
     memory = ', '.join(f'{name} {n:,} bytes' for name, n in f['memory'].items() if n is not None)
     shared = 'workers' in set(self.stages['stage'])
-    workers = ['workers: what other processes do is one stage, seen from here'] * shared
+    workers = [
+        'workers: the work of other processes is one stage, measured from this process'
+    ] * shared
     return [
         f'{f["seconds"]:.4f} seconds for {f["test_triples"]} test triples and '
         f'{f["training_triples"]} '

@@ -31,10 +31,10 @@ def low_type(precision: str, device: torch.device) -> torch.dtype | None:
         if low:
             torch.ones(2, 2, dtype=low, device=device) @ torch.ones(2, 2, dtype=low, device=device)
     except RuntimeError as e:
-        raise ValueError(f'precision {precision!r} is not to be had on {device}: {e}') from e
+        raise ValueError(f'precision {precision!r} is not available on {device}: {e}') from e
     if precision == 'tf32' and not _has_tf32(device):
         raise ValueError(
-            f'precision "tf32" is not to be had on {device}: it needs a GPU with TF32 (NVIDIA '
+            f'precision "tf32" is not available on {device}: it needs a GPU with TF32 (NVIDIA '
             f'Ampere and later)'
         )
     return low

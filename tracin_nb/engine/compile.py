@@ -282,11 +282,11 @@ def compiled(
     rounds: int = 5,  # how often both are timed
     backend: str | Callable = 'inductor',
 ) -> tuple[FactoredEngine, dict[str, Any]]:
-    """Return the compiled engine if it is right and faster, else `engine`; and the facts.
+    """Return the compiled engine if it is correct and faster, else `engine`; and the facts.
 
     Facts: `compile` ("used", "not used"), `reason` (if not used), `compile_seconds` (recording
     included), `gain` (speed in multiples of the uncompiled one), `compile_error` (relative).
-    None is what was not found out."""
+    Unknown values are None."""
     facts = dict(
         compile='not used', reason=None, compile_seconds=None, gain=None, compile_error=None
     )

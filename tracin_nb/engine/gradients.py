@@ -670,7 +670,7 @@ def _like(x: Tensor | Sequence[Tensor], new: Iterator[Tensor]) -> Tensor | list[
 # %% ../../nbs/engine/30_gradients.ipynb #07d17924
 @dataclass(frozen=True)
 class Routes:
-    "How the factored engine differentiates a model."
+    "The routes by which the factored engine differentiates a model."
 
     whole_tables: bool = False  # is the table that a row is scored against an outer product?
     vectorised: bool = False  # is the interaction differentiated by vmap?
@@ -704,7 +704,7 @@ class FactoredEngine:
         self,
         model: Model,  # a PyKEEN model of representations and an interaction, an `ERModel`
         objective: Objective,  # the loss that is differentiated
-        routes: Routes | None = None,  # by default found by trial, see `choose_routes`
+        routes: Routes | None = None,  # by default chosen by trial, see `choose_routes`
         low: torch.dtype | None = None,
     ):  # 16-bit type of linear layers' backward pass and of factors
         self.model, self.objective, self.params = model, objective, trainable(model)

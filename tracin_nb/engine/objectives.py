@@ -64,7 +64,7 @@ class Objective:
     follows; `str` names it."""
 
     def queries(self, triples: Tensor) -> Queries:
-        "Return what has to be scored for `triples` `[B, 3]` (ids as in the triples factory)."
+        "Return what must be scored for `triples` `[B, 3]` (ids as in the triples factory)."
         raise NotImplementedError
 
     def loss(self, scores: Tensor, *extra: Tensor) -> Tensor:
@@ -523,9 +523,9 @@ def _of_model(model: Model) -> list[str]:
     norms = [name for name, m in _named(model, nn.modules.batchnorm._BatchNorm)]
     said = {
         'regularisation, a term of the batch and not of a triple': terms,
-        'constraints that move the weights after each step': bounds,
+        'constraints applied to the weights after each step': bounds,
         'dropout': drops,
-        'batch statistics, in place of which the running ones are used': norms,
+        'batch statistics, replaced by running ones': norms,
     }
     return [f'{what} ({", ".join(where)})' for what, where in said.items() if where]
 
@@ -567,16 +567,16 @@ def _of_steps(run: Run, model: Model) -> list[str]:
     if clips:
         said.append(f'gradient clipping ({", ".join(clips)})')
     if others := [c for c in kwargs.get('callbacks', ()) if _plain_name(c) not in _WATCHERS]:
-        said.append(f'whatever these callbacks did to the training: {", ".join(others)}')
+        said.append(f'any effect of these callbacks on the training: {", ".join(others)}')
     if sampler := kwargs.get('sampler'):
         said.append(
             f'batches drawn as subgraphs (sampler {sampler!r}), some triples more often than others'
         )
     norms = given is not None and bool(_named(model, nn.modules.batchnorm._BatchNorm))
     if kwargs.get('drop_last', norms):
-        said.append('that each epoch skipped its last batch if it was not full')
+        said.append('the last batch of each epoch, skipped if it was not full')
     if run.settings.get('precision') == 'bf16':
-        said.append('that training computed the scores in bfloat16')
+        said.append('the training's scores in bfloat16')
     return said
 
 

@@ -165,7 +165,7 @@ def _quota(counts: Tensor, total: int) -> Tensor:
 # %% ../../nbs/engine/70_shortcuts.ipynb #0147b394
 @dataclass(frozen=True)
 class Sample:
-    "A part of the training triples, drawn at random. Raises `ValueError` for a rate outside 0..1."
+    "A random sample of the training triples. Raises `ValueError` for a rate outside 0..1."
 
     rate: float  # above 0, 1 is all
     stratify_by: str = (

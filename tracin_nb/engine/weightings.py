@@ -66,7 +66,7 @@ class Metric:
 
 # %% ../../nbs/engine/40_weightings.ipynb #afce5771
 class Weighting:
-    "How gradients are weighed. `prepare` makes the metric of one checkpoint."
+    "A rule that weights gradients. `prepare` makes the metric of one checkpoint."
 
     def prepare(
         self,
@@ -130,7 +130,7 @@ def _check_fits(count: int, name: str, like: Tensor, memory: int) -> None:
             f'this weighting needs the gradients of {count} test triples by {name} '
             f'{tuple(like.shape)} in full, which are '
             f'{size:,} bytes, more than memory={memory:,}; explain fewer triples at a time, or '
-            f'raise the memory'
+            f'increase the memory'
         )
 
 # %% ../../nbs/engine/40_weightings.ipynb #e12d94cf
@@ -141,7 +141,7 @@ def _check_budget(what: str, held: int, work: int, memory: int | None, checkpoin
         raise ValueError(
             f'{what}: {held:,} bytes for each of {checkpoints} checkpoints and {work:,} bytes to '
             f'work in, {total:,} in '
-            f'all, are more than memory={memory:,}; give more memory, or choose fewer checkpoints'
+            f'all, are more than memory={memory:,}; increase memory, or choose fewer checkpoints'
         )
 
 # %% ../../nbs/engine/40_weightings.ipynb #15dc6dd1

@@ -147,7 +147,7 @@ def tied(
 def detection(
     scores: np.ndarray,  # `[N]`, high: suspicious
     mask: np.ndarray,  # `[N]`, booleans of the wrong triples
-    share: float = 0.1,  # of the ranking that is looked at for the precision
+    share: float = 0.1,  # of the ranking that is checked for the precision
     counts: np.ndarray | None = None,  # `[B, N]`: how often each triple counts; by default once
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return AUC `[B]` and precision `[B]` of the first `share`, ties shared out evenly (AUC:
@@ -323,7 +323,7 @@ def corruption(
     weightings: Sequence[str] = WEIGHED,
     seeds: int = 3,  # how many, from 0: of corruption and training
     *,
-    share: float = 0.1,  # of the triples that are replaced, and of the ranking that is looked at
+    share: float = 0.1,  # of the triples that are replaced, and of the ranking that is checked
     side: str = 'both',
     objective: str = 'training',
     replicates: int = 500,  # of the bootstrap

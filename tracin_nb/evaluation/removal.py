@@ -179,7 +179,7 @@ def known_tails(known: Tensor, pairs: Tensor, entities: int) -> Tensor:
 # %% ../../nbs/evaluation/10_removal.ipynb #a34fb11c
 @dataclass(frozen=True)
 class Outcomes:
-    "What models say about their predictions."
+    "The predictions of models."
 
     probability: Tensor  # `[M]` of the predicted tail among all entities
     top: Tensor  # `[M]` the best tail among those not known
@@ -308,7 +308,7 @@ class Trial:
         return row_scores(each, pairs, list(params))
 
     def judge(self, params: Tensors) -> Outcomes:
-        "Return what one model says about all predictions, or one model for each about its own."
+        "Return the outcomes of one model for all predictions, or of one model for each prediction."
         return outcomes(
             self.scores(params, self.predictions[:, :2]), self.predictions[:, 2], self.known
         )

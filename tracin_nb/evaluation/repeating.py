@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'TapeStep', 'Moment', 'moment_of', 'put', 'Tape', 'Recorder',
-           'check_repeatable', 'record_training', 'Repeater']
+           'record_training', 'Repeater']
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #c4cad064
 import tempfile
@@ -194,10 +194,11 @@ def _refusal(run: Run, epoch: int, distance: float, name: str) -> RunError:
     other = [f'{n} {v}, now {versions()[n]}' for n, v in kept.items() if versions().get(n) != v]
     why = f'; the run was made with {", ".join(other)}' if other else ''
     return RunError(
-        f'{run.folder} cannot be replayed: repeated, its training is at epoch {epoch} not where it '
-        f'was: {name!r} is off by {distance:.2g} of its size (up to {TOLERANCE:g} is let pass)'
-        f'{why}; TracIn needs the checkpoints only, and train with the same settings makes a run '
-        'that can be replayed here'
+        f'{run.folder} cannot be replayed: repeated, its training does not reach the same state '
+        f'at epoch {epoch}: {name!r} differs by {distance:.2g} of its size (tolerance '
+        f'{TOLERANCE:g})'
+        f'{why}; TracIn needs only the checkpoints, and train with the same settings makes a run '
+        f'that can be replayed here'
     )
 
 
@@ -221,16 +222,14 @@ def check_repeatable(run: Run) -> dict[str, Any]:
     replayed."""
     if run.folder is None or 'epochs' not in run.settings:
         raise RunError(
-            'only a run of train can be replayed: this one holds checkpoints, but not how its '
-            'training went from one to the next; TracIn needs no more than checkpoints'
+            'only a run of train can be replayed: this one contains checkpoints, but not the steps between them; TracIn needs only checkpoints'
         )
     check_told(run)
     settings = read_facts(run.folder)['settings']
     check_update(settings['optimizer'])
     if settings['precision'] != 'fp32':
         raise RunError(
-            f'{run.folder}: precision={settings["precision"]!r}: a training in bfloat16 has no '
-            "derivative worth having; train with precision='fp32' to replay"
+            f'{run.folder}: precision={settings["precision"]!r}: a training in bfloat16 has no usable derivative; train with precision='fp32' to replay"
         )
     return settings
 

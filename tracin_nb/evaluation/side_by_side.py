@@ -148,7 +148,7 @@ class SideBySide(TrainingCallback):
             return torch.vmap(call)(params).sum()
 
     def _move(self) -> None:
-        "Make the step that the gradients say, and keep what has to be kept in bounds."
+        "Make the step that the gradients say, and keep what must be kept in bounds."
         group = self.training_loop.optimizer.param_groups[0]
         mine = self.loop.optimizer.param_groups[0]
         mine.update({n: x for n, x in group.items() if n != 'params'})

@@ -110,8 +110,8 @@ def check_update(optimizer: str) -> None:
     "Raise `RunError` unless the optimiser of that name has a form that can be differentiated."
     if optimizer not in UPDATES:
         raise RunError(
-            f'optimizer={optimizer!r} has no form here that can be differentiated, and a replay '
-            f'needs one: it has those of {", ".join(UPDATES)}; TracIn and verify need none'
+            f'optimizer={optimizer!r} has no differentiable form here, which a replay needs; '
+            f'available are {", ".join(UPDATES)}; TracIn and verify need none'
         )
 
 

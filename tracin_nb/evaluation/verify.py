@@ -273,7 +273,7 @@ class Verification:
 
     @cached_property
     def asked(self) -> dict[str, Any]:
-        "What has to be the same where a verification goes on: plain values."
+        "What must be the same where a verification goes on: plain values."
         told = 'kind each seeds control batches alone'.split()
         how = {n: getattr(self, n) for n in told} | dict(seeds=list(self.seeds))
         what = dict(prediction=self.prediction.tolist(), named=self.named.tolist())
@@ -291,9 +291,8 @@ def span(seconds: float) -> str:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #a9d78fcb
 NOT_TESTED = (
-    'Not tested: whether the named triples would be enough by themselves, and what they would do '
-    'with other settings. A triple that can be replaced by its neighbours may matter and yet '
-    'change nothing when it alone is dropped.'
+    'Not tested: whether the named triples alone suffice, and their effect with other settings. '
+    'Dropping a triple that its neighbours can replace may change nothing, although it matters.'
 )
 ENDINGS = ('.json', '.csv')
 COUNTED = 'one two three four five six seven eight nine ten'.split()
@@ -340,7 +339,7 @@ def judgement(named: pd.DataFrame, controls: pd.DataFrame) -> str:
     mine, others = fall(named), fall(controls)
     seeds = f'in each of {in_words(len(mine))} seeds'
     if len(mine) == 1:
-        return 'one seed, so nothing tells this from chance: ask for more seeds'
+        return 'one seed cannot distinguish this from chance: use more seeds'
     if mine.min() > max(0.0, others.max()):
         return f'it needs them: {seeds} it loses more than with any of the controls'
     if mine.max() < min(0.0, others.min()):
@@ -351,7 +350,7 @@ def judgement(named: pd.DataFrame, controls: pd.DataFrame) -> str:
 
 
 def seeds_text(named: pd.DataFrame, nothing: pd.DataFrame) -> str:
-    """Return what has to be said if another seed moves the prediction more than the named
+    """Return a warning if another seed moves the prediction more than the named
     triples do."""
     logs = nothing['probability_after'].clip(lower=1e-45).map(math.log)
     if abs(fall(named).mean()) >= logs.max() - logs.min():
@@ -462,7 +461,7 @@ class Verified:
         return f'; another seed alone: rank {range_text(ranks)}' if len(ranks) > 1 else ''
 
     def notes(self) -> list[str]:
-        """Return what has to be said of the numbers: verdict, how they were made, what is not
+        """Return the text on the numbers: verdict, how they were made, what is not
         tested."""
         told = [self.facts[name] for name in ('repeats', 'way') if self.facts.get(name)]
         return [self.verdict(), *told, NOT_TESTED]
@@ -542,11 +541,11 @@ def repeats_text(plan: Verification) -> str:
     "Return is the first training the run itself?"
     found, weights, _ = plan.found[0]
     if weights == plan.run.fingerprint(-1):
-        return 'Trained again on all triples, the run came out the same to the last bit.'
+        return 'Retrained on all triples, the run was reproduced bit for bit.'
     ours = held_by(plan.run, plan.run.model(-1, plan.device), plan.prediction, plan.objective)
     return (
-        '"Before" is a new training by the settings of the run, which did not come out the same '
-        f'to the last bit: rank {found["rank"]:g} and probability {found["probability"]:.3g}, '
+        '"Before" is a new training with the settings of the run, which was not reproduced bit '
+        'for bit: rank {found["rank"]:g} and probability {found["probability"]:.3g}, '
         f'in the run {ours["rank"]:g} and {ours["probability"]:.3g}.'
     )
 
@@ -686,14 +685,14 @@ def _asked(
     "Return the prediction `[3]`, the named triples `[n, 3]`, and what these are called."
     if not isinstance(result, Result):
         if triples is None:
-            raise ValueError('without a result, triples= has to name what is to be dropped')
+            raise ValueError('without a result, triples= must name the triples to drop')
         prediction = to_ids(result, run.training)
         if len(prediction) != 1:
             raise ValueError(f'expected one prediction, got {len(prediction)}')
     else:
         check_ours(result, run)
         if test is None and len(result) > 1:
-            raise ValueError(f'the result explains {len(result)} triples: say which by test=0 ...')
+            raise ValueError(f'the result explains {len(result)} triples: select one by test=0 ...')
         test = test or 0
         prediction = to_ids([tuple(triple_of(result, test))], run.training)
     if triples is None:

@@ -36,14 +36,14 @@ def read_part(
 
 
 def names() -> pd.DataFrame:
-    """Return what the entities are: columns id (the label in the triples), name and type, 5,128
-    rows."""
+    """Return the names and types of the entities: columns id (the label in the triples), name
+    and type, 5,128 rows."""
     return read_part('nodes.tsv.gz')[['id', 'name', 'type']]
 
 # %% ../../nbs/graph/20_drugmechdb.ipynb #ef15398c
 @parse_docdata
 class DrugMechDB(PathDataset):
-    """Drugs, diseases, and the steps by which the ones act on the others: 14,756 training triples.
+    """Drugs, diseases, and the mechanisms that link them: 14,756 training triples.
 
     ---
     name: DrugMechDB

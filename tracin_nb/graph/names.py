@@ -40,7 +40,7 @@ def _folded(name: str) -> str:
 
 
 def label_shown(label: str, name: str) -> str:
-    "Return a label with the name that people use, if there is one."
+    "Return a label with its readable name, if there is one."
     return f'{name} [{label}]' if name else label
 
 # %% ../../nbs/graph/05_names.ipynb #9dcfa670

@@ -86,7 +86,7 @@ class Graph:
         self.touch = csr_array(
             (yes, self.edges.data, self.edges.indptr), shape=(self.num_entities, self.num_entities)
         )
-        self.reads = 0  # entries of the arrays looked at so far
+        self.reads = 0  # entries of the arrays checked so far
 
     def __len__(self) -> int:
         "Return the number of triples."
@@ -636,7 +636,7 @@ class Through:
             near += [*nearest_labels(through, ids), *names.nearest(through, ids)]
             raise ValueError(
                 f'{through!r} is no entity, no type of one and no relation'
-                + f'; near it: {", ".join(map(repr, dict.fromkeys(near)))}' * bool(near)
+                + f'; nearest: {", ".join(map(repr, dict.fromkeys(near)))}' * bool(near)
             )
         return cls(*map(frozenset, found))
 
@@ -660,7 +660,7 @@ def paths(
     limit: int = 1_000_000,  # paths of one length, begun or complete, above which to give up
     through: str | int | None = None,  # an entity between, the type of one, or a relation
 ) -> list[tuple[int, ...]]:
-    """Return simple paths h..t as row numbers in order, the shorter ones first; none if h is t.
+    """Yield the simple paths h..t as row numbers in order, shorter ones first; none if h is t.
     `ValueError` beyond `limit`, and for a `through` that is neither entity, type nor relation."""
     at_least_one('min_edges', min_edges)
     at_least_one('max_edges', max_edges)

@@ -44,18 +44,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 # %% ../../nbs/graph/00_triples.ipynb #711b644f
 class TriplesFileError(ValueError):
-    """A file of triples or labels that cannot be read as it stands; the message names the file
-    and the line."""
+    """A file of triples or labels that cannot be read; the message names the file and the line."""
 
 
 class TriplesWarning(UserWarning):
-    """Triples or labels that may be meant otherwise than they were read; the message says how
-    they were."""
+    """Triples or labels that may have been misread; the message states how they were read."""
 
 # %% ../../nbs/graph/00_triples.ipynb #b1f20c44
 def machine_memory() -> int:
-    """Return the bytes of memory that a process can have here: what the machine has, or less if its
-    container says so."""
+    """Return the bytes of memory that a process can have here: the machine's memory, or less if
+    its container limits it."""
     limits = [
         os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
         if hasattr(os, 'sysconf')
@@ -82,7 +80,7 @@ def _check_file(path: Path) -> None:
     if stat.S_ISFIFO(kind.st_mode) or stat.S_ISCHR(kind.st_mode) or stat.S_ISBLK(kind.st_mode):
         what = 'a pipe' if stat.S_ISFIFO(kind.st_mode) else 'a device'
         raise TriplesFileError(
-            f'{path}: {what}, not a file: it may have no end, and can be read only once'
+            f'{path}: {what}, not a file: it may be endless, and can be read only once'
         )
     if kind.st_size > most:
         need, size = size_text(4 * kind.st_size), size_text(kind.st_size)
@@ -419,7 +417,7 @@ def _counted(texts: Sequence[str], columns: Sequence[_Column]) -> np.ndarray:
 
 
 def _places(texts: pa.Array, known: pa.Array) -> np.ndarray:
-    "Where each of the `texts` `[U]` is among the `known` ones, -1 where it is not."
+    "Return the place of each of the `texts` `[U]` among the `known` ones, -1 if it is not there."
     return pc.fill_null(pc.index_in(texts, value_set=known), -1).to_numpy()
 
 
@@ -552,7 +550,7 @@ def _check_map(rows: Iterable[Sequence[str]], first: int, path: Path) -> None:
 
 
 def _order_of(indices: _Column) -> np.ndarray | None:
-    "In which row each index stands, `[N]`; `None` unless they are 0 to N - 1, each once."
+    "Return the row of each index, `[N]`; `None` unless they are 0 to N - 1, each once."
     texts, n = indices.texts, len(indices)
     if len(texts) != n or not pc.all(pc.ascii_is_decimal(texts)).as_py():
         return None
@@ -1003,7 +1001,7 @@ def _split_file(folder: Path, name: str) -> Path | None:
     ]
     if len(files) > 1:
         raise TriplesFileError(
-            f'{folder}: both {files[0].name} and {files[1].name}: which is meant?'
+            f'{folder}: both {files[0].name} and {files[1].name}: which one is meant?'
         )
     return files[0] if files else None
 
@@ -1073,7 +1071,7 @@ _NAMES = 'names'  # where PyKEEN's factory keeps them, among its metadata
 
 
 class Naming(Protocol):
-    "What people call entities and relations; `Names` of the next chapter is one."
+    "The names of entities and relations; `Names` of the next chapter is one."
 
     def shown(self, label: str) -> str:
         "Return a label, with its name if it has one."

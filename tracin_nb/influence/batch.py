@@ -96,9 +96,9 @@ def read_batch_manifest(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is damaged ({e}): remove it to do all anew') from e
+        raise ValueError(f'{path} is damaged ({e}): remove it to start over') from e
     if not isinstance(found, dict):
-        raise ValueError(f'{path} is damaged: expected an object; remove it to do all anew')
+        raise ValueError(f'{path} is damaged: expected an object; remove it to start over')
     return found
 
 
@@ -167,7 +167,7 @@ def check_same_question(
     ]
     if others:
         raise ValueError(
-            f'{folder} holds the answers of another question for {len(others)} of the '
+            f'{folder} holds answers to another question for {len(others)} of the '
             f'predictions, such as {others[0].files[0]}: give another folder, or overwrite them'
         )
 

@@ -522,7 +522,7 @@ def _open_kept(path: Path, facts: Mapping[str, str]) -> FactorFile | None:
         except CacheFileError as e:
             error = e
         if _identity(path) == seen:
-            warnings.warn(f'{error}. It is not used, and made anew.', stacklevel=4)
+            warnings.warn(f'{error}. It is ignored and replaced.', stacklevel=4)
             return None
     return None
 
@@ -676,8 +676,7 @@ def _check_budget(need: int, n: int, budget: int) -> None:
     if need > budget:
         raise ValueError(
             f'the factors of {n:,} training triples take {need:,} bytes, more than the budget of '
-            f'{budget:,} bytes: '
-            'give more, store them in fewer bits, or choose fewer triples'
+            f'{budget:,} bytes: increase it, store them in fewer bits, or choose fewer triples'
         )
 
 # %% ../../nbs/influence/00_cache.ipynb #0f5f4020

@@ -83,7 +83,7 @@ def check_moments(tests: int, train: int, dtype: torch.dtype, memory: int) -> No
         fewer = f', or explain at most {most:,} at a time' if most else ''
         raise ValueError(
             f'the mean over several runs of {tests:,} x {train:,} influences takes '
-            f'{size_text(need)}, more than a quarter of memory={memory:,}; give more memory{fewer}'
+            f'{size_text(need)}, more than a quarter of memory={memory:,}; increase memory{fewer}'
         )
 
 # %% ../../nbs/influence/85_means.ipynb #afc15b8f

@@ -150,7 +150,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 # %% ../../nbs/influence/10_memory.ipynb #eba1a238
 def release(cycles: bool = False) -> None:
-    "Give freed memory back to the system, after a search for reference `cycles` if wanted."
+    "Return freed memory to the system, after garbage collection of reference `cycles` on request."
     if cycles:
         gc.collect()
     if torch.cuda.is_initialized():
@@ -199,7 +199,7 @@ def _next_size(peaks: dict[int, int], room: int, most: int) -> int:
 # %% ../../nbs/influence/10_memory.ipynb #e40f9e15
 @dataclass(frozen=True)
 class Plan:
-    "Tiles that keep to a budget. All numbers but `size` are bytes above the models."
+    "Tiles within a budget. All numbers but `size` are bytes above the models."
 
     size: int  # triples per tile
     peak: int  # in use at most, predicted
@@ -273,9 +273,8 @@ def plan_tiles(
     most: int,  # triples per tile that are worth having
     held: int = 0,  # bytes of the budget that are in use already
 ) -> Plan:
-    """Return the largest tile that keeps to the budget, and what it takes, both measured.
-
-    Raises `ValueError` if not even one triple fits, with the bytes that it takes."""
+    """Return the largest tile within the budget, and the memory that it takes, both measured.
+    Raises `ValueError` with the bytes needed if not even one triple fits."""
     first = _used(work, slice(0, 1), device) or Usage(
         2 * budget
     )  # loads code, draws negatives: what is left stays
@@ -292,7 +291,7 @@ def plan_tiles(
         less = ', or explain fewer triples at a time' if held else ''
         raise ValueError(
             f'{tests}a tile of one training triple takes {one:,} bytes, which is more than '
-            f'memory={budget:,}; give more memory{less}'
+            f'memory={budget:,}; increase memory{less}'
         )
     fixed, slope = _line(peaks, n)
     peak = held + max(first.peak, first.left + peaks[n])
@@ -335,7 +334,7 @@ class Tiles:
                 del done
 
     def _halve(self, n: int, why: str) -> None:
-        "Go on with half of the `n` triples that were too many."
+        "Halve the tile size after `n` triples were too many."
         if n == 1:
             raise MemoryError(
                 f'memory ran out at a tile of one training triple, after {self.halvings} halvings, '

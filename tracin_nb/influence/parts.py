@@ -54,7 +54,7 @@ def _keep_shard(folder: Path, shard: int, tensors: Mapping[str, Tensor]) -> None
         raise OSError(
             e.errno,
             f'{path}: shard {shard} cannot be kept ({e.strerror}). The parts written before are '
-            f'whole: once there is room, the same call goes on from them',
+            f'whole: once there is room, the same call resumes from them',
         ) from e
 
 
@@ -94,7 +94,7 @@ def checksum(question: Mapping[str, Any]) -> str:
 
 
 def read_question(folder: Path) -> dict[str, Any]:
-    "Return what was asked in a folder. Raises `ValueError` if it does not say so."
+    "Return the question stored in a folder. Raises `ValueError` if there is none."
     path = folder / QUESTION
     if not path.is_file():
         raise ValueError(f'{path} is missing, expected a folder that explain(out=...) began')
@@ -128,7 +128,7 @@ class Parts:
         return len(self.bounds) - 1  # shards
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
-        "Keep a finished shard. Raises `OSError` naming the file if it cannot be written."
+        "Store a finished shard. Raises `OSError` naming the file if it cannot be written."
         _keep_shard(self.folder / 'parts', shard, tensors)
 
     def read(self, shard: int) -> dict[str, Tensor] | None:
@@ -154,7 +154,7 @@ class Parts:
         )
 
     def note(self, **more: Any) -> None:
-        "Write the question down, with `more` about it."
+        "Write the question to the folder, with `more` facts."
         self.question |= more
         self.question['check'] = checksum(self.question)
         with replacing(self.folder / QUESTION) as draft:
@@ -162,12 +162,12 @@ class Parts:
 
     @property
     def complete(self) -> bool:
-        "Is the result there?"
+        "Return whether the result is stored."
         manifest = self.folder / 'manifest.json'
         return manifest.is_file() and self.question.get('result') == entry(manifest)
 
     def close(self, saved: Path) -> None:
-        "The result was saved: the shards are not needed any more."
+        "Remove the shards, once the result is saved."
         with stage('write', whole=True):
             self.note(result=entry(saved / 'manifest.json'))
             self.clear()
@@ -187,8 +187,8 @@ def continued(folder: Path, asked: Mapping[str, Any]) -> Parts | None:
     )
     more = f', and {len(names) - 3} more differ' if len(names) > 3 else ''
     raise ValueError(
-        f'{folder} belongs to another question: {shown}{more}; ask that again, or give another '
-        f'folder'
+        f'{folder} belongs to another question: {shown}{more}; ask that question again, or give '
+        f'another folder'
     )
 
 # %% ../../nbs/influence/47_parts.ipynb #5b81c58c
@@ -208,13 +208,13 @@ def begin(
     # start anew, whatever is there; an older result stays until the new one
     overwrite: bool = False,
 ) -> Parts:
-    "Write down a new question. Raises `ValueError` if the folder holds something else."
+    "Store a new question. Raises `ValueError` if the folder holds something else."
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in folder.iterdir() if not p.name.startswith('.'))
     if others and not overwrite:
         raise ValueError(
-            f'{folder} holds {others[0]}, but no {QUESTION}; expected a new folder, or one in '
-            f'which this was asked before'
+            f'{folder} holds {others[0]}, but no {QUESTION}; expected a new folder, or one with '
+            f'this question'
         )
     parts = Parts(
         folder, dict(format=FORMAT, asked=dict(asked), **{'pass': dict(how)}, again=again)

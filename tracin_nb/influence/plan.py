@@ -140,7 +140,7 @@ class Planner:
             raise ValueError(
                 f'the gradients of {len(test)} test triples at {len(self.steps)} checkpoints take '
                 f'{held:,} bytes, more '
-                f'than memory={memory:,}; give more memory, or explain fewer triples at a time'
+                f'than memory={memory:,}; increase memory, or explain fewer triples at a time'
             )
         few = test[:_FEW_TESTS] if whole.sparse else test
         tiles = plan_tiles(

@@ -61,7 +61,7 @@ def too_much(need: int, budget: int, n: int, steps: Steps) -> ValueError:
     return ValueError(
         f'the gradients of {n:,} training triples at {len(steps)} checkpoints take about {need:,} '
         f'bytes, more than the '
-        f'budget of {budget:,}; give more, keep them in 16 bits (precision="bf16"), or choose '
+        f'budget of {budget:,}; increase it, store them in 16 bits (precision="bf16"), or choose '
         f'fewer checkpoints'
     )
 

@@ -110,7 +110,7 @@ def untaught(test: Tensor, training: TriplesFactory) -> dict[str, str]:
     if (found := never_seen(test, training)) is None:
         return {}
     warnings.warn(
-        f'the triples to explain have what the model never saw: {found}',
+        f'the triples to explain contain what the model never saw: {found}',
         TriplesWarning,
         stacklevel=4,
     )

@@ -60,7 +60,7 @@ def chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
 # %% ../../nbs/influence/20_steps.ipynb #56eabb37
 @dataclass
 class Counters:
-    "What was really done; the tests hold it to the loop law."
+    "Counters of the work done; tests compare them with the loop law."
 
     loads: int = 0  # checkpoints loaded
     test_passes: int = 0  # gradient passes over the test triples
@@ -152,7 +152,7 @@ class Maker:
 
     def _tried(self) -> Tensor:
         if self.every is None:
-            raise ValueError('there are no training triples to settle routes on')
+            raise ValueError('there are no training triples to choose routes by')
         return self.every
 
     def settled(

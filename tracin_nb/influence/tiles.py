@@ -32,7 +32,7 @@ from .steps import Steps, TestSide
 # %% ../../nbs/influence/25_tiles.ipynb #abaaa629
 @dataclass(frozen=True)
 class Pass:
-    "How the training triples are passed over."
+    "The order and tiles of a pass over the training triples."
 
     rows: Tensor  # `[N]` places of the training triples, in the order of the pass
     triples: Tensor  # `[N, 3]` they themselves

@@ -272,12 +272,13 @@ class TracIn:
         | str
         | Model
         | PipelineResult
-        | Sequence[Run | Path | str],  # a run, its folder, a model, a pipeline's result; several
+        # a run, its folder, a model, a pipeline's result; or several runs
+        | Sequence[Run | Path | str],
         objective: str | Objective = 'training',  # loss of the training triples
         *,
-        cache: FactorCache | None = None,  # keeps test triples' gradients for the next question
+        cache: FactorCache | None = None,  # stores test triples' gradients for the next question
         progress: bool
-        | Progress = True,  # show a bar when it takes longer than a second; or tell a function
+        | Progress = True,  # show a bar for work longer than a second; or call a function
         **options: Any,
     ):  # the options in `Settings`; `names`; for a model: `training`, `learning_rates`, ...
         named = {f.name for f in fields(Settings)}
@@ -307,7 +308,7 @@ class TracIn:
 
     @property
     def counters(self) -> Counters:
-        "What was really done."
+        "Counters of the work done."
         return self.steps.counters
 
     @alone_in_out
@@ -316,23 +317,27 @@ class TracIn:
         test: Any,  # triples to explain: labels or ids, one or many
         k: int = 20,  # proponents and opponents per triple
         *,
-        train: Any = None,  # look at these training triples only, at every row that holds one
-        near: Near | None = None,  # of each test triple: look only there, or see what is there
-        sample: Sample | None = None,  # only a random part of the training triples; by default all
+        # rank only these training triples (every row that contains one); by default all
+        train: Any = None,
+        near: Near
+        | None = None,  # neighbourhoods of the test triples: rank only those triples, or mark them
+        sample: Sample
+        | None = None,  # use only a random sample of the training triples; by default all
         against: str
         | int
-        | None = None,  # "why this tail and not that one": another tail, by label or id
-        breakdown: bool = False,  # also the shares of entity rows, relation rows and shared weights
-        candidates: Any = None,  # in place of training triples: what would adding each of these do?
-        out: Path
-        | str
-        | None = None,  # save in this folder, and each part as soon as it is finished
+        | None = None,  # explain why the tail is preferred to this one, given by label or id
+        # also return the shares of entity rows, relation rows and shared weights
+        breakdown: bool = False,
+        # rank these triples instead of training triples, by the effect of adding each
+        candidates: Any = None,
+        out: Path | str | None = None,  # save in this folder, each part as soon as it is finished
         # replace what is in the folder; by default the question goes on there
         overwrite: bool = False,
     ) -> Result:
         """Return the training triples that pushed the model most towards (proponents) and away from
-        (opponents) each test triple. Of several runs: by the mean influence, with its `spread` (the
-        standard deviation over the runs) and `agreement` (the share of the runs with its sign).
+        (opponents) each test triple. Several runs are explained by their mean influence, with its
+        `spread` (the standard deviation over the runs) and `agreement` (the share of the runs with
+        its sign).
 
         Raises `ValueError` if the folder belongs to another question. Raises `WorkerError` if
         workers fail for good."""
@@ -408,7 +413,7 @@ class TracIn:
         k: int = 100,  # how many to keep
         *,
         train: Any = None,  # restrict the training triples; by default all
-        by_relation: bool = False,  # so many of each relation
+        by_relation: bool = False,  # return `k` triples of each relation
     ) -> SelfInfluence:
         """Return the training triples with the greatest influence on their own loss: `sum_k lr_k
         |grad|^2` by default."""
@@ -445,12 +450,10 @@ class TracIn:
     def by_checkpoint(
         self,
         result: Result,  # of `explain`
-        against: str | int | None = None,  # as it was given to `explain`
+        against: str | int | None = None,  # as given to `explain`
     ) -> Result:
-        """Return the result with a column of influence for each checkpoint, which sum up to its
-        influence.
-
-        Raises `ValueError` if the result was made otherwise."""
+        """Return the result with a column of influence for each checkpoint; they sum to the
+        influence. Raises `ValueError` if this `TracIn` did not make the result."""
         one_run(self, by_checkpoint=True)
         test = torch.tensor(result.tests[['head_id', 'relation_id', 'tail_id']].to_numpy())
         check_same(result, self.facts(self._objective(test, against)))
@@ -478,8 +481,8 @@ class TracIn:
             return aggregation.scores_by_checkpoint(self.steps, engines, test, train)
 
     def precompute(self, test: Any) -> None:
-        """Put the gradients of triples to explain into the cache. Raises `ValueError` if there
-        is none."""
+        """Compute the gradients of triples to explain and store them in the cache. Raises
+        `ValueError` if there is no cache."""
         if self.tests.cache is None:
             raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
         with arithmetic(self.settings.precision):
@@ -488,14 +491,14 @@ class TracIn:
 
     def prepare(
         self,
-        budget: str | int = '8GiB',  # bytes that may be kept, in memory or in files
-        precision: str | None = None,  # "bf16" or "fp16": round what is kept to 16 bits
-        folder: Path | str | None = None,  # keep it in files in this folder; by default in memory
+        budget: str | int = '8GiB',  # bytes that may be stored, in memory or in files
+        precision: str | None = None,  # "bf16" or "fp16": round stored gradients to 16 bits
+        folder: Path
+        | str
+        | None = None,  # store them in files in this folder; by default in memory
     ) -> dict[str, Any]:
-        """Compute the training triples' gradients at every checkpoint now, and keep them for the
-        questions to come.
-
-        Return what was kept. Raises `ValueError` if it does not fit into `budget`."""
+        """Compute the training triples' gradients at every checkpoint and store them for later
+        questions. Return the stored tiles. Raises `ValueError` if they do not fit into `budget`."""
         one_run(self, prepare=True)
         if precision not in (None, 'bf16', 'fp16'):
             raise ValueError(f'precision {precision!r}; expected "bf16" or "fp16"')
@@ -519,7 +522,7 @@ class TracIn:
         return facts
 
     def facts(self, test_objective: Objective, **more: Any) -> dict[str, Any]:
-        "Return what a result has to say of how it was made."
+        "Return the facts of a result: how it was computed."
         with stage('facts', whole=True):
             maker, settings = self.steps.maker, self.settings
             metric = joint_facts(dict(zip(self.checkpoints, (s.metric for s in self.steps))))
@@ -860,7 +863,8 @@ def resume(
     | None = None,  # see `Settings`; by default those of the first call
     progress: bool = True,
 ) -> Result:
-    "Finish a question. Raises `ValueError` if the folder does not say all that it depends on."
+    """Finish an interrupted question. Raises `ValueError` if the folder does not store
+    everything that it depends on."""
     again = read_question(Path(out))['again']
     if again is None:
         raise ValueError(

@@ -35,7 +35,7 @@ Job = Callable[[str], Shard]  # what a worker on a device calls first
 # %% ../../nbs/influence/40_workers.ipynb #80707cc2
 @dataclass(frozen=True)
 class News:
-    "What is heard of a worker."
+    "A message from a worker."
 
     worker: int
     # "ready" for shards, "alive", "done" with a shard, or "failed": it will do nothing more
@@ -68,7 +68,7 @@ class WorkerError(RuntimeError):
 
 # %% ../../nbs/influence/40_workers.ipynb #36836e28
 def _end_with_parent(folder: str) -> None:
-    "When the parent process is gone, take away its folder and end."
+    "Remove the parent's folder and exit when the parent process is gone."
     parent = multiprocessing.parent_process()
     connection.wait([parent.sentinel] if parent else [])
     shutil.rmtree(folder, ignore_errors=True)
@@ -118,13 +118,12 @@ def _death(code: int | None) -> str:
     "Return how a process ended, from its exit code."
     if code == 1:
         return (
-            'its process could not start (exit code 1; a script that uses workers has to do so '
-            'below '
+            'its process could not start (exit code 1; a script that uses workers must do so below '
             '`if __name__ == "__main__":`)'
         )
     if code is None or code >= 0:
         return f'its process ended with exit code {code}'
-    return f'its process was ended by {signal.Signals(-code).name}'
+    return f'its process was killed by {signal.Signals(-code).name}'
 
 # %% ../../nbs/influence/40_workers.ipynb #95e0d14a
 class Processes:
@@ -162,7 +161,7 @@ class Processes:
     def _member(self, worker: int) -> tuple[BaseProcess, connection.Connection]:
         "Return a worker that is there, and the connection to it."
         if (member := self.members[worker]) is None:
-            raise LookupError(f'{self.names[worker]} was let go')
+            raise LookupError(f'{self.names[worker]} was stopped')
         return member
 
     def give(self, worker: int, shard: int) -> None:
@@ -271,12 +270,12 @@ class _Schedule:
         self.idle.add(worker)
 
     def check(self, listened: float) -> None:
-        "Let go of workers that are silent for too long, after some more seconds of listening."
+        "Stop workers that are silent for too long, after waiting a few more seconds."
         for worker in [w for w in self.shard if w not in self.idle]:
             self.silent[worker] += listened
             if self.silent[worker] > self.timeout:
                 self.team.drop(worker)
-                self.fail(worker, f'no sign of life for {self.timeout:g} seconds')
+                self.fail(worker, f'no message for {self.timeout:g} seconds')
 
 # %% ../../nbs/influence/40_workers.ipynb #cb3ce47c
 def run_shards(
@@ -290,7 +289,7 @@ def run_shards(
     timeout: float = 600.0,  # seconds without a sign of life, from start to end
     attempts: int = 3,  # failures of one shard after which all is given up
 ) -> None:
-    """Have all `shards` done by the team, and close it, whatever happens.
+    """Let the team process all `shards`, then close it in any case.
 
     Raises `WorkerError`, with the workers' tracebacks, if that is impossible, and what `alive`
     raises to end it."""

@@ -419,7 +419,7 @@ def _parts(
     return named_data(EagerDataset(training=training, **known), given.get('names'))
 
 # %% ../../nbs/runs/65_callback.ipynb #b4f07a03
-TOLD = 'at epoch {} a callback of the training told it to stop'
+TOLD = 'at epoch {} a callback stopped the training'
 
 
 def _why(stopper: EarlyStopper, epoch: int) -> str:
@@ -464,12 +464,12 @@ class _Keeper(KeepCheckpoints):
 
 # %% ../../nbs/runs/65_callback.ipynb #03fa26e9
 class KeepRun(TrainingCallback):
-    """PyKEEN's callback that keeps a run for explanations: `callbacks='tracin'` with
+    """A PyKEEN callback that stores a run for explanations: `callbacks='tracin'` with
     `callbacks_kwargs=dict(out=...)`, or `callbacks=KeepRun(...)`."""
 
     def __init__(
         self,
-        out: Path | str,  # folder of the run; never written over
+        out: Path | str,  # folder of the run; never overwritten
         keep_every: int | CheckpointSchedule | Iterable[int] = 20,  # as in `train`
         *,
         validation: CoreTriplesFactory | None = None,  # None: those of `pipeline`, if it is one
@@ -533,12 +533,12 @@ class KeepRun(TrainingCallback):
         own = False
         try:
             if not (own := _trace(self.out) == self.trace):
-                raise RunError('another training writes into this folder, or it was taken away')
+                raise RunError('another training writes into this folder, or it was removed')
             work()
         except (OSError, RunError, ArithmeticError) as e:
             if str(e) not in self.failed.values():
                 warnings.warn(
-                    f'out={str(self.out)!r}: epoch {epoch} is not kept: {e}; the training goes on',
+                    f'out={str(self.out)!r}: epoch {epoch} is not kept: {e}; training continues',
                     stacklevel=2,
                 )
             self.failed[epoch] = str(e)
@@ -578,7 +578,7 @@ class KeepRun(TrainingCallback):
         without."""
         keeper = self.at_work()
         if last not in [row['epoch'] for row in keeper.facts['checkpoints']]:
-            raise RunError(f'the run cannot end with epoch {last}, which is not kept')
+            raise RunError(f'the run cannot end with epoch {last}, which is not stored')
         if stopped is not None:
             keeper.facts['stopped'] = dict(epoch=last, **stopped)
         keeper.drop_all_but(last)
@@ -596,7 +596,7 @@ class KeepRun(TrainingCallback):
         self.attempt(last, partial(write_facts, self.out, facts))
         warnings.warn(
             f'out={str(self.out)!r} lacks the epochs {", ".join(map(str, lost))}, which could not '
-            f'be kept: {next(iter(lost.values()))}. The model is as it was trained: '
-            'Run.from_model(model, ...).save(folder) keeps its last state',
+            f'be kept: {next(iter(lost.values()))}. The model itself is intact: '
+            f'Run.from_model(model, ...).save(folder) stores its last state',
             stacklevel=2,
         )

@@ -194,8 +194,7 @@ def _check_scheduler(opened: Opened, rate: float) -> None:
     for place in (opened.content, opened.config):
         if found := [n for n in _SCHEDULERS if place.get(n)]:
             raise RunError(
-                f'{opened.path} holds {found[0]!r}: its rate {rate:g} is that of the steps '
-                "to come; give learning_rates= with the last epoch's"
+                f'{opened.path} holds {found[0]!r}: its rate {rate:g} is for the next steps; give the last epoch's with learning_rates="
             )
 
 
@@ -205,8 +204,7 @@ def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
     rates = [number(g.get('lr'), f"{opened.path}: the optimiser's learning rate") for g in groups]
     if len(set(rates)) > 1:
         raise RunError(
-            f'{opened.path}: the parameter groups have different learning rates, {rates}; one step '
-            'size per checkpoint is what TracIn knows: give learning_rates='
+            f'{opened.path}: the parameter groups have different learning rates, {rates}; TracIn uses one step size per checkpoint: give learning_rates='
         )
     _check_scheduler(opened, rates[0])
     name, state = optimizer_of(groups[0]), _optimizer(opened).get('state')
@@ -400,7 +398,8 @@ def _model(
     name, kwargs = recognise(opened, counts, model, model_kwargs)
     if missing := unsaid(name, kwargs):
         warnings.warn(
-            f"{opened.path} does not say {', '.join(missing)} of {name}: PyKEEN's own are taken, "
+            f"{opened.path} does not say {', '.join(missing)} of {name}: PyKEEN's defaults are "
+            f'used, '
             f'{as_options(missing)}; give others if it was trained with others',
             stacklevel=3,
         )
@@ -425,7 +424,7 @@ def _rates(facts: Sequence[_Facts], given: Sequence[float] | float | None) -> li
             else '='
         )
         raise RunError(
-            f'{", ".join(map(str, unknown))}: the file does not say its learning rate, which '
+            f'{", ".join(map(str, unknown))}: the file does not state its learning rate, which '
             f'TracIn needs: give learning_rates{hint}'
         )
     return [f.rate for f in facts]
@@ -670,25 +669,28 @@ def open_files(
     entity_to_id: Mapping[str, int] | Path | str | None = None,  # None: the file's, or alphabetical
     relation_to_id: Mapping[str, int] | Path | str | None = None,
     header: bool | None = None,  # does `train` begin with a header? None: see `read_triples`
-    model: str | None = None,  # PyKEEN's name; None: as the weights or `model_config` say
-    model_kwargs: Mapping[str, Any] | None = None,  # settings of the model that weights do not show
-    learning_rates: Sequence[float] | float | None = None,  # for all, or each; None: as files say
-    loop: str | None = None,  # 'slcwa' or 'lcwa'; None: as a file says, else slcwa is assumed
-    loss: Loss | str | None = None,  # None: as a file says, else the model's is assumed
+    model: str | None = None,  # PyKEEN's name; None: recognised by the weights or `model_config`
+    # settings of the model that its weights do not determine
+    model_kwargs: Mapping[str, Any] | None = None,
+    learning_rates: Sequence[float]
+    | float
+    | None = None,  # one for all checkpoints or one for each; None: as stated in the files
+    loop: str | None = None,  # 'slcwa' or 'lcwa'; None: as stated in a file, else slcwa is assumed
+    loss: Loss | str | None = None,  # None: as stated in a file, else the model's is assumed
     loss_kwargs: Mapping[str, Any] | None = None,
-    label_smoothing: float | None = None,  # None: as a file says, else 0 is assumed
+    label_smoothing: float | None = None,  # None: as stated in a file, else 0 is assumed
     negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA is assumed
-    num_negs_per_pos: int | None = None,  # None: as a file says, else 1 is assumed
+    num_negs_per_pos: int | None = None,  # None: as stated in a file, else 1 is assumed
     negative_sampler_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
-    allow_pickle: bool = False,  # run what a file says if need be; only for trusted makers
+    allow_pickle: bool = False,  # unpickle files if necessary; only for trusted sources
 ) -> Run:  # its checkpoints ordered by epoch if every file has one
     """Return a run from checkpoint files of other programs.
 
-    A folder is one of PyKEEN's pipeline or of DGL-KE, or holds checkpoints. What was assumed stands
-    in `Run.assumed`. Raises `ValueError` (`RunError`, or `TriplesFileError` for triples and label
-    maps) naming the file and what is missing, does not fit, or leaves a choice. Warns of settings
-    that change scores but leave no trace in weights."""
+    A folder is one of PyKEEN's pipeline or of DGL-KE, or holds checkpoints. Assumed values are
+    listed in `Run.assumed`. Raises `ValueError` (`RunError`, or `TriplesFileError` for triples
+    and label maps) naming the file and what is missing, does not fit, or leaves a choice. Warns
+    about settings that change scores but not weights."""
     paths = checkpoint_files(checkpoints)
     first, dialect = _open(paths[0], allow_pickle, model, model_kwargs)
     if dialect:

@@ -135,7 +135,7 @@ def plain_names(
 
 # %% ../../nbs/runs/30_given.ipynb #d20234af
 def _tensors_in(x: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    "Yield every tensor that `x` holds, at any depth; `seen`: ids of what was looked at."
+    "Yield every tensor that `x` holds, at any depth; `seen`: ids of what was checked."
     plain = (str, bytes, int, float, type, ModuleType, FunctionType)
     if isinstance(x, plain) or id(x) in seen:
         return
@@ -173,9 +173,9 @@ def _check_unused(model: Model, kept: Sequence[torch.Tensor], triples: torch.Ten
         t.copy_(value)
     if str(before) != str(after):
         raise RunError(
-            f'a module of {type(model).__name__} keeps a tensor of an earlier pass and scores with '
-            'it, so its gradient would be missing: have it forget the tensor (set it to None, if '
-            'it so starts)'
+            f'a module of {type(model).__name__} stores a tensor of an earlier pass and scores '
+            f'with it, so its gradient would be missing: reset the tensor (to None, if that is '
+            f'its initial value)'
         )
 
 
@@ -337,8 +337,8 @@ def pipeline_optimizer(
 
 
 RECORDED = (
-    'as PyKEEN recorded them: of an optimiser given ready-made, the defaults, not what its first '
-    'group had instead (clear_optimizer=False keeps it)'
+    'as PyKEEN recorded them: for an optimiser given as an instance, its defaults, not the '
+    'settings of its first group (clear_optimizer=False keeps those)'
 )
 
 
@@ -386,7 +386,7 @@ def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
     what = type(loop).__name__ + (' over relations' if getattr(loop, 'target', None) == 1 else '')
     raise RunError(
         f'{what} is neither the sLCWA loop nor the LCWA loop over tails or heads; '
-        'Run.from_model(model, training, learning_rates=[...]) is a run to be asked with another '
+        'Run.from_model(model, training, learning_rates=[...]) is a run to explain with another '
         'loss'
     )
 

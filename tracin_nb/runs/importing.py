@@ -143,7 +143,7 @@ def hints(run: Run, recorded: float | None = None) -> list[str]:
     if share < 0.6:
         warnings.warn(
             f'only {share:.0%} of training triples score above ones with a random tail, which is '
-            'near chance: label maps, model or triples may not be those of these weights',
+            f'near chance: label maps, model or triples may belong to other weights',
             stacklevel=2,
         )
     for loop, (own, chance) in tried_losses(run, model).items():
@@ -163,17 +163,19 @@ def import_files(
     checkpoints: Path | str | Sequence[Path | str],  # files or folders of one model
     train: Path | str | None = None,  # training triples, TSV; None: those of a pipeline folder
     *,
-    out: Path | str,  # folder of the run; one that holds something is refused
+    out: Path | str,  # folder of the run; a folder with contents is rejected
     validation: Path | str | None = None,  # more triples, TSV
     testing: Path | str | None = None,
-    names: NamesGiven | None = None,  # what labels are called: a table, or what `Names` takes
+    # names of the labels: a table, or any form that `Names` accepts
+    names: NamesGiven | None = None,
     header: bool | None = None,
-    **told: Any,  # of model and training, as `open_files` takes it
+    **told: Any,  # settings of model and training, as for `open_files`
 ) -> Run:
     """Make a run folder of checkpoint files of other programs, and open it.
 
-    What neither a file nor the caller tells is marked in `Run.assumed`; the learning rate is never
-    assumed. Raises `ValueError` as `open_files` and `Run.save` do, and then leaves no folder."""
+    Settings found neither in a file nor in the arguments are listed in `Run.assumed`; the
+    learning rate is never assumed. Raises `ValueError` as `open_files` and `Run.save` do, and
+    then leaves no folder."""
     check_new(Path(out))
     run = open_files(checkpoints, train, header=header, **told)
     run = replace(

@@ -59,9 +59,7 @@ def verified(folder: Path, facts: Mapping[str, Any], content: bool = True) -> Pa
     if (size := path.stat().st_size) != facts['bytes']:
         raise RunError(f'{path} is damaged: it has {size} bytes, run.json says {facts["bytes"]}')
     if content and file_facts(path)['sha256'] != facts['sha256']:
-        raise RunError(
-            f'{path} is damaged or was exchanged: its SHA-256 is not the one in run.json'
-        )
+        raise RunError(f'{path} is damaged or was replaced: its SHA-256 differs from run.json')
     return path
 
 # %% ../../nbs/runs/20_keeping.ipynb #6784be1d
@@ -76,8 +74,8 @@ def _read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
         Exception
     ) as e:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged files
         raise RunError(
-            f'{path} is not a checkpoint of tensors: it is truncated, or it holds objects that '
-            'would have to be unpickled, which is never done'
+            f'{path} is not a checkpoint of tensors: it is truncated, or it contains objects that '
+            f'would need unpickling, which is never done'
         ) from e
     if not isinstance(content, dict):
         raise RunError(f'{path} holds a {type(content).__name__}, not a dictionary')
@@ -105,8 +103,8 @@ def _weights_in(
     if len(found) > 1 and not found.keys() & set(NESTED[:2]):
         names = ', '.join(map(repr, found))
         raise RunError(
-            f'{source} holds several state dictionaries, under {names}: keep the one that '
-            'is meant in a file of its own'
+            f'{source} holds several state dictionaries, under {names}: save the right one in a '
+            f'separate file'
         )
     if found:
         return next(iter(found.values()))
@@ -117,7 +115,8 @@ def state_in(content: Mapping[str, Any], source: Path | str) -> dict[str, torch.
     "Return parameters and buffers in what a file holds, by the names in it; else raise `RunError`."
     if 'state_dict' in content and content.get('version', 1) != 1:
         raise RunError(
-            f'{source} has checkpoint version {content["version"]!r}; this one reads version 1'
+            f'{source} has checkpoint version {content["version"]!r}; this version of tracin_nb '
+            f'reads version 1'
         )
     if not (state := _weights_in(content, source)):
         keys = ', '.join(map(str, list(content)[:8]))
@@ -315,7 +314,7 @@ _FORMAT = dict(format='tracin_nb run', version=1)
 
 
 def start_facts(settings: Mapping[str, Any], training: CoreTriplesFactory) -> dict[str, Any]:
-    "Return what `run.json` says before the first checkpoint."
+    "Return the contents of `run.json` before the first checkpoint."
     packages = {n: importlib.metadata.version(n) for n in ('tracin_nb', 'pykeen', 'torch')}
     dataset = dict(
         fingerprint=triples_fingerprint(training),
@@ -385,8 +384,8 @@ def _check_rows(rows: Sequence[Any], where: str, saved: bool = False) -> None:
     may be unknown if they are of a `saved` run."""
     if not rows:
         raise RunError(
-            f'{where} lists no checkpoint: training was interrupted before the first one; the same '
-            'command, or train(...) with the same out, begins it again'
+            f'{where} lists no checkpoint: training was interrupted before the first one; the '
+            f'same command, or train(...) with the same out, restarts it'
         )
     for i, row in enumerate(rows):
         place = f'{where}: checkpoints[{i}]'
@@ -517,8 +516,8 @@ def _json_in(folder: Path) -> Any:
         raise RunError(f'{folder} is not a folder')
     if not path.is_file() and (seeds := seed_folders(folder)):
         raise RunError(
-            f'{folder} holds the runs of {len(seeds)} seeds, and one is needed here: give one of '
-            f'them, such as {seeds[0]}'
+            f'{folder} holds the runs of {len(seeds)} seeds, but one run is needed here: give one '
+            f'of them, such as {seeds[0]}'
         )
     if not path.is_file():
         raise RunError(

@@ -234,7 +234,7 @@ def _check_autocast(model: Model, score: Callable[..., torch.Tensor], batch: tor
             forget_representations(model)
     except (RuntimeError, NotImplementedError) as e:
         raise RunError(
-            f"precision='bf16' is not to be had for {type(model).__name__} on {model.device}: {e}"
+            f"precision='bf16' is not available for {type(model).__name__} on {model.device}: {e}"
         ) from e
     finally:
         model.train(was_training)

@@ -266,7 +266,7 @@ def check_probe(model: Model, triples: torch.Tensor, kept: Sequence[float], sour
     if not torch.allclose(now, then, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
         raise RunError(
             f'{source}: the rebuilt model scores the first training triples {now.tolist()}, in '
-            f'training it was {then.tolist()}; its structure is not the one that was trained '
+            f'training it was {then.tolist()}; its structure differs from the trained one '
             '(other versions of PyKEEN or PyTorch?)'
         )
 

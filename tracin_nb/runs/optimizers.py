@@ -115,9 +115,7 @@ HABITS = {
             "the optimiser's steps by the sign of the gradient, of a size of their own (Rprop)"
         )
     ),
-    'muon': Habit(
-        says=_says("the optimiser's change of a matrix's gradients to orthogonal ones (Muon)")
-    ),
+    'muon': Habit(says=_says("the optimiser's orthogonalisation of a matrix's gradients (Muon)")),
 }
 
 # %% ../../nbs/runs/05_optimizers.ipynb #f88cdb19
@@ -154,7 +152,7 @@ def habits_of(name: str, settings: Mapping[str, Any]) -> list[str]:
     """Return what the optimiser `name` does to a step beside learning rate, momentum and weight
     decay."""
     if name.lower() not in HABITS:
-        return [f'whatever {name} makes of a gradient, which is no optimiser of PyTorch']
+        return [f'whatever {name}, which is not an optimiser of PyTorch, does to a gradient']
     try:
         return HABITS[name.lower()].says(complete_settings(name, settings))
     except (TypeError, ValueError) as e:

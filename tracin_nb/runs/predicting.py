@@ -43,7 +43,7 @@ def given_ids(training: TriplesFactory, **given: Any) -> dict[str, int]:
     if len(asked) in (0, 3):
         raise RunError(
             'give one or two of head, relation and tail: '
-            + ('all three leave nothing to predict' if asked else 'what is open is predicted')
+            + ('all three leave nothing to predict' if asked else 'the rest is predicted')
         )
     some = next(iter(training.entity_to_id)), next(iter(training.relation_to_id))
     labels = dict(head=some[0], relation=some[1], tail=some[0]) | {
@@ -174,7 +174,7 @@ def predictions(
     score, filtered rank, and known ('training', 'validation', 'test' or 'new')."""
     k = number(k, 'k', 1, kind=int)
     if known not in KNOWN:
-        raise RunError(f"known={known!r} has to be 'hide' or 'show'")
+        raise RunError(f"known={known!r} must be 'hide' or 'show'")
     if len(given) == 2:
         found = one_open(model, given, parts)
     else:

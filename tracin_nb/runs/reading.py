@@ -165,8 +165,8 @@ def _refusal(path: Path, error: Exception) -> RunError:
     if found := re.search(r'GLOBAL (?!\()([^\s`]+)', str(error)):
         return PickleRefused(
             f'{path} is refused: it is a pickle with the object {found[1]!r} in it, which reading '
-            'would execute; nothing was executed (allow_pickle=True opens such a file, for those '
-            'who trust its maker)'
+            f'would execute; nothing was executed (allow_pickle=True opens such a file, if you '
+            f'trust its source)'
         )
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
     if found := re.search(r'WeightsUnpickler error: (.*)', str(error)):

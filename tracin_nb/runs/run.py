@@ -100,7 +100,7 @@ from tracin_nb.runs.settings import (
 # %% ../../nbs/runs/40_run.ipynb #b0a3e7df
 @dataclass(frozen=True)
 class Checkpoint:
-    "One kept moment of a training; what is not known of a model that came without a run is None."
+    "One stored state of a training; what is not known for a model without a run is None."
 
     epoch: int | None  # epochs finished, counted from 1
     step: int | None  # optimiser steps made
@@ -284,8 +284,8 @@ def _write_run(run: 'Run', folder: Path, model_kwargs: Mapping[str, Any] | None)
 # %% ../../nbs/runs/40_run.ipynb #b58cdfd7
 @dataclass(repr=False)
 class Run:
-    """Everything that TracIn needs from one training: from `train`, `Run.open`, `Run.from_model`
-    or `Run.from_pipeline`."""
+    """A training with everything that TracIn needs; made by `train`, `Run.open`,
+    `Run.from_model` or `Run.from_pipeline`."""
 
     training: TriplesFactory
     checkpoints: list[Checkpoint]
@@ -314,7 +314,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> 'Run':
-        """Return the run that `train` kept in `folder`, finished or interrupted. Raises
+        """Return the run that `train` stored in `folder`, finished or interrupted. Raises
         `RunError`, which says what is missing or damaged."""
         return cls(**_kept_fields(Path(folder)))
 
@@ -322,9 +322,9 @@ class Run:
     def from_model(
         cls,
         model: Model,  # any PyKEEN model, wrapped or not; a copy is taken
-        training: CoreTriplesFactory,  # the triples that it was trained on
+        training: CoreTriplesFactory,  # the triples that the model was trained on
         *,
-        learning_rates: Sequence[float] | None = None,  # of each checkpoint; has to be given
+        learning_rates: Sequence[float] | None = None,  # one for each checkpoint; required
         states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None = None,  # None: its own
         loop: str | None = None,  # 'slcwa' or 'lcwa'; None: slcwa is assumed
         loss: Loss | str | None = None,  # None: the model's
@@ -340,8 +340,8 @@ class Run:
         steps: Sequence[int | None] | None = None,  # optimiser steps made until each, if known
     ) -> 'Run':
         """Return a run without a folder, from a model and the states it went through. Raises
-        `RunError` if rates or states do not fit. What is not given but assumed stands in
-        `assumed`."""
+        `RunError` if rates or states do not fit. Values that are not given but assumed are
+        listed in `assumed`."""
         model = as_model(model)
         told = loop, label_smoothing, negative_sampler, negative_sampler_kwargs
         loop = 'slcwa' if loop is None else loop
@@ -456,8 +456,8 @@ class Run:
             ) from None
 
     def weights(self, chosen: Iterable[int]) -> dict[str, str]:
-        """Return what a result says of the loaded checkpoints `chosen`: that they have 16 bits, or
-        that their rates are only those of a record; else nothing."""
+        """Return notes on the checkpoints `chosen`: 16-bit weights, or learning rates taken from
+        a record; else nothing."""
         found = sorted({self.low[k] for k in chosen if k in self.low})
         rates = self.settings.get('rates')
         return (dict(weights='; '.join(found)) if found else {}) | (
@@ -512,14 +512,15 @@ class Run:
 
     def save(
         self,
-        folder: Path | str,  # made anew; one that holds something is refused
+        folder: Path | str,  # created; a folder with contents is rejected
         *,
-        model_kwargs: Mapping[str, Any] | None = None,  # as the model was made; None: found out
+        model_kwargs: Mapping[str, Any]
+        | None = None,  # settings that the model was built with; None: detected
     ) -> Path:
         """Write the run into a folder that `Run.open` opens, without a pickle; return the folder.
 
-        It is there whole or not at all. Raises `RunError` for a folder that holds something, and
-        for a model, a loss or a sampler that names and numbers cannot tell."""
+        The folder is complete or absent. Raises `RunError` for a folder that holds something,
+        and for a model, a loss or a sampler that cannot be stored as names and numbers."""
         with new_folder(Path(folder)) as draft:
             _write_run(self, draft, model_kwargs)
         return Path(folder)
@@ -527,7 +528,7 @@ class Run:
 # %% ../../nbs/runs/40_run.ipynb #2a6754ce
 def as_run(
     source: 'Run | Path | str | Model | PipelineResult',
-    names: NamesGiven | None = None,  # what its labels are called; None: as the run has it
+    names: NamesGiven | None = None,  # what its labels are called; None: as in the run
     **kwargs: Any,
 ) -> Run:
     """Return the run that `source` is or leads to; a model also needs `training` and
@@ -545,7 +546,7 @@ def as_run(
         return Run.from_pipeline(source, **kwargs)
     if kwargs:
         raise RunError(
-            f'a run brings its own {", ".join(kwargs)}; they are for models and pipeline results'
+            f'a run has its own {", ".join(kwargs)}; they are for models and pipeline results'
         )
     if isinstance(source, Run):
         return source

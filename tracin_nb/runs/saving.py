@@ -36,7 +36,7 @@ def check_new(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunError(f'{folder} is a file: give another folder')
     if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f'{folder} is not empty, and nothing is written over: give another folder')
+        raise RunError(f'{folder} is not empty, and nothing is overwritten: give another folder')
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def loss_facts(loss: Loss) -> dict[str, Any]:
     if _traits(build_loss(**found)) != _traits(loss):
         raise RunError(
             f'loss {found["loss"]!r} has settings that are not names and numbers, so run.json '
-            'cannot tell it'
+            f'cannot store it'
         )
     return found
 
@@ -179,8 +179,8 @@ def model_facts(
     `model_kwargs` has to tell them."""
     if (name := title_of(model)) not in model_resolver.lookup_dict:
         raise RunError(
-            f'{name} is not a model that PyKEEN can find by name, and a folder holds names and '
-            'numbers only: keep it in Python, with Run.from_model'
+            f'{name} is not a model that PyKEEN can find by name, and a folder stores only names '
+            f'and numbers: keep it in Python, with Run.from_model'
         )
     double = wide_type(model.state_dict().values()) == torch.float64
     constant = [n for n, p in model.named_parameters() if not p.requires_grad]
@@ -195,7 +195,7 @@ def model_facts(
     except RunError as e:
         why = e
     raise RunError(
-        f'which settings make this {name} again is not known: {why}; give model_kwargs= as the '
+        f'the settings of this {name} are not known: {why}; give model_kwargs= as the '
         'model was made with'
     ) from why
 

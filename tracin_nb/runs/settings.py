@@ -6,10 +6,9 @@
 __all__ = ['WHOLE', 'TRAINING_KWARGS', 'RunError', 'plain', 'number', 'model_settings',
            'check_literals', 'loss_settings', 'build_loss', 'check_descends',
            'optimizer_settings', 'clipping_callbacks', 'training_settings',
-           'loop_settings', 'loop_of', 'build_weighter', 'weighter_settings',
-           'check_weighted', 'check_weighted_settings', 'too_large', 'kept_epochs',
-           'step_settings', 'ranking_metric', 'stopping_settings', 'precision_settings',
-           'pick_device']
+           'loop_settings', 'loop_of', 'build_weighter', 'weighter_settings', 'too_large',
+           'kept_epochs', 'step_settings', 'ranking_metric', 'stopping_settings',
+           'precision_settings', 'pick_device']
 
 # %% ../../nbs/runs/00_settings.ipynb #18a18e36
 import inspect
@@ -39,15 +38,15 @@ from ..graph.triples import machine_memory, size_text
 
 # %% ../../nbs/runs/00_settings.ipynb #e8e7f9e3
 class RunError(ValueError):
-    """A run, a checkpoint or a training option is not what it has to be; the message names the
-    file, key or parameter."""
+    """An invalid run, checkpoint or training option; the message names the file, key or
+    parameter."""
 
 # %% ../../nbs/runs/00_settings.ipynb #d8d6194a
 def plain(value: Any, name: str, finite: bool = True) -> Any:
     """Return `value` as JSON gives it back (tuples as lists). Raises `RunError` naming the place
     `name` that has no JSON form."""
     if finite and isinstance(value, float) and not math.isfinite(value):
-        raise RunError(f'{name} has to be a finite number, not {value!r}: JSON has no form for it')
+        raise RunError(f'{name} must be a finite number, not {value!r}: JSON has no form for it')
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
@@ -75,7 +74,7 @@ def number(
     if isinstance(value, bool) or not good or not low <= value < below:
         bounds = f'at least {low:g}' + (f' and below {below:g}' if below < math.inf else '')
         raise RunError(
-            f'{name} has to be {"a whole" if kind is int else "a finite"} number {bounds}, not '
+            f'{name} must be {"a whole" if kind is int else "a finite"} number {bounds}, not '
             f'{value!r}'
         )
     return kind(value)
@@ -117,12 +116,13 @@ def model_settings(
         raise RunError(f'model={name!r} has no parameters: there is nothing to train')
     if issubclass(cls, InductiveERModel):
         raise RunError(
-            f'model={name!r} needs an inference graph, which a run folder does not hold: train it '
-            'with PyKEEN and use Run.from_model(model, training, states=..., learning_rates=...)'
+            f'model={name!r} needs an inference graph, which a run folder does not store: train '
+            f'it with PyKEEN and use Run.from_model(model, training, states=..., '
+            f'learning_rates=...)'
         )
     if taken := {'triples_factory', 'random_seed', 'loss', 'loss_kwargs'} & kwargs.keys():
         raise RunError(
-            f'model_kwargs must not hold {sorted(taken)}: train() has parameters for them'
+            f'model_kwargs must not contain {sorted(taken)}: train() has parameters for them'
         )
     return dict(model=name, model_kwargs=kwargs)
 
@@ -133,7 +133,7 @@ def check_literals(model: str, training: CoreTriplesFactory) -> None:
         return
     if issubclass(model_resolver.lookup(model), LiteralModel):
         raise RunError(
-            f'model={model!r} needs literals, which these training triples do not bring: give a '
+            f'model={model!r} needs literals, which these training triples do not have: give a '
             "data set of PyKEEN that has them, such as 'nationsliteral', or use "
             'Run.from_model(model, training, ...)'
         )
@@ -175,8 +175,8 @@ def check_descends(optimizer_kwargs: Mapping[str, Any]) -> None:
     "Raise `RunError` if the optimiser climbs."
     if optimizer_kwargs.get('maximize'):
         raise RunError(
-            'optimizer_kwargs: maximize=True makes the loss greater at each step, and an '
-            'influence says how much a step lowers it'
+            'optimizer_kwargs: maximize=True makes the loss greater at each step, but an '
+            'influence measures how much a step lowers it'
         )
 
 
@@ -267,7 +267,7 @@ def _check_counts(kwargs: Mapping[str, Any]) -> None:
         number(value, place)
     place, value = given.get('drop_last', ('', False))
     if not isinstance(value, bool):
-        raise RunError(f'{place} has to be true or false, not {value!r}')
+        raise RunError(f'{place} must be true or false, not {value!r}')
 
 
 def training_settings(training_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def loop_settings(
     """Return the training loop and, under sLCWA, the sampler of its negatives (PyKEEN's basic
     one by default)."""
     if loop not in ('slcwa', 'lcwa'):
-        raise RunError(f"loop={loop!r} has to be 'slcwa' or 'lcwa'")
+        raise RunError(f"loop={loop!r} must be 'slcwa' or 'lcwa'")
     if loop == 'lcwa':
         if given := [
             n
@@ -389,7 +389,7 @@ def weighter_settings(
         or not weights.isfinite().all()
     ):
         raise RunError(
-            f"loss_weighter_kwargs['weights'] has to be {relations} finite numbers, one for each "
+            f"loss_weighter_kwargs['weights'] must be {relations} finite numbers, one for each "
             f'relation of the model, inverse ones included, not {str(kwargs.get("weights"))[:60]}'
         )
     return dict(
@@ -403,9 +403,7 @@ def check_weighted(loss: Loss, loop: str, negative_sampler_kwargs: Mapping[str, 
     to it."""
     if negative_sampler_kwargs.get('filtered'):
         raise RunError(
-            "loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop gives "
-            'weights to the negatives that were filtered out, too, and fails; leave out one of '
-            'the two'
+            "loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop fails, because it also weights the negatives that were filtered out; use only one of the two'
         )
     one = torch.ones(1, 1)
     try:
@@ -498,7 +496,7 @@ def stopping_settings(
     if patience is None:
         if given:
             raise RunError(
-                f'{next(iter(given))} without patience: training stops early only with both'
+                f'{next(iter(given))} without patience: early stopping needs both'
             )
         return dict(early_stopping=None)
     if validation is None or not validation.num_triples:
@@ -516,7 +514,7 @@ def stopping_settings(
         raise RunError(
             f'patience={patience} with evaluate_every={asked["evaluate_every"]} cannot stop '
             f'training before '
-            f'epoch {first}, and epochs={epochs}: give less patience, or evaluate more often'
+            f'epoch {first}, and epochs={epochs}: reduce patience, or evaluate more often'
         )
     return dict(early_stopping=asked)
 
@@ -530,7 +528,7 @@ def precision_settings(precision: str) -> dict[str, str]:
             "training loop makes itself: 'bf16' needs none"
         )
     if precision not in ('fp32', 'bf16'):
-        raise RunError(f"precision={precision!r} has to be 'fp32' or 'bf16'")
+        raise RunError(f"precision={precision!r} must be 'fp32' or 'bf16'")
     return dict(precision=precision)
 
 # %% ../../nbs/runs/00_settings.ipynb #97337476

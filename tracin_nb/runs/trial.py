@@ -112,7 +112,7 @@ def check_schedule(settings: Mapping[str, Any]) -> None:
         if not 0 <= rate <= most:
             raise RunError(
                 f'{which}: {settings["lr_scheduler"]} gives epoch {epoch} the learning rate '
-                f'{rate:g}, which has to be a finite number at least 0'
+                f'{rate:g}, which must be a finite number at least 0'
             )
 
 
@@ -189,8 +189,8 @@ def check_trial(
     "Raise `RunError` naming the setting with which no step, or no schedule, can be made."
     if training.num_entities < 2:
         raise RunError(
-            'the training triples have one entity, and a prediction is a choice between two at '
-            'least: give other triples'
+            'the training triples have one entity, and a prediction chooses between at least two: '
+            'give other triples'
         )
     check_schedule(settings)
 
