@@ -459,7 +459,7 @@ def test_bf16_is_named(tmp_path: Path) -> None:
     said = TracIn(run, weighting='sgd', progress=False).self_influence(k=1).facts['left_out']
     assert said == [
         'the last batch of each epoch, skipped if it was not full',
-        'the training's scores in bfloat16',
+        'scores in bfloat16 in training',
     ]
 
 

@@ -10,13 +10,15 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
            'check_several', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
            'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
-           'Graphed', 'FilterAsked', 'filter_command', 'paths_between', 'ranked_paths',
-           'held_of', 'with_told', 'print_paths', 'save_paths', 'paths_command',
-           'ReportAsked', 'report_command', 'Begun', 'ResumeAsked', 'resume_command',
-           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
-           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
-           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
-           'carried_out', 'cores', 'verify_command']
+           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
+           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
+           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
+           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
+           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
+           'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
+           'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
+           'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -976,7 +978,7 @@ class PathsAsked:
     )
     min_edges: int = option(2, 'Shortest path.', 'What', kind='count')
     max_edges: int = option(3, 'Longest path.', 'What', kind='count')
-    directed: bool = option(False, "Follow triples only from head to tail.", 'What', kind='flag')
+    directed: bool = option(False, 'Follow triples only from head to tail.', 'What', kind='flag')
     through: str | None = option(
         None,
         'Only paths through this: an entity (label or name), a type, or a relation.',
@@ -985,7 +987,8 @@ class PathsAsked:
     )
     how: str = option(
         'mean',
-        'Score of a path from the influences along it; geometric and harmonic need positive influences.',
+        'Score of a path from the influences along it; geometric and harmonic need positive '
+        'influences.',
         'How',
         flags=('--score',),
         choices=('sum', 'mean', 'geometric', 'harmonic', 'min'),
@@ -993,7 +996,8 @@ class PathsAsked:
     k: int = again(Ranked, 'k', help='Number of paths to print.')
     types: str | None = option(
         None,
-        'Group paths by entity type: a table with columns id and type, or 'curie' for the prefixes of labels such as MONDO:0004979.",
+        "Group paths by entity type: a table with columns id and type, or 'curie' for the "
+        'prefixes of labels such as MONDO:0004979.',
         'What',
         metavar='FILE',
     )
@@ -1002,7 +1006,9 @@ class PathsAsked:
     )
     verbose: bool = again(Output, 'verbose', help='Also print all facts below the tables.')
     csv_output: Path | None = again(Table, 'csv_output', help='Save all paths as a table.')
-    metapath_output: Path | None = option(None, 'Save all kinds of path as a table.', 'Output', kind='file')
+    metapath_output: Path | None = option(
+        None, 'Save all kinds of path as a table.', 'Output', kind='file'
+    )
 
     def check(self) -> None:
         "Refuse contradictions, and files that may not be written."
@@ -1485,7 +1491,8 @@ class VerifyAsked:
     )
     drop: Path | None = option(
         None,
-        'Leave out the training triples in this file instead: lines of head, relation and tail, separated by tabs.',
+        'Leave out the training triples in this file instead: lines of head, relation and tail, '
+        'separated by tabs.',
         'What',
         kind='path',
         metavar='FILE',
@@ -1501,7 +1508,9 @@ class VerifyAsked:
     together: bool = option(
         False, 'Leave them out only together, not also one by one.', 'What', kind='flag'
     )
-    seeds: int = option(3, "Number of seeds: the run's own and those after it.", 'How', kind='count')
+    seeds: int = option(
+        3, "Number of seeds: the run's own and those after it.", 'How', kind='count'
+    )
     control: str = option(
         'neighbour',
         'Draw the random controls from triples at an entity of the prediction, or from all.',
@@ -1510,7 +1519,8 @@ class VerifyAsked:
     )
     batches: str = option(
         'same',
-        "Keep the run's batches and remove the triples from them, or draw the batches that `tracin train` would draw without them.',
+        "Keep the run's batches and remove the triples from them, or draw the batches that "
+        '`tracin train` would draw without them.',
         'How',
         choices=('same', 'own'),
     )
@@ -1533,7 +1543,8 @@ class VerifyAsked:
     out: Path | None = again(
         Output,
         'out',
-        help='Save the verdict to a file ending in .json or .csv. Interrupted, the same command goes on.',
+        help='Save the verdict to a file ending in .json or .csv. Interrupted, the same command '
+        'goes on.',
     )
     overwrite: bool = again(Output, 'overwrite', help='Replace an existing file in --out.')
     form: str | None = again(Output, 'form', help='How to print the outcome.')
@@ -1671,7 +1682,8 @@ class ServeAsked:
     folder: Path = again(Source, 'folder', REQUIRED, metavar='RUN_DIR')
     host: str = option(
         '127.0.0.1',
-        'Address to listen on. With any other address, other machines can connect, given the token.',
+        'Address to listen on. With any other address, other machines can connect, given the '
+        'token.',
         'How',
     )
     port: int = option(8866, 'Port to listen on; 0 picks a free one.', 'How', kind='port')
@@ -1684,7 +1696,7 @@ class ServeAsked:
     )
     node_names: Path | None = option(
         None,
-        'Names to show: lines of a name, a tab and the entity's index.',
+        'Names to show: lines of a name, a tab and the index of the entity.',
         'What',
         kind='known file',
     )
@@ -1699,7 +1711,9 @@ class ServeAsked:
 @main.command('serve', short_help='Show the explorer of a run in a browser.')
 @takes
 def serve_command(asked: ServeAsked) -> None:
-    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Anyone with the printed address, which contains a token, can open it; only on this machine, unless --host says otherwise. Needs `pip install 'tracin_nb[app]'`."""
+    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Anyone with the
+    printed address, which contains a token, can open it; only on this machine, unless --host
+    says otherwise. Needs `pip install 'tracin_nb[app]'`."""
     import webbrowser
 
     from tracin_nb.app.serve import DOOR, served

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'Foreign', 'Source', 'Header', 'Shortcuts', 'OtherWords', 'every_gpu',
-           'Named', 'Analysis', 'Further', 'naming_lines', 'naming_parts', 'file_triples',
-           'New', 'asked_rows', 'own_triples', 'exclude_each_other', 'Choice',
-           'Conditions', 'Where', 'Around', 'Part', 'Output', 'is_folder',
+           'Named', 'Analysis', 'Further', 'Keeping', 'naming_lines', 'naming_parts',
+           'file_triples', 'New', 'asked_rows', 'own_triples', 'exclude_each_other',
+           'Choice', 'Conditions', 'Where', 'Around', 'Part', 'Output', 'is_folder',
            'check_writable', 'check_out', 'claimed', 'deliver', 'frame_text',
            'print_frame', 'OtherNames', 'Table', 'Training', 'Measured', 'fits',
            'check_settings', 'settings_named']
@@ -442,7 +442,8 @@ class Keeping:
     )
     keep_training: str | None = option(
         None,
-        "Also store the training triples' gradients in --cache, up to this many bytes (such as 8GiB), so that the next question about this run needs only matrix products.',
+        "Also store the training triples' gradients in --cache, up to this many bytes (such as "
+        '8GiB), so that the next question about this run needs only matrix products.',
         'Devices',
         metavar='SIZE',
         advanced=True,

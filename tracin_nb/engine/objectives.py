@@ -576,7 +576,7 @@ def _of_steps(run: Run, model: Model) -> list[str]:
     if kwargs.get('drop_last', norms):
         said.append('the last batch of each epoch, skipped if it was not full')
     if run.settings.get('precision') == 'bf16':
-        said.append('the training's scores in bfloat16')
+        said.append('scores in bfloat16 in training')
     return said
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'TapeStep', 'Moment', 'moment_of', 'put', 'Tape', 'Recorder',
-           'record_training', 'Repeater']
+           'check_repeatable', 'record_training', 'Repeater']
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #c4cad064
 import tempfile
@@ -222,14 +222,16 @@ def check_repeatable(run: Run) -> dict[str, Any]:
     replayed."""
     if run.folder is None or 'epochs' not in run.settings:
         raise RunError(
-            'only a run of train can be replayed: this one contains checkpoints, but not the steps between them; TracIn needs only checkpoints'
+            'only a run of train can be replayed: this one contains checkpoints, but not the '
+            'steps between them; TracIn needs only checkpoints'
         )
     check_told(run)
     settings = read_facts(run.folder)['settings']
     check_update(settings['optimizer'])
     if settings['precision'] != 'fp32':
         raise RunError(
-            f'{run.folder}: precision={settings["precision"]!r}: a training in bfloat16 has no usable derivative; train with precision='fp32' to replay"
+            f'{run.folder}: precision={settings["precision"]!r}: a training in bfloat16 has no '
+            f"usable derivative; train with precision='fp32' to replay"
         )
     return settings
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'Tensors', 'Recipe', 'StackedSGD', 'StackedAdam', 'KeptBatchNorm',
-           'stackable', 'AnyScores', 'DistMultScores', 'StackedProgram', 'Stack',
-           'check_kept', 'retrain', 'run_of']
+           'check_plain', 'stackable', 'AnyScores', 'DistMultScores', 'StackedProgram',
+           'Stack', 'check_kept', 'retrain', 'run_of']
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #d17102dc
 import copy
@@ -294,7 +294,8 @@ def check_plain(model: ERModel) -> None:
         for what in ('regularizer', 'constrainer'):
             if getattr(m, what, None) is not None:
                 raise ValueError(
-                    f"{name or type(m).__name__} has a {what}, which is not part of a triple's loss: give {what}=None'
+                    f"{name or type(m).__name__} has a {what}, which is not part of a triple's "
+                    f'loss: give {what}=None'
                 )
     if list(model.weight_regularizers):
         raise ValueError(

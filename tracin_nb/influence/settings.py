@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'REQUIRED', 'ENGINE_NAMES', 'OBJECTIVE_NAMES', 'PRECISION_NAMES',
            'WEIGHTING_NAMES', 'Option', 'option', 'options_of', 'again', 'names_in',
-           'Known', 'parse_bytes', 'positive']
+           'Known', 'parse_bytes', 'positive', 'Settings']
 
 # %% ../../nbs/influence/05_settings.ipynb #40720cc4
 from ast import Assign, Dict, literal_eval, parse
@@ -123,11 +123,13 @@ def positive(n: int | None, name: str) -> int | None:
 # %% ../../nbs/influence/05_settings.ipynb #372a5771
 @dataclass(frozen=True)
 class Settings:
-    """The options for computing influence. An objective or a weighting can be an object instead of a name. Raises `ValueError` for unknown or incompatible values."""
+    """The options for computing influence. An objective or a weighting can be an object instead
+    of a name. Raises `ValueError` for unknown or incompatible values."""
 
     objective: 'str | Objective' = option(
         'training',
-        "The loss whose gradients are computed; 'training' is the loss that the model was trained with.',
+        "The loss whose gradients are computed; 'training' is the loss that the model was trained "
+        'with.',
         'How',
         choices=OBJECTIVE_NAMES,
         asked=False,
@@ -157,13 +159,15 @@ class Settings:
     )
     precision: str = option(
         'fp32',
-        'tf32 (GPU), bf16 and fp16 are approximate, and faster on some machines; the result states the error.',
+        'tf32 (GPU), bf16 and fp16 are approximate, and faster on some machines; the result '
+        'states the error.',
         'Approximations',
         choices=PRECISION_NAMES,
     )
     compile: bool = option(
         False,
-        'Compile the scoring with torch.compile if that is faster here; the result says whether it was.',
+        'Compile the scoring with torch.compile if that is faster here; the result says whether '
+        'it was.',
         'Devices',
         kind='switch',
         flags=('--compile/--no-compile', '--use-torch-compile'),
@@ -180,7 +184,8 @@ class Settings:
     )
     devices: 'str | torch.device | Sequence[str]' = option(
         'auto',
-        'Where to compute: cpu or cuda:1; several devices, with one process each (cuda:0,cuda:1); 'auto': every GPU; 'ray' or 'ray://HOST:PORT': a Ray cluster.",
+        'Where to compute: cpu or cuda:1; several devices, with one process each (cuda:0,cuda:1); '
+        "'auto': every GPU; 'ray' or 'ray://HOST:PORT': a Ray cluster.",
         'Devices',
         kind='devices',
         flags=('--devices', '--device'),
@@ -223,7 +228,8 @@ class Settings:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def asked(self) -> dict[str, Any]:
-        """Return the options that a result depends on, as given. Losses, weighting and checkpoints are excluded: a question stores their resolved values."""
+        """Return the options that a result depends on, as given. Losses, weighting and
+        checkpoints are excluded: a question stores their resolved values."""
         return {f.name: getattr(self, f.name) for f, told in options_of(type(self)) if told.asked}
 
     def chosen(self) -> dict[str, Any]:

@@ -194,7 +194,8 @@ def _check_scheduler(opened: Opened, rate: float) -> None:
     for place in (opened.content, opened.config):
         if found := [n for n in _SCHEDULERS if place.get(n)]:
             raise RunError(
-                f'{opened.path} holds {found[0]!r}: its rate {rate:g} is for the next steps; give the last epoch's with learning_rates="
+                f'{opened.path} holds {found[0]!r}: its rate {rate:g} is for the next steps; give '
+                f"the last epoch's with learning_rates="
             )
 
 
@@ -204,7 +205,8 @@ def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
     rates = [number(g.get('lr'), f"{opened.path}: the optimiser's learning rate") for g in groups]
     if len(set(rates)) > 1:
         raise RunError(
-            f'{opened.path}: the parameter groups have different learning rates, {rates}; TracIn uses one step size per checkpoint: give learning_rates='
+            f'{opened.path}: the parameter groups have different learning rates, {rates}; TracIn '
+            f'uses one step size per checkpoint: give learning_rates='
         )
     _check_scheduler(opened, rates[0])
     name, state = optimizer_of(groups[0]), _optimizer(opened).get('state')

@@ -6,9 +6,10 @@
 __all__ = ['WHOLE', 'TRAINING_KWARGS', 'RunError', 'plain', 'number', 'model_settings',
            'check_literals', 'loss_settings', 'build_loss', 'check_descends',
            'optimizer_settings', 'clipping_callbacks', 'training_settings',
-           'loop_settings', 'loop_of', 'build_weighter', 'weighter_settings', 'too_large',
-           'kept_epochs', 'step_settings', 'ranking_metric', 'stopping_settings',
-           'precision_settings', 'pick_device']
+           'loop_settings', 'loop_of', 'build_weighter', 'weighter_settings',
+           'check_weighted', 'check_weighted_settings', 'too_large', 'kept_epochs',
+           'step_settings', 'ranking_metric', 'stopping_settings', 'precision_settings',
+           'pick_device']
 
 # %% ../../nbs/runs/00_settings.ipynb #18a18e36
 import inspect
@@ -403,7 +404,8 @@ def check_weighted(loss: Loss, loop: str, negative_sampler_kwargs: Mapping[str, 
     to it."""
     if negative_sampler_kwargs.get('filtered'):
         raise RunError(
-            "loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop fails, because it also weights the negatives that were filtered out; use only one of the two'
+            "loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop fails, "
+            'because it also weights the negatives that were filtered out; use only one of the two'
         )
     one = torch.ones(1, 1)
     try:
@@ -495,9 +497,7 @@ def stopping_settings(
     given = {n: v for n, v in options.items() if v is not None}
     if patience is None:
         if given:
-            raise RunError(
-                f'{next(iter(given))} without patience: early stopping needs both'
-            )
+            raise RunError(f'{next(iter(given))} without patience: early stopping needs both')
         return dict(early_stopping=None)
     if validation is None or not validation.num_triples:
         raise RunError('patience needs validation triples, and the data set has none')
