@@ -59,7 +59,7 @@ OTHER = {'index', 'README'}  # pages that no part lists
 
 
 def matching(pattern: str) -> list[str]:
-    "The pages in nbs/ whose name matches a pattern, without suffix."
+    "Return the pages in nbs/ whose name matches a pattern, without suffix."
     found = [
         p
         for p in NBS.glob(pattern + '.*')

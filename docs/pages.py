@@ -27,7 +27,7 @@ NBS, API, BENCHMARKS = ROOT / 'nbs', ROOT / 'nbs/api', ROOT / 'benchmarks'
 
 
 def chapters() -> dict[str, Path]:
-    "The notebook of each module, in order."
+    "Return the notebook of each module, in order."
     found = {}
     for path in [
         *sorted(NBS.glob('[0-9]*.ipynb')),
@@ -48,7 +48,7 @@ def heading(path: Path) -> tuple[str, str]:
 
 
 def patched(node: ast.FunctionDef) -> str | None:
-    "The class that a function is patched into, if it is."
+    "Return the class that a function is patched into, if it is."
     names = [ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list]
     return ast.unparse(node.args.args[0].annotation) if 'patch' in names else None
 
@@ -91,7 +91,7 @@ def documented(module: str) -> list[str]:
 
 
 def api_page(module: str, path: Path) -> str:
-    "The page of a module: its definitions without the explanations of the notebook."
+    "Return the page of a module: its definitions without the explanations of the notebook."
     title, line = heading(path)
     chapter = path.relative_to(NBS)
     parts = [
@@ -117,12 +117,12 @@ FACE = _HOME | {
 
 
 def reference(module: str, name: str) -> str:
-    "A link to a definition."
+    "Return a link to a definition."
     return f'{{py:obj}}`{name} <tracin_nb.{module}.{name}>`'
 
 
 def summary(module: str, name: str) -> str:
-    "The first line of a definition's docstring."
+    "Return the first line of a definition's docstring."
     first = (inspect.getdoc(find(import_module(f'tracin_nb.{module}'), name)) or '').split('\n\n')[
         0
     ]
@@ -130,7 +130,7 @@ def summary(module: str, name: str) -> str:
 
 
 def api_index(modules: dict[str, Path]) -> str:
-    "The page that lists what most people need, and the modules with their public names."
+    "Return the page that lists what most people need, and the modules with their public names."
     face = [cells(reference(m, n), summary(m, n)) for n, m in FACE.items()]
     rows = [
         cells(
@@ -181,12 +181,12 @@ def write_api() -> None:
 
 
 def cells(*texts: str) -> str:
-    "A row of a Markdown table."
+    "Return a row of a Markdown table."
     return '| ' + ' | '.join(' '.join(t.split()).replace('|', '\\|') for t in texts) + ' |'
 
 
 def prose(text: str) -> str:
-    "A command's help as Markdown; what follows a `\\b` is lines for a terminal."
+    "Return a command's help as Markdown; what follows a `\\b` is lines for a terminal."
     blocks = textwrap.dedent(inspect.cleandoc(text)).split('\n\n')
     return '\n\n'.join(
         '```sh\n' + b.removeprefix('\b\n') + '\n```' if b.startswith('\b') else b for b in blocks
@@ -194,17 +194,18 @@ def prose(text: str) -> str:
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> str:
-    "A table of flags and what is said of them."
+    "Return a table of flags and what is said of them."
     return '\n'.join([cells(title, ''), '|---|---|', *(cells(f'`{n}`', s) for n, s in rows)])
 
 
 def option_tables(command: click.Command, context: click.Context) -> str:
-    "The options of a command in groups, as its own help says them, those of `--help-all`, too."
+    """Return the options of a command in groups, as its own help says them, those of
+    `--help-all`, too."""
     return '\n\n'.join(table(*group) for group in command.grouped(context).items())
 
 
 def earlier_table() -> str:
-    "The flags of earlier scripts that are accepted and change nothing."
+    "Return the flags of earlier scripts that are accepted and change nothing."
     from tracin_nb.app.terminal import EARLIER
 
     rows = [(e.flag, f'{e.why} (`{"`, `".join(e.commands)}`)') for e in EARLIER]
@@ -225,7 +226,7 @@ def command_section(command: click.Command, name: str, context: click.Context) -
 
 
 def commands() -> str:
-    "A section for each command."
+    "Return a section for each command."
     from tracin_nb.app.cli import main
 
     context = click.Context(main, info_name='tracin')
@@ -337,7 +338,7 @@ def order(path: Path) -> tuple[int, str]:
 
 
 def table_of(result: dict[str, Any], path: Path) -> str:
-    "A benchmark's or experiment's table in Markdown."
+    "Return a benchmark's or experiment's table in Markdown."
     from tracin_nb.answer.table import markdown
     from tracin_nb.app import experiments
     from tracin_nb.bench import engine as benchmarks
@@ -353,7 +354,7 @@ def table_of(result: dict[str, Any], path: Path) -> str:
 
 
 def chart(path: Path, column: str) -> str:
-    "The ratios of a benchmark as a picture in the page."
+    "Return the ratios of a benchmark as a picture in the page."
     import matplotlib
 
     matplotlib.use('Agg')
@@ -381,12 +382,12 @@ def benchmark_section(path: Path) -> str:
 
 
 def benchmarks() -> str:
-    "A section for each file in benchmarks/."
+    "Return a section for each file in benchmarks/."
     return '\n\n'.join(map(benchmark_section, sorted(BENCHMARKS.glob('*.json'), key=order)))
 
 
 def peers() -> str:
-    "The figures of the comparison with other libraries, with their chart."
+    "Return the figures of the comparison with other libraries, with their chart."
     path = BENCHMARKS / 'peers.json'
     return '\n\n'.join(
         [chart(path, 'times_slower'), table_of(json.loads(path.read_text(encoding='utf-8')), path)]

@@ -71,8 +71,8 @@ def legend_below(
     columns: int = 3,
     lines: float = 1,  # of text that the label of the horizontal axis takes
 ) -> None:
-    """A legend beneath the axes and their label, where it covers nothing; none where there is
-    nothing to tell."""
+    """Draw a legend beneath the axes and their label, where it covers nothing; none if there are
+    no entries."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
         legend = ax.legend(

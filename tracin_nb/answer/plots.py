@@ -169,7 +169,8 @@ def mark_own(
     own: float,
     largest: float,  # of the |scores|
 ) -> None:
-    "A line at the self-influence, or a note above the axes if a line would squeeze the scores."
+    """Draw a line at the self-influence, or a note above the axes if a line would squeeze the
+    scores."""
     text = f'self-influence {own:.3g}'
     if abs(own) <= 3 * largest:
         ax.axvline(own, color=ink(), linestyle=(0, (5, 2)), linewidth=1.5, label=text)
@@ -345,7 +346,7 @@ def bends(ends: Sequence[tuple[int, int]]) -> list[float]:
 
 
 def name_edge(ax: Axes, edge: Edge, bend: float, name: str) -> None:
-    "The relation in the middle of an edge and along it."
+    "Write the relation in the middle of an edge and along it."
     (x, y), (u, v) = (box.get_position() for box in edge.boxes)
     middle = (x + u) / 2 + bend * (v - y) / 2, (y + v) / 2 - bend * (u - x) / 2
     slope = 90.0 if x == u else np.degrees(np.arctan((v - y) / (u - x)))
@@ -491,7 +492,7 @@ def ego_graph(
 
 # %% ../../nbs/answer/30_plots.ipynb #2a660179
 def explain_ego(ax: Axes, table: pd.DataFrame) -> None:
-    "The best paths in words, and a legend, beneath an ego graph."
+    "Write the best paths in words, and a legend, beneath an ego graph."
     words = [
         f'{score}   {shortened(path, 150)}'
         for score, path in zip(signed(table['score'].tolist()), table['path'])

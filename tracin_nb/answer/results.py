@@ -296,14 +296,14 @@ def few_digits(what: str) -> str:
 
 # %% ../../nbs/answer/10_results.ipynb #448f1a63
 def to_csv(report: 'Report', path: Path) -> None:
-    "The frame as CSV in UTF-8 with a header line; texts are quoted, numbers are not."
+    "Write the frame as CSV in UTF-8 with a header line; texts are quoted, numbers are not."
     report.frame.to_csv(
         path, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n', encoding='utf-8'
     )
 
 
 def to_parquet(report: 'Report', path: Path) -> None:
-    "The frame as Parquet; `pandas.read_parquet` gives back its `attrs` too."
+    "Write the frame as Parquet; `pandas.read_parquet` restores its `attrs`, too."
     report.frame.to_parquet(path, index=False, engine='pyarrow')
 
 
@@ -339,17 +339,17 @@ def graph_of(report: 'Report') -> nx.MultiDiGraph:
 
 
 def to_graphml(report: 'Report', path: Path) -> None:
-    "The graph as GraphML."
+    "Write the graph as GraphML."
     write_graphml(graph_of(report), path)
 
 
 def to_cyjs(report: 'Report', path: Path) -> None:
-    "The graph with a style for Cytoscape."
+    "Write the graph with a style for Cytoscape."
     write_cyjs(graph_of(report), path)
 
 
 def to_xlsx(report: 'Report', path: Path) -> None:
-    "Sheets of triples, predictions and facts."
+    "Write sheets of triples, predictions and facts."
     facts = pd.DataFrame(
         [line.partition(': ')[::2] for line in facts_text(report.facts).split('\n')],
         columns=['fact', 'value'],
@@ -588,7 +588,7 @@ class Report:
         return brief_text(self)
 
     def view(self, i: int) -> View:
-        "Return the view of block `i`, see the chapter *The view of a result*."
+        "Return the view of block `i`, see the chapter *The view*."
         return View(*self.block(i), self.said(i), self.note(i))
 
     def calls(self) -> dict[str, str]:
@@ -647,7 +647,8 @@ class Report:
         names: Names | None,
         keep: bool = False,  # None: leave those that are there
     ) -> Self:
-        "The same report with these names beside its labels, in columns such as `head_name`."
+        """Return a copy of the report with these names beside its labels, in columns such as
+        `head_name`."""
         if keep and names is None:
             return self
         frames = [f.name for f in fields(self) if f.name != 'facts']
@@ -963,8 +964,8 @@ class SelfInfluence(Report):
         top: TopK,  # of one row, or of one for each relation
         facts: dict[str, Any],
     ) -> Self:
-        """A ranking from a table `[1, k]` of training indices and self-influences, or rankings from
-        several rows."""
+        """Return a ranking from a table `[1, k]` of training indices and self-influences, or
+        rankings from several rows."""
         frame = ranked_rows(top, training).drop(columns='test_index')
         return cls(frame, facts).with_names(names_of(training))
 

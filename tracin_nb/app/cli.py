@@ -195,7 +195,7 @@ def train_command(asked: TrainAsked) -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #3c536323
 def train_seeds_asked(asked: TrainAsked) -> None:
-    "What `tracin train --seeds` does."
+    "Train several seeds for `tracin train --seeds`."
     from tracin_nb.runs.seeds import train_seeds
 
     how = asked.training.to_dict()
@@ -704,7 +704,7 @@ def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
 
 # %% ../../nbs/app/70_cli.ipynb #59aad7bb
 def answer(asked: Asked) -> None:
-    "What `tracin explain` does."
+    "Carry out `tracin explain`."
     asked.check()
     to, why = asked.to, asked.why
     with claimed(to, asked.begun):
@@ -735,7 +735,7 @@ def run_command(asked: Asked) -> None:
     away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or comes from
     --model-path. Several runs that differ in the seed, or a folder of them (from `tracin train
     --seeds`), are explained by their mean influence, with its spread and the agreement of the runs.
-    (`tracin run` is the earlier name of this command.)
+    `tracin run` is the earlier name of this command.
 
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
@@ -1424,7 +1424,7 @@ class BenchAsked(Measured):
 @main.command('bench', short_help='Measure time and memory on this machine.')
 @takes
 def bench_command(asked: BenchAsked) -> None:
-    """Run the benchmark NAME:
+    """Run the benchmark NAME.
 
     \b
     engine     the engines against a training step, ConvE at the size of FB15k-237
@@ -1455,10 +1455,10 @@ def bench_command(asked: BenchAsked) -> None:
 @main.command('evaluate', short_help='Measure how good the explanations are.')
 @takes
 def evaluate_command(asked: Measured) -> None:
-    """Run the experiment NAME:
+    """Run the experiment NAME.
 
     \b
-    removal      delete what explains a prediction and train again (Nations)
+    removal      delete what explains a prediction and retrain (Nations)
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
     corruption   find corrupted training triples by their self-influence
     stability    how rankings change with other seeds, fewer checkpoints, random weights

@@ -31,7 +31,7 @@ from ..progress import Progress
 
 # %% ../../nbs/app/40_terminal.ipynb #2dcd0c6f
 def say(text: str) -> None:
-    "A line for the person in front of the terminal, on stderr."
+    "Print a line on stderr."
     click.echo(text, err=True)
 
 
@@ -105,6 +105,7 @@ class Cli(click.Group):
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **kwargs: Any
     ) -> None:
+        "Run the command and exit with its status."
         lenient(sys.stdout, sys.stderr)
         try:
             with warnings_as_lines():
@@ -136,6 +137,7 @@ class JsonObject(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, Any]:
+        "Return the JSON object as a dictionary."
         expected = 'expected a JSON object such as {"embedding_dim": 32}'
         if isinstance(value, dict):
             return value
@@ -156,6 +158,7 @@ class Numbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
+        "Return the whole numbers."
         if isinstance(value, list):
             return value
         try:
@@ -174,6 +177,7 @@ class LabelList(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
+        "Return the texts."
         return (
             value
             if isinstance(value, tuple)
@@ -189,6 +193,7 @@ class Devices(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | list[str]:
+        "Return the device, or the devices."
         if not isinstance(value, str) or ',' not in value:
             return value
         return [name.strip() for name in value.split(',')]
@@ -451,6 +456,7 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        "Return the parameters, with `--help-all`."
         found = super().get_params(ctx)
         if not any(isinstance(p, Flag) and p.told.advanced for p in found):
             return found
@@ -471,6 +477,7 @@ class Command(click.Command):
         return {name: found for name, found in rows.items() if found}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        "Write the options into the help, group by group."
         for name, rows in self.grouped(ctx, _EVERY in ctx.meta).items():
             with formatter.section(name):
                 formatter.write_dl(rows)

@@ -87,6 +87,7 @@ class TripleScores(nn.Module):
         self.model = model
 
     def forward(self, triples: Tensor) -> Tensor:
+        "Return the scores `[B]` of `triples` `[B, 3]`."
         return self.model.score_hrt(triples)[:, 0]
 
 # %% ../../nbs/bench/10_peers.ipynb #e81122ee
@@ -127,6 +128,7 @@ class TailScores(nn.Module):
             self.last.bias = nn.Parameter(bias[0].flatten())
 
     def forward(self, pairs: Tensor) -> Tensor:
+        "Return the scores `[B, E]` of all tails for `pairs` `[B, 2]`."
         h, r = (
             self.model.entity_representations[0](pairs[:, 0]),
             self.model.relation_representations[0](pairs[:, 1]),

@@ -212,7 +212,7 @@ def _workers_table(
 # %% ../../nbs/bench/30_workers.ipynb #a9f34b6b
 @contextmanager
 def _cluster(devices: Sequence[str] | str) -> Iterator[None]:
-    "A Ray cluster with two cores of this machine, if that is what `devices` needs."
+    "Start a Ray cluster with two cores of this machine, if `devices` needs one."
     if not isinstance(devices, str):
         return (yield)
     import ray

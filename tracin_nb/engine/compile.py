@@ -97,7 +97,7 @@ def _fusable(m: nn.Conv2d) -> Iterator[None]:
 # %% ../../nbs/engine/60_compile.ipynb #c201ebbb
 @contextmanager
 def _fusing() -> Iterator[None]:
-    "The engine's convolutions as `_fusable` has them."
+    "Let the engine's convolutions be those of `_fusable`."
     before, gradients._slim = gradients._slim, _fusable
     try:
         yield

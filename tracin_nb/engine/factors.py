@@ -142,7 +142,7 @@ def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, i
 def _add_pairs(
     out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, int], chunk: int = 2**17
 ) -> None:
-    "The same, pair by pair, `chunk` pairs at a time."
+    "Add the products pair by pair, `chunk` pairs at a time."
     ends, mb = g.sizes.cumsum(0), g.counts[1]
     for start in range(0, int(ends[-1]) if len(ends) else 0, chunk):
         pair = torch.arange(start, min(start + chunk, int(ends[-1])), device=out.device)
@@ -374,7 +374,7 @@ class Factors:
         return len(next(iter(self.blocks.values()))[0])
 
     def map(self, f: Callable[[Block], Block]) -> 'Factors':
-        "Return the same with `f` applied to each block."
+        "Return the factors with `f` applied to each block."
         return replace(
             self, blocks={name: tuple(f(b) for b in blocks) for name, blocks in self.blocks.items()}
         )
@@ -414,7 +414,7 @@ class Factors:
 
 # %% ../../nbs/engine/10_factors.ipynb #e81e6c55
 def shared(factors: Factors) -> Factors:
-    """Return the same gradients, repeated factors held once; for multiplication only, they
+    """Return the gradients with repeated factors stored once, for multiplication only: they
     cannot be sliced or joined."""
     return factors.map(_shared)
 
@@ -553,7 +553,7 @@ def _cat(blocks: list[Block]) -> Block:
 
 # %% ../../nbs/engine/10_factors.ipynb #8db259aa
 def with_weights(factors: Factors) -> Factors:
-    "Return the same gradients with weights, of 1 if there were none."
+    "Return the gradients with weights, of 1 if there were none."
     if factors.weight is not None:
         return factors
     like = next(iter(factors.blocks.values()))[0].tensors()[0]
@@ -561,7 +561,7 @@ def with_weights(factors: Factors) -> Factors:
 
 
 def light(factors: Factors) -> Factors:
-    "Return the same gradients without weights, if those are all 1."
+    "Return the gradients without weights, if those are all 1."
     plain = factors.weight is None or (factors.weight == 1).all()
     return replace(factors, weight=None) if plain else factors
 

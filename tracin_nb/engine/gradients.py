@@ -763,8 +763,7 @@ def _representations(model: ERModel) -> list[Representation]:
 def _attributed(
     representations: Iterable[Representation], captures: list[Capture]
 ) -> Iterator[None]:
-    """The `captures` made inside a call of one of `representations` are told which ids it was
-    asked for."""
+    """Give `captures` made inside a call of one of `representations` the ids of the call."""
     starts = []
 
     def before(m: Representation, args: tuple, kwargs: dict) -> None:

@@ -45,6 +45,7 @@ class Queries:
         return Queries(self.kind, self.ids[rows], tuple(x[rows] for x in self.extra))
 
     def to(self, device: str | torch.device) -> 'Queries':
+        "Return the queries on `device`."
         with stage('transfer', adds=True) as gave:
             gave(
                 made := Queries(
@@ -126,9 +127,11 @@ class BCE(Objective):
         return f'bce, smoothing {self.smoothing:g}'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         return Queries('hrt', directions(triples, self.inverse)[:, :1])
 
     def loss(self, scores: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return -(
             (1 - self.smoothing) * F.logsigmoid(scores) + self.smoothing * F.logsigmoid(-scores)
         ).sum()
@@ -144,9 +147,11 @@ class Score(Objective):
         return 'score'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         return Queries('hrt', directions(triples, self.inverse)[:, :1])
 
     def loss(self, scores: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return -scores.sum()
 
 # %% ../../nbs/engine/00_objectives.ipynb #1fa293d5
@@ -164,12 +169,14 @@ class Contrast(Objective):
         return f'contrast with {entity}'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         ids = directions(triples, self.inverse)[:, :1]
         other = ids.clone()
         other[..., 2] = self.against
         return Queries('hrt', torch.cat([ids, other], dim=1))
 
     def loss(self, scores: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return scores[1] - scores[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #49ca0324
@@ -184,6 +191,7 @@ class Softmax(Objective):
         return f'softmax over all {self.side}s'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         both = directions(triples, self.inverse)
         if self.side == 'tail' or self.inverse:
             ids = both[:, :1] if self.side == 'tail' else both[:, 1:]
@@ -191,6 +199,7 @@ class Softmax(Objective):
         return Queries('heads', both[..., 1:], (triples[:, 0],))
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return scores.logsumexp(-1) - scores.gather(-1, target[None])[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #21a98e20
@@ -303,6 +312,7 @@ class SLCWA(Objective):
         )
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         positives = directions(triples, self.inverse)
         negatives, mask = self.negatives.draw(positives.flatten(0, 1))
         B, g = positives.shape[:2]
@@ -399,6 +409,7 @@ class LCWA(Objective):
         )
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         ids = pairs_first(directions(triples, self.inverse), self.target)
         flat = ids.flatten(0, 1)
         extra = (x.view(*ids.shape[:2], -1) for x in (self.labels(flat), *self._weights(flat)))

@@ -82,7 +82,7 @@ class Only(Weighting):
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Only':
-        "Return the same with a budget for `metric`."
+        "Return the weighting with a budget for `metric`."
         return replace(self, metric=self.metric.within(memory, checkpoints))
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
@@ -112,7 +112,7 @@ class Projected(Weighting):
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Projected':
-        "Return the same with a budget for `metric`."
+        "Return the weighting with a budget for `metric`."
         return replace(self, metric=self.metric.within(memory, checkpoints))
 
     def __post_init__(self) -> None:

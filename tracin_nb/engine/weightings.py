@@ -59,7 +59,7 @@ class Metric:
     nbytes: int = 0  # that it holds
 
     def to(self, device: str | torch.device) -> 'Metric':
-        "Return the same on another device, for a worker."
+        "Return the metric on another device, for a worker."
         return replace(
             self, test=_moved(self.test, device), train=_moved(self.train, device), exact=None
         )
@@ -86,8 +86,8 @@ class Weighting:
         memory: int,  # bytes that metrics may take, and work on them
         checkpoints: int,  # how many metrics are held at a time
     ) -> 'Weighting':
-        """Return the same, kept within a budget: what would take more raises `ValueError` when
-        it is prepared."""
+        """Return the weighting within a memory budget. Preparing a metric that needs more raises
+        `ValueError`."""
         return self
 
 # %% ../../nbs/engine/40_weightings.ipynb #3de9ddb1
@@ -481,7 +481,7 @@ class Adam(Weighting):
     budget: tuple[int, int] | None = None  # bytes for metrics, and how many there are; see `within`
 
     def within(self, memory: int, checkpoints: int) -> 'Adam':
-        "Return the same with a budget for the steps, and for the test triples' gradients."
+        "Return the weighting with a budget for the steps, and for the test triples' gradients."
         return replace(self, memory=min(self.memory, memory), budget=(memory, checkpoints))
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
@@ -575,6 +575,7 @@ class RowBlocks:
 
     @property
     def nbytes(self) -> int:
+        "Bytes of the second moments."
         return self.moments.nbytes
 
     @property
@@ -744,6 +745,7 @@ class Kronecker:
 
     @property
     def nbytes(self) -> int:
+        "Bytes of the second moments."
         return sum(s.nbytes for s in self.sides)
 
     @property
@@ -857,7 +859,8 @@ class Natural(Weighting):
             raise ValueError(f'damping is {self.damping!r}, expected a number above 0')
 
     def within(self, memory: int, checkpoints: int) -> 'Natural':
-        "Return the same with a budget for the second moments, and for the test triples' gradients."
+        """Return the weighting with a budget for the second moments, and for the test triples'
+        gradients."""
         return replace(self, memory=min(self.memory, memory), budget=(memory, checkpoints))
 
     def form(self, name: str, param: Tensor, table: bool) -> RowBlocks | Kronecker:
@@ -1040,7 +1043,7 @@ class Cosine(Weighting):
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Cosine':
-        "Return the same with a budget for `metric`."
+        "Return the weighting with a budget for `metric`."
         return replace(self, metric=self.metric.within(memory, checkpoints))
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:

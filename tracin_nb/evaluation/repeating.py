@@ -158,14 +158,17 @@ class Recorder(TrainingCallback):
         self.tape, self.arrived, self.told = tape, arrived, told
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Keep the state before the step if it is its turn."
         self.tape.keep(lambda: moment_of(self.training_loop))
         self.before, self.drawn = _random(self.model.device), False
 
     def on_batch(self, epoch: int, batch: Any, batch_loss: float, **kwargs: Any) -> None:
+        "Note whether the step draws random numbers."
         after = _random(self.model.device)
         self.drawn |= not all(map(torch.equal, self.before, after))
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Record the step."
         (group,) = self.optimizer.param_groups
         settings = {n: x for n, x in group.items() if n != 'params'}
         rng = self.before if self.drawn else None
@@ -173,6 +176,7 @@ class Recorder(TrainingCallback):
         self.told(1)
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        "Compare the state after the epoch with a checkpoint."
         self.arrived(epoch, self.model.state_dict())
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #f08317ab

@@ -215,7 +215,7 @@ class Halfway:
         self.saved = time.monotonic()
 
     def at(self, last: int, adjoint: Adjoint) -> None:
-        "The way back is before step `last`: save that if it is time."
+        "Save the way back before step `last` if it is time."
         self.last, self.adjoint = last, adjoint
         if time.monotonic() - self.saved > _EVERY:
             self.save()

@@ -189,7 +189,7 @@ def _gather(self: StackedAdam, grads: dict[str, Any], c1: Tensor, c2: Tensor) ->
 # %% ../../nbs/evaluation/00_retraining.ipynb #04a55b2c
 @patch
 def _note(self: StackedAdam, weight: Tensor, e: Tensor) -> None:
-    "A step that lazy rows have missed, with its numbers `[G]`."
+    "Record a step that lazy rows have missed, with its numbers `[G]`."
     for sums in self.sums:
         sums += weight
         weight = weight * e
@@ -552,7 +552,7 @@ class _Group:
         self.steps = torch.zeros(len(self.kept), dtype=torch.long)
 
     def step(self, rows: Tensor) -> None:
-        "A step on the training triples at `rows` `[B]`."
+        "Take a step on the training triples at `rows` `[B]`."
         kept = self.columns[rows.to(self.columns.device)].T
         self.optimizer.bring(self.program.touched(rows))
         grads, self.buffers = self.program.gradients(self.params, self.buffers, rows, kept)

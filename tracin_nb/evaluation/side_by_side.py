@@ -114,10 +114,12 @@ class SideBySide(TrainingCallback):
         self.loop.optimizer.param_groups[0]['params'] = list(self.params.values())
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Set up the models before the first batch."
         if self.step is None:
             self._begin()
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Take the step of each model."
         start, random = time.perf_counter(), torch.get_rng_state()
         self._losses(batch).backward()
         if not torch.equal(torch.get_rng_state(), random):
@@ -265,6 +267,7 @@ class _Clock(TrainingCallback):
         self.steps, self.times = steps, [time.perf_counter()]
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Set up the models before the first batch."
         self.times.append(time.perf_counter())
         if len(self.times) > self.steps + 1:
             raise _Enough

@@ -80,7 +80,7 @@ class DrugMechDB(PathDataset):
 
 
 def _named(factory: TriplesFactory) -> TriplesFactory:
-    "Return the same triples with the names of the entities."
+    "Return the triples with the names of the entities."
     from tracin_nb.graph.names import as_names, name_triples  # needs `pykeen.datasets` complete
 
     return name_triples(factory, as_names(names(), factory))

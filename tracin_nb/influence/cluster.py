@@ -89,7 +89,7 @@ class Cluster:
             raise
 
     def _gather(self, job: bytes) -> None:
-        "An actor for each GPU, or for each core."
+        "Start an actor for each GPU, or for each core."
         resources = self.ray.cluster_resources()
         gpus = int(resources.get('GPU', 0))
         device, needs = (
@@ -104,6 +104,7 @@ class Cluster:
         self.asked = {member.ready.remote(): (i, 'ready') for i, member in enumerate(self.members)}
 
     def give(self, worker: int, shard: int) -> None:
+        "Send a shard to a worker."
         self.asked[self.members[worker].do.remote(shard)] = worker, 'done'
         self._ask_progress(worker)
 
@@ -115,6 +116,7 @@ class Cluster:
             self.asked[self.members[worker].told.remote()] = worker, 'alive'
 
     def wait(self, seconds: float) -> Iterator[News]:
+        "Yield messages from the workers, after `seconds` at most."
         if not self.asked:
             return time.sleep(seconds)
         answered, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
@@ -141,10 +143,12 @@ class Cluster:
             self._ask_progress(worker)
 
     def drop(self, worker: int) -> None:
+        "Stop a worker at once."
         self.asked = {ref: what for ref, what in self.asked.items() if what[0] != worker}
         self.ray.kill(self.members[worker])
 
     def close(self) -> None:
+        "Stop all workers."
         if not self.ray.is_initialized():
             return
         for member in self.members:

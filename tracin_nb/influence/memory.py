@@ -82,7 +82,7 @@ class _Live(TorchDispatchMode):
         self.usage.peak = max(self.usage.peak, self.usage.left)
 
     def gone(self, key: int, n: int) -> None:
-        "A storage of `n` bytes died."
+        "Count `n` bytes of a freed storage."
         del self.alive[key]
         self.usage.left -= n
 

@@ -460,8 +460,8 @@ def check_finite(scores: Tensor, rows: Tensor) -> None:
 
 @contextmanager
 def naming(test: Tensor | None, train: Tensor, training: TriplesFactory) -> Iterator[None]:
-    """A `NotFinite` inside becomes a `ValueError` that names the triples; without `test` they
-    are on themselves."""
+    """Turn a `NotFinite` into a `ValueError` that names the triples; without `test` they are
+    self-influences."""
     try:
         yield
     except NotFinite as e:

@@ -64,7 +64,7 @@ class Pass:
         return [*range(0, len(self), self.size * max(1, -(-tiles // shards))), len(self)]
 
     def cut(self, size: int) -> 'Pass':
-        "Return the same pass in tiles of at most `size` training triples."
+        "Return the pass in tiles of at most `size` training triples."
         return replace(self, size=min(self.size, size), part=min(self.part, size))
 
     def facts(self) -> dict[str, Any]:

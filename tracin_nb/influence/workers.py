@@ -76,7 +76,7 @@ def _end_with_parent(folder: str) -> None:
 
 # %% ../../nbs/influence/40_workers.ipynb #0ddac5e7
 def _serve(conn: connection.Connection, folder: str, device: str, threads: int) -> None:
-    "The life of a worker: load the job, do the shards that come through `conn`, and tell of them."
+    "Run a worker: load the job, process the shards that come through `conn`, and report them."
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     tell = lambda kind, value=None: conn.send_bytes(pickle.dumps((kind, value)))
     try:
@@ -165,12 +165,14 @@ class Processes:
         return member
 
     def give(self, worker: int, shard: int) -> None:
+        "Send a shard to a worker."
         try:
             self._member(worker)[1].send(shard)
         except OSError:
             pass  # it is dead, as `wait` will hear
 
     def wait(self, seconds: float) -> Iterator[News]:
+        "Yield messages from the workers, after `seconds` at most."
         workers = [(i, m[1]) for i, m in enumerate(self.members) if m]
         ready = connection.wait([conn for _, conn in workers], seconds)
         for i, conn in workers:
@@ -190,6 +192,7 @@ class Processes:
         return news
 
     def drop(self, worker: int) -> None:
+        "Stop a worker at once."
         process, conn = self._member(worker)
         self.members[worker] = None
         process.kill()
@@ -197,6 +200,7 @@ class Processes:
         conn.close()
 
     def close(self) -> None:
+        "Stop all workers."
         with _interrupts_held():
             for worker, member in enumerate(self.members):
                 if member:
@@ -243,7 +247,8 @@ class _Schedule:
         )
 
     def fail(self, worker: int, reason: str) -> None:
-        "A worker is lost; its shard is next. Raises `WorkerError` if that shard failed too often."
+        """Reschedule the shard of a lost worker. Raises `WorkerError` if that shard failed too
+        often."""
         self.reasons.append(f'{self.team.names[worker]}: {reason.strip()}')
         self.alive(-self.counted.pop(worker, 0))
         self.idle.discard(worker)

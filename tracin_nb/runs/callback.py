@@ -491,10 +491,12 @@ class KeepRun(TrainingCallback):
             _check_free(self.out)
 
     def register_training_loop(self, training_loop: TrainingLoop) -> None:
+        "Attach the callback to a training loop; each training begins a run."
         super().register_training_loop(training_loop)
         self.keeper = None  # each training begins a run, also with a callback used before
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Begin the run before the first batch."
         if self.keeper is None:
             self.begin()
 
@@ -519,6 +521,7 @@ class KeepRun(TrainingCallback):
         steps['callback'].register_callback(_Last(self))
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Count the step."
         if self.keeper is not None:
             self.keeper.post_batch(epoch, batch)
 
@@ -552,6 +555,7 @@ class KeepRun(TrainingCallback):
         self.at_work().keep_once(epoch, self.rate)
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        "Keep the epoch if it is due."
         keeper = self.at_work()
         self.rate = keeper.rate()  # the scheduler steps before `settle`
         if epoch in keeper.facts['settings']['keep']:

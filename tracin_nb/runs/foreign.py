@@ -451,7 +451,7 @@ def _smoothing(opened: Opened, given: float | None) -> float | None:
 
 # %% ../../nbs/runs/90_foreign.ipynb #d70d8c39
 def _with_inverse(training: TriplesFactory) -> TriplesFactory:
-    "Return the same triples with inverse relations."
+    "Return the triples with inverse relations."
     return TriplesFactory(
         training.mapped_triples,
         training.entity_to_id,
@@ -549,7 +549,7 @@ def _said_parts(opened: Opened, dialect: Dialect | None) -> Iterator[dict[str, A
 
 
 def _said_training(opened: Opened, dialect: Dialect | None = None) -> dict[str, Any]:
-    """Return loop, loss, smoothing and negatives as the file says them, by the names of
+    """Return loop, loss, smoothing and negatives as stated in the file, by the names of
     `open_files`."""
     found: dict[str, Any] = {}
     for part in _said_parts(opened, dialect):

@@ -129,9 +129,11 @@ class KeepCheckpoints(TrainingCallback):
         self.step = facts['checkpoints'][-1]['step'] if facts['checkpoints'] else 0
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Count the step."
         self.step += 1
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        "Evaluate, and keep the epoch if it is due."
         self.evaluate(epoch)
         if self.facts['stopped']:
             self.training_loop._should_stop = True

@@ -420,7 +420,7 @@ class Run:
         return names_of(self.training)
 
     def with_names(self, names: NamesGiven | None) -> 'Run':
-        "Return the same run with other names: a file, a frame, a mapping, `Names`, or none at all."
+        "Return a copy of the run with other names: a file, a frame, a mapping, `Names`, or None."
         found = None if names is None else as_names(names, self.training)
         parts = ('training', 'validation', 'testing')
         there = {n: f for n in parts if (f := getattr(self, n)) is not None}

@@ -418,7 +418,7 @@ def check_weighted(loss: Loss, loop: str, negative_sampler_kwargs: Mapping[str, 
 
 
 def check_weighted_settings(settings: Mapping[str, Any]) -> None:
-    "The same for the settings of a training, if they have a loss weighter."
+    "Apply `check_weighted` to the settings of a training, if they have a loss weighter."
     if settings['loss_weighter']:
         loss = build_loss(settings['loss'], settings['loss_kwargs'])
         check_weighted(loss, settings['loop'], settings['negative_sampler_kwargs'])

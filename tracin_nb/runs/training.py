@@ -238,7 +238,7 @@ _TURN = threading.Lock()
 
 
 def named_data(data: Dataset, names: NamesGiven | None) -> Dataset:
-    "Return the same data set, whose triples carry `names`, or those that they had."
+    "Return a copy of the data set whose triples carry `names`; by default those that they had."
     if names is None:
         return data
     found = as_names(names, data.training)
