@@ -221,7 +221,7 @@ def test_three_commands_where_tables_fit_several_models(train, tmp_path) -> None
     first = tracin(*command)
     assert first.exit_code == 2 and '--model' in first.stderr.splitlines()[-1]
     fine(*command, '--model', 'TransE', '--learning-rate', 0.1)
-    assert Run.open(tmp_path / 'run').assumed['scoring_fct_norm'].startswith('1; nothing tells it')
+    assert Run.open(tmp_path / 'run').assumed['scoring_fct_norm'].startswith('1; not specified')
     kwargs = ('--model-kwargs', '{"scoring_fct_norm": 2, "power_norm": false}')
     again = (*command[:-1], tmp_path / 'two')
     fine(*again, '--model', 'TransE', '--learning-rate', 0.1, *kwargs)

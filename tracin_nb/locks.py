@@ -44,8 +44,8 @@ def try_lock(file: IO) -> bool:
 
 # %% ../nbs/10_locks.ipynb #129677cf
 def locked(path: Path) -> IO | None:
-    """Return the file `path`, open and locked; None if somebody else has it. Raises `OSError` if it
-    cannot be made."""
+    """Return the file `path`, open and locked; None if another process has it. Raises `OSError`
+    if it cannot be made."""
     file = path.open('a')
     with suppress(FileNotFoundError):
         if try_lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -58,8 +58,8 @@ _held = threading.local()  # the locks of a thread, which may ask for them again
 
 
 def _claimed(path: Path, seconds: float) -> IO | None:
-    """Return the lock file `path`; None where none can be made. Raises `ValueError` if somebody
-    else keeps it."""
+    """Return the lock file `path`; None if it cannot be created. Raises `ValueError` if another
+    process keeps it."""
     end = time.monotonic() + seconds
     while True:
         try:

@@ -128,7 +128,7 @@ def broken(
 # %% ../../nbs/answer/06_sketch.ipynb #f088e584
 WIDTH, LINE, LETTER = 600, 17, 7.9  # of the picture, of a line of text, of a letter: units
 END, BOX, GAP = 118, 152, 12  # widths of head and tail and of a node between; between rows
-NAMED = 3  # triples of a link that are drawn; more are told as a number
+NAMED = 3  # triples drawn for a link; of more, only the number is shown
 
 
 def text_at(x: float, y: float, lines: Sequence[str], kind: str = '') -> str:

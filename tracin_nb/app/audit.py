@@ -276,7 +276,7 @@ def unmark(self: TrainingAudit) -> None:
 
 @patch
 def _listed(self: TrainingAudit) -> None:
-    "Show the marks, and what can be taken away."
+    "Show the marks and the download links."
     cells = [
         [visible(self.named(label), 60) for label in row]
         for row in self.marked[TRIPLE].to_numpy().tolist()

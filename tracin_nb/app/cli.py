@@ -459,7 +459,7 @@ def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> N
 # %% ../../nbs/app/70_cli.ipynb #5831c471
 @contextmanager
 def resumable(out: Path | None) -> Iterator[None]:
-    "When the block fails after work was kept in `out`, say how to go on."
+    "Say how to resume if the block fails after work was stored in `out`."
     try:
         yield
     except BaseException:
@@ -562,7 +562,7 @@ class Asked:
 
     @property
     def begun(self) -> bool:
-        "Can the answer be gone on with, where it was begun?"
+        "Return whether the answer can be resumed from its folder."
         why = self.why
         apart = why.mode == 'self' or self.new.candidates is not None
         return not (apart or why.mechanism_paths or why.ranked.strength)
@@ -1174,7 +1174,7 @@ def report_command(asked: ReportAsked) -> None:
 # %% ../../nbs/app/70_cli.ipynb #2f937d83
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    "A folder in which a question was begun."
+    "A folder with a question that was started."
 
     out: Path = option(REQUIRED, 'The folder.', 'What', kind='path', metavar='DIR', argument=True)
 
@@ -1543,8 +1543,8 @@ class VerifyAsked:
     out: Path | None = again(
         Output,
         'out',
-        help='Save the verdict to a file ending in .json or .csv. Interrupted, the same command '
-        'goes on.',
+        help='Save the verdict to a file ending in .json or .csv. If interrupted, the same '
+        'command resumes.',
     )
     overwrite: bool = again(Output, 'overwrite', help='Replace an existing file in --out.')
     form: str | None = again(Output, 'form', help='How to print the outcome.')

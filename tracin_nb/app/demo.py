@@ -98,7 +98,7 @@ def held_out_ranks(run: Run) -> str:
 def demo_run(
     out: Path,
     times: dict[str, float],
-    say: Callable[[str], Any],  # is told what is done
+    say: Callable[[str], Any],  # called with each step of the work
     progress: bool,
 ) -> Run:
     "Return the demo's run in `out`, trained unless it is there."

@@ -147,7 +147,7 @@ class Foreign:
     )
 
     def told(self, header: bool | None, seed: int) -> dict[str, Any]:
-        "Return what was told, by the arguments of `open_files`."
+        "Return the given options, by the arguments of `open_files`."
         rates = list(self.learning_rate) or None
         given = {f.name: getattr(self, f.name) for f, _ in options_of(Foreign)}
         del given['learning_rate']
@@ -902,7 +902,7 @@ def check_writable(out: Path, folder: bool) -> None:
 # %% ../../nbs/app/50_options.ipynb #99cfa78a
 def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
     """Refuse an `--out` that could not be saved to, or that would lose an older result; one that
-    was `begun` may go on."""
+    was `begun` may be resumed."""
     if out is None:
         if overwrite:
             refuse('--overwrite', '--overwrite needs --out')
@@ -1263,7 +1263,7 @@ def _taken(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _kind(annotation: Any) -> str:
-    "Return how an annotation is told, without the packages that its names are from."
+    "Return the text of an annotation, without the packages of its names."
     return re.sub(
         r'\b(\w+\.)+', '', annotation.__name__ if isinstance(annotation, type) else str(annotation)
     )

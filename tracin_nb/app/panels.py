@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_line(label: str, done: int, total: int, seconds: float) -> str:
-    "Return a line about work of which `done` of `total` parts took so many seconds."
+    "Return a progress line for work of which `done` of `total` parts took the given seconds."
     left = (
         f', about {duration(seconds * (total - done) / done)} left'
         if 0 < done < total and seconds > 0.5
@@ -139,7 +139,7 @@ class Task:
 
     @property
     def running(self) -> bool:
-        "Whether work goes on."
+        "Whether work is running."
         return self._thread is not None and self._thread.is_alive()
 
     def progress(self, label: str, done: int, total: int) -> None:
@@ -178,7 +178,7 @@ class Task:
         self.news.value = message('stopping')
 
     def wait(self, seconds: float = 60.0) -> None:
-        "Wait for the end. Raises what the work raised, and `TimeoutError` if it goes on."
+        "Wait for the end. Raises what the work raised, and `TimeoutError` if it is still running."
         if self._thread:
             self._thread.join(seconds)
         if self.running:
@@ -333,8 +333,8 @@ class Search:
 
     @property
     def label(self) -> str:
-        """The label in the field. Raises `ValueError` if there is none such, and says which are
-        near."""
+        """The label in the field. Raises `ValueError`, which names the nearest, if there is no
+        such label."""
         typed = self.typed
         if not typed:
             raise ValueError(

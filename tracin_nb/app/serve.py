@@ -111,7 +111,7 @@ def door(address: str) -> str:
 
 # %% ../../nbs/app/60_serve.ipynb #3dc27c03
 PREFIX, LOG, READY, DOOR = 'tracin_serve_', 'voila.log', 'listens', 'open.html'
-GRACE = 10.0  # seconds that Voila has to end its kernels
+GRACE = 10.0  # seconds for Voila to end its kernels
 
 
 def attended_voila() -> None:

@@ -253,7 +253,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 # %% ../../nbs/app/40_terminal.ipynb #acb100b2
 class Flag(click.Option):
-    "An option that knows what is told of it."
+    "An option with its metadata."
 
     def __init__(self, names: Sequence[str], told: Option, **how: Any):
         super().__init__(names, help=told.sentence, **how)

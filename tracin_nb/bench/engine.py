@@ -221,7 +221,7 @@ def looped(tracin: TracIn) -> TracIn:
 
 # %% ../../nbs/bench/00_engine.ipynb #a2483591
 def _cell(value: Any) -> str:
-    "Return a value as it stands in a table."
+    "Return a value as the text of a table cell."
     if isinstance(value, (list, tuple)):
         return ' '.join(map(_cell, value))
     if isinstance(value, str) or value is None:

@@ -220,7 +220,8 @@ class PeakMemory:
         self.loaded = self.peak()
 
     def reset(self) -> None:
-        "Give freed memory back and start anew, where the system allows it; `resets` says whether."
+        """Return freed memory and reset the count, if the system allows it; `resets` says
+        whether it does."""
         trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
         if trim:
             trim(0)

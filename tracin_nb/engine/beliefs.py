@@ -49,7 +49,7 @@ def _keys(triples: Tensor, columns: Sequence[int], sizes: Sequence[int]) -> Tens
 def agreeing(
     asked: Tensor,  # `[M, 3]`
     triples: Tensor,  # `[N, 3]`
-    columns: Sequence[int],  # that have to agree, an entity first
+    columns: Sequence[int],  # columns to compare, an entity first
     sizes: Sequence[int],  # numbers of heads, relations and tails
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the which of K different questions each of `asked` is, `[M]`, and the triples that

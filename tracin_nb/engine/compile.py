@@ -215,7 +215,7 @@ def _limit(low: torch.dtype | None) -> float:
 
 # %% ../../nbs/engine/60_compile.ipynb #5172e06c
 def seconds(f: Callable[[], Any], device: torch.device) -> float:
-    "Return seconds that one call of `f` takes, with everything that `device` still has to do."
+    "Return seconds that one call of `f` takes, including pending work of `device`."
     wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     wait()
     start = time.perf_counter()

@@ -51,7 +51,7 @@ def layers(model: Model) -> dict[str, list[str]]:
 # %% ../../nbs/engine/70_shortcuts.ipynb #34af8125
 def chosen_layers(
     model: Model,
-    which: int | tuple[str, ...],  # the last so many, or names
+    which: int | tuple[str, ...],  # the number of last layers, or names
 ) -> list[str]:
     "Return the names of layers of a model. Raises `ValueError` for a name that fits none."
     known = list(layers(model))
@@ -78,7 +78,7 @@ def _only(names: frozenset[str], then: Callable[[Factors], Factors], factors: Fa
 class Only(Weighting):
     "Gradients by some layers only, weighed by `metric`. Approximate."
 
-    layers: int | tuple[str, ...] = 2  # the last so many, or names; see `chosen_layers`
+    layers: int | tuple[str, ...] = 2  # the number of last layers, or names; see `chosen_layers`
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Only':

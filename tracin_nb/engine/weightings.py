@@ -159,8 +159,7 @@ _NUMBERS = 2**24  # entries of a temporary tensor
 def _slices(
     blocks: tuple[Block, ...], each: int, numbers: int = _NUMBERS
 ) -> Iterator[tuple[Block, ...]]:
-    """Yield `blocks` in parts of so many triples that `each` numbers per triple stay within
-    `numbers`."""
+    """Yield `blocks` in parts small enough that `each` numbers per triple stay within `numbers`."""
     size = max(1, numbers // max(1, each))
     for i in range(0, len(blocks[0]), size):
         yield tuple(b.map(lambda t: t[i : i + size]) for b in blocks)
@@ -293,7 +292,7 @@ class Rounding:
         return 0 < max(second, self.sizes.get(name, 0.0)) <= _SURE**2 * self.errors.get(name, 0.0)
 
     def floor(self, name: str, second: float) -> float:
-        """Return what the second moment of a row or direction has to exceed, where cancellation has
+        """Return the threshold for the second moment of a row or direction, if cancellation has
         left few digits; else 0."""
         error, size = self.errors.get(name, 0.0), max(second, self.sizes.get(name, 0.0))
         return _SURE**2 * error if error > (_FEW_DIGITS * self.unit) ** 2 * size else 0.0

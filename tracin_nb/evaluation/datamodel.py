@@ -115,7 +115,7 @@ SAMPLED = dict(
 def training_loss(
     design: Design, model: ERModel, training: TriplesFactory, seed: int
 ) -> tuple[Objective, dict]:
-    "Return the objective to train by, and what a `Run` has to know of it."
+    "Return the objective to train by, and the fields of a `Run` for it."
     if design.loss == 'softmax':
         return Softmax(), dict(loop='lcwa', loss='crossentropy', seed=seed)
     about = SAMPLED | dict(seed=seed)

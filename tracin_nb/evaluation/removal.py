@@ -225,7 +225,7 @@ def some(
     counts: Tensor,  # `[M]`
     seed: int,
 ) -> Tensor:
-    "Return booleans `[M, N]`: so many of those allowed, drawn at random."
+    "Return booleans `[M, N]`: the given number of allowed triples, drawn at random."
     drawn = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(
         ~allowed, -1
     )
@@ -258,7 +258,7 @@ class Trial:
 
     setting: Protocol
     seed: int
-    limit: int | None = None  # how many predictions; None: all
+    limit: int | None = None  # number of predictions; None: all
     device: str | torch.device | None = None  # where to train
 
     def __post_init__(self) -> None:
@@ -382,7 +382,8 @@ def pd_and_tc(before: Outcomes, after: Outcomes) -> dict[str, float]:
 # %% ../../nbs/evaluation/10_removal.ipynb #fb1c95b9
 @contextmanager
 def map_over(processes: int) -> Iterator[Callable[..., Iterator]]:
-    "Yield `map` by so many processes with one thread each; 1 is this process itself."
+    """Yield a `map` over the given number of processes, with one thread each; 1 is this process
+    itself."""
     if processes == 1:
         return (yield map)
     how = dict(
@@ -418,7 +419,7 @@ def removal(
     methods: Mapping[str, Mapping[str, Any]] = METHODS,  # name of a row -> settings of `TracIn`
     ks: Sequence[int | None] = (1, 10, None),  # how many to delete; None: all that are not below 0
     *,
-    limit: int | None = None,  # explain so many predictions only
+    limit: int | None = None,  # explain only this many predictions
     setting: Protocol = Protocol(),
     device: str | torch.device | None = None,  # where to train
     processes: int = 1,  # that share out the seeds

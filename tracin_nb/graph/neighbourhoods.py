@@ -494,8 +494,8 @@ def neighbourhood(
     triple: Any,  # the prediction (h, r, t), by labels or ids
     *,
     hops: int | None = None,  # both ends of a triple at most so far from h and from t
-    path_length: int | None = None,  # on a simple path from h to t of at most so many edges
-    min_degree: int | None = None,  # at least so many triples at both ends
+    path_length: int | None = None,  # maximum number of edges of a simple path from h to t
+    min_degree: int | None = None,  # minimum number of triples at both ends
     keep_test_edges: bool = True,  # spare triples at h or t from `min_degree`
     strict_hops: bool = False,  # no exception from `hops` for h and t themselves
     strict_paths: bool = False,  # paths only through triples that fulfil the other conditions
@@ -612,7 +612,8 @@ def longer(
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #a510874c
 @dataclass(frozen=True)
 class Through:
-    "What a path has to pass: one of some entities between head and tail, or one of some relations."
+    """A condition on paths: they pass one of some entities between head and tail, or one of some
+    relations."""
 
     entities: frozenset[int]
     relations: frozenset[int]

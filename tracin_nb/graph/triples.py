@@ -148,7 +148,7 @@ def read_bytes(path: Path) -> bytes:
 # %% ../../nbs/graph/00_triples.ipynb #9a00dd67
 @dataclass(frozen=True)
 class _Column:
-    "A column of a file: its different texts, and which of them stands in each line."
+    "A column of a file: its distinct texts, and the one in each line."
 
     texts: pa.Array  # strings `[U]`
     codes: np.ndarray  # `[N]`
@@ -408,7 +408,7 @@ def _shares_relation(columns: Sequence[_Column]) -> bool:
 
 
 def _counted(texts: Sequence[str], columns: Sequence[_Column]) -> np.ndarray:
-    "Return how often each of the `texts` stands in the columns."
+    "Return how often each of the `texts` occurs in the columns."
     found = np.zeros(len(texts), dtype=np.int64)
     for column in columns:
         at = _places(pa.array(texts, pa.string()), column.texts)

@@ -88,7 +88,7 @@ MANIFEST, SUMMARY = 'batch_manifest.json', 'batch_tracin_summary.json'
 
 
 def read_batch_manifest(folder: Path) -> dict[str, Any]:
-    """Return what the manifest of a batch says; nothing if there is none. Raises `ValueError` if
+    """Return the manifest of a batch; empty if there is none. Raises `ValueError` if
     it is damaged."""
     path = folder / MANIFEST
     if not path.exists():
@@ -243,8 +243,8 @@ class Batch:
         return self.folder / f'.parts-{digest(list(asked))[:16]}'
 
     def explained(self, items: Sequence[Item], around: Near | None, work: Path) -> Result:
-        """Return the result of a pass for all items, which goes on from what is in the folder
-        `work`, and stays there."""
+        """Return the result of a pass for all items, which resumes from the folder `work` and is
+        stored there."""
         test, k = torch.tensor([item.ids for item in items]), min(self.k, self.training.num_triples)
         result = self.tracin.explain(test, k, near=around, sample=self.sample, out=work)
         return result.by_strength(self.k) if self.strength else result

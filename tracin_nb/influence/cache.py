@@ -434,7 +434,7 @@ class FactorFile:
         self,
         path: Path,  # of a safetensors file
         facts: Mapping[str, str],
-    ):  # metadata that it has to have
+    ):  # metadata that it must have
         self.path = path
         try:
             self.file = safe_open(path, 'pt')
@@ -553,7 +553,7 @@ class FactorCache:
         """Return the factors of `triples`. What is not kept is computed in one call.
 
         Raises `ValueError` for no triples at all, and for gradients that cannot be stacked. A file
-        that is damaged or belongs to something else is reported by a warning and written anew."""
+        that is damaged or belongs to something else is reported by a warning and replaced."""
         asked = list(map(tuple, triples.tolist()))
         if not asked:
             raise ValueError('there are no triples')
@@ -751,7 +751,7 @@ class TrainingStore:
         once, a tile at a time.
 
         Raises `ValueError` if it takes more than `budget` or `dtype` cannot hold it. A file that is
-        damaged or belongs to something else is reported by a warning and written anew."""
+        damaged or belongs to something else is reported by a warning and replaced."""
         if not len(triples):
             raise ValueError('there are no triples')
         if dtype not in _STORED:

@@ -32,7 +32,7 @@ SIGNS = torch.int16  # counts of runs
 
 
 def moment_bytes(tests: int, train: int, dtype: torch.dtype) -> int:
-    "Return the bytes of the moments of so many pairs."
+    "Return the bytes of the moments of the given number of pairs."
     return tests * train * 2 * (dtype.itemsize + SIGNS.itemsize)
 
 
@@ -72,11 +72,11 @@ class Moments:
         return torch.where(mean > 0, up, torch.where(mean < 0, down, 1 - up - down))
 
 # %% ../../nbs/influence/85_means.ipynb #98564eb9
-MOMENTS, PASS, KEPT = 4, 2, 8  # each takes one part in so many of the budget
+MOMENTS, PASS, KEPT = 4, 2, 8  # each takes one of this many parts of the budget
 
 
 def check_moments(tests: int, train: int, dtype: torch.dtype, memory: int) -> None:
-    "Raise `ValueError` if the moments of so many pairs are more than their part of `memory`."
+    "Raise `ValueError` if the moments of the given number of pairs exceed their part of `memory`."
     need, room = moment_bytes(tests, train, dtype), memory // MOMENTS
     if need > room:
         most = room // moment_bytes(1, train, dtype)
@@ -188,7 +188,7 @@ def keep_moments(parts: Parts, moments: Moments, told: Sequence[Any]) -> None:
 
 
 def kept_moments(parts: Parts) -> tuple[Moments, list[Any]] | None:
-    "Return the moments after the last run that was kept, and what was told of the runs, if any."
+    "Return the moments after the last stored run, and the facts of the runs, if any."
     for run in reversed(range(len(parts))):
         if (found := parts.read(run)) is not None:
             told = json.loads(bytes(found.pop('told').tolist()))

@@ -270,7 +270,7 @@ def plan_tiles(
     budget: int,  # bytes above the models
     device: torch.device,
     *,
-    most: int,  # triples per tile that are worth having
+    most: int,  # upper limit of triples per tile
     held: int = 0,  # bytes of the budget that are in use already
 ) -> Plan:
     """Return the largest tile within the budget, and the memory that it takes, both measured.
@@ -357,7 +357,7 @@ def consume(
     tiles: Iterable[tuple[slice, T]],  # as from `Tiles.each`
     take: Callable[[slice, T], Any],  # what is done with a finished tile
     device: torch.device,
-    every: int = 32,  # on other devices than CUDA, one tile in so many is counted
+    every: int = 32,  # on devices other than CUDA, one of this many tiles is counted
 ) -> int:
     "Take in all tiles; the most bytes that were in use above the level at the start of a tile."
     tiles, peak, i, more = iter(tiles), 0, 0, True

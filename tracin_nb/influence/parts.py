@@ -132,7 +132,7 @@ class Parts:
         _keep_shard(self.folder / 'parts', shard, tensors)
 
     def read(self, shard: int) -> dict[str, Tensor] | None:
-        "Return the tensors of a finished shard; None if there are none that are whole."
+        "Return the tensors of a finished shard; None if it is missing or incomplete."
         return _kept_shard(self.folder / 'parts', shard)
 
     def finished(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -205,7 +205,7 @@ def begin(
     asked: Mapping[str, Any],  # fingerprints and options: strings, numbers, lists and dictionaries
     how: Mapping[str, Any],  # the pass, with the `bounds` of its shards
     again: Mapping[str, Any] | None,  # what is needed to ask the same
-    # start anew, whatever is there; an older result stays until the new one
+    # start over; an older result stays until the new one
     overwrite: bool = False,
 ) -> Parts:
     "Store a new question. Raises `ValueError` if the folder holds something else."

@@ -118,8 +118,8 @@ def untaught(test: Tensor, training: TriplesFactory) -> dict[str, str]:
 
 
 def check_answers(triples: int, k: int) -> None:
-    """Raise `ValueError` if `k` proponents and opponents of so many triples do not fit into
-    memory as a table."""
+    """Raise `ValueError` if a table of `k` proponents and opponents for each of the triples does
+    not fit into memory."""
     need, most = 1000 * 2 * k * triples, machine_memory()
     if need > most:
         raise ValueError(
@@ -157,7 +157,7 @@ class Question:
     restricted: bool = False  # were training triples named?
 
     def ask(self) -> dict[str, Any]:
-        "Return what `explain` was told, as plain values."
+        "Return the arguments of `explain`, as plain values."
         near = self.near and near_digest(self.near)
         return dict(
             k=self.k,

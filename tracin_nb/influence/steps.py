@@ -91,7 +91,7 @@ T = TypeVar('T')
 # %% ../../nbs/influence/20_steps.ipynb #1207e9e6
 @dataclass
 class Telling:
-    "Who is told of the work, and how tiles are gone through."
+    "The progress callback, and the loop over tiles."
 
     progress: bool | Progress = True
     inside: Callable[[int], Any] | None = (
@@ -108,7 +108,7 @@ class Telling:
                 yield add
 
     def each(self, label: str, things: Sequence[T]) -> Iterator[T]:
-        "Yield each of `things`; a function as progress is told of it when it is done."
+        "Yield each of `things`; a progress function is called after each."
         add = counter(self.progress if callable(self.progress) else silent, label, len(things))
         for thing in things:
             yield thing
@@ -190,7 +190,7 @@ class Maker:
         return made
 
     def sent(self) -> 'Maker':
-        "Return what a worker needs to make engines: it is told their routes."
+        "Return what a worker needs to make engines, with their routes."
         return Maker(self.settings, self.low)
 
 # %% ../../nbs/influence/20_steps.ipynb #261fad70
@@ -214,7 +214,7 @@ _PER_TEST = 2**12  # more for each test triple: the more there are, the more the
 
 
 def handy(factors: Factors, n: int, tests: int = 0) -> int:
-    "Return triples per tile out of `n` that are worth having, from the factors of some."
+    "Return an efficient number of triples per tile, out of `n`, from the factors of some."
     return max(
         1, min(n, max(64, min(4096, (_TILE + _PER_TEST * tests) * len(factors) // factors.nbytes)))
     )
@@ -334,7 +334,7 @@ class Steps:
         self, n: int, size: int, label: str, step: Callable[[slice], T]
     ) -> Iterator[tuple[slice, T]]:
         """Yield slices of `range(n)`, of `size` triples or fewer, with the results of `step`;
-        progress is told."""
+        progress is reported."""
         tiles = Tiles(size, budget(self.settings))
         with self.telling.bar(n, label) as tell:
             try:

@@ -331,7 +331,7 @@ class TracIn:
         # rank these triples instead of training triples, by the effect of adding each
         candidates: Any = None,
         out: Path | str | None = None,  # save in this folder, each part as soon as it is finished
-        # replace what is in the folder; by default the question goes on there
+        # replace the contents of the folder; by default the question resumes there
         overwrite: bool = False,
     ) -> Result:
         """Return the training triples that pushed the model most towards (proponents) and away from
@@ -660,7 +660,7 @@ class TracIn:
         return self._prepared if self._prepared.serves(side, question.rows, self.planner) else None
 
     def _whole(self, side: TestSide, question: Question, parts: Parts | None) -> Pass:
-        "Return the pass for a question: planned, or as it was begun in a folder."
+        "Return the pass for a question: planned, or as stored in a folder."
         if parts is None:
             return self.planner.plan(side, question.rows, question.k, question.near)
         facts = {
@@ -763,7 +763,7 @@ def of_candidates(
 
 # %% ../../nbs/influence/90_tracin.ipynb #06dff4d7
 def taken_run(tracin: TracIn, question: Question, moments: Moments) -> dict[str, Any]:
-    "Take the influences of one run into the moments; return what is told of it, as plain values."
+    "Add the influences of one run to the moments; return its facts as plain values."
     steps, run, test, rows = tracin.steps, tracin.run, question.test, question.rows
     every, loss = tracin.planner.every, question.test_objective
     with naming(test, every, run.training):
@@ -782,7 +782,7 @@ def taken_run(tracin: TracIn, question: Question, moments: Moments) -> dict[str,
 def told_of_runs(
     several: Sequence[TracIn], questions: Sequence[Question], parts: Parts | None, memory: int
 ) -> tuple[Moments, list[dict[str, Any]]]:
-    "Go through the runs that are not yet in `parts`; return the moments and what is told of each."
+    "Go through the runs that are not yet in `parts`; return the moments and the facts of each."
     asked = questions[0]
     wide = any(x.dtype == torch.float64 for x in asked.run.state(-1).values())
     dtype = torch.float64 if wide else torch.float32
@@ -868,8 +868,8 @@ def resume(
     again = read_question(Path(out))['again']
     if again is None:
         raise ValueError(
-            f'{out} was begun with a model, an objective or neighbourhoods from memory, which it '
-            f'does not hold: make the '
+            f'{out} was started with a model, an objective or neighbourhoods from memory, which '
+            f'it does not store: make the '
             f'same TracIn again and call explain(..., out={str(out)!r})'
         )
     runs, names = as_runs(again['run']), again.get('names')

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # %% ../../nbs/runs/37_assumed.ipynb #c4ed5216
-UNTOLD = 'nothing tells it'
+UNTOLD = 'not specified'
 
 
 def assumed_settings(
@@ -37,7 +37,7 @@ def assumed_settings(
 
 def assumed_loss(loss: object, model: str) -> dict[str, str]:
     "Return the note that the loss is the one that PyKEEN gives to `model`."
-    return dict(loss=f"{type(loss).__name__}; {UNTOLD}, and it is PyKEEN's own for {model}")
+    return dict(loss=f"{type(loss).__name__}; {UNTOLD}, so PyKEEN's default for {model}")
 
 # %% ../../nbs/runs/37_assumed.ipynb #d751776c
 def assumed_line(assumed: Mapping[str, str]) -> str:

@@ -267,7 +267,7 @@ def _precision(model: Model) -> str:
 
 
 def _stopping(stopper: EarlyStopper | None) -> dict[str, Any] | None:
-    "Return what early stopping goes by, as `train` writes it down; None if there is none."
+    "Return the settings of early stopping, in the form that `train` stores; None if there is none."
     if stopper is None:
         return None
     return dict(
@@ -401,7 +401,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _trace(folder: Path) -> tuple[int, int]:
-    "Return what shows that `run.json` of a `folder` was written anew."
+    "Return a value that changes whenever `run.json` of a `folder` is rewritten."
     try:
         found = os.stat(folder / 'run.json')
     except FileNotFoundError:
@@ -526,13 +526,13 @@ class KeepRun(TrainingCallback):
             self.keeper.post_batch(epoch, batch)
 
     def at_work(self) -> _Keeper:
-        "Return what writes the folder. Raises `RunError` if no batch has begun."
+        "Return the writer of the folder. Raises `RunError` if no batch has begun."
         if self.keeper is None:
             raise RunError('KeepRun: no batch has begun')
         return self.keeper
 
     def attempt(self, epoch: int, work: Callable[[], None]) -> None:
-        "Do `work` in the folder after `epoch`; what fails is warned of, and the training goes on."
+        "Do `work` in the folder after `epoch`; an error becomes a warning, and training continues."
         own = False
         try:
             if not (own := _trace(self.out) == self.trace):

@@ -102,16 +102,14 @@ def _pyg_notes(name: str, norm: float, told: bool) -> dict[str, str]:
     "Return what is assumed of a model of PyTorch Geometric, or not the same in PyKEEN."
     notes = {}
     if name != 'complex':
-        notes['margin'] = "1; the file does not hold it, and it is the library's default"
+        notes['margin'] = "1; not in the file, so the library's default"
     if name == 'transe':
         notes['entity_rows'] = (
             'scaled to norm 1 once; the library scales them in each pass, so its gradients leave '
             'out the part along a row'
         )
         if not told:
-            notes['scoring_fct_norm'] = (
-                f"{norm:g}; the file does not hold it, and it is the library's default"
-            )
+            notes['scoring_fct_norm'] = f"{norm:g}; not in the file, so the library's default"
     if name == 'rotate':
         notes['relation_rows'] = _PHASES
     return notes

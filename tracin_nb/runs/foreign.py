@@ -248,7 +248,7 @@ def _folder_rate(folder: Path) -> float | None:
 
 # %% ../../nbs/runs/90_foreign.ipynb #208fdc78
 def _said_rate(opened: Opened) -> float | None:
-    "Return the learning rate that stands in a file beside its weights; None if there is none."
+    "Return the learning rate stored in a file with its weights; None if there is none."
     own = opened.config
     for place in (own, own.get('optimizer_kwargs'), opened.content):
         for name in ('learning_rate', 'lr'):
@@ -540,7 +540,8 @@ _LOOPS = dict(slcwa='slcwa', slcwatrainingloop='slcwa', lcwa='lcwa', lcwatrainin
 
 
 def _said_parts(opened: Opened, dialect: Dialect | None) -> Iterator[dict[str, Any]]:
-    "Yield what the file, or the JSON files beside it, may say of the training, the surest first."
+    """Yield what the file, or the JSON files beside it, may say of the training, the most
+    reliable first."""
     if dialect:
         yield dialect.said
     yield opened.config
@@ -606,7 +607,7 @@ def _assumed_numbering(
             f'{opened.path} is of {dialect.library}, whose users number labels themselves: give '
             f'{missing[0]}='
         )
-    return {n: "alphabetical; no map is given, and it is PyKEEN's numbering" for n in missing}
+    return {n: "alphabetical; no map is given, so PyKEEN's numbering" for n in missing}
 
 
 def _assumed_of(
@@ -626,7 +627,7 @@ def _assumed_of(
     if first.model is None:
         kwargs = settings['model_kwargs']
         for name, value in unsaid(settings['model'], kwargs).items():
-            found[name] = f"{value}; {UNTOLD}, and it is PyKEEN's own"
+            found[name] = f"{value}; {UNTOLD}, so PyKEEN's default"
         if told.get('loss') is None:
             loss = loss_settings(settings['model'], kwargs, None, None)
             found |= assumed_loss(build_loss(**loss), settings['model'])
@@ -656,7 +657,8 @@ def _training_of(
 def _checked(
     files: Iterable[Opened], model: Model, training: TriplesFactory, own_triples: bool
 ) -> Iterator[Opened]:
-    "Yield the files, each of which has to fit the first one's `model` and, if told so, triples."
+    """Yield the files after checking that each fits the first one's `model` and, on request, its
+    triples."""
     for opened in files:
         _check_fits(opened, model, training)
         if own_triples:

@@ -223,7 +223,7 @@ def check_counts(model: Model, training: CoreTriplesFactory) -> None:
 
 # %% ../../nbs/runs/30_given.ipynb #8df96d62
 def labelled(training: CoreTriplesFactory) -> TriplesFactory:
-    "Return `training` itself, or one of the same triples with ids as labels if it has none."
+    "Return `training`, or, if it has no labels, a copy with ids as labels."
     if isinstance(training, TriplesFactory):
         return training
     counts = training.num_entities, training.real_num_relations
@@ -475,7 +475,7 @@ def second_moments(
 def untrained(
     optimizer: torch.optim.Optimizer | None, names: Mapping[torch.Tensor, str]
 ) -> list[str]:
-    """Return the `names` of parameters that an optimiser does not hold, which so were not
-    trained; none if it is not there any more, or holds none of them."""
+    """Return the `names` of parameters that an optimiser does not hold, and which therefore were
+    not trained; none if it is not there any more, or holds none of them."""
     missing = not_held(optimizer.param_groups, names) if optimizer is not None else []
     return missing if len(missing) < sum(p.requires_grad for p in names) else []

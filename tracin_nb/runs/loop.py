@@ -57,7 +57,7 @@ def why_stop(
     asked: Mapping[str, Any], evaluations: Sequence[Sequence[float]]
 ) -> dict[str, Any] | None:
     """Return why training stops after `evaluations`, rows of epoch and value of the metric, as
-    `asked`; None: it goes on."""
+    `asked`; None if it continues."""
     name, metric = ranking_metric(asked['stop_metric'])
     logic = EarlyStoppingLogic(
         asked['patience'], asked['stop_delta'], larger_is_better=metric.increasing
@@ -225,7 +225,7 @@ def _autocast_scores(
 
 @torch.no_grad()
 def _check_autocast(model: Model, score: Callable[..., torch.Tensor], batch: torch.Tensor) -> None:
-    """Raise `RunError` unless bf16 autocast is to be had on the model's device and changes the
+    """Raise `RunError` unless bf16 autocast is available on the model's device and changes the
     scores of `batch`."""
     was_training, kind = model.training, model.device.type
     scores = []

@@ -188,7 +188,7 @@ def widen(model: Model) -> Model:
 
 
 def low_weights(state: Mapping[str, torch.Tensor]) -> str | None:
-    "Return what a result says of weights that are kept in 16 bits; None if there are none."
+    "Return the note of a result on weights stored in 16 bits; None if there are none."
     numbers = [t for t in state.values() if t.is_floating_point() or t.is_complex()]
     low = [t for t in numbers if _is_low(t)]
     if not low:

@@ -92,7 +92,7 @@ def as_runs(
 def seed_numbers(
     seeds: int | Sequence[int],  # how many, from 0; or which
 ) -> list[int]:
-    "Return the seeds. Raises `RunError` for one that is none, or that comes twice."
+    "Return the seeds. Raises `RunError` for an invalid or repeated seed."
     if isinstance(seeds, Sequence) and not isinstance(seeds, str):
         found = [*seeds]
     else:
@@ -131,7 +131,8 @@ def check_sendable(work: Callable, processes: int) -> None:
 
 @contextmanager
 def at_work(processes: int) -> Iterator[Callable[..., Future]]:
-    "Yield what starts a call, in one of so many processes with one thread each."
+    """Yield a function that starts a call in one of the given number of processes, with one
+    thread each."""
     how: dict[str, Any] = dict(mp_context=multiprocessing.get_context('spawn'), initargs=(1,))
     pool = ProcessPoolExecutor(processes, initializer=torch.set_num_threads, **how)
     try:

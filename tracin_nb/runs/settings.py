@@ -329,7 +329,7 @@ def loop_of(
     negative_sampler: str | type | NegativeSampler | None,
     negative_sampler_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return `loop_settings` of a run that no folder has to hold: sampler and filterer may be
+    """Return `loop_settings` of a run that is not stored in a folder: sampler and filterer may be
     ones that PyKEEN has no name for."""
     known = (None, *negative_sampler_resolver.lookup_dict.values())
     named = isinstance(negative_sampler, str) or any(negative_sampler is k for k in known)
@@ -440,7 +440,7 @@ def _check_epochs(epochs: int, kept: int) -> None:
 
 
 def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: int) -> list[int]:
-    """Return epochs, from 1, at whose end a checkpoint is kept: every so many, PyKEEN's
+    """Return epochs, from 1, at whose end a checkpoint is kept: every n epochs, PyKEEN's
     schedule, or a list; and the last one."""
     if isinstance(keep_every, CheckpointSchedule):
         if isinstance(keep_every, BestCheckpointSchedule):

@@ -68,7 +68,7 @@ from .trial import check_trial
 
 # %% ../../nbs/runs/60_training.ipynb #f5843400
 def holds_run(folder: Path) -> bool:
-    "Return whether a run was begun in `folder`. Raises `RunError` if something else is there."
+    "Return whether `folder` contains a run. Raises `RunError` if something else is there."
     if folder.exists() and not folder.is_dir():
         raise RunError(f'out={str(folder)!r} is a file and holds no run')
     if (folder / 'run.json').exists():
