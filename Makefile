@@ -88,4 +88,4 @@ docs-serve: docs  ## show the site at localhost (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
 
 clean:  ## remove what was built (not the environment)
-	rm -rf docs/_build nbs/api build dist _docs _proc .pytest_cache .mypy_cache
+	rm -rf docs/_build nbs/api nbs/rooms build dist _docs _proc .pytest_cache .mypy_cache

@@ -4,6 +4,9 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from bs4 import BeautifulSoup
 
 HERE = Path(__file__).resolve().parent
 NBS = HERE.parent / 'nbs'
@@ -31,6 +34,8 @@ toc_object_entries_show_parents = 'hide'
 html_theme, html_title = 'furo', 'tracin_nb'
 html_static_path, html_favicon = ['_static'], '_static/icon.svg'
 html_css_files, html_js_files = ['site.css'], ['widgets-math.js']
+html_search_scorer = str(HERE / 'scorer.js')  # which page is found first
+nb_code_prompt_show = nb_code_prompt_hide = 'Checks'  # what is folded
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
 smartquotes = False  # they make one dash of the two before an option
 
@@ -41,46 +46,20 @@ nb_ipywidgets_js = {'embed.js': {}} if (HERE / '_static/embed.js').exists() else
 
 
 PARTS = [  # caption, pages: names or patterns; what an earlier line has is not repeated
-    ('Start here', ['00_tracin']),
-    ('Tutorials', ['tutorials/[0-9]*', 'tutorials/*']),
-    ('Reference', ['method', 'glossary', 'api/index', 'commands', 'benchmarks', 'comparison']),
-    ('What every room uses', ['[0-9]*']),
-    ('The graph', ['graph/*']),
-    ('Runs', ['runs/*']),
-    ('The engine', ['engine/*']),
-    ('The answer', ['answer/*']),
-    ('Influence', ['influence/*']),
-    ('Is it true?', ['evaluation/*']),
-    ('What it costs', ['bench/*']),
-    ('What a person touches', ['app/*']),
-    ('Project', ['contributing', 'changelog', '*']),
+    ('Start here', ['00_tracin', 'rooms/tutorials']),
+    ('Reference', ['method', 'glossary', 'commands', 'api/index', 'benchmarks', 'comparison']),
+    ('How it is made', ['rooms/index', 'contributing', 'changelog']),
 ]
-OTHER = {'index', 'README'}  # pages that no part lists
-
-
-def matching(pattern: str) -> list[str]:
-    "Return the pages in nbs/ whose name matches a pattern, without suffix."
-    found = [
-        p
-        for p in NBS.glob(pattern + '.*')
-        if p.suffix in source_suffix and not p.stem.startswith('_')
-    ]
-    return sorted(p.relative_to(NBS).with_suffix('').as_posix() for p in found)
+MADE_HERE = {'api', 'rooms'}  # folders of pages that are made when the site is built
 
 
 def toctrees() -> str:
-    "Hidden toctrees, one for each part that has pages."
-    seen, trees = set(OTHER), []
-    for caption, patterns in PARTS:
-        names = [
-            name for name in dict.fromkeys(sum(map(matching, patterns), [])) if name not in seen
-        ]
-        seen.update(names)
-        if names:
-            trees.append(
-                '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *names, '```'])
-            )
-    return '\n\n'.join(trees)
+    "Hidden toctrees, one for each part."
+    parts = [
+        ['```{toctree}', ':hidden:', f':caption: {caption}', *names, '```']
+        for caption, names in PARTS
+    ]
+    return '\n\n'.join(map('\n'.join, parts))
 
 
 def complete(app, docname: str, source: list[str]) -> None:
@@ -91,7 +70,7 @@ def complete(app, docname: str, source: list[str]) -> None:
         nb = json.loads(source[0])
         nb['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toctrees()))
         source[0] = json.dumps(nb)
-    elif (NBS / f'{docname}.md').exists() and not docname.startswith('api/'):
+    elif (NBS / f'{docname}.md').exists() and docname.split('/')[0] not in MADE_HERE:
         source[0] = re.sub(
             r'<!-- made: (\w+) -->', lambda m: pages.MADE[m[1]](), linked(source[0], plain=False)
         )
@@ -107,7 +86,54 @@ def show_tex(self, node) -> None:
     raise SkipNode
 
 
+MOST = 12  # chapters of a room that the sidebar lists around the one that is read
+
+
+def nearest(items: list, current: int) -> list:
+    "At most `MOST` items around the current one."
+    first = max(0, min(current - MOST // 2, len(items) - MOST))
+    return items[first : first + MOST]
+
+
+def drop_others(level: Any, kept: list) -> None:
+    "Drop the entries of a list of the sidebar that are not `kept`."
+    for item in level.find_all('li', recursive=False):
+        if item not in kept:
+            item.decompose()
+
+
+def shortened(tree: str) -> str:
+    """Return the sidebar with few entries: what lies below an entry is listed where that is
+    read, of rooms and chapters the one that is read and those around it, and the tutorials
+    elsewhere."""
+    soup = BeautifulSoup(tree, 'html.parser')
+    elsewhere = not soup.select('li.current.has-children')
+    for item in soup.select('li.has-children'):
+        if item.decomposed:
+            continue
+        tutorials = elsewhere and item.a.get_text() == 'Tutorials'
+        if tutorials:
+            item.input['checked'] = ''
+        elif 'current' not in item['class']:
+            for part in item.find_all(['ul', 'input', 'label'], recursive=False):
+                part.decompose()
+            item['class'].remove('has-children')
+    for level in soup.select('li.current > ul'):
+        items = level.find_all('li', recursive=False)
+        at = [i for i, item in enumerate(items) if 'current' in item.get('class', [])]
+        inside = at and 'has-children' in items[at[0]]['class']
+        drop_others(level, [items[at[0]]] if inside else nearest(items, at[0] if at else 0))
+    return str(soup)
+
+
+def shorten(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    "Shorten the sidebar of a page, after the theme has made it."
+    if tree := context.get('furo_navigation_tree'):
+        context['furo_navigation_tree'] = shortened(tree)
+
+
 def setup(app) -> None:
     app.add_html_math_renderer('tex', (show_tex, None), (show_tex, None))
-    app.connect('builder-inited', lambda app: pages.write_api())
+    app.connect('builder-inited', lambda app: pages.write_made())
+    app.connect('html-page-context', shorten, priority=900)
     app.connect('source-read', complete)

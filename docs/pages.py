@@ -2,12 +2,12 @@
 the benchmarks."""
 
 import ast
-import base64
 import inspect
-import io
 import json
+import re
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +26,7 @@ NBS, API, BENCHMARKS = ROOT / 'nbs', ROOT / 'nbs/api', ROOT / 'benchmarks'
 # ---- API
 
 
+@cache
 def chapters() -> dict[str, Path]:
     "Return the notebook of each module, in order."
     found = {}
@@ -40,6 +41,7 @@ def chapters() -> dict[str, Path]:
     return found
 
 
+@cache
 def heading(path: Path) -> tuple[str, str]:
     "Title and the line beneath it of a notebook."
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
@@ -90,21 +92,6 @@ def documented(module: str) -> list[str]:
     return [n for n, o in objects.items() if inspect.getdoc(o) and not isinstance(o, click.Command)]
 
 
-def api_page(module: str, path: Path) -> str:
-    "Return the page of a module: its definitions without the explanations of the notebook."
-    title, line = heading(path)
-    chapter = path.relative_to(NBS)
-    parts = [
-        f'# tracin_nb.{module}',
-        linked(line),
-        f'Explained, with examples, in [{title}](../{chapter}).',
-    ]
-    return (
-        '\n\n'.join(parts + [directive(f'tracin_nb.{module}', n) for n in documented(module)])
-        + '\n'
-    )
-
-
 FACE = _HOME | {
     'TracIn.explain': 'influence.tracin',
     'TracIn.scores': 'influence.tracin',
@@ -114,6 +101,134 @@ FACE = _HOME | {
     'FactorCache': 'influence.cache',
     'Graph': 'graph.neighbourhoods',
 }
+
+
+def modules_imported(path: Path) -> Iterator[tuple[str, str]]:
+    "Return the names that a module of the package imports from others of it, with those modules."
+    here = ('tracin_nb', *path.relative_to(ROOT / 'tracin_nb').with_suffix('').parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom):
+            base = '.'.join(here[: -node.level]) + '.' if node.level else ''
+            module = f'{base}{node.module or ""}'.removeprefix('tracin_nb.')
+            yield from ((module, alias.name) for alias in node.names)
+
+
+@cache
+def used_elsewhere() -> set[tuple[str, str]]:
+    "Names that other modules or the tutorials import, with their modules."
+    package = {p for p in (ROOT / 'tracin_nb').rglob('*.py') if p.name[0] != '_'}
+    found = {pair for path in package for pair in modules_imported(path)}
+    for path in NBS.glob('tutorials/*.ipynb'):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        text = '\n'.join(''.join(c['source']) for c in cells)
+        for module, names in re.findall(
+            r'from tracin_nb\.([\w.]+) import ([^(\n]+|\([^)]+\))', text
+        ):
+            found |= {(module, name) for name in re.findall(r'\w+', names)}
+    return found
+
+
+def ranked(module: str) -> tuple[list[str], list[str]]:
+    """Return the documented names of a module: first what most people need, then what others
+    use; and the helpers that only the module itself uses. A class's methods stand after it."""
+    face = [n.split('.')[0] for n, m in FACE.items() if m == module]
+    own = lambda name: name.split('.')[0]
+    place = lambda name: face.index(own(name)) if own(name) in face else len(face)
+    names = sorted(documented(module), key=place)
+    known = lambda name: own(name) in face or (module, own(name)) in used_elsewhere()
+    return [n for n in names if known(n)], [n for n in names if not known(n)]
+
+
+def room_of(path: Path) -> str:
+    "Return the room of a chapter; 'root' for what every room uses."
+    return path.parent.name if path.parent != NBS else 'root'
+
+
+def room_map(path: Path) -> str:
+    "Return the modules of a chapter's room, each with a link to its page of the API."
+    room = room_of(path)
+    others = [m for m, p in chapters().items() if room_of(p) == room]
+    links = [f'[{m.rpartition(".")[2]}]({m}.md)' for m in others]
+    return f'The room [{ROOM_TITLES[room][0]}](../rooms/{room}.md): ' + ' · '.join(links)
+
+
+def api_page(module: str, path: Path) -> str:
+    "Return the page of a module: its definitions without the explanations of the notebook."
+    title, line = heading(path)
+    chapter = path.relative_to(NBS)
+    public, helpers = ranked(module)
+    described = lambda names: [directive(f'tracin_nb.{module}', n) for n in names]
+    parts = [
+        f'---\norphan: true\n---\n\n# tracin_nb.{module}',
+        linked(line),
+        f'Explained, with examples, in [{title}](../{chapter}). {room_map(path)}.',
+        *described(public),
+    ]
+    if helpers:
+        said = 'What nothing outside this module uses.' if public else ''
+        parts += ['## Helpers', said, *described(helpers)]
+    return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+ROOM_TITLES = {  # title, its one job
+    'root': ('What every room uses', 'files, locks, a clock, progress'),
+    'graph': ('The graph', 'labels and ids, files in and out, what is near what'),
+    'runs': ('Runs', 'train with PyKEEN and keep what an explanation needs; open what others kept'),
+    'engine': ('The engine', 'model, loss and triples become factors; what is done to them'),
+    'answer': ('The answer', 'the answer as plain data; everything that shows or saves it'),
+    'influence': ('Influence', 'the pass over checkpoints and training triples'),
+    'evaluation': ('Is it true?', 'what a training without triples does, and how to ask it'),
+    'bench': ('What it costs', 'time and memory, measured'),
+    'app': ('What a person touches', 'panels in a notebook, and the command line'),
+}
+
+
+def listed(names: Iterable[str]) -> str:
+    "Return a hidden list of pages for the sidebar."
+    return '\n'.join(['```{toctree}', ':hidden:', *names, '```'])
+
+
+def room_page(room: str, modules: dict[str, Path]) -> str:
+    "Return the page of a room: its chapters, what each is about, and its page of the API."
+    title, job = ROOM_TITLES[room]
+    inside = {m: p for m, p in modules.items() if room_of(p) == room}
+    rows = [
+        cells(
+            f'[{heading(p)[0]}](../{p.relative_to(NBS)})',
+            linked(heading(p)[1]),
+            f'[{m.rpartition(".")[2]}](../api/{m}.md)',
+        )
+        for m, p in inside.items()
+    ]
+    table = '\n'.join(['| chapter | | API |', '|---|---|---|', *rows])
+    pages = [f'/{p.relative_to(NBS).with_suffix("").as_posix()}' for p in inside.values()]
+    return '\n\n'.join([f'# {title}', f'{job[0].upper()}{job[1:]}.', table, listed(pages)]) + '\n'
+
+
+def rooms_index(modules: dict[str, Path]) -> str:
+    "Return the page that lists the rooms."
+    count = Counter(map(room_of, modules.values()))
+    rows = [
+        cells(f'[{title}]({room}.md)', job, f'{count[room]}')
+        for room, (title, job) in ROOM_TITLES.items()
+    ]
+    intro = (
+        'Everything is written in notebooks, one idea each: explained, shown and tested. They are '
+        'the chapters of eight rooms; a room uses those above it only.'
+    )
+    table = '\n'.join(['| room | its one job | chapters |', '|---|---|---|', *rows])
+    return '\n\n'.join(['# All chapters', intro, table, listed(ROOM_TITLES)]) + '\n'
+
+
+def tutorials_page() -> str:
+    "Return the page that lists the tutorials."
+    paths = [*sorted(NBS.glob('tutorials/[0-9]*.ipynb')), NBS / 'tutorials/earlier_scripts.ipynb']
+    rows = [
+        cells(f'[{heading(p)[0]}](../tutorials/{p.name})', linked(heading(p)[1])) for p in paths
+    ]
+    table = '\n'.join(['| tutorial | |', '|---|---|', *rows])
+    pages = [f'/tutorials/{p.stem}' for p in paths]
+    return '\n\n'.join(['# Tutorials', table, listed(pages)]) + '\n'
 
 
 def reference(module: str, name: str) -> str:
@@ -136,7 +251,7 @@ def api_index(modules: dict[str, Path]) -> str:
         cells(
             f'[{m}]({m}.md)',
             linked(heading(path)[1]),
-            ', '.join(reference(m, n) for n in documented(m) if '.' not in n),
+            ', '.join(reference(m, n) for n in ranked(m)[0] if '.' not in n),
         )
         for m, path in modules.items()
     ]
@@ -150,10 +265,9 @@ def api_index(modules: dict[str, Path]) -> str:
         '\n'.join(['| name | |', '|---|---|', *face]),
         '\n'.join(['| module | what it is about | names |', '|---|---|---|', *rows]),
     ]
-    tree = '\n'.join(['```{toctree}', ':hidden:', *modules, '```'])
     return (
         '\n\n'.join(
-            ['# API', intro, '## What most people need', tables[0], '## Modules', tables[1], tree]
+            ['# API', intro, '## What most people need', tables[0], '## Modules', tables[1]]
         )
         + '\n'
     )
@@ -165,16 +279,26 @@ def write(path: Path, text: str) -> None:
         path.write_text(text, encoding='utf-8')
 
 
-def write_api() -> None:
-    "Write the pages of the API into nbs/api, and remove those of modules that are no more."
-    modules = chapters()
-    API.mkdir(exist_ok=True)
-    pages = {'index': api_index(modules), **{m: api_page(m, path) for m, path in modules.items()}}
-    for path in API.glob('*.md'):
+def write_pages(folder: Path, pages: dict[str, str]) -> None:
+    "Write pages into a folder, and remove those that are no more."
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob('*.md'):
         if path.stem not in pages:
             path.unlink()
     for name, text in pages.items():
-        write(API / f'{name}.md', text)
+        write(folder / f'{name}.md', text)
+
+
+def write_made() -> None:
+    "Write the pages of the API and of the rooms, which are made from the modules."
+    modules = chapters()
+    write_pages(
+        API, {'index': api_index(modules), **{m: api_page(m, p) for m, p in modules.items()}}
+    )
+    rooms = {room: room_page(room, modules) for room in ROOM_TITLES}
+    write_pages(
+        NBS / 'rooms', {'index': rooms_index(modules), 'tutorials': tutorials_page(), **rooms}
+    )
 
 
 # ---- commands
@@ -353,23 +477,101 @@ def table_of(result: dict[str, Any], path: Path) -> str:
     return f'{markdown(frame.columns, frame.itertuples(index=False))}\nOn: {machine}.'
 
 
-def chart(path: Path, column: str) -> str:
+def drawn(ax: Any, name: str) -> str:
+    "Return the figure of axes as a part of the page, in its colours."
+    import matplotlib
+
+    from tracin_nb.answer.bars import svg_text
+
+    for some in ax.figure.axes:
+        some.set_title(some.get_title() if len(ax.figure.axes) > 1 else '')
+    text = svg_text(ax.figure, alone=False).replace('aria-label="figure"', f'aria-label="{name}"')
+    matplotlib.pyplot.close(ax.figure)
+    return f'```{{raw}} html\n<div class="picture chart">{text}</div>\n```'
+
+
+def folded(text: str, summary: str) -> str:
+    "Content that can be opened."
+    begin = f'```{{raw}} html\n<details class="table"><summary>{summary}</summary>\n```'
+    return f'{begin}\n\n{text}\n\n```{{raw}} html\n</details>\n```'
+
+
+def ratio_chart(path: Path, column: str) -> str:
     "Return the ratios of a benchmark as a picture in the page."
+    from tracin_nb.answer.plots import speedups
+
+    return drawn(speedups(path, column), f'{column.replace("_", " ")} in {path.name}')
+
+
+TRIED = re.compile(r'(.*): (\D[^:]*?) ((?:[\d,.]+ at \d+(?:, )?)+)')
+SIZES = 'Times slower at each batch size tried: '
+
+
+def batch_chart(result: dict[str, Any]) -> str:
+    "How many times slower each library is at each batch size, one of the axes for each question."
+    from tracin_nb.answer.bars import SERIES
+    from tracin_nb.answer.plots import panels
+
+    said = next(x for x in result['notes'] if x.startswith(SIZES)).removeprefix(SIZES)
+    found = [TRIED.fullmatch(part).groups() for part in said.rstrip('.').split('; ')]
+    questions = list(dict.fromkeys(question for question, *_ in found))
+    axes = panels(None, len(questions), 2.1, 3.2)
+    looks = dict(zip(dict.fromkeys(name for _, name, _ in found), SERIES))
+    for question, name, sizes in found:
+        ratios = [ratio.split(' at ') for ratio in sizes.split(', ')]
+        x, y = [int(b) for _, b in ratios], [float(a.replace(',', '')) for a, _ in ratios]
+        axes[questions.index(question)].plot(x, y, label=name, **looks[name])
+    for ax, question in zip(axes, questions):
+        ax.set(xscale='log', yscale='log', xlabel='batch', title=question.replace(', ', '\n'))
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[0].set_ylabel('times slower')
+    handles, names = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(
+        handles, names, loc='outside lower center', ncols=4, fontsize='small', frameon=False
+    )
+    return drawn(axes[0], 'times slower at each batch size')
+
+
+def lds_chart(result: dict[str, Any]) -> str:
+    """Return the rank correlation of each estimator with its interval, one of the axes for each
+    model."""
+    import pandas as pd
+
+    from tracin_nb.answer.bars import BLUE
+    from tracin_nb.answer.plots import panels
+
+    axes = panels(None, len(result['experiments']), 1.3, 7.4)
+    for ax, experiment in zip(axes, result['experiments']):
+        rows = pd.DataFrame([r['own'] for r in experiment['rows']])
+        errors = [rows['mean'] - rows['low'], rows['high'] - rows['mean']]
+        ax.errorbar(rows['mean'], range(len(rows)), xerr=errors, fmt='o', color=BLUE, markersize=4)
+        settings = experiment['settings']
+        models = dict(distmult='DistMult', conve='ConvE')
+        ax.set_title(f'{settings["dataset"]}\n{models[settings["model"]]}', fontsize='medium')
+        ax.set(xlim=(-0.1, 0.8), xticks=[0, 0.5])
+        ax.grid(alpha=0.3)
+        ax.spines[['top', 'right']].set_visible(False)
+    names = [r['estimator'] for r in result['experiments'][0]['rows']]
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    return drawn(axes[0], 'rank correlation of predicted and actual losses')
+
+
+def charts(path: Path, result: dict[str, Any], ratio: str | None) -> list[str]:
+    "Return the pictures of a benchmark, if it has any."
     import matplotlib
 
     matplotlib.use('Agg')
-    from tracin_nb.answer.plots import speedups
+    found = [ratio_chart(path, ratio)] if ratio else []
+    if any(note.startswith(SIZES) for note in result.get('notes', ())):
+        found.append(batch_chart(result))
+    return [*found, lds_chart(result)] if path.stem == 'lds' else found
 
-    ax, held = speedups(path, column), io.BytesIO()
-    ax.set_title('')
-    ax.figure.savefig(held, format='svg', metadata=dict(Date=None), facecolor='white')
-    matplotlib.pyplot.close(ax.figure)
-    name = f'{column.replace("_", " ")} in {path.name}'
-    data = base64.b64encode(held.getvalue()).decode()
-    return (
-        f'```{{raw}} html\n<img class="chart" alt="{name}" '
-        f'src="data:image/svg+xml;base64,{data}">\n```'
-    )
+
+def with_table(path: Path, result: dict[str, Any], ratio: str | None) -> list[str]:
+    "Pictures and the table of a benchmark; a table beside its pictures is folded."
+    pictures, table = charts(path, result, ratio), table_of(result, path)
+    return [*pictures, folded(table, 'The table, with notes') if pictures else table]
 
 
 def benchmark_section(path: Path) -> str:
@@ -377,8 +579,8 @@ def benchmark_section(path: Path) -> str:
     title, text, ratio = about(path.stem)
     result = json.loads(path.read_text(encoding='utf-8'))
     source = f'From [`benchmarks/{path.name}`](../benchmarks/{path.name}).'
-    parts = [f'## {title}', linked(f'{text} {source}'.strip()), chart(path, ratio) if ratio else '']
-    return '\n\n'.join(filter(None, [*parts, table_of(result, path)]))
+    parts = [f'## {title}', linked(f'{text} {source}'.strip())]
+    return '\n\n'.join([*parts, *with_table(path, result, ratio)])
 
 
 def benchmarks() -> str:
@@ -387,10 +589,10 @@ def benchmarks() -> str:
 
 
 def peers() -> str:
-    "Return the figures of the comparison with other libraries, with their chart."
+    "Return the figures of the comparison with other libraries, with their charts."
     path = BENCHMARKS / 'peers.json'
     return '\n\n'.join(
-        [chart(path, 'times_slower'), table_of(json.loads(path.read_text(encoding='utf-8')), path)]
+        with_table(path, json.loads(path.read_text(encoding='utf-8')), 'times_slower')
     )
 
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections import Counter
 from functools import cache
 from importlib import import_module
@@ -28,6 +29,9 @@ from nbdev.processors import (
     rm_header_dash,
     strip_ansi,
 )
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 from sphinx.util.inspect import stringify_signature
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -229,17 +233,47 @@ def directive(module: str, name: str, index: bool = True) -> str:
     return f'``````{{{kind}}} {name}{given}\n{options}\n\n{text}\n``````'
 
 
+def source_of(obj: Any) -> str:
+    """Return the source of a definition, folded; as HTML, so that the search does not find its
+    words."""
+    try:
+        text = inspect.getsource(described(obj, '')[1])
+    except (OSError, TypeError):
+        return ''
+    shown = highlight(textwrap.dedent(text), PythonLexer(), HtmlFormatter(nowrap=True))
+    block = f'<div class="highlight"><pre>{shown}</pre></div>'
+    return f'<details class="source"><summary>Source</summary>{block}</details>'
+
+
 def document(cell: dict, module: str) -> None:
     "Turn a `show_doc(name)` cell into a Markdown cell that describes the name."
     name = re.search(r'show_doc\(([\w.]+)', cell['source'])[1]
-    cell.update(cell_type='markdown', source=directive(module, name, index=False))
+    shown = source_of(find(import_module(module), name))
+    folded = f'\n\n``````{{raw}} html\n{shown}\n``````' if shown else ''
+    cell.update(cell_type='markdown', source=directive(module, name, index=False) + folded)
     for key in ('outputs', 'execution_count', 'has_sd'):
         cell.pop(key, None)
 
 
+CHECKS = re.compile(r'\b(?:assert\b|test_eq\(|test_close\(|expect_fail\(|(?:testing|np)\.assert_)')
+
+
 def tags(cell: dict) -> list[str]:
-    "MyST-NB's names for Quarto's `#| echo: false` and the like."
-    return [tag for key, tag in TAGS.items() if cell.directives_.get(key) == 'false']
+    """MyST-NB's names for Quarto's `#| echo: false` and the like. What only checks, and shows
+    nothing, is folded."""
+    found = [tag for key, tag in TAGS.items() if cell.directives_.get(key) == 'false']
+    checks = not cell.get('outputs') and CHECKS.search(cell.source)
+    return found or ['hide-input'] * bool(checks)
+
+
+def inline(cell: dict) -> None:
+    """Let pictures in SVG be parts of the page, in its colours; an image would know nothing of
+    it."""
+    for out in cell.get('outputs', []):
+        data = out.get('data', {})
+        drawn = ''.join(data.get('image/svg+xml', ''))
+        if 'currentColor' in drawn:
+            data['text/html'] = f'<div class="picture">{drawn}</div>'
 
 
 def read(text: str) -> nbformat.NotebookNode:
@@ -252,5 +286,6 @@ def read(text: str) -> nbformat.NotebookNode:
         elif cell.source.startswith('show_doc('):
             document(cell, f'tracin_nb.{module[1]}')
         else:
+            inline(cell)
             cell['metadata']['tags'] = tags(cell)
     return nbformat.reads(json.dumps(nb2dict(nb)), as_version=4)

@@ -633,7 +633,7 @@ def test_any_module_may_keep_a_tensor() -> None:
     )
     model = keeping(use=True)
     model.score_hrt(TRAIN).sum()
-    with pytest.raises(RunError, match='keeps a tensor of an earlier pass and scores with it'):
+    with pytest.raises(RunError, match='stores a tensor of an earlier pass and scores with it'):
         scores(model)
 
 

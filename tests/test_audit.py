@@ -346,7 +346,7 @@ def test_settings_files(runs: list[Run]) -> None:
     "The list is edited, all in it are asked, and the code asks the same."
     panel = ProfilePanel(runs[0], checkpoints=[1])
     panel.add_button.click()
-    assert 'in the list already' in panel.alert.value
+    assert 'already in the list' in panel.alert.value
     panel.engine.value = 'vmap'
     assert panel.tile.value == 16
     panel.tile.value = 1024

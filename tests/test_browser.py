@@ -327,7 +327,7 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
         ['head', 'relation', 'tail']
     ].to_numpy().tolist()
     press(page, 'Mark')
-    assert 'choose' in wait_for(page, 'then Mark')
+    assert 'choose' in wait_for(page, 'then press Mark')
     rows.focus()
     rows.press('ArrowDown')
     press(page, 'What contradicts it?')

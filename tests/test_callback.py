@@ -255,7 +255,7 @@ def test_stopped_by_a_callback(tmp_path: Path) -> None:
     both = [KeepRun(tmp_path / 'run', 4), Enough()]
     result = pipeline(**SMALL | dict(epochs=9), training_kwargs=dict(callbacks=both))
     run = Run.open(tmp_path / 'run')
-    assert [c.epoch for c in run.checkpoints] == [2] and 'told it to stop' in run.stopped['why']
+    assert [c.epoch for c in run.checkpoints] == [2] and 'a callback stopped' in run.stopped['why']
     assert run.fingerprint(-1) == state_fingerprint(result.model.state_dict())
 
 

@@ -947,7 +947,7 @@ def test_run_without_testing_triples(run: Path, tmp_path: Path) -> None:
 
 
 CHOICES = {
-    'nothing to explain': ((), 'say what to explain', '--triple'),
+    'nothing to explain': ((), 'specify what to explain', '--triple'),
     'two ways': ((*ASK, '--relation', 'embassy'), '--triple', '--relation', 'exclude'),
     'file and triple': ((*ASK, '--test', 'x.tsv'), '--triple', '--test', 'exclude'),
     'file and relation': (
@@ -1025,7 +1025,7 @@ CHOICES = {
     'too little memory': ((*ASK, '--memory', '10B'), '--memory 10'),
     '--batch-size': ((*ASK, '--batch-size', -5), '--batch-size', '-5'),
     '--format': ((*ASK, '--format', 'xml'), '--format', "'xml'"),
-    'overwrite what': ((*ASK, '--overwrite'), '--overwrite', 'without --out'),
+    'overwrite what': ((*ASK, '--overwrite'), '--overwrite', 'needs --out'),
     'out of two kinds': ((*ASK, '--out', 'result.docx'), '--out', 'result.docx', '.parquet'),
     'unknown option': ((*ASK, '--top', 3), '--top'),
     'stray word': ((*ASK, 'embassy'), 'embassy'),
@@ -1050,8 +1050,8 @@ def test_out_is_not_lost(original: Path, tmp_path: Path, command: tuple) -> None
     for file in ('old/note', 'old.csv'):
         (tmp_path / file).write_text('mine')
     for out, part in (
-        ('old', 'exists already'),
-        ('old.csv', 'exists already'),
+        ('old', 'already exists'),
+        ('old.csv', 'already exists'),
         ('old.csv/new', 'is not a folder'),
         ('old/note/x.csv', 'is not a folder'),
         ('old/a.b', 'expected a folder, or a file'),

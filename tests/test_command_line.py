@@ -105,7 +105,7 @@ MISTAKES = {
     'a sample of more than all': ((*EXPLAIN, '--sample-rate', 2), '--sample-rate'),
     'an end that cannot be': ((*EXPLAIN, '--out', 'why.docx'), '--out', '.csv'),
     'a result that is there': ((*EXPLAIN, '--out', 'full'), '--out', '--overwrite'),
-    'nothing to overwrite': ((*EXPLAIN, '--overwrite'), '--overwrite', '--out'),
+    'needs --out': ((*EXPLAIN, '--overwrite'), '--overwrite', '--out'),
     'a folder below a file': ((*EXPLAIN, '--out', 'train.txt/x'), '--out'),
     'paths without a length': ((*EXPLAIN, '--path-filtering'), '--max-total-path-length'),
     'names without a table': ((*EXPLAIN, '--node-name-dict', 'x'), '--csv-output'),
@@ -459,13 +459,38 @@ def test_a_page(place: Path, tmp_path: Path) -> None:
     assert f'saved in {kept}/report.html' in invoke('report', kept).output
     assert (kept / 'report.html').read_text() == text
     for words, said in (
-        (('report', kept), '--out.*exists already.*--overwrite'),
+        (('report', kept), '--out.*already exists.*--overwrite'),
         (('report', kept, '--out', tmp_path / 'why.pdf'), 'expected a file ending in .html'),
         (('explain', place / 'run', *ASK, '--report', 'why.txt'), '--report.*ending in .html'),
         (('report', place / 'empty'), 'no result|manifest'),
     ):
         bad = invoke(*words)
         assert bad.exit_code and re.search(said, ' '.join(bad.output.split())), bad.output
+
+
+def test_pictures(place: Path, tmp_path: Path) -> None:
+    "PNG and SVG of each picture, from a question or a result, of one prediction or of many."
+    kept, run = tmp_path / 'kept', place / 'run'
+    plot = lambda name, *more: ('--plot', tmp_path / name, *more)
+    asked = (run, '--max', 2, *FAST, '--breakdown', '--out', kept)
+    done = invoke('explain', *asked, *plot('why.svg', '--picture', 'graph'))
+    assert f'saved in {tmp_path}/why-2.svg' in done.output, done.output
+    assert 'role="img"' in (tmp_path / 'why-1.svg').read_text()
+    for name, kind in (('bars.png', 'bars'), ('p.svg', 'parameters'), ('r.svg', 'relation')):
+        drawn = plot(name, '--picture', kind)
+        done = invoke('report', kept, '--overwrite', *drawn)
+        assert f'saved in {tmp_path}/{Path(name).stem}-1' in done.output, done.output
+    assert (tmp_path / 'bars-1.png').read_bytes().startswith(b'\x89PNG')
+    assert invoke('self', run, *FAST, '-k', 2, *plot('own.svg')).exit_code == 0
+    assert 'self-influence' in (tmp_path / 'own.svg').read_text()
+    for words, said in (
+        (('explain', run, *ASK, *plot('why.pdf')), '--plot.*ending in .png or .svg'),
+        (('explain', run, *ASK, *plot('a.svg', '--picture', 'parameters')), 'it can be bars'),
+        (('self', run, *plot('a.svg', '--picture', 'graph')), 'bars or relation'),
+        (('explain', run, *ASK, '--picture', 'graph'), 'nothing to draw into without --plot'),
+    ):
+        bad = invoke(*words)
+        assert bad.exit_code == 2 and re.search(said, ' '.join(bad.output.split())), bad.output
 
 
 def test_paths_through(place: Path) -> None:

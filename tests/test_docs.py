@@ -171,7 +171,7 @@ def test_comparison() -> None:
     }
     fast = [rows[f'ConvE, {n} test triples: Captum TracInCPFast'] for n in (4, 100)]
     assert (
-        'on ConvE `TracInCPFast` takes less than twice the time of `tracin_nb`, and with 4 test '
+        'on ConvE, `TracInCPFast` takes less than twice the time of `tracin_nb`, and with 4 test '
         'triples' in text
     )
     assert max(row['times_slower'] for row in fast) < 2 and fast[0]['times_memory'] < 0.5

@@ -254,7 +254,7 @@ def test_broken_pipeline_folders(pipe, tmp_path) -> None:
     a.unlink()
     with pytest.raises(
         RunError,
-        match=r'does not say its learning rate.*give learning_rates=\[result.configuration',
+        match=r'does not state its learning rate.*give learning_rates=\[result.configuration',
     ):
         open_files(a.parent, allow_pickle=True)
     assert (
@@ -356,7 +356,7 @@ def test_malformed_metadata(content, message, pipe, tmp_path) -> None:
     told = (
         f'metadata.json.*{message}'
         if message
-        else 'trained_model.pkl: the file does not say its learning rate'
+        else 'trained_model.pkl: the file does not state its learning rate'
     )
     with pytest.raises(RunError, match=told):
         open_files(folder, allow_pickle=True)

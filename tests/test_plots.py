@@ -1,8 +1,10 @@
 """Pictures by their content: labels, counts, and the values of what is drawn."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -120,7 +122,6 @@ def test_long_labels_are_cut_and_stay_apart() -> None:
     assert len(
         bars.triple_text([long[0], 'treats', long[1]])
     ) == 64 and '  treats  ' in bars.triple_text([long[0], 'treats', long[1]])
-    assert bars.folded('$x$_and_y') == '$x$_and_y' and bars.folded(long[0]).count('\n') <= 1
     frame = made({1: 1.0, 2: -1.0})
     frame.frame['head'] = frame.frame['head'].map(lambda x: f'$\\alpha {x * 30}')
     assert all(
@@ -221,33 +222,52 @@ def test_distribution() -> None:
     assert [t.get_text() for t in only.get_legend().get_texts()] == ['2 proponents']
 
 
+def shapes(ax: Axes) -> tuple[list, list, list[str]]:
+    "Arrows, boxes and words of a picture of the evidence."
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    boxes = [patch.get_bbox() for patch in ax.patches if hasattr(patch, 'get_boxstyle')]
+    return lines, boxes, [text.get_text() for text in ax.texts]
+
+
+def apart(ax: Axes) -> None:
+    "No arrow crosses a box, no word another one, and no word leaves the box that it is in."
+    lines, boxes, _ = shapes(ax)
+    for line in lines:
+        (x, u), (y, v) = sorted(line.get_xdata()), sorted(line.get_ydata())
+        for box in boxes:
+            assert u <= box.x0 or x >= box.x1 or v <= box.y0 or y >= box.y1
+    ax.figure.canvas.draw()
+    words = [text.get_window_extent() for text in ax.texts]
+    for i, one in enumerate(words):
+        assert not any(one.padded(-1.5).overlaps(other) for other in words[:i])
+    real = [box.transformed(ax.transData) for box in boxes]
+    for word in words:
+        middle = (word.x0 + word.x1) / 2, (word.y0 + word.y1) / 2
+        inside = [box for box in real if box.contains(*middle)]
+        assert all(box.x0 <= word.x0 and word.x1 <= box.x1 for box in inside)
+
+
 def test_ego_graph(tracin: TracIn) -> None:
     graph, scores = Graph(TRAINING), tracin.scores(TEST)[0]
     ax = drawn(plots.ego_graph(graph, TEST, scores, k=4, best=2, max_edges=2))
-    found = [
-        p
-        for p in paths(graph, 'brazil', 'uk', 1, 2)
-        if p[0] not in graph.rows_of(tuple(IDS[0].tolist()))
-    ]
+    own = graph.rows_of(tuple(IDS[0].tolist()))
+    found = [p for p in paths(graph, 'brazil', 'uk', 1, 2) if p[0] not in own]
     table = path_table(graph, 'brazil', found, score_paths(found, scores))
     chain = [tuple(entities_along(graph, path, int(IDS[0, 0]))) for path in table['rows']]
     table = table[~pd.Series(chain).duplicated()][:2]
-    near = plots.strongest_at(
-        graph, IDS[0, [0, 2]].tolist(), scores.numpy(), 4, graph.rows_of(tuple(IDS[0].tolist()))
-    )
-    on_path = {row for path in table['rows'] for row in path}
-    arrows, halos = ([p for p in ax.patches if p.get_zorder() == z] for z in (2, 1))
-    assert len(halos) == len(on_path) and len(arrows) == len(on_path | set(near.tolist()))
-    rows = [*dict.fromkeys([*(row for path in table['rows'] for row in path), *near.tolist()])]
-    size = np.abs(scores.numpy()[rows])
-    np.testing.assert_allclose(
-        [arrow.get_linewidth() for arrow in arrows], 0.7 + 3.3 * size / size.max(), rtol=1e-5
-    )
-    colours = [matplotlib.colors.to_hex(arrow.get_edgecolor()).upper() for arrow in arrows]
-    assert colours == [bars.BLUE if scores[row] > 0 else bars.VERMILION for row in rows]
-    assert all(path in ax.get_xlabel() for path in table['path'])
-    labels = [text.get_text() for text in ax.texts]
-    assert {'brazil', 'uk'} <= set(labels) and labels.count('brazil') == 1
+    near = plots.strongest_at(graph, IDS[0, [0, 2]].tolist(), scores.numpy(), 4, own)
+    rows = {*(row for path in table['rows'] for row in path), *near.tolist()}
+    lines, boxes, words = shapes(ax)
+    assert len(lines) == len(rows) and len(boxes) > 2
+    strongest = max(rows, key=lambda row: abs(scores[row]))
+    widest = max(lines, key=lambda line: line.get_linewidth())
+    assert widest.get_color() == (bars.BLUE if scores[strongest] > 0 else bars.VERMILION)
+    colours = [bars.BLUE if scores[row] > 0 else bars.VERMILION for row in rows]
+    assert sorted(line.get_color() for line in lines) == sorted(colours)
+    said = ' '.join(ax.get_xlabel().split())
+    assert all(' '.join(path.split()) in said for path in table['path'])
+    assert words.count('brazil') == words.count('uk') == 1
+    apart(ax)
     again = plots.ego_graph(graph, TEST, scores, k=4, best=2, max_edges=2)
     assert [t.get_position() for t in again.texts] == [t.get_position() for t in ax.texts]
 
@@ -258,7 +278,49 @@ def test_ego_graph_of_a_result_without_whole_paths() -> None:
         i for i in graph.at(IDS[0, :1].numpy())[2] if graph.tail[i] != IDS[0, 2] != graph.head[i]
     )
     ax = drawn(plots.ego_graph(graph, TEST, pd.Series({row: 1.0})))
-    assert len(ax.patches) == 1 and ax.get_xlabel() == 'no path from head to tail has a score'
+    assert len(shapes(ax)[0]) == 1 and ax.get_xlabel() == 'no path from head to tail has a score'
+
+
+def test_evidence_in_axes_of_any_size(result: Result) -> None:
+    "What a result names, as its view draws it; letters shrink with the axes."
+    whole, small = Figure((7, 9)).subplots(), Figure((4, 9)).subplots()
+    for ax in (plots.evidence(result), plots.evidence(result, ax=whole)):
+        apart(ax)
+        assert {'brazil', 'uk'} <= {*shapes(ax)[2]} and 'paths by mean' in ax.get_xlabel()
+    assert plots.evidence(result, ax=small).texts[0].get_fontsize() < whole.texts[0].get_fontsize()
+
+
+def test_svg_in_the_colours_of_the_page(result: Result) -> None:
+    """Nothing of a picture is black or white in SVG, letters stay letters and are at least 9
+    pixels high in the narrowest place, and no two ids of two pictures mean different things."""
+    seen = {}
+    for ax in (result.plot(), plots.shares(result), plots.evidence(result)):
+        page = ax.figure._repr_html_()
+        root = ElementTree.fromstring(page)[0]
+        assert not re.search('#000000|#ffffff|<style|url\\(http', page)
+        narrow = float(re.search(r'min-width: (\d+)px', root.get('style'))[1])
+        units = float(root.get('viewBox').split()[2])
+        texts = [x for x in root.iter() if x.tag.endswith('}text')]
+        heights = [float(re.search(r'([\d.]+)px', x.get('style'))[1]) for x in texts]
+        assert len(texts) > 5 and min(heights) * narrow / units >= 9
+        for part in root.iter():
+            if name := part.get('id'):
+                assert seen.setdefault(name, ElementTree.tostring(part)) == ElementTree.tostring(
+                    part
+                )
+
+
+@pytest.mark.parametrize('suffix', bars.PICTURES)
+def test_saved_pictures(suffix: str, result: Result, tmp_path: Path) -> None:
+    path = tmp_path / f'new/why{suffix}'
+    bars.save_picture(result.plot(), path)
+    begin = {'.png': b'\x89PNG', '.svg': b'<svg xmlns'}[suffix]
+    assert path.read_bytes().startswith(begin) and [p.name for p in path.parent.iterdir()] == [
+        path.name
+    ]
+    bars.save_picture(result.plot(), path)
+    with pytest.raises(ValueError, match='expected a file ending in .png or .svg'):
+        bars.save_picture(result.plot(), tmp_path / 'why.pdf')
 
 
 STAGES = pd.DataFrame(
@@ -322,15 +384,15 @@ def test_curves_and_comparison() -> None:
 
 
 def test_dark_style() -> None:
-    "Text, frames and backgrounds follow matplotlib's style."
+    "Text, frames and grounds follow matplotlib's style, in SVG, too."
     with plt.style.context('dark_background'):
         ax = drawn(
             plots.ego_graph(Graph(TRAINING), TEST, torch.ones(TRAINING.num_triples), k=2, best=1)
         )
-        box = ax.texts[0].get_bbox_patch()
-        assert matplotlib.colors.to_hex(box.get_facecolor()) == '#000000'
-        assert matplotlib.colors.to_hex(box.get_edgecolor()) == '#ffffff'
+        assert matplotlib.colors.to_hex(ax.texts[0].get_color()) == '#ffffff'
         assert ax.figure.get_facecolor() == (0, 0, 0, 1)
+        own = bars.svg_text(ax.figure)
+    assert 'currentColor' not in own and '#ffffff' in own
 
 
 NAN = TABLE.assign(lo=np.nan)

@@ -189,7 +189,7 @@ def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
         assert command(run.folder, *flags, '--out', path).exit_code == 0
         assert [*read(path)['head']] == [*best['head']]
     refused = command(run.folder, *flags, '--out', tmp_path / 'found.csv')
-    assert refused.exit_code == 2 and 'exists already' in refused.stderr
+    assert refused.exit_code == 2 and 'already exists' in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
         (['chnia', 'embassy'], "--head: unknown entity 'chnia'; nearest: 'china'"),
         (['china', '--relation', 'embasy'], "--relation: unknown relation 'embasy'"),
         ([], 'give one or two of --head, --relation and --tail'),
-        (['china', 'embassy', 'cuba'], 'nothing is left to predict'),
+        (['china', 'embassy', 'cuba'], 'there is nothing to predict'),
         (['china', '--head', 'cuba'], 'the head is given by its place, too: china'),
         (['china', '--known', 'mark'], '--known'),
         (['china', '--out', 'some/folder'], 'expected a file ending in .csv'),

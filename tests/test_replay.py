@@ -237,7 +237,7 @@ def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
     assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'bit for bit'
     assert len(result.tests) == 2 and result.tests['has_slope'].all()
     assert (result.proponents['influence'] > 0).all() and (result.opponents['influence'] < 0).all()
-    assert result.facts['training'] == 'not known' and 'cannot be told' in result.facts['check']
+    assert result.facts['training'] == 'not known' and 'cannot be judged' in result.facts['check']
     assert 'rank correlation' in result.facts['check']
     dropped = result.facts['dropped']['triples']
     assert len(dropped) == 3 and len(dropped[0]['happened']) == 2
@@ -368,7 +368,7 @@ def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
         replay(foreign, test, progress=False)
     with pytest.raises(RunError, match="optimizer='adadelta' has no form"):
         replay(trained(tmp_path / 'other', optimizer='adadelta', epochs=1), test, progress=False)
-    with pytest.raises(ValueError, match='test_objective chooses the loss of the predictions'):
+    with pytest.raises(ValueError, match='test_objective selects the loss of the predictions'):
         replay(run, test, objective='bce', progress=False)
     path, facts = run.folder / 'run.json', (run.folder / 'run.json').read_text()
     changed = json.loads(facts)

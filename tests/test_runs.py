@@ -181,7 +181,7 @@ def test_another_function_of_the_same_weights_is_noticed(tmp_path):
     facts = json.loads((run.folder / 'run.json').read_text())
     facts['settings']['model_kwargs']['scoring_fct_norm'] = 2
     (run.folder / 'run.json').write_text(json.dumps(facts))
-    with pytest.raises(RunError, match='not the one that was trained'):
+    with pytest.raises(RunError, match='differs from the trained one'):
         Run.open(run.folder).model(0, 'cpu')
 
 

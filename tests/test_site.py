@@ -155,7 +155,8 @@ def test_benchmarks() -> None:
     text = (SITE / 'benchmarks.html').read_text(encoding='utf-8')
     files = sorted((SITE.parents[2] / 'benchmarks').glob('*.json'))
     assert files and not [p.name for p in files if p.name not in text]
-    assert text.count('<table') >= len(files) and text.count('class="chart"') >= 3
+    assert text.count('<table') >= len(files) and text.count('class="picture chart"') >= 5
+    assert text.count('<details class="table">') >= 4
 
 
 def test_api(seen: dict[str, Seen]) -> None:
@@ -240,17 +241,24 @@ LOOK = """() => {
     const c = getComputedStyle(e).backgroundColor;
     if (!/, 0\\)$|transparent/.test(c)) return light(c);
   } return 255; };
-  const contrast = (e) => Math.abs(light(getComputedStyle(e).color) - opaque(e));
-  const text = ['p', 'td', '.widget-label', '.widget-html-content', '.widget-readout'].flatMap(all);
+  const ink = (e) => getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color'];
+  const contrast = (e) => Math.abs(light(ink(e)) - opaque(e));
+  const text = ['p', 'td', '.picture text', '.widget-label', '.widget-html-content',
+    '.widget-readout'].flatMap(all);
   return {
     formulas: all('mjx-container').filter((e) => e.querySelector('svg') && drawn(e)).length,
     raw: all('.math').filter((e) => !e.querySelector('mjx-container')).length,
-    figures: all('img').filter((e) => e.naturalWidth > 50 && drawn(e)).length,
+    figures: all('img').filter((e) => e.naturalWidth > 50 && drawn(e)).length
+      + all('.picture svg').filter(drawn).length,
+    small: all('.picture svg text').filter((e) => e.textContent.trim() && drawn(e))
+      .filter((e) => parseFloat(getComputedStyle(e).fontSize)
+        * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) < 8.95)
+      .map((e) => e.textContent),
     broken: all('img').filter((e) => !e.complete || !e.naturalWidth).map((e) => e.src.slice(0, 80)),
     tables: all('table').filter((e) => drawn(e) && e.rows.length > 1).length,
     widgets: all('.jupyter-widgets').filter(drawn).length,
-    faint: text.filter((e) => e.innerText.trim() && drawn(e) && contrast(e) < 60)
-      .map((e) => e.innerText.slice(0, 40)),
+    faint: text.filter((e) => e.textContent.trim() && drawn(e) && contrast(e) < 60)
+      .map((e) => e.textContent.slice(0, 40)),
     page: document.documentElement.scrollWidth, window: innerWidth,
     theme: light(getComputedStyle(document.body).backgroundColor), text: document.body.innerText};
 }"""
@@ -331,7 +339,7 @@ def test_page(name: str, width: int, theme: str, server: str, browser) -> None:
         assert not found['raw']
     assert not missing
     assert not found['broken'] and 'Error displaying widget' not in found['text']
-    assert not found['faint']
+    assert not found['faint'] and not found['small']
     assert (found['theme'] > 200) == (theme == 'light')
     assert found['page'] <= found['window']
 
@@ -354,6 +362,73 @@ def test_phone(theme: str, server: str, browser) -> None:
             wide[name] = width
     context.close()
     assert wide == {} and asked == []
+
+
+CODE = """() => [...document.querySelectorAll(
+    'article .cell_input pre, article section > div:not(.highlight-text) > div.highlight > pre')]
+  .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth)
+  .map((e) => e.innerText.slice(0, 60))"""
+ENTRIES = """() => [...document.querySelectorAll('.sidebar-tree li')]
+  .filter((e) => e.getBoundingClientRect().height > 0).length"""
+
+
+def test_wide_window(server: str, browser) -> None:
+    """At 1440 pixels all code of tutorials and of the start page fits the column, and the sidebar
+    lists at most 25 pages, on the way to a chapter, too."""
+    page = browser.new_page(viewport=dict(width=1440, height=900))
+    wide, long = {}, {}
+    chapters = ['runs/60_training.html', 'rooms/index.html', 'rooms/runs.html', 'method.html']
+    tutorials = [name for name in PAGES if name.startswith('tutorials/')]
+    assert len(tutorials) > 7
+    for name in [*tutorials, 'index.html', 'api/influence.tracin.html', *chapters]:
+        page.goto(server + name, wait_until='domcontentloaded')
+        if found := page.evaluate(CODE):
+            wide[name] = found
+        if not 5 < (count := page.evaluate(ENTRIES)) <= 25:
+            long[name] = count
+    page.close()
+    assert wide == {} and long == {}
+
+
+def test_folded(server: str, browser) -> None:
+    "Checks and sources are folded, examples are open; what shows something is no check."
+    page = browser.new_page(viewport=dict(width=1440, height=900))
+    page.goto(server + 'influence/90_tracin.html', wait_until='domcontentloaded')
+    shown = page.evaluate("""() => [...document.querySelectorAll('article .cell_input pre')]
+      .filter((e) => e.checkVisibility()).map((e) => e.innerText)""")
+    assert shown and not [text for text in shown if text.startswith(('assert', 'test_eq('))]
+    sources = page.locator('details.source')
+    assert sources.count() > 3 and page.locator('details.source[open]').count() == 0
+    sources.first.locator('summary').click()
+    assert sources.first.locator('pre').inner_text().startswith(('def ', 'class ', '@'))
+    page.close()
+
+
+def test_public_names_first() -> None:
+    "On a page of the API what most people need stands first, helpers last, and the room is there."
+    text = (SITE / 'api/influence.tracin.html').read_text(encoding='utf-8')
+    names = re.findall(r'<dt class="sig[^>]*id="tracin_nb\.influence\.tracin\.(\w+)"', text)
+    assert names[0] == 'TracIn' and 'href="../rooms/influence.html"' in text
+    assert text.index('id="tracin_nb.influence.tracin.TracIn"') < text.index('id="helpers"')
+
+
+@pytest.mark.parametrize(
+    'query, first',
+    [
+        ('my own model', 'tutorials/4_my_own_model.html'),
+        ('checkpoint', 'glossary.html'),
+        ('rank', 'glossary.html'),
+        ('leak', 'tutorials/8_is_my_test_set_leaking.html'),
+    ],
+)
+def test_search_finds_first(query: str, first: str, server: str, browser) -> None:
+    page = browser.new_page()
+    page.goto(f'{server}search.html?q={query}', wait_until='load')
+    page.wait_for_selector('ul.search li a', timeout=20_000)
+    page.wait_for_function("document.querySelector('p.search-summary')?.innerText.includes('page')")
+    target = page.locator('ul.search li a').first.get_attribute('href')
+    page.close()
+    assert target.split('?')[0].split('#')[0] == first
 
 
 def test_search(server: str, browser) -> None:

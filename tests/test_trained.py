@@ -393,7 +393,7 @@ LEFT_OUT = {
     'constrainer': (dict(model='TransE'), ['constraints', 'normalize']),
     'dropout and batch norm': (
         dict(model='ConvE', model_kwargs=CONVE),
-        ['dropout', 'batch statistics', 'skipped its last batch'],
+        ['dropout', 'batch statistics', 'the last batch of each epoch, skipped'],
     ),
     'clipping': (
         dict(
@@ -404,7 +404,7 @@ LEFT_OUT = {
         ['gradient-norm-clipping'],
     ),
     'callbacks': (dict(training_kwargs=dict(callbacks=[Shake])), ['Shake']),
-    'dropped batch': (dict(training_kwargs=dict(drop_last=True)), ['skipped its last batch']),
+    'dropped batch': (dict(training_kwargs=dict(drop_last=True)), ['the last batch of each epoch, skipped']),
     'subgraphs': (
         dict(training_kwargs=dict(sampler='schlichtkrull', batch_size=512)),
         ['schlichtkrull'],

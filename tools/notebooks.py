@@ -156,6 +156,20 @@ def stable(nb: nbformat.NotebookNode) -> str:
     return nb2str(nb)
 
 
+PICTURE = re.compile(r'<div style="overflow-x: auto">(<svg.*</svg>\n?)</div>', re.DOTALL)
+
+
+def keep_pictures(nb: nbformat.NotebookNode) -> None:
+    """Keep a picture that a page would hold as an image: a notebook that nobody has trusted yet
+    shows no SVG in HTML, but the PNG beside an image."""
+    for cell in nb.cells:
+        for out in cell.get('outputs', []):
+            data = out.get('data', {})
+            if found := PICTURE.fullmatch(''.join(data.get('text/html', ''))):
+                data['image/svg+xml'] = found[1]
+                del data['text/html']
+
+
 def executed(
     paths: list[Path], slow: bool, bad: list[str]
 ) -> Iterator[tuple[Path, nbformat.NotebookNode]]:
@@ -168,6 +182,7 @@ def executed(
             bad.append(f'{path.name}: {e}')
             continue
         drop_passing(nb, path.name)
+        keep_pictures(nb)
         yield path, nb
 
 
@@ -198,10 +213,11 @@ def names(outputs: list[dict]) -> list[str]:
     differ from machine to machine and are left out."""
     found = []
     for out in outputs:
-        page = ''.join(out.get('data', {}).get('text/html', ''))
+        shown = out.get('data', {})
+        page = ''.join(shown.get('text/html', '') or shown.get('image/svg+xml', ''))
         if page:
-            entries = re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', page, re.DOTALL)
-            found += [unescape(re.sub(r'<[^>]+>', '', e)).strip() for e in entries]
+            entries = re.findall(r'<(t[hd]|text)\b[^>]*>(.*?)</\1>', page, re.DOTALL)
+            found += [unescape(re.sub(r'<[^>]+>', '', e)).strip() for _, e in entries]
         else:
             found += texts(out).split()
     return [name for name in found if re.search(r'[^\W\d_]{2}', name)]

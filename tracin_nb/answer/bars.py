@@ -4,22 +4,30 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'VERMILION', 'GREEN', 'PURPLE', 'ORANGE', 'SKY', 'SIDES', 'BARS', 'LINES',
-           'SERIES', 'ink', 'canvas', 'legend_below', 'shortened', 'triple_text',
-           'folded', 'triples_called', 'side_of', 'signed_bars', 'ranking_bars']
+           'SERIES', 'PICTURES', 'SHOWN_BARS', 'ink', 'legend_below', 'on_white',
+           'titles', 'rewritten', 'svg_text', 'Picture', 'canvas', 'save_picture',
+           'shortened', 'triple_text', 'triples_called', 'side_of', 'signed_bars',
+           'ranking_bars']
 
 # %% ../../nbs/answer/07_bars.ipynb #34af959c
+import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from html import escape
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
-from .table import SHOWN_ROWS, TRIPLE, names_beside, signed, spread_texts, visible
+from .table import TRIPLE, names_beside, signed, spread_texts, visible
+from ..files import replacing
 from ..graph.names import label_shown
 from ..graph.neighbourhoods import at_least_one
 
@@ -56,15 +64,6 @@ def ink() -> str:
     return plt.rcParams['text.color']
 
 
-def canvas(
-    ax: Axes | None,
-    width: float,  # inches
-    height: float,
-) -> Axes:
-    "Return the axes to draw into: those given, or the only ones of a new figure of this size."
-    return plt.subplots(figsize=(width, height), layout='constrained')[1] if ax is None else ax
-
-
 def legend_below(
     ax: Axes,
     handles: Sequence[Any] | None = None,  # by default everything with a label
@@ -87,6 +86,93 @@ def legend_below(
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+# %% ../../nbs/answer/07_bars.ipynb #b074902b
+_FONT = re.compile(r"'DejaVu Sans'[^;\"]*sans-serif")
+_PLACES = re.compile(r' (?:d|x|y|transform|points)="[^"]*"')
+_WORDS = re.compile(r'>([^<>]*)</text>')
+_PASSING = re.compile(r' id="(?:figure|axes|patch|text|line2d|[a-z]+tick|legend|matplotlib)[\w.]*"')
+
+
+def on_white(figure: Figure) -> bool:
+    "Is a figure made in matplotlib's usual colours, black on white?"
+    return to_hex(figure.get_facecolor()) == '#ffffff'
+
+
+def titles(figure: Figure) -> str:
+    "Return the titles of a figure's axes on one line."
+    return '; '.join(filter(None, (' '.join(ax.get_title().split()) for ax in figure.axes)))
+
+
+def rewritten(svg: str) -> str:
+    """Return SVG of matplotlib in fewer bytes: two decimals, one font, only the ids that are
+    referred to."""
+    svg = _PLACES.sub(lambda m: re.sub(r'(\d\.\d\d)\d+', r'\1', m[0]).replace('\n', ' '), svg)
+    svg = _WORDS.sub(lambda m: m[0].replace('  ', ' \u00a0'), svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', '', svg)
+    return _PASSING.sub('', re.sub(r'>\s+<', '>\n<', _FONT.sub('system-ui, sans-serif', svg)))
+
+
+def svg_text(
+    figure: Figure,
+    alone: bool = True,  # a file of its own; or a part of a page
+) -> str:
+    "Return a figure as SVG in the colours of the page around it."
+    plain, held = on_white(figure), io.StringIO()
+    with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'tracin'}):
+        about = dict.fromkeys(['Date', 'Creator', 'Type', 'Format'])
+        figure.savefig(held, format='svg', transparent=plain, metadata=about)
+    body = rewritten(held.getvalue().partition('</style>')[2].partition('</defs>')[2])
+    if plain:
+        body = body.replace(': #000000', ': currentColor')
+    width, height = figure.get_size_inches() * 96
+    where = 'color-scheme: light dark' if alone else _IN_PAGE.format(0.82 * width)
+    fill = 'fill="currentColor" ' * plain
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width * 0.75:g} '
+        f'{height * 0.75:g}" role="img" aria-label="{escape(titles(figure) or "figure")}" {fill}'
+        f'stroke-linejoin="round" style="{where}">{body}'
+    )
+
+
+_IN_PAGE = 'max-width: 100%; min-width: {:.0f}px; height: auto'  # no letter below 9 pixels
+
+# %% ../../nbs/answer/07_bars.ipynb #1aef4a31
+class Picture(Figure):
+    "A figure that a notebook shows as SVG in its own colours."
+
+    def _repr_html_(self) -> str:
+        "Return a part of a page; it scrolls where the page is too narrow for its letters."
+        return f'<div style="overflow-x: auto">{svg_text(self, alone=False)}</div>'
+
+
+def canvas(
+    ax: Axes | None,
+    width: float,  # inches
+    height: float,
+) -> Axes:
+    "Return the axes to draw into: those given, or the only ones of a new figure of this size."
+    size = dict(figsize=(width, height), layout='constrained', FigureClass=Picture)
+    return plt.subplots(**size)[1] if ax is None else ax
+
+
+PICTURES = ('.png', '.svg')  # what a picture can be saved as
+
+
+def save_picture(
+    ax: Axes,
+    path: Path,  # ending in one of `PICTURES`; an older one is replaced
+) -> None:
+    "Write the figure of `ax` into a file. Raises `ValueError` for another ending."
+    if path.suffix not in PICTURES:
+        raise ValueError(f'{path}: expected a file ending in {" or ".join(PICTURES)}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        if path.suffix == '.svg':
+            draft.write_text(svg_text(ax.figure) + '\n', encoding='utf-8')
+        else:
+            ax.figure.savefig(draft, format='png', dpi=200)
 
 # %% ../../nbs/answer/07_bars.ipynb #e54dcb2e
 def shortened(
@@ -111,19 +197,6 @@ def triple_text(
     while sum(sizes) > limit:
         sizes[sizes.index(max(sizes))] -= 1
     return '  '.join(shortened(part, size) for part, size in zip(triple, sizes))
-
-
-def folded(
-    label: str,
-    width: int = 18,  # characters of a line
-) -> str:
-    "Return a label on two lines at most, broken where it has a space, `_`, `-`, `:` or `/`."
-    pieces, lines = re.findall(r'[^ _:/-]*[ _:/-]|[^ _:/-]+', shortened(label, 2 * width)), ['']
-    for piece in pieces:
-        if lines[-1] and len(lines) < 2 and len(lines[-1] + piece) > width:
-            lines.append('')
-        lines[-1] += piece
-    return '\n'.join(shortened(line.strip(), width + 4) for line in lines)
 
 
 def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
@@ -172,12 +245,13 @@ def signed_bars(
 
 # %% ../../nbs/answer/07_bars.ipynb #e3344f55
 _CENTRED = 50  # characters of a title
+SHOWN_BARS = 5  # of each side: a table shows more
 
 
 def ranking_bars(
     title: str,
     sides: dict[str, pd.DataFrame],  # rankings by name: head, relation, tail, influence
-    k: int = SHOWN_ROWS,  # training triples of each side at most
+    k: int = SHOWN_BARS,  # training triples of each side at most
     ax: Axes | None = None,  # where to draw; a new figure by default
 ) -> Axes:
     "Return axes with the strongest triples of each side. Raises `ValueError` for `k` below 1."

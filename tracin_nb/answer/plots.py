@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['shares', 'share_bars', 'over_checkpoints', 'score_row', 'mark_own', 'distribution',
-           'strongest_at', 'columns', 'spread_places', 'node_places', 'Edge',
-           'called_nodes', 'draw_entities', 'bends', 'name_edge', 'draw_edges',
-           'ego_edges', 'strongest_links', 'best_paths', 'ego_graph', 'explain_ego',
-           'checked_frame', 'panels', 'byte_unit', 'stage_plot', 'stage_bars',
-           'benchmark_rows', 'speedups', 'ratio_points', 'checked_metrics', 'curves',
-           'comparison']
+           'kind_of', 'numbers', 'draw_box', 'draw_words', 'draw_group', 'evidence_axes',
+           'draw_evidence', 'scored', 'evidence', 'strongest_at', 'strongest_links',
+           'best_paths', 'called_nodes', 'ego_frame', 'path_rows', 'ego_graph',
+           'ego_picture', 'checked_frame', 'panels', 'byte_unit', 'stage_plot',
+           'stage_bars', 'benchmark_rows', 'speedups', 'ratio_points', 'checked_metrics',
+           'curves', 'comparison']
 
 # %% ../../nbs/answer/30_plots.ipynb #9a078269
 import json
@@ -17,19 +17,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain as chain_of
 from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
+from xml.etree.ElementTree import Element, fromstring
 
 import matplotlib.pyplot as plt
-import networkx as nx
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch
-from matplotlib.text import Text
+from matplotlib.patches import BoxStyle, FancyBboxPatch, Polygon
 from pykeen.triples import TriplesFactory
 from torch import Tensor
 
@@ -37,12 +38,11 @@ from tracin_nb.answer.bars import (
     BARS,
     BLUE,
     LINES,
-    ORANGE,
     SERIES,
     SIDES,
     VERMILION,
+    Picture,
     canvas,
-    folded,
     ink,
     legend_below,
     shortened,
@@ -51,7 +51,8 @@ from tracin_nb.answer.bars import (
     triples_called,
 )
 from .results import Result, nothing
-from .table import signed
+from .sketch import WIDTH, Chain, EvidencePicture, links_of, loose_chains
+from .table import TRIPLE, signed
 from .view import few_groups, part_columns, share_table
 from ..graph.names import NAMELESS, label_shown, names_of
 from tracin_nb.graph.neighbourhoods import (
@@ -213,7 +214,115 @@ def distribution(
     legend_below(ax)
     return ax
 
-# %% ../../nbs/answer/30_plots.ipynb #a87958d6
+# %% ../../nbs/answer/30_plots.ipynb #0b6270e1
+_LETTER = 12.4  # height of letters in units of the picture: DejaVu Sans is wide
+
+
+def kind_of(group: Element) -> dict[str, Any]:
+    "Return the colour and dash of what a group of the picture holds."
+    sides = dict(pro='proponents', opp='opponents')
+    side = sides.get(group.get('class', ''))
+    return dict(LINES[side]) if side else dict(color=ink(), linestyle='-')
+
+
+def numbers(shape: Element, *names: str) -> list[float]:
+    "Return the numbers of a shape by the names of its attributes."
+    return [float(shape.get(name, 'nan')) for name in names]
+
+
+def draw_box(ax: Axes, shape: Element, thick: float) -> None:
+    "A box with round corners, as thick as told in units."
+    x, y, width, height = numbers(shape, 'x', 'y', 'width', 'height')
+    round_box = BoxStyle('round', pad=0, rounding_size=6)
+    look = dict(facecolor='none', edgecolor=ink(), linewidth=thick)
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=round_box, **look))
+
+
+def draw_words(ax: Axes, text: Element, size: float, weight: str) -> None:
+    "The lines of a text at their places, `size` points high."
+    side = dict(start='left', stop='right').get(text.get('class', ''), 'center')
+    for line in text.iter('tspan'):
+        look = dict(ha=side, va='baseline', fontsize=size, weight=weight, parse_math=False)
+        ax.text(*numbers(line, 'x', 'y'), line.text or '', **look)
+
+
+def draw_group(ax: Axes, group: Element, unit: float) -> None:
+    "A node or an arrow with its words; a unit of the picture is so many points."
+    look, end = kind_of(group), group.get('class') == 'end'
+    for shape in group:
+        if shape.tag == 'rect':
+            draw_box(ax, shape, unit * (2 if end else 0.9))
+        elif shape.tag == 'line':
+            x, y, u, v = numbers(shape, 'x1', 'y1', 'x2', 'y2')
+            width = unit * float(shape.get('stroke-width', 1))
+            ax.plot([x, u], [y, v], linewidth=width, solid_capstyle='butt', **look)
+        elif shape.tag == 'polygon':
+            points = [[float(x) for x in point.split(',')] for point in shape.get('points').split()]
+            ax.add_patch(Polygon(points, facecolor=look['color'], edgecolor='none'))
+        elif shape.tag == 'text':
+            draw_words(ax, shape, unit * _LETTER, 'bold' if end else 'normal')
+
+# %% ../../nbs/answer/30_plots.ipynb #3af4a8f8
+def evidence_axes(height: float, words: int) -> Axes:
+    """Return axes for a picture so many units high, in a new figure with room for lines of words
+    beneath."""
+    body, below = height * _INCHES / WIDTH, 0.45 + 0.165 * words
+    figure = plt.figure(FigureClass=Picture, figsize=(_INCHES, body + below + 0.4))
+    whole = figure.get_figheight()
+    return figure.add_axes((0.005, below / whole, 0.99, body / whole))
+
+
+_INCHES = 7.6  # width of the picture
+
+
+def draw_evidence(
+    picture: EvidencePicture,
+    title: str,
+    words: Sequence[str],  # lines beneath
+    ax: Axes | None = None,
+) -> Axes:
+    "Draw a picture of the evidence with a title above and words beneath."
+    root = fromstring(picture.svg())
+    height = float(root.get('viewBox').split()[3])
+    ax = evidence_axes(height, len(words)) if ax is None else ax
+    ax.set(xlim=(0, WIDTH), ylim=(height, 0), xticks=[], yticks=[])
+    ax.set_aspect('equal')
+    box, inch = ax.get_window_extent(), ax.figure.dpi / 72
+    unit = min(box.width / WIDTH, box.height / height) / inch
+    for group in root.iter('g'):
+        draw_group(ax, group, unit)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, parse_math=False)
+    ax.set_xlabel('\n'.join(words), loc='left', fontsize='small', parse_math=False)
+    handles = [Line2D([], [], label=side[:-1], linewidth=2, **LINES[side]) for side in SIDES]
+    legend_below(ax, handles, lines=0.85 * len(words) - 0.6)
+    return ax
+
+
+def scored(called: str, score: float) -> list[str]:
+    "Return a path and its score, in lines that are not too long."
+    return wrap(f'{signed([score])[0]}   {called}', 96, subsequent_indent='    ')
+
+
+def evidence(
+    result: Result,
+    i: int = 0,  # which test triple
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Return the paths from head to tail, and what else lies at either, of the training triples
+    that a result names. Raises `ValueError` if none of them touches head or tail."""
+    view = result.view(i)
+    names = {view.part(part): view.part(part, 'name') for part in TRIPLE}
+    picture = EvidencePicture(view.rows, view.part('head'), view.part('tail'), names)
+    if not picture.rows:
+        raise ValueError(f'{view.title}: no training triple of the result lies at head or tail')
+    paths = [chain for chain in picture.rows if chain.score is not None]
+    said = [scored(' – '.join(map(picture.called, x.nodes)), x.score) for x in paths]
+    words = ['paths by mean influence:', *chain_of.from_iterable(said)] if said else []
+    return draw_evidence(picture, result.title(i), words, ax)
+
+# %% ../../nbs/answer/30_plots.ipynb #ea400db0
 def strongest_at(
     graph: Graph,
     ends: Sequence[int],  # entities
@@ -226,193 +335,6 @@ def strongest_at(
     rows = np.unique(graph.at(np.array(ends))[2])
     rows = rows[~np.isin(rows, skip) & (np.nan_to_num(values[rows]) != 0)]
     return rows[np.argsort(-np.abs(values[rows]), kind='stable')[:k]]
-
-
-def columns(
-    edges: nx.Graph,
-    chains: Sequence[Sequence[int]],  # entities along the best paths, from h to t
-) -> dict[int, float]:
-    """Return the horizontal place of each entity: h at 0, t at 1, outside at -0.45 and 1.45 what
-    touches only one of them. Between them is what a path meets, as far along as the best path
-    that meets it, and in the middle what touches both."""
-    h, t = chains[0][0], chains[0][-1]
-    place = {
-        node: 0.5 if {h, t} <= set(edges[node]) else -0.45 if h in edges[node] else 1.45
-        for node in edges
-    }
-    for chain in reversed(chains):
-        place |= {node: j / (len(chain) - 1) for j, node in enumerate(chain)}
-    return place
-
-# %% ../../nbs/answer/30_plots.ipynb #c2607d04
-def spread_places(n: int, free: bool) -> list[float]:
-    """Return `n` places in a column, those nearest the middle first; 0 is left out if the middle
-    is to be free."""
-    slots = n + (free and n % 2)
-    lines = np.arange(slots) - (slots - 1) / 2
-    near = [
-        float(line) for line in lines[np.argsort(np.abs(lines), kind='stable')] if line or not free
-    ]
-    return near[:n]
-
-
-def node_places(edges: nx.Graph, chains: Sequence[Sequence[int]]) -> dict[int, tuple[float, float]]:
-    """Return the height of each entity, in steps of one text box upwards; no two entities
-    between h and t share a line."""
-    column, (h, t) = columns(edges, chains), (chains[0][0], chains[0][-1])
-    between = [node for node in edges if 0 < column[node] < 1]
-    groups = [
-        between,
-        *([node for node in edges if column[node] == x] for x in (-0.45, 1.45)),
-        [h],
-        [t],
-    ]
-    return {
-        node: (column[node], line)
-        for group in groups
-        for node, line in zip(
-            group, spread_places(len(group), group is between and edges.has_edge(h, t))
-        )
-    }
-
-# %% ../../nbs/answer/30_plots.ipynb #7b70e4b5
-class Edge(FancyArrowPatch):
-    "An arrow from box to box, bent by `bend` (0 is straight)."
-
-    def __init__(self, start: Text, end: Text, bend: float, **style: Any) -> None:
-        self.boxes = start, end
-        super().__init__(
-            start.get_position(),
-            end.get_position(),
-            patchA=start.get_bbox_patch(),
-            patchB=end.get_bbox_patch(),
-            connectionstyle=f'arc3,rad={bend}',
-            shrinkA=0,
-            shrinkB=1,
-            **style,
-        )
-
-    def draw(self, renderer: Any) -> None:
-        "Draw, once the boxes are where they will be."
-        for box in self.boxes:
-            box.update_bbox_position_size(renderer)
-        super().draw(renderer)
-
-
-def called_nodes(training: TriplesFactory, nodes: Iterable[int]) -> dict[int, str]:
-    "Return the name of each entity, with its label where several of these have that name."
-    names, label = names_of(training) or NAMELESS, training.entity_id_to_label
-    called = {node: names.called(label[node]) for node in nodes}
-    count = Counter(called.values())
-    return {n: x if count[x] == 1 else label_shown(label[n], x) for n, x in called.items()}
-
-
-def draw_entities(
-    ax: Axes,
-    names: Mapping[int, str],
-    places: Mapping[int, tuple[float, float]],
-    ends: Sequence[int],
-) -> dict[int, Text]:
-    "Return a box with the label of each entity, those of `ends` with a thick frame."
-    return {
-        node: ax.text(
-            *place,
-            folded(names[node]),
-            ha='center',
-            va='center',
-            fontsize=8,
-            parse_math=False,
-            weight='bold' if node in ends else 'normal',
-            zorder=4,
-            bbox=dict(
-                boxstyle='round,pad=.3',
-                facecolor=ax.get_facecolor(),
-                edgecolor=ink(),
-                linewidth=2 if node in ends else 0.6,
-            ),
-        )
-        for node, place in places.items()
-    }
-
-# %% ../../nbs/answer/30_plots.ipynb #03eb706a
-def bends(ends: Sequence[tuple[int, int]]) -> list[float]:
-    """Return how much each edge (head, tail) is bent, so that those between the same two
-    entities do not cover each other."""
-    pairs, seen, found = [tuple(sorted(pair)) for pair in ends], {}, []
-    for pair, (head, _) in zip(pairs, ends):
-        j = seen[pair] = seen.get(pair, -1) + 1
-        found.append(0.16 * (j - (pairs.count(pair) - 1) / 2) * (1 if head == pair[0] else -1))
-    return found
-
-
-def name_edge(ax: Axes, edge: Edge, bend: float, name: str) -> None:
-    "Write the relation in the middle of an edge and along it."
-    (x, y), (u, v) = (box.get_position() for box in edge.boxes)
-    middle = (x + u) / 2 + bend * (v - y) / 2, (y + v) / 2 - bend * (u - x) / 2
-    slope = 90.0 if x == u else np.degrees(np.arctan((v - y) / (u - x)))
-    ax.text(
-        *middle,
-        shortened(name, 20),
-        rotation=slope,
-        transform_rotates_text=True,
-        rotation_mode='anchor',
-        ha='center',
-        va='center',
-        fontsize=6.5,
-        parse_math=False,
-        zorder=3,
-        bbox=dict(
-            boxstyle='square,pad=.1', facecolor=ax.get_facecolor(), edgecolor='none', alpha=0.8
-        ),
-    )
-
-# %% ../../nbs/answer/30_plots.ipynb #34af531c
-def draw_edges(
-    ax: Axes,
-    boxes: Mapping[int, Text],
-    edges: pd.DataFrame,  # columns head, tail (entities), relation (label), influence, on_path
-) -> None:
-    """Arrows as wide as their |influence|, with the names of relations; a broad line behind
-    those on a best path."""
-    widths = 0.7 + 3.3 * edges['influence'].abs() / edges['influence'].abs().max()
-    for edge, width, bend in zip(
-        edges.itertuples(), widths, bends(list(zip(edges['head'], edges['tail'])))
-    ):
-        ends = boxes[edge.head], boxes[edge.tail], bend
-        if edge.on_path:
-            ax.add_patch(
-                Edge(*ends, arrowstyle='-', color=ORANGE, alpha=0.45, linewidth=width + 7, zorder=1)
-            )
-        look = LINES['proponents' if edge.influence > 0 else 'opponents']
-        arrow = Edge(
-            *ends, arrowstyle='-|>', mutation_scale=9 + width, linewidth=width, zorder=2, **look
-        )
-        name_edge(ax, ax.add_patch(arrow), bend, edge.relation)
-
-# %% ../../nbs/answer/30_plots.ipynb #855b9f65
-def ego_edges(
-    graph: Graph,
-    ids: tuple[int, int, int],  # of the test triple
-    values: np.ndarray,  # influence `[N]`, NaN where it is unknown
-    k: int,
-    table: pd.DataFrame,  # the best paths
-) -> pd.DataFrame:
-    "Return the triples to draw: head, tail (entities), relation (label), influence, on_path."
-    on_path = [row for path in table['rows'] for row in path]
-    chosen = strongest_at(graph, [ids[0], ids[2]], values, k, graph.rows_of(ids))
-    rows = np.array(list(dict.fromkeys([*on_path, *chosen.tolist()])), dtype=np.int64)
-    return pd.DataFrame(
-        dict(
-            head=graph.head[rows],
-            tail=graph.tail[rows],
-            relation=graph.frame(rows)['relation'].map(
-                (names_of(graph.training) or NAMELESS).called
-            ),
-            influence=values[rows],
-            on_path=np.isin(rows, on_path),
-        ),
-        index=rows,
-    )
 
 # %% ../../nbs/answer/30_plots.ipynb #297dd6f1
 def strongest_links(
@@ -448,6 +370,53 @@ def best_paths(
     return table[table['score'].notna()][:best]
 
 # %% ../../nbs/answer/30_plots.ipynb #57b89a6a
+def called_nodes(training: TriplesFactory, nodes: Iterable[int]) -> dict[int, str]:
+    "Return the name of each entity, with its label where several of these have that name."
+    names, label = names_of(training) or NAMELESS, training.entity_id_to_label
+    called = {node: names.called(label[node]) for node in nodes}
+    count = Counter(called.values())
+    return {n: x if count[x] == 1 else label_shown(label[n], x) for n, x in called.items()}
+
+
+def ego_frame(
+    graph: Graph,
+    rows: Sequence[int],  # triples of the graph
+    values: np.ndarray,  # influence `[N]`
+) -> pd.DataFrame:
+    "Return triples as `EvidencePicture` takes them: labels, names and influence, by their rows."
+    names = names_of(graph.training) or NAMELESS
+    frame = graph.frame(np.array(rows, dtype=np.int64))[list(TRIPLE)].set_axis(list(rows))
+    ids = zip(graph.head[rows], graph.tail[rows])
+    called = called_nodes(graph.training, {int(node) for pair in ids for node in pair})
+    of = {graph.training.entity_id_to_label[node]: name for node, name in called.items()}
+    told = dict(head_name=frame['head'].map(of), tail_name=frame['tail'].map(of))
+    told['relation_name'] = frame['relation'].map(names.called)
+    return frame.assign(influence=values[rows], **told)
+
+
+def path_rows(
+    graph: Graph,
+    table: pd.DataFrame,  # the best paths
+    head: int,
+    frame: pd.DataFrame,  # of `ego_frame`
+) -> list[Chain]:
+    """Return a row of the picture for each path; a link shows the other triples of its entities,
+    too."""
+    links, label, found = (
+        links_of(frame.reset_index(drop=True)),
+        graph.training.entity_id_to_label,
+        [],
+    )
+    for path, score in zip(table['rows'], table['score']):
+        nodes = [label[node] for node in entities_along(graph, path, head)]
+        sides = []
+        for row, pair in zip(path, zip(nodes, nodes[1:])):
+            others = [frame.index[k] for k in links[frozenset(pair)]]
+            sides.append((row, *(other for other in others if other != row)))
+        found.append(Chain(tuple(nodes), tuple(sides), score))
+    return found
+
+
 def ego_graph(
     graph: Graph,  # of the training triples, made from a factory with labels
     triple: Any,  # the test triple: labels, or ids
@@ -468,48 +437,38 @@ def ego_graph(
     if ids[0] == ids[2]:
         raise ValueError(f'triple {triple}: head and tail are the same, expected two entities')
     table = best_paths(graph, ids, values, how, max_edges, best)
-    edges = ego_edges(graph, ids, values, k, table)
-    if not edges['influence'].any():
+    on_path = [row for path in table['rows'] for row in path]
+    near = strongest_at(graph, [ids[0], ids[2]], values, k, graph.rows_of(ids)).tolist()
+    frame = ego_frame(graph, list(dict.fromkeys([*on_path, *near])), values)
+    if not frame['influence'].any():
         raise ValueError(
             f'triple {triple}: no training triple at its head or tail has any influence'
         )
-    chains = [entities_along(graph, path, ids[0]) for path in table['rows']] or [[ids[0], ids[2]]]
-    joined = nx.Graph([*zip(edges['head'], edges['tail'])])
-    joined.add_nodes_from([ids[0], ids[2]])
-    places = node_places(joined, chains)
-    lines = [y for _, y in places.values()]
-    ax = canvas(ax, 12, 1.5 + 0.68 * (max(lines) - min(lines) + 1) + 0.17 * len(table))
-    names = called_nodes(graph.training, places)
-    draw_edges(ax, draw_entities(ax, names, places, (ids[0], ids[2])), edges)
-    ax.set(xticks=[], yticks=[], xlim=(-0.62, 1.62), ylim=(min(lines) - 0.6, max(lines) + 0.6))
-    ax.spines[:].set_visible(False)
-    relation = (names_of(graph.training) or NAMELESS).called(
-        graph.training.relation_id_to_label[ids[1]]
-    )
-    ax.set_title(triple_text([names[ids[0]], relation, names[ids[2]]]), parse_math=False)
-    explain_ego(ax, table)
-    return ax
+    return draw_evidence(*ego_picture(graph, ids, table, frame), ax)
 
-# %% ../../nbs/answer/30_plots.ipynb #2a660179
-def explain_ego(ax: Axes, table: pd.DataFrame) -> None:
-    "Write the best paths in words, and a legend, beneath an ego graph."
-    words = [
-        f'{score}   {shortened(path, 150)}'
-        for score, path in zip(signed(table['score'].tolist()), table['path'])
-    ]
-    text = (
-        ['best paths and their scores:', *words]
-        if words
-        else ['no path from head to tail has a score']
-    )
-    ax.set_xlabel('\n'.join(text), loc='left', fontsize='small', parse_math=False)
-    handles = [Line2D([], [], label=side[:-1], linewidth=2, **LINES[side]) for side in SIDES]
-    on_path = (
-        [Line2D([], [], color=ORANGE, alpha=0.45, linewidth=8, label='on a best path')]
-        if words
-        else []
-    )
-    legend_below(ax, [*handles, *on_path], lines=0.9 * len(text))
+# %% ../../nbs/answer/30_plots.ipynb #82294738
+def ego_picture(
+    graph: Graph, ids: tuple[int, int, int], table: pd.DataFrame, frame: pd.DataFrame
+) -> tuple[EvidencePicture, str, list[str]]:
+    "Return what `ego_graph` draws: the picture, its title, and the best paths in words."
+    head, tail = (graph.training.entity_id_to_label[i] for i in (ids[0], ids[2]))
+    chains = path_rows(graph, table, ids[0], frame)
+    used = {row for chain in chains for link in chain.links for row in link}
+    place = frame.index.tolist()
+    plain = frame.reset_index(drop=True)
+    skip = {k for k, row in enumerate(place) if row in used}
+    at = lambda links: tuple(tuple(place[k] for k in link) for link in links)
+    loose = [Chain(x.nodes, at(x.links)) for x in loose_chains(plain, head, tail, skip)]
+    names = called_nodes(graph.training, (ids[0], ids[2]))
+    ends = {head: names[ids[0]], tail: names[ids[2]]}
+    picture = EvidencePicture(frame, head, tail, ends, [*chains, *loose])
+    relation = graph.training.relation_id_to_label[ids[1]]
+    called = (names_of(graph.training) or NAMELESS).called(relation)
+    title = triple_text([ends[head], called, ends[tail]])
+    if not len(table):
+        return picture, title, ['no path from head to tail has a score']
+    words = [scored(path, score) for path, score in zip(table['path'], table['score'])]
+    return picture, title, ['best paths and their scores:', *chain_of.from_iterable(words)]
 
 # %% ../../nbs/answer/30_plots.ipynb #88a92a1b
 def checked_frame(
@@ -548,7 +507,8 @@ def panels(
 ) -> list[Axes]:
     "Return `n` axes side by side with one vertical axis, in the figure given or in a new one."
     if figure is None:
-        figure = plt.figure(figsize=(width * n + 1.5, height), layout='constrained')
+        size = dict(figsize=(width * n + 1.5, height), layout='constrained')
+        figure = plt.figure(FigureClass=Picture, **size)
     return figure.subplots(1, n, sharey=True, squeeze=False)[0].tolist()
 
 # %% ../../nbs/answer/30_plots.ipynb #7cd2995b

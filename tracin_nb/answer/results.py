@@ -33,7 +33,7 @@ from matplotlib.axes import Axes
 from pykeen.triples import TriplesFactory
 from torch import Tensor
 
-from .bars import ranking_bars, triple_text, triples_called
+from .bars import SHOWN_BARS, ranking_bars, triple_text, triples_called
 from tracin_nb.answer.exports import (
     kgx_files,
     kgx_tables,
@@ -53,14 +53,7 @@ from tracin_nb.answer.standing import (
     short_line,
     summary_of,
 )
-from tracin_nb.answer.table import (
-    SHOWN_BLOCKS,
-    SHOWN_ROWS,
-    TRIPLE,
-    block_lines,
-    note_lines,
-    triples_shown,
-)
+from .table import SHOWN_BLOCKS, TRIPLE, block_lines, note_lines, triples_shown
 from tracin_nb.answer.view import (
     PROOF,
     View,
@@ -633,7 +626,7 @@ class Report:
         i: int = 0,  # which block: of a `Result`, which test triple
         ax: Axes | None = None,  # where to draw; a new figure by default
         *,
-        k: int = SHOWN_ROWS,  # training triples of each side at most
+        k: int = SHOWN_BARS,  # training triples of each side at most
     ) -> Axes:
         """Draw the strongest triples of each side as bars, the strongest proponent on top.
         Raises `ValueError` if nothing influenced it."""

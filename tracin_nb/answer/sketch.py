@@ -138,7 +138,8 @@ def text_at(x: float, y: float, lines: Sequence[str], kind: str = '') -> str:
         f'<tspan x="{x:g}" y="{first + LINE * i:g}">{escape(line)}</tspan>'
         for i, line in enumerate(lines)
     )
-    return f'<text{f" class={kind}" if kind else ""}>{spans}</text>'
+    side = f' class="{kind}"' if kind else ''
+    return f'<text{side}>{spans}</text>'
 
 
 def box_at(x: float, y: float, width: float, height: float, name: str, told: str, kind: str) -> str:
@@ -247,11 +248,10 @@ class EvidencePicture:
         head: str,
         tail: str,
         names: Mapping[str, str] | None = None,  # of head and tail, by label
-        best: int = 5,  # paths
-        most: int = 12,  # rows
+        rows: Sequence[Chain] | None = None,  # by default those of `chains`
     ) -> None:
         self.frame, self.head, self.tail = frame, head, tail
-        self.rows = chains(frame, head, tail, best, most)
+        self.rows = chains(frame, head, tail) if rows is None else list(rows)
         used = list({row for chain in self.rows for link in chain.links for row in link})
         self.names = {
             **self._named(frame.loc[used]),

@@ -37,6 +37,7 @@ import click
 
 from .. import __version__
 from tracin_nb.app.options import (
+    PICTURE_KINDS,
     SUFFIXES,
     Analysis,
     Around,
@@ -55,10 +56,13 @@ from tracin_nb.app.options import (
     Table,
     Training,
     Where,
+    check_picture,
+    check_plot,
     check_settings,
     check_writable,
     claimed,
     deliver,
+    draw,
     file_triples,
     frame_text,
     naming_lines,
@@ -97,6 +101,7 @@ def main(context: click.Context) -> None:
     `tracin explain` names the training triples that pushed it towards a prediction (proponents)
     and away from it (opponents), and `tracin self` ranks training triples by self-influence.
     `tracin COMMAND --help` explains each."""
+    os.environ.setdefault('MPLBACKEND', 'agg')  # pictures go to files, never into a window
     if context.invoked_subcommand is None:
         say(context.get_help())
         context.exit(2)
@@ -589,6 +594,8 @@ class Asked:
         check_all_scores(self)
         check_candidates(self)
         check_page(self.why.report)
+        both = ('bars', 'relation', *(['parameters'] if self.why.breakdown else []))
+        check_picture(self.to, *both, *(['graph'] if self.why.mode != 'self' else []))
 
 # %% ../../nbs/app/70_cli.ipynb #b30fa274
 def refuse_with(what: str, flags: Sequence[str]) -> None:
@@ -740,6 +747,7 @@ def run_command(asked: Asked) -> None:
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
     tracin explain runs/umls --test my_predictions.tsv -k 50 --out results/
+    tracin explain runs/umls --relation treats --max 1 --plot why.svg
     tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
     tracin explain runs/umls5/seed-0 runs/umls5/seed-1 --max 3
     tracin explain runs/umls --test predictions.tsv --candidates new_facts.tsv
@@ -1020,7 +1028,7 @@ class PathsAsked:
             check_writable(path, folder=False)
 
     def kinds(self) -> Any:
-        "Return the types of entities; None if none were given."
+        "The types of entities; None if none were given."
         from tracin_nb.graph.neighbourhoods import curie_prefix, read_types
 
         if self.types is None:
@@ -1152,6 +1160,8 @@ class ReportAsked:
         None, 'File for the page (.html).', 'Output', kind='file', shown='report.html there'
     )
     overwrite: bool = again(Output, 'overwrite', help='Replace an existing page.')
+    plot: Path | None = again(Output, 'plot', help='Also draw the saved result, as `explain` does.')
+    picture: str = again(Output, 'picture', help='What --plot draws of it.')
 
 
 @main.command('report', short_help='Make a page to mail or print from a saved result.')
@@ -1162,14 +1172,19 @@ def report_command(asked: ReportAsked) -> None:
 
     \b
     tracin report results/
-    tracin report results/ --out why.html"""
+    tracin report results/ --out why.html --plot why.png"""
     from tracin_nb.answer.results import Result
 
     out = asked.out or asked.folder / 'report.html'
     check_page(out)
+    check_plot(asked.plot)
+    check_picture(Output(plot=asked.plot, picture=asked.picture), *PICTURE_KINDS)
     if out.exists() and not asked.overwrite:
         refuse('--out', f'{out} already exists: give another file, or --overwrite')
-    say(f'saved in {Result.load(asked.folder).report(out)}')
+    result = Result.load(asked.folder)
+    say(f'saved in {result.report(out)}')
+    if asked.plot:
+        draw(result, asked.plot, asked.picture)
 
 # %% ../../nbs/app/70_cli.ipynb #2f937d83
 @dataclass(frozen=True, kw_only=True)
@@ -1282,6 +1297,8 @@ def replay_command(asked: ReplayAsked) -> None:
     to, choice = asked.to, asked.choice
     choice.check()
     asked.header.check(choice.test, asked.new.candidates)
+    check_picture(to, 'bars', 'graph', 'relation')
+    check_plot(to.plot)
     kept = to.out if to.in_folder else None
     with nullcontext() if kept and begun_in(kept) else claimed(to):
         runs = [Run.open(folder) for folder in asked.folders]
@@ -1327,6 +1344,7 @@ def self_command(asked: SelfAsked) -> None:
     tracin self runs/umls --relation treats --out suspicious.csv"""
     analysis = asked.analysis
     analysis.header.check(analysis.source.train)
+    check_picture(asked.to, 'bars', 'relation')
     with claimed(asked.to):
         tracin = analysis.tracin()
         deliver(own_influence(tracin, asked.k, asked.relation, asked.per_relation), asked.to)
@@ -1577,7 +1595,7 @@ class VerifyAsked:
             refuse('--out', f'{self.out}: expected a file ending in .json or .csv')
 
     def plan(self, run: 'Run') -> tuple['Verification', 'Result | None', int]:
-        "Return what will be trained, and which triple of which saved result it is about."
+        "What will be trained, and which triple of which saved result it is about."
         from tracin_nb.evaluation.verify import verification
         from tracin_nb.runs.training import check_again
 
@@ -1591,7 +1609,7 @@ class VerifyAsked:
         return verification(run, asked, self.k, triples=triples, **how), None, 0
 
     def _asked(self, run: 'Run') -> tuple[Any, Any]:
-        "Return the prediction, explained unless triples to drop are named, and these."
+        "The prediction, explained unless triples to drop are named, and these."
         from tracin_nb.graph.triples import to_labels
         from tracin_nb.influence.tracin import TracIn
 
@@ -1605,7 +1623,7 @@ class VerifyAsked:
         return tracin.explain(test, min(self.k, run.training.num_triples)), None
 
     def _saved(self) -> tuple['Result', int]:
-        "Return the result that was saved, and which of its triples is meant."
+        "The result that was saved, and which of its triples is meant."
         from tracin_nb.answer.results import Result
         from tracin_nb.evaluation.verify import triple_of
 

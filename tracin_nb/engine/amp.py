@@ -83,10 +83,8 @@ def _set(older: tuple[str, bool], values: Sequence[str]) -> None:
 # %% ../../nbs/engine/50_amp.ipynb #ba191d90
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Float32 products as `precision` wants them: in TF32 for "tf32", in full float32 for all
-    others.
-
-    Concerns the whole process; what was set before is set again at the end, whatever happens."""
+    """Compute float32 products in TF32 for precision "tf32", in full float32 for all others.
+    Affects the whole process; the previous setting is restored at the end."""
     older, newer = _older_switches(), [s.fp32_precision for s in _switches()]
     fast = precision == 'tf32'
     try:

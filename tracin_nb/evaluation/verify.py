@@ -538,7 +538,7 @@ def frame_of(plan: Verification) -> pd.DataFrame:
 
 
 def repeats_text(plan: Verification) -> str:
-    "Return is the first training the run itself?"
+    "Return whether the first training is the run itself."
     found, weights, _ = plan.found[0]
     if weights == plan.run.fingerprint(-1):
         return 'Retrained on all triples, the run was reproduced bit for bit.'

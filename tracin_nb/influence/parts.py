@@ -208,7 +208,7 @@ def begin(
     # start over; an older result stays until the new one
     overwrite: bool = False,
 ) -> Parts:
-    "Store a new question. Raises `ValueError` if the folder holds something else."
+    "Return store a new question. Raises `ValueError` if the folder holds something else."
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in folder.iterdir() if not p.name.startswith('.'))
     if others and not overwrite:
