@@ -216,9 +216,7 @@ def test_somebody_else_is_there(
         leave.set()
         thread.join()
         assert done.exit_code == 2 and done.stdout == ''
-        assert f'{where[0]}: another process (or thread) is using it' in done.stderr, (
-            done.stderr
-        )
+        assert f'{where[0]}: another process (or thread) is using it' in done.stderr, done.stderr
         assert ask(run, *QUESTIONS[name], '--out', out).exit_code == 0 and out.exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith('.')] == []
 

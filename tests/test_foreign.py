@@ -343,7 +343,7 @@ def test_several_pipeline_folders(pipe, train, tmp_path) -> None:
         ('{"optimizer_kwargs": {"lr": true}}', 'number'),
         ('{"optimizer_kwargs": {"lr": -1}}', 'number'),
         ('{"optimizer_kwargs": {"lr": NaN}}', 'number'),
-        ('{"optimizer_kwargs": {}}', 'does not say'),
+        ('{"optimizer_kwargs": {}}', 'does not state'),
         ('{"pipeline": {"optimizer_kwargs": {"lr": 0.1}, "lr_scheduler": "StepLR"}}', 'scheduler'),
         ('[' * 9000, 'not JSON'),
         ('\x00', 'not JSON'),
@@ -616,7 +616,7 @@ def test_rates_and_order(trained, train, tmp_path) -> None:
     assert [c.epoch for c in open_files(paths, train).checkpoints] == [3, 1, 2, None]
     save_model(trained[0], tmp_path / 'checkpoint_0000007.pt')
     paths = [tmp_path / 'checkpoint_0000007.pt', *paths[:3]]
-    with pytest.raises(RunError, match=r'checkpoint_0000007\.pt: the file does not say'):
+    with pytest.raises(RunError, match=r'checkpoint_0000007\.pt: the file does not state'):
         open_files(paths, train)
     run = open_files(paths, train, learning_rates=0.5)
     assert [c.epoch for c in run.checkpoints] == [1, 2, 3, 6] and run.moments(0) is None

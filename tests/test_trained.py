@@ -404,7 +404,10 @@ LEFT_OUT = {
         ['gradient-norm-clipping'],
     ),
     'callbacks': (dict(training_kwargs=dict(callbacks=[Shake])), ['Shake']),
-    'dropped batch': (dict(training_kwargs=dict(drop_last=True)), ['the last batch of each epoch, skipped']),
+    'dropped batch': (
+        dict(training_kwargs=dict(drop_last=True)),
+        ['the last batch of each epoch, skipped'],
+    ),
     'subgraphs': (
         dict(training_kwargs=dict(sampler='schlichtkrull', batch_size=512)),
         ['schlichtkrull'],

@@ -231,7 +231,7 @@ def numbers(shape: Element, *names: str) -> list[float]:
 
 
 def draw_box(ax: Axes, shape: Element, thick: float) -> None:
-    "A box with round corners, as thick as told in units."
+    "Draw a box with round corners and a frame of the given thickness."
     x, y, width, height = numbers(shape, 'x', 'y', 'width', 'height')
     round_box = BoxStyle('round', pad=0, rounding_size=6)
     look = dict(facecolor='none', edgecolor=ink(), linewidth=thick)
@@ -239,7 +239,7 @@ def draw_box(ax: Axes, shape: Element, thick: float) -> None:
 
 
 def draw_words(ax: Axes, text: Element, size: float, weight: str) -> None:
-    "The lines of a text at their places, `size` points high."
+    "Draw the lines of a text at their places, `size` points high."
     side = dict(start='left', stop='right').get(text.get('class', ''), 'center')
     for line in text.iter('tspan'):
         look = dict(ha=side, va='baseline', fontsize=size, weight=weight, parse_math=False)
@@ -247,7 +247,7 @@ def draw_words(ax: Axes, text: Element, size: float, weight: str) -> None:
 
 
 def draw_group(ax: Axes, group: Element, unit: float) -> None:
-    "A node or an arrow with its words; a unit of the picture is so many points."
+    "Draw a node or an arrow with its text; `unit` is the size of a unit of the picture in points."
     look, end = kind_of(group), group.get('class') == 'end'
     for shape in group:
         if shape.tag == 'rect':

@@ -150,8 +150,8 @@ def hardly_better(measured: Mapping[str, Any]) -> str:
         return ''
     metric = measured['metric'].rpartition('.')[2].replace('_', ' ')
     return (
-        f'the model is weak: {metric} {value:.2g} on {measured["split"]} triples, '
-        f'and guessing reaches {by_chance:.2g}'
+        f'the model is weak: {metric} {value:.2g} on {measured["split"]} triples; guessing '
+        f'reaches {by_chance:.2g}'
     )
 
 

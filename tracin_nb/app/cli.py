@@ -1028,7 +1028,7 @@ class PathsAsked:
             check_writable(path, folder=False)
 
     def kinds(self) -> Any:
-        "The types of entities; None if none were given."
+        "Return the types of entities; None if none were given."
         from tracin_nb.graph.neighbourhoods import curie_prefix, read_types
 
         if self.types is None:
@@ -1595,7 +1595,7 @@ class VerifyAsked:
             refuse('--out', f'{self.out}: expected a file ending in .json or .csv')
 
     def plan(self, run: 'Run') -> tuple['Verification', 'Result | None', int]:
-        "What will be trained, and which triple of which saved result it is about."
+        "Return what will be trained, and which triple of which saved result it is about."
         from tracin_nb.evaluation.verify import verification
         from tracin_nb.runs.training import check_again
 
@@ -1609,7 +1609,7 @@ class VerifyAsked:
         return verification(run, asked, self.k, triples=triples, **how), None, 0
 
     def _asked(self, run: 'Run') -> tuple[Any, Any]:
-        "The prediction, explained unless triples to drop are named, and these."
+        "Return the prediction, explained unless triples to drop are named, and these."
         from tracin_nb.graph.triples import to_labels
         from tracin_nb.influence.tracin import TracIn
 
@@ -1623,7 +1623,7 @@ class VerifyAsked:
         return tracin.explain(test, min(self.k, run.training.num_triples)), None
 
     def _saved(self) -> tuple['Result', int]:
-        "The result that was saved, and which of its triples is meant."
+        "Return the result that was saved, and which of its triples is meant."
         from tracin_nb.answer.results import Result
         from tracin_nb.evaluation.verify import triple_of
 

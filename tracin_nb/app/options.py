@@ -452,7 +452,7 @@ class Keeping:
     )
 
     def tracin(self, analysis: Analysis, more: 'Sequence[Path]' = ()) -> 'TracIn':
-        "`TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
+        "Return `TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
         if self.keep_training is not None and self.cache is None:
             refuse('--keep-training', 'also give the folder by --cache')
         if self.cache is None:

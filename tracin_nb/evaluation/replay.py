@@ -127,7 +127,7 @@ class Dropped:
     def words(self) -> str:
         "Return the verdict in words."
         n = len(self.rows)
-        ratio = 'not to be had' if self.ratio is None else f'{self.ratio:.2f}'
+        ratio = 'not available' if self.ratio is None else f'{self.ratio:.2f}'
         kind, done, ways = (
             ('candidate', 'added', 'with') if self.added else ('triple', 'dropped', 'without')
         )

@@ -736,7 +736,7 @@ def check_proof_path(path: Path) -> None:
     if path.suffix not in ENDINGS:
         raise ValueError(f'{path}: expected a file ending in {" or ".join(ENDINGS)}')
     if path.exists():
-        raise ValueError(f'{path} exists already: give another file, or remove it')
+        raise ValueError(f'{path} already exists: give another file, or remove it')
 
 
 def verify(

@@ -272,7 +272,7 @@ class Batch:
         overwrite: bool = False,  # replace what another question gave; so does `skip_existing`
     ) -> dict[str, Any]:
         """Explain all items; returns the summary, which is also written. Raises `ValueError` if
-        the folder is not one, holds the answers of another question, or if another process
+        the folder is not one, holds answers to another question, or if another process
         works there."""
         start, known = time.perf_counter(), [item for item in items if item.error is None]
         around = self.neighbourhoods(known) if known else None

@@ -360,7 +360,7 @@ def pipeline_rates(
         rate = common_rate(optimizer.param_groups, names or {})
     if rate is None:
         raise RunError(
-            'the pipeline result does not say its learning rate: give learning_rates=[rate]'
+            'the pipeline result does not state its learning rate: give learning_rates=[rate]'
         )
     name, settings, _ = pipeline_optimizer(configuration, optimizer)
     return [rate_at(name, settings, number(rate, 'the learning rate'), step) if name else rate]
