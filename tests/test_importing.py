@@ -397,7 +397,7 @@ def test_nothing_is_pickled_or_written_over(distmult, tmp_path) -> None:
     for path in folder.glob('*.pt'):
         torch.load(path, weights_only=True)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(RunError, match='is not empty, and nothing is written over'):
+    with pytest.raises(RunError, match='is not empty, and nothing is overwritten'):
         run.save(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     (tmp_path / 'file').touch()

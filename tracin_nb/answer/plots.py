@@ -450,7 +450,7 @@ def ego_graph(
 def ego_picture(
     graph: Graph, ids: tuple[int, int, int], table: pd.DataFrame, frame: pd.DataFrame
 ) -> tuple[EvidencePicture, str, list[str]]:
-    "Return what `ego_graph` draws: the picture, its title, and the best paths in words."
+    "Return the contents of `ego_graph`: the picture, its title, and the best paths in words."
     head, tail = (graph.training.entity_id_to_label[i] for i in (ids[0], ids[2]))
     chains = path_rows(graph, table, ids[0], frame)
     used = {row for chain in chains for link in chain.links for row in link}

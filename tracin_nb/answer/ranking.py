@@ -141,8 +141,8 @@ class TopK:
         return self.places.masked_fill(self.places == NONE, -1)
 
     def bar(self, lowest: int) -> Tensor:
-        """Return what the next scores must exceed, `[M]`, if their training indices are at least
-        `lowest`."""
+        """Return the thresholds `[M]` that the next scores must exceed, if their training
+        indices are at least `lowest`."""
         last = self.held[:, -1]
         below = torch.nextafter(last, torch.full_like(last, -torch.inf))
         return torch.where(self.places[:, -1] < lowest, last, below).clamp(min=self.floor)

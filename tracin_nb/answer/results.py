@@ -129,8 +129,8 @@ def whose(facts: dict[str, Any]) -> str:
 
 
 def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
-    """Return the which of the three rungs of truth numbers stand on, and how many were trained
-    again."""
+    """Return the rung of the numbers (estimate, replay, retraining), and how many were verified
+    by retraining."""
     replayed = facts.get('rung') == 'replay'
     rung = 'second of three, replay' if replayed else 'first of three, an estimate'
     done = (

@@ -94,7 +94,7 @@ def triples_shown(
     prefix: str = '',  # of these columns
     limit: int = 40,  # characters of a label, and of a name
 ) -> list[list[str]]:
-    "Return head, relation and tail of each row as people read them."
+    "Return head, relation and tail of each row for display."
     columns = [
         [
             part_shown(*x, limit)

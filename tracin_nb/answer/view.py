@@ -181,7 +181,7 @@ def html_title(view: View, level: int = 3) -> str:
 
 
 def html_said(said: Sequence[str]) -> str:
-    "Return what is said above the rankings: first what the model holds, then doubts and proofs."
+    "Return the text above the rankings: the model's beliefs, then warnings and retraining results."
     kind = lambda i, text: 'held' if not i else 'proof' if text.startswith(PROOF) else 'doubt'
     return ''.join(f'<p class="{kind(i, x)}">{escaped(x, 2000)}</p>' for i, x in enumerate(said))
 

@@ -451,7 +451,7 @@ class Comparison(Report):
         return self.frame[(self.frame['run'] == run) & (self.frame['kind'] == kind)]
 
     def said(self, i: int) -> list[str]:
-        "Return what each run holds of the prediction."
+        "Return each run's beliefs about the prediction."
         return [
             f'run {x.run}: score {x.score:.3g} · tail rank {rank_text(x.rank)} of {x.among:,} · '
             f'{known_text(x.known, ["training", "validation", "test"])}'
@@ -466,7 +466,7 @@ class Comparison(Report):
 
 
 def held_of_runs(runs: Sequence[Run], test: Tensor) -> pd.DataFrame:
-    "Return what the last checkpoint of each run holds of one triple, and where it is known from."
+    "Return the beliefs of each run's last checkpoint about one triple, and which data state it."
     held = pd.concat([beliefs(run, test).join(standing(run, test)) for run in runs])
     held = held.rename(columns=dict(tail_rank='rank', tails='among'))
     held = held[['score', 'rank', 'among', 'known']].reset_index(drop=True)
@@ -761,7 +761,7 @@ def compare_settings(
     progress: Progress = silent,
     **common: Any,  # further arguments of `TracIn`: `objective`, `weighting`, `memory`, ...
 ) -> pd.DataFrame:
-    """Return what each setting costs here: a row for each.
+    """Return the cost of each setting here: a row for each.
 
     Columns: setting, `seconds` (after the first time), `ratio` to the first setting (below 1:
     faster), `first_seconds`, `bytes` above the models, `relative_error` against float64, and a
@@ -802,7 +802,7 @@ def setting_bars(
 
 # %% ../../nbs/app/30_audit.ipynb #0b7aa5b8
 def device_choices() -> list[tuple[str, str | tuple[str, ...]]]:
-    "Return what there is to compute on, by name."
+    "Return the available devices by name."
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     here = str(pick_device(None))
     every = [(f'one process on each of {len(gpus)} GPUs', tuple(gpus))] if len(gpus) > 1 else []

@@ -1065,7 +1065,7 @@ def ranked_paths(
 
 
 def held_of(tracin: 'TracIn', test: 'Tensor') -> tuple['pd.DataFrame', dict[str, Any]]:
-    "Return what the model holds of a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
+    "Return the model's beliefs about a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
     from tracin_nb.answer.results import test_table
     from tracin_nb.graph.names import named_frame
     from tracin_nb.influence.checks import held
@@ -1643,7 +1643,7 @@ LONG = 30  # seconds of trainings that are worth further processes
 
 
 def carried_out(plan: 'Verification', processes: int | None, out: Path | None = None) -> 'Verified':
-    "Return what came out of the trainings of a plan, whose price is told before; saved in `out`."
+    "Return the outcome of the trainings of a plan, after announcing their cost; saved in `out`."
     from tracin_nb.engine.row_index import one_thread
     from tracin_nb.evaluation.verify import carry_out
 

@@ -772,7 +772,7 @@ class Where:
                 refuse(flag, f'needs {needed}')
 
     def conditions(self) -> Conditions | None:
-        "Return what `neighbourhood` takes; None if nothing was asked for."
+        "Return the conditions for `neighbourhood`; None if none were given."
         self.check()
         if not (self.n_hops or self.path_filtering or self.min_degree):
             return None
@@ -803,7 +803,7 @@ class Around:
     )
 
     def conditions(self) -> Conditions | None:
-        "Return what `neighbourhood` takes; None if nothing was asked for."
+        "Return the conditions for `neighbourhood`; None if none were given."
         found = self.where.conditions()
         if self.lens and found is None:
             refuse('--lens', 'specify the neighbourhood by --n-hops or --path-filtering')

@@ -100,8 +100,8 @@ def message(text: str) -> str:
 
 
 def complaint(error: BaseException) -> str:
-    """Return what went wrong, announced at once; the way there, folded away, if it is not a plain
-    mistake in what was asked."""
+    """Return an error message as HTML, announced immediately, with a folded traceback unless it
+    is a mistake in the question."""
     text = (
         str(error)
         if isinstance(error, ValueError | OSError) and str(error)
@@ -270,7 +270,7 @@ class LabelIndex:
         return list(dict.fromkeys(close))[:3]
 
     def line(self, i: int) -> str:
-        "Return what is searched at place `i`."
+        "Return the searched text at place `i`."
         return self.text[self.breaks[i] + 1 : self.breaks[i + 1]]
 
     def _holding(self, pattern: str, limit: int, start: int) -> list[int]:
@@ -530,8 +530,8 @@ class Panel:
         return self.box._repr_mimebundle_(**kwargs)
 
     def handler(self, method: Callable[[], Any]) -> Callable[[Any], None]:
-        """Return what a button or a list calls: it does `method` and shows and keeps what that
-        raises."""
+        """Return a callback for a button or a list, which calls `method` and shows and stores
+        what it raises."""
 
         def act(_: Any) -> None:
             self.error, self.alert.value = None, ''

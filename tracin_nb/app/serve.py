@@ -94,7 +94,7 @@ def check_served(folder: Path) -> None:
 
 
 def address_of(host: str, port: int, token: str) -> str:
-    "Return what to type into a browser; for every address of this machine, its name."
+    "Return the address for a browser; for every address of this machine, its name."
     if host in ('0.0.0.0', '::'):
         host = socket.gethostname()
     return f'http://{f"[{host}]" if ":" in host else host}:{port}/?token={token}'

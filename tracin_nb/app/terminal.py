@@ -467,7 +467,7 @@ class Command(click.Command):
         return [*found, every]
 
     def grouped(self, ctx: click.Context, every: bool = True) -> dict[str, list[tuple[str, str]]]:
-        "Return what the help says of the options, by group; without `every` not of advanced ones."
+        "Return the help on the options by group; without `every` only on common ones."
         rows: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, 'Options')}
         for p in self.get_params(ctx):
             told = p.told if isinstance(p, Flag) else None

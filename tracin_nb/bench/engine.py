@@ -46,7 +46,7 @@ def in_turns(
 
 # %% ../../nbs/bench/00_engine.ipynb #ad13cbb5
 def machine(device: torch.device) -> dict[str, Any]:
-    "Return what was measured on, with what, and when."
+    "Return the machine, the versions and the time of a measurement."
     names = [
         line.split(':')[1].strip()
         for line in _lines('/proc/cpuinfo')

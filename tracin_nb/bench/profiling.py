@@ -276,7 +276,7 @@ def _floor_lines(floor: dict[str, Any]) -> list[str]:
 
 @patch
 def notes(self: Profile) -> list[str]:
-    "Return what there is to say beneath the table, line by line."
+    "Return the lines beneath the table."
     f = self.facts
     counters = ', '.join(f'{name.replace("_", " ")} {n}' for name, n in f['counters'].items() if n)
     memory = ', '.join(f'{name} {n:,} bytes' for name, n in f['memory'].items() if n is not None)
@@ -395,7 +395,7 @@ def bytes(self: Contender) -> int:
 
 @patch
 def note(self: Contender) -> str:
-    "Return what the result says of the option."
+    "Return the result's note on the option."
     reason = self.result.facts.get('reason') if self.tracin.settings.compile else None
     return f'not used: {reason}' if reason else ''
 
@@ -418,7 +418,7 @@ def compared(
     k: int,
     rounds: int,  # questions after the first, of which the median counts
 ) -> pd.DataFrame:
-    """Return what each contender costs: a row for each, with `seconds` (after the first time),
+    """Return the cost of each contender: a row for each, with `seconds` (after the first time),
     `ratio`, `first_seconds`, `bytes` above the models, `relative_error`, and a note."""
     calls = {name: lambda c=c: c.ask(test, k) for name, c in asked.items()}
     times = in_turns(calls, rounds, truth.device)
@@ -446,7 +446,7 @@ def compare_options(
     rounds: int = 3,  # questions after the first, of which the median counts
     **settings: Any,  # of `TracIn`, common to all; weighting `sgd` if not said
 ) -> pd.DataFrame:
-    """Return what each option costs or gains here: a row for each, the plain form first.
+    """Return the cost or gain of each option here: a row for each, the plain form first.
 
     Columns: option, `seconds` (after the first time), `ratio` to the plain form (below 1:
     faster), `first_seconds`, `bytes`, `relative_error` against the loop, and a note where an

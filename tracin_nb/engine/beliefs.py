@@ -52,8 +52,8 @@ def agreeing(
     columns: Sequence[int],  # columns to compare, an entity first
     sizes: Sequence[int],  # numbers of heads, relations and tails
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the which of K different questions each of `asked` is, `[M]`, and the triples that
-    agree with one: question and row, `[n]` each."""
+    """Return the question, out of K distinct ones, of each of `asked`, `[M]`, and the triples
+    that agree with one: question and row, `[n]` each."""
     keys, question = _keys(asked, columns, sizes).unique(return_inverse=True)
     wanted = torch.zeros(sizes[columns[0]], dtype=torch.bool)
     wanted[asked[:, columns[0]]] = True
@@ -95,8 +95,8 @@ def stated(
     side: Side,
     sizes: Sequence[int],  # numbers of heads, relations and tails
 ) -> Stated:
-    """Return what known triples state as tails of the same heads and relations, or the other way
-    round."""
+    """Return the tails that known triples state for the heads and relations of `asked`, or the
+    heads for relations and tails."""
     given, wanted = _COLUMNS[side]
     found = [agreeing(asked, part, (given, 1), sizes) for part in parts]
     which = torch.cat([x[1] for x in found])
@@ -142,7 +142,7 @@ def occurrences(training: Tensor, asked: Tensor, sizes: Sequence[int]) -> dict[s
 
 
 def standing(run: Run, triples: Tensor) -> pd.DataFrame:
-    """Return what the graph says of each triple `[M, 3]`: `known` ("training", "validation",
+    """Return the status of each triple `[M, 3]` in the graph: `known` ("training", "validation",
     "test" or "new"), and the counts of head, relation and tail in training."""
     parts, sizes, triples = splits(run), sizes_of(run), triples.cpu()
     counts = occurrences(parts['training'], triples, sizes)
@@ -246,7 +246,7 @@ def beliefs(
     checkpoint: int = -1,
     progress: Progress = silent,
 ) -> pd.DataFrame:
-    """Return what the model holds of each triple: `score`, and for each of the `sides` the
+    """Return the model's beliefs about each triple: `score`, and for each of the `sides` the
     filtered rank from 1 (`tail_rank`) and among how many (`tails`)."""
     add = counter(progress, 'ranks', len(sides) * len(triples))
     return ranked(run, run.model(checkpoint), triples, sides, add)
@@ -266,8 +266,8 @@ def heads_too_dear(run: Run, model: Model, triples: Tensor, looked_at: int) -> b
 
 
 def guessed(metric: str, entities: int) -> float | None:
-    """Return what guessing reaches in PyKEEN's mean reciprocal rank or hits at k; None for other
-    metrics."""
+    """Return the value that guessing reaches in PyKEEN's mean reciprocal rank or hits at k; None
+    for other metrics."""
     name = metric.rpartition('.')[2]
     if name == 'inverse_harmonic_mean_rank':
         return (math.log(entities) + 0.5772) / entities if entities > 1 else 1.0

@@ -809,7 +809,7 @@ def _represent(engine: FactoredEngine, q: Queries) -> tuple:
 
 # %% ../../nbs/engine/30_gradients.ipynb #1c5634c8
 def _open_side(q: Queries) -> int:
-    "Return the which of head, relation, tail is open in a row."
+    "Return which of head, relation, tail is open in a row."
     return 2 if q.kind == 'tails' else 0
 
 # %% ../../nbs/engine/30_gradients.ipynb #75ae21dd

@@ -65,7 +65,7 @@ class Objective:
     follows; `str` names it."""
 
     def queries(self, triples: Tensor) -> Queries:
-        "Return what must be scored for `triples` `[B, 3]` (ids as in the triples factory)."
+        "Return the queries to score for `triples` `[B, 3]` (ids as in the triples factory)."
         raise NotImplementedError
 
     def loss(self, scores: Tensor, *extra: Tensor) -> Tensor:
@@ -614,7 +614,7 @@ def _cancels(objective: Objective) -> bool:
 
 
 def left_out(run: Run, model: Model, objective: Objective) -> list[str]:
-    """Return what the training of `run`, whose `model` this is, did besides stepping along the
+    """Return the effects in the training of `run`, with its `model`, other than steps along the
     losses of its examples."""
     weights = [
         'the weight of an example against the others of its batch: the loss divides by the sum of '

@@ -621,8 +621,8 @@ class RowBlocks:
         self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
-        """Return what multiplies a gradient by `(C_e + lambda)^-1`, `C` the mean over `count`
-        triples, which is not zero; held times `1 / unit`.
+        """Return a function that multiplies a gradient by `(C_e + lambda)^-1`, `C` the mean over
+        `count` triples, which is not zero; held times `1 / unit`.
 
         Directions in which a row's second moment is not above `floor` are multiplied by zero."""
         mean = self.energies(count).sum() * self.unit / self.table.numel()
@@ -808,8 +808,8 @@ class Kronecker:
         self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
-        """Return what multiplies a gradient by the damped inverse, the mean being over `count`
-        triples and not zero; held times `1 / unit`.
+        """Return a function that multiplies a gradient by the damped inverse, with the mean over
+        `count` triples and not zero; held times `1 / unit`.
 
         What is not above `floor` along an axis is multiplied by zero."""
         damped = [self.whole or len(s) > 1 for s in self.sides]

@@ -182,7 +182,7 @@ class RowParts:
         return found * torch.where(labels == 1, counts[:, :1], counts[:, 1:])
 
     def change(self, u: Tensor, scores: Tensor, some: Tensor) -> Tensor:
-        "Return what the labels `some` `[p]` add to the slopes of their rows: `[p, E]`."
+        "Return the contribution `[p, E]` of the labels `some` `[p]` to the slopes of their rows."
         rows, new, u = self.row[some], self.new[some, None], u.detach()
         other = self.labels[rows].scatter(1, self.at[some, None], new.to(self.labels))
         filled = other.sum(1, keepdim=True) > 0
@@ -564,7 +564,7 @@ def second_half(
     moment: Moment,
     grads: Mapping[str, Tensor],  # of the parameters that have one
 ) -> Stepped:
-    "Return what the optimiser makes of `grads` at `moment`."
+    "Return the optimiser's update for `grads` at `moment`."
     leaves, values = {}, {}
 
     def leaf(name: str, x: Tensor) -> Tensor:

@@ -665,8 +665,8 @@ def with_p(
     rng: np.random.Generator,
     draws: int,
 ) -> pd.DataFrame:
-    """Return adds, for each model: p against random rankings, and the best baseline, the mean
-    difference to it, and its p."""
+    """Return the table with, for each model: p against random rankings, and the best baseline,
+    the mean difference to it, and its p."""
     new = {
         f'{metric}_{what}': np.nan
         for metric in METRICS
@@ -798,7 +798,7 @@ def tail_prediction(
 
 
 def timing(f: Callable[[], Any], seconds: dict[str, float], name: str) -> Any:
-    "Return what `f` returns; its time is added to `seconds`."
+    "Return the result of `f`, and add its time to `seconds`."
     start = time.perf_counter()
     found = f()
     seconds[name] = round(time.perf_counter() - start, 2)

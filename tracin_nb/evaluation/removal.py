@@ -334,7 +334,7 @@ def influence(
 def deletions(
     trial: Trial, methods: Mapping[str, Mapping[str, Any]], ks: Sequence[int | None]
 ) -> dict[tuple[str, int | None], Tensor]:
-    "Return what each row deletes: booleans `[M, N]`."
+    "Return the deletions of each row: booleans `[M, N]`."
     allowed, M, made = sharing(trial.triples, trial.predictions), len(trial.predictions), {}
     made[NOTHING, None] = torch.zeros_like(allowed)
     for name, settings in methods.items():
@@ -403,7 +403,7 @@ def one_seed(
     device: str | torch.device | None,
     seed: int,
 ) -> tuple[dict[Any, dict[str, float]], dict[str, Any]]:
-    "Return what `measure` finds, and what it took."
+    "Return the result of `measure`, and its cost."
     start, trial = time.perf_counter(), Trial(setting, seed, limit, device)
     found, models = measure(trial, deletions(trial, methods, ks))
     return found, dict(

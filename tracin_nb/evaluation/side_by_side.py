@@ -190,7 +190,7 @@ def _parts_against(model: Model) -> str:
 
 
 def _settings_against(settings: Mapping[str, Any]) -> str:
-    "Return the which of the settings speaks against it?"
+    "Return the setting that rules it out."
     if settings['optimizer'] not in _BY_NUMBER:
         return f'{settings["optimizer"]} does not change each weight by itself'
     if settings['early_stopping']:

@@ -77,8 +77,8 @@ def ranking_similarity(
 
 
 def chance(near: np.ndarray, ks: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
-    """Return what `ranking_similarity` is expected to give for random orders of all training
-    triples, and of those `near`."""
+    """Return the expected `ranking_similarity` of random orders of all training triples, and of
+    those `near`."""
     M, N = near.shape
     none = dict(spearman=np.zeros(M), spearman_near=np.zeros(M))
     return {
@@ -313,9 +313,10 @@ def stability(
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Return what rankings depend on. Fit for JSON: `settings`, and `rows` with `dataset`, `model`,
-    `weighting`, `compared`, `case`, and `spearman` (not for random neighbours), `spearman_near`,
-    `top_10`, ..., each with `_low` and `_high` (95 %, over test triples)."""
+    """Return how rankings depend on seed, checkpoints, weights and layers. JSON can store it:
+    `settings`, and `rows` with `dataset`, `model`, `weighting`, `compared`, `case`, and
+    `spearman` (not for random neighbours), `spearman_near`, `top_10`, ..., each with `_low` and
+    `_high` (95 %, over test triples)."""
     for name, n in dict(seeds=seeds, tests=tests).items():
         if n < 1:
             raise ValueError(f'{name} is {n}, expected at least 1')

@@ -245,7 +245,7 @@ def _read_table(path: Path) -> tuple[dict[str, list[np.ndarray]], Any]:
 
 # %% ../../nbs/graph/05_names.ipynb #f55bad46
 def _fits(ids: np.ndarray, labels: Collection[str]) -> np.ndarray:
-    "Return the which of `ids` `[N]` are labels, as booleans `[N]`."
+    "Return which of `ids` `[N]` are labels, as booleans `[N]`."
     return np.fromiter((x in labels for x in ids), dtype=bool, count=len(ids))
 
 

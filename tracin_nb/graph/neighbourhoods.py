@@ -620,8 +620,8 @@ class Through:
 
     @classmethod
     def named(cls, graph: Graph, through: str | int) -> 'Through':
-        """Return what a label, a name or a type means in `graph`; a number is an entity's id.
-        Raises `UnknownLabelError` or `ValueError` for what it does not know."""
+        """Return the entities or relations that a label, a name or a type stands for in `graph`;
+        a number is an entity's id. Raises `UnknownLabelError` or `ValueError` if it is unknown."""
         training = graph.training
         if not isinstance(through, str) or not isinstance(training, TriplesFactory):
             return cls(frozenset([graph.entity(through)]), frozenset())

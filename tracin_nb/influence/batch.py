@@ -129,13 +129,12 @@ def _row(
 
 
 def held_in(result: Result) -> dict[str, Any]:
-    "Return what the model holds of the one test triple of a result: score, ranks, known or new."
+    "Return the model's beliefs about the one test triple of a result: score, ranks, known or new."
     return records(result.tests.filter([*BELIEFS, *RANGES, *COUNTS]))[0]
 
 
 def held_before(found: Any) -> dict[str, Any]:
-    """Return what an entry of the manifest tells of the same; one from before it was kept tells
-    nothing."""
+    """Return the beliefs stored in a manifest entry; empty for entries of older versions."""
     return found['held'] if isinstance(found, dict) and isinstance(found.get('held'), dict) else {}
 
 

@@ -149,7 +149,7 @@ def held(
     test: Tensor,  # `[M, 3]`
     looked_at: int,  # training triples, at each checkpoint
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    "Return what `believed` does, of the model of the last checkpoint."
+    "Return the result of `believed` for the model of the last checkpoint."
     model, passes = steps[places.index(max(places))].train.model, looked_at * len(steps)
     with stage('beliefs', whole=True), bar(steps.telling.progress, 2 * len(test), 'ranks') as add:
         return believed(run, model, test, passes, add)

@@ -225,7 +225,7 @@ def joint_facts_of(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def joint_measured(beliefs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    "Return what is said of the beliefs of all runs: how good the models are on average."
+    "Return the average quality of the models of all runs."
     joint = {n: x for n, x in beliefs[0].items() if n != 'measured'}
     measured = [b['measured'] for b in beliefs if 'measured' in b]
     if measured:

@@ -74,7 +74,7 @@ COST = 'cost.'  # begins the names of tensors that count work
 
 
 def cost(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Tensor]:
-    "Return what counters have gained, as tensors to keep beside those of a shard."
+    "Return the increase of counters, as tensors to store with those of a shard."
     return {
         COST + name: torch.tensor(n - before[name])
         for name, n in after.items()

@@ -47,7 +47,7 @@ def few_tests(test: TestSide) -> bool:
 
 
 def trial(steps: Steps, test: TestSide, whole: Pass, k: int) -> Callable[[slice], None]:
-    "Return what the tile at some places of a pass does, thrown away."
+    "Return a function that computes the tile at some places of a pass and discards it."
 
     def work(places: slice) -> None:
         some = whole[places]

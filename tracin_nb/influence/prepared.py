@@ -69,7 +69,7 @@ def too_much(need: int, budget: int, n: int, steps: Steps) -> ValueError:
 def in_memory(
     steps: Steps, whole: Pass, budget: int, dtype: torch.dtype | None
 ) -> tuple[Callable[[slice], Tile | None], int]:
-    "Return what gives a tile by its places, and the bytes of all tiles."
+    "Return a function from places to their tile, and the bytes of all tiles."
     kept: dict[tuple[int, int], Tile] = {}
     total = 0
 
@@ -92,7 +92,7 @@ def in_files(
     dtype: torch.dtype | None,
     folder: Path | str,
 ) -> tuple[Callable[[slice], Tile | None], int]:
-    "Return what reads a tile by its places, and the bytes of all files."
+    "Return a function that reads a tile by its places, and the bytes of all files."
     stores: list[TrainingStore] = []
     for step in steps:
 

@@ -182,8 +182,8 @@ class Question:
             )
 
     def again(self, workers: Sequence[str] | str, auto: bool) -> dict[str, Any] | None:
-        """Return what `resume` needs to ask the same; None if that is more than a run's folder
-        and names."""
+        """Return the arguments with which `resume` repeats the question; None if a run's folder
+        and names do not suffice."""
         if self.run.folder is None or not self.settings.named or self.near:
             return None
         options = self.settings.to_dict()

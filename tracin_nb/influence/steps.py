@@ -256,7 +256,7 @@ class TestSide:
         return replace(self, factors=[f[some] for f in self.factors])
 
     def to(self, *args: Any, **kwargs: Any) -> 'TestSide':
-        "Return it on another device, or in another dtype, as `Tensor.to`."
+        "Return the test side on another device, or in another dtype, as `Tensor.to`."
         return replace(self, factors=[f.to(*args, **kwargs) for f in self.factors])
 
     @cached_property

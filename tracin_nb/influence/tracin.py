@@ -148,7 +148,7 @@ def score_schema(
 def ordered_writer(
     write: Callable[[int, Tensor], None],
 ) -> Callable[[int, dict[str, Tensor]], None]:
-    "Return what takes shards in any order, and writes them in theirs."
+    "Return a function that accepts shards in any order and writes them in order."
     waiting: dict[int, Tensor] = {}
     turn = 0
 
@@ -232,7 +232,7 @@ def each_settings(settings: Settings, runs: int) -> Settings:
 
 
 def each_run(tracin: 'TracIn') -> list['TracIn']:
-    "Return what explains each of the runs."
+    "Return a `TracIn` for each of the runs."
     return [tracin, *tracin.others]
 
 

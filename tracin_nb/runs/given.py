@@ -315,8 +315,8 @@ def _moments_at(moments: Sequence[Mapping[str, torch.Tensor]], k: int) -> dict[s
 def moments_reader(
     moments: Sequence[Mapping[str, torch.Tensor]] | None, known: Iterable[str], count: int
 ) -> Callable[[int], dict[str, dict]] | None:
-    """Return what `Run.optimizer_state` is, for second moments by the `known` names, one set for
-    each of `count` checkpoints; None if they are not known."""
+    """Return a function for `Run.optimizer_state` from second moments by the `known` names, one
+    set for each of `count` checkpoints; None if they are not known."""
     if moments is None:
         return None
     given = [_on_cpu(m, known, f'optimizer_moments[{k}]') for k, m in enumerate(moments)]
@@ -432,8 +432,8 @@ def last_measured(
 
 
 def pipeline_measured(result: PipelineResult) -> dict[str, Any]:
-    """Return what a PyKEEN pipeline measured of its model last, as `measured`: of its stopper, or
-    the mean reciprocal rank at its end; nothing if there is neither."""
+    """Return the last metric that a PyKEEN pipeline measured, as `measured`: from its stopper,
+    or the mean reciprocal rank at its end; nothing if there is neither."""
     stopper, (epoch, stopped) = result.stopper, pipeline_end(result)
     if isinstance(stopper, EarlyStopper) and stopper.results:
         metric = ranking_metric(stopper.metric)[0]

@@ -135,7 +135,7 @@ def _recorded_loss(files: Sequence[Path]) -> float | None:
 
 
 def hints(run: Run, recorded: float | None = None) -> list[str]:
-    "Return what the weights of the last checkpoint say about how they were trained."
+    "Return hints in the weights of the last checkpoint about their training."
     model = run.model(-1, 'cpu')
     said, pairs = [], _pairs(run)
     share = preferred(run, model)

@@ -166,7 +166,8 @@ def _is_low(t: torch.Tensor) -> bool:
 
 
 def wide_type(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    "Return what a model with these weights is computed in: float64 if some are, else float32."
+    """Return the type that a model with these weights is computed in: float64 if some are, else
+    float32."""
     double = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
     return torch.float64 if double else torch.float32
 

@@ -149,8 +149,8 @@ def rate_at(name: str, settings: Mapping[str, Any], lr: float, step: int | None)
 
 
 def habits_of(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return what the optimiser `name` does to a step beside learning rate, momentum and weight
-    decay."""
+    """Return the effects of the optimiser `name` on a step, besides learning rate, momentum and
+    weight decay."""
     if name.lower() not in HABITS:
         return [f'whatever {name}, which is not an optimiser of PyTorch, does to a gradient']
     try:

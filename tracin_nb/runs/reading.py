@@ -177,7 +177,7 @@ def _refusal(path: Path, error: Exception) -> RunError:
 
 
 def read_checkpoint_file(path: Path | str, check: bool = False) -> dict[str, Any]:
-    """Return what a checkpoint file holds, tensors on the CPU, nothing in it executed.
+    """Return the contents of a checkpoint file, tensors on the CPU, without executing anything.
 
     Raises `RunError` naming the file if it is missing, empty, no PyTorch file, no dictionary,
     or, with `check`, if a record's checksum is wrong; `PickleRefused` if it holds objects other
@@ -238,7 +238,7 @@ class Opened:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return what the file says of model and training: `model_config`, `hyper_parameters`
+        """Return the settings of model and training in the file: `model_config`, `hyper_parameters`
         (Lightning)."""
         parts = (self.content.get(name) for name in ('hyper_parameters', 'model_config'))
         return {n: v for part in parts if isinstance(part, dict) for n, v in part.items()}

@@ -49,7 +49,7 @@ def all_but_seed(run: Run) -> dict[str, Any]:
 
 
 def name_of(run: Run, place: int) -> str:
-    "Return what an error calls the run at a place of a list."
+    "Return the name of a run in a list, for error messages."
     return str(run.folder) if run.folder else f'run {place} (seed {run.seed})'
 
 

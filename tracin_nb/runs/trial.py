@@ -117,7 +117,7 @@ def check_schedule(settings: Mapping[str, Any]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    "Return what an error says, on one line, with its kind where that says more."
+    "Return the message of an error on one line, with its type if that adds information."
     said = ' '.join(str(error).split())
     known = isinstance(error, (ValueError, RuntimeError)) and said
     return said if known else f'{type(error).__name__}: {said}'
