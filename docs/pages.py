@@ -392,6 +392,12 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
         'Projected from the part that was passed over.',
         None,
     ),
+    'files': (
+        'From files to an answer',
+        'A graph of that size from files of labels, each way in a process of its own, imports '
+        'included. Memory is what comes on top of the imports and the model.',
+        None,
+    ),
     'growth': (
         'Growth',
         'Time and memory are taken to grow like a power of the size: an exponent of 1 is '

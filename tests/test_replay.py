@@ -16,7 +16,7 @@ from pykeen.datasets import EagerDataset, Nations
 from pykeen.losses import CrossEntropyLoss
 
 import tracin_nb.evaluation.replay as replaying
-from tracin_nb.answer.results import Result
+from tracin_nb.answer.results import Result, replay_text
 from tracin_nb.engine.objectives import make_objective
 from tracin_nb.evaluation.adjoints import (
     Backwards,
@@ -37,6 +37,8 @@ from tracin_nb.evaluation.repeating import (
 )
 from tracin_nb.evaluation.replay import replay
 from tracin_nb.evaluation.updates import updated
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.loop import KeepCheckpoints
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.settings import RunError
 from tracin_nb.runs.training import train
@@ -104,6 +106,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             optimizer='adagrad',
             lr=0.1,
         ),
+    ),
+    'transe-rows-margin-momentum': (
+        'TransE',
+        dict(
+            model_kwargs=D | dict(scoring_fct_norm=2),
+            optimizer='sgd',
+            optimizer_kwargs=dict(momentum=0.9),
+            lr=0.1,
+            **LCWA,
+        ),
+    ),
+    'rotate-rows-nssa-adagrad': (
+        'RotatE',
+        dict(model_kwargs=D, loss='nssa', optimizer='adagrad', lr=0.1, **LCWA),
     ),
     'complex-regularised': ('ComplEx', dict(model_kwargs=D)),
     'complex-rows-amsgrad-inverse': (
@@ -357,7 +373,7 @@ def test_a_rough_training_is_named(tmp_path: Path) -> None:
         found = replay(run, test, test_objective='softmax', progress=False)
         assert found.facts['training'] == want, found.facts['check']
         assert ('too rough' in repr(found)) == (want == 'rough')
-        strength = [max(map(abs, t['foretold'])) for t in found.facts['dropped']['triples']]
+        strength = [max(map(abs, t['predicted'])) for t in found.facts['dropped']['triples']]
         assert strength == sorted(strength, reverse=True) and strength[-1] < strength[0] / 20
 
 
@@ -400,6 +416,45 @@ def test_rows_that_a_loss_mixes_are_refused(tmp_path: Path) -> None:
     gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
     with pytest.raises(RunError, match='Mixed mixes the rows of a batch'):
         gradient(tape.steps[0].batch)
+
+
+def test_an_estimate_tells_what_a_replay_takes(run: Run, tmp_path: Path) -> None:
+    test = run.testing.mapped_triples[:4]
+    found = TracIn(run, weighting='sgd', progress=False).explain(test, k=1)
+    assert 0 < run.seconds == found.facts['training_seconds']
+    assert replay_text(found.facts | dict(training_seconds=30.0), 4) == (
+        'a replay takes about as long as 14 trainings, 7 minutes'  # of which 9 for the check
+    )
+    assert 'as long as 14 trainings' in found._repr_html_()
+    kept = dict(epochs=2, keep_every=1, loss='bcewithlogits')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepCheckpoints, 'post_epoch', stopping_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / 'run', **kept)
+    first = Run.open(tmp_path / 'run').seconds
+    assert first and trained(tmp_path / 'run', resume=True, **kept).seconds > first
+    path = tmp_path / 'run' / 'run.json'
+    facts = json.loads(path.read_text())
+    facts['checkpoints'][-1]['seconds'] = -1
+    path.write_text(json.dumps(facts))
+    with pytest.raises(RunError, match=r'checkpoints\[1\]: seconds must be a finite number'):
+        Run.open(tmp_path / 'run')
+    del facts['checkpoints'][-1]['seconds']  # as an earlier version wrote it
+    path.write_text(json.dumps(facts))
+    found = TracIn(path.parent, weighting='sgd', progress=False).explain(test, k=1)
+    assert 'training_seconds' not in found.facts and replay_text(found.facts, 4) == ''
+
+
+def stopping_after(n: int) -> Callable[..., None]:
+    "A `post_epoch` that keeps epoch `n`, and then stops."
+    keep = KeepCheckpoints.post_epoch
+
+    def post_epoch(self: KeepCheckpoints, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        keep(self, epoch, epoch_loss, **kwargs)
+        if epoch == n:
+            raise KeyboardInterrupt
+
+    return post_epoch
 
 
 def candidates_of(run: Run, n: int) -> torch.Tensor:
@@ -467,7 +522,7 @@ def test_a_result_names_candidates(run: Run, tmp_path: Path) -> None:
         *range(8)
     }
     assert found.facts['added']['correlation'] > 0.9 and 'dropped' not in found.facts
-    signs = [t['foretold'][0] < 0 for t in found.facts['added']['triples']]
+    signs = [t['predicted'][0] < 0 for t in found.facts['added']['triples']]
     labels = [t['triple'] for t in found.facts['added']['triples']]
     up = found.proponents[found.proponents['test_index'] == 0]
     first = up[['head', 'relation', 'tail']].values.tolist()[0]

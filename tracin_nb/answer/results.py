@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CAVEAT', 'CAVEAT_OF_RUNS', 'CAVEAT_OF_REPLAY', 'SHALLOW', 'KEPT', 'WRITERS', 'READ_CSV',
            'SIDES', 'SPREAD', 'COLUMNS', 'IDS', 'ranked_rows', 'caveat_of', 'whose',
-           'rung_text', 'plain_facts', 'facts_line', 'facts_text', 'why_nothing',
-           'few_digits', 'to_csv', 'to_parquet', 'records', 'to_json', 'graph_of',
-           'to_graphml', 'to_cyjs', 'to_xlsx', 'read_csv', 'save_report', 'save_kgx',
-           'naming_place', 'read_manifest', 'block_text', 'text_table', 'brief_text',
-           'Report', 'nothing', 'led', 'with_spread', 'check_fit', 'test_table',
-           'result_frame', 'Result', 'SelfInfluence']
+           'trainings_of_replay', 'replay_text', 'rung_text', 'plain_facts', 'facts_line',
+           'facts_text', 'why_nothing', 'few_digits', 'to_csv', 'to_parquet', 'records',
+           'to_json', 'graph_of', 'to_graphml', 'to_cyjs', 'to_xlsx', 'read_csv',
+           'save_report', 'save_kgx', 'naming_place', 'read_manifest', 'block_text',
+           'text_table', 'brief_text', 'Report', 'nothing', 'led', 'with_spread',
+           'check_fit', 'test_table', 'result_frame', 'Result', 'SelfInfluence']
 
 # %% ../../nbs/answer/10_results.ipynb #e0c6045c
 import csv
@@ -68,6 +68,7 @@ from ..files import entry, replacing, write_json
 from ..graph.names import Names, named_frame, names_of
 from ..graph.triples import label_columns
 from ..locks import SAVING, alone, sweep
+from ..progress import span
 from ..runs.assumed import assumed_line
 
 # %% ../../nbs/answer/10_results.ipynb #c6db589b
@@ -128,6 +129,21 @@ def whose(facts: dict[str, Any]) -> str:
     return f'mean of {len(facts["runs"])} runs (seeds {seeds})'
 
 
+def trainings_of_replay(predictions: int, check: int = 8) -> float:
+    """Return about how many trainings' time a replay of so many predictions takes, `check` triples
+    really dropped: the training once more, the states between, the way back, and each drop."""
+    return 3 + predictions / 2 + (check + 1 if check else 0)
+
+
+def replay_text(facts: dict[str, Any], predictions: int) -> str:
+    """Return what a replay of so many predictions would take, by what the training took; nothing
+    if that is not known."""
+    if facts.get('rung') != 'estimate' or (each := facts.get('training_seconds')) is None:
+        return ''
+    n = trainings_of_replay(predictions)
+    return f'a replay takes about as long as {n:.0f} trainings, {span(n * each)}'
+
+
 def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
     """Return the rung of the numbers (estimate, replay, retraining), and how many were verified
     by retraining."""
@@ -138,7 +154,8 @@ def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
         if verified
         else 'none was verified by retraining (`tracin verify`)'
     )
-    return f'Rung: the {rung}; {done}.'
+    price = f'; {text} (`tracin replay`)' if (text := replay_text(facts, among)) else ''
+    return f'Rung: the {rung}; {done}{price}.'
 
 
 def plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +213,7 @@ def _replay_line(facts: dict[str, Any], of: list[str]) -> str:
 
 
 def facts_line(facts: dict[str, Any]) -> str:
-    """Return one line on the numbers: model, checkpoints, loss, and approximations."""
+    "Return one line on the numbers: model, checkpoints, loss, and approximations."
     losses = {'loss': 'objective', 'loss of the prediction': 'test_objective'}
     said = [f'{what} "{facts[name]}"' for what, name in losses.items() if name in facts]
     model = [facts['model']] if 'model' in facts else []
@@ -581,7 +598,7 @@ class Report:
         return brief_text(self)
 
     def view(self, i: int) -> View:
-        "Return the view of block `i`, see the chapter *The view*."
+        "Return the view of block `i`, see the chapter [[VIEW]]."
         return View(*self.block(i), self.said(i), self.note(i))
 
     def calls(self) -> dict[str, str]:
@@ -703,7 +720,7 @@ def with_spread(
     agreement: np.ndarray,  # the share of the runs whose influence has the sign of the mean
     runs: int,
 ) -> 'Result':
-    """Return the result of means over runs, with columns for their spread and agreement."""
+    "Return the result of means over runs, with columns for their spread and agreement."
     columns = dict(zip(SPREAD, (spread, agreement, runs)))
     return replace(result, frame=led(result.frame.assign(**columns)))
 

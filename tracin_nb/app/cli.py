@@ -8,13 +8,13 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'Predicted', 'PredictAsked', 'predictions_table', 'predict_command',
            'check_against', 'resumable', 'Ranked', 'Why', 'Asked', 'refuse_with',
            'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
-           'check_several', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
-           'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
-           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
-           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
-           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
-           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
-           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'check_several', 'profiled', 'explained', 'known_paths', 'marked',
+           'offer_replay', 'answer', 'run_command', 'own_influence', 'BatchAsked',
+           'batch_command', 'batch_status', 'Graphed', 'FilterAsked', 'filter_command',
+           'PathsAsked', 'paths_between', 'ranked_paths', 'held_of', 'with_told',
+           'print_paths', 'save_paths', 'paths_command', 'ReportAsked', 'report_command',
+           'Begun', 'ResumeAsked', 'resume_command', 'status_command', 'ReplayAsked',
+           'replay_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
            'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
            'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
            'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
@@ -710,6 +710,14 @@ def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
     return mark(report, mechanisms)
 
 # %% ../../nbs/app/70_cli.ipynb #59aad7bb
+def offer_replay(report: 'Result', tracin: 'TracIn') -> None:
+    "Say what a replay of the same predictions would take, if the training can be replayed."
+    from tracin_nb.answer.results import replay_text
+
+    if price := replay_text(report.facts, len(report)):
+        say(f'tracin: note: these are estimates; {price} (tracin replay {tracin.run.folder})')
+
+
 def answer(asked: Asked) -> None:
     "Carry out `tracin explain`."
     asked.check()
@@ -730,6 +738,7 @@ def answer(asked: Asked) -> None:
         near = asked.around.near(tracin.run.training, test)
         report = marked(explained(tracin, test, near, asked), mechanisms)
         asked.table.write(report, tracin.run, names)
+        offer_replay(report, tracin)
         if why.report:
             say(f'saved in {report.report(why.report)}')
         deliver(report, to, asked.saved)
@@ -1282,9 +1291,8 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then dropped in real trainings, and the result states how well replay
-    predicted the change. Several runs, such as those of other seeds, are explained by their mean
-    influence, with its spread and their agreement.
+    Some of these are then really dropped, and the result says how well that was predicted. Of
+    several runs, such as those of other seeds, the mean is told, and how far they agree.
 
     \b
     tracin replay runs/umls --triple vitamin affects neoplastic_process
@@ -1450,6 +1458,7 @@ def bench_command(asked: BenchAsked) -> None:
     floor      the pass against a plain matrix product and a plain copy
     fb15k237   all test triples against all training triples
     robokop    1.45 million entities, 17.8 million training triples, 950 predictions
+    files      the same size, from files of labels to the first progress and to an answer
     repeat     the second question on a prepared run
     growth     exponents of time and memory
     workers    two processes and two Ray actors against one process
@@ -1481,6 +1490,7 @@ def evaluate_command(asked: Measured) -> None:
     corruption   find corrupted training triples by their self-influence
     stability    how rankings change with other seeds, fewer checkpoints, random weights
     replay       predict trainings without some triples, with rough and smooth steps
+    deletions    replay against trainings without one triple and without four
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     \b
     Each takes a while; --set asks for less."""

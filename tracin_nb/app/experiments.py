@@ -22,8 +22,13 @@ from ..answer.table import markdown
 from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
-from ..evaluation.foretelling import foretelling, foretelling_table
 from ..evaluation.mechanisms import mechanism_experiment
+from tracin_nb.evaluation.predicting import (
+    deletion_experiment,
+    deletions_table,
+    replay_lds,
+    replay_lds_table,
+)
 from ..evaluation.removal import removal, removal_table
 from ..evaluation.stability import stability, stability_table
 from ..files import replacing
@@ -94,7 +99,8 @@ EXPERIMENTS = {
     'lds': Experiment(lds_experiment, lambda r: datamodel_table(r['experiments']).reset_index()),
     'corruption': Experiment(corruption, lambda r: with_intervals(r['rows'])),
     'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
-    'replay': Experiment(foretelling, foretelling_table),
+    'replay': Experiment(replay_lds, replay_lds_table),
+    'deletions': Experiment(deletion_experiment, deletions_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
 }
 

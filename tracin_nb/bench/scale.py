@@ -4,21 +4,27 @@
 
 # %% auto #0
 __all__ = ['peak_bytes', 'pieces', 'question', 'bench_fb15k237', 'power_law_triples',
-           'bench_robokop', 'repeated', 'bench_repeat', 'exponent', 'growth_row',
-           'bench_growth', 'floor_rows', 'bench_floor']
+           'bench_robokop', 'curies', 'write_files', 'opened', 'imported', 'kept',
+           'to_progress', 'to_answer', 'as_it_is', 'bench_files', 'repeated',
+           'bench_repeat', 'exponent', 'growth_row', 'bench_growth', 'floor_rows',
+           'bench_floor']
 
 # %% ../../nbs/bench/20_scale.ipynb #64adf9a3
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pykeen.models import ConvE
-from pykeen.triples import TriplesFactory
+from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,8 +34,11 @@ from ..engine.factors import Factors, inner
 from ..engine.gradients import FactoredEngine, LoopEngine
 from ..engine.objectives import BCE
 from ..graph.triples import load_dataset
+from ..influence.batch import Batch, read_items
 from ..influence.memory import metered, resident_peak
 from ..influence.tracin import TracIn
+from ..runs.foreign import open_files
+from ..runs.importing import import_files
 from ..runs.run import Run
 from ..runs.training import train
 
@@ -159,13 +168,15 @@ def _worst(rows: list[dict[str, Any]]) -> float:
     return max(row['relative_error'] for row in rows if row['precision'] == 'fp32')
 
 # %% ../../nbs/bench/20_scale.ipynb #a99a4b8f
-def power_law_triples(entities: int, relations: int, triples: int, seed: int = 0) -> Tensor:
+def power_law_triples(
+    entities: int, relations: int, triples: int, seed: int = 0, power: float = 1.0
+) -> Tensor:
     """Return random triples `[<= triples, 3]`, each one once; entity and relation i are drawn by
-    weights of 1 / (i + 10)."""
+    weights of `(i + 10) ** -power`."""
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> np.ndarray:
-        weights = np.cumsum(1 / (np.arange(n) + 10))
+        weights = np.cumsum((np.arange(n) + 10.0) ** -power)
         return np.searchsorted(weights, rng.random(triples) * weights[-1])
 
     h, r, t = draw(entities), draw(relations), draw(entities)
@@ -209,6 +220,189 @@ def bench_robokop(
         test_triples=tests,
         rows=rows,
         relative_error=_worst(rows),
+    )
+
+# %% ../../nbs/bench/20_scale.ipynb #8ee160c4
+_PREFIXES = ('CHEBI', 'MONDO', 'HGNC', 'UniProtKB', 'GO', 'HP', 'PUBCHEM.COMPOUND', 'NCBIGene')
+
+
+def curies(n: int) -> np.ndarray:
+    "Return `n` different identifiers of the form `PREFIX:NUMBER`."
+    labels = [f'{_PREFIXES[i % len(_PREFIXES)]}:{i:07d}' for i in range(n)]
+    return np.array(labels, dtype=object)
+
+
+def _write_rows(path: Path, columns: Sequence[np.ndarray], block: int = 1 << 18) -> None:
+    "Write columns `[n]` of texts, separated by tabs."
+    with path.open('w', encoding='utf-8') as file:
+        for start in range(0, len(columns[0]), block):
+            some = (c[start : start + block].tolist() for c in columns)
+            file.writelines('\t'.join(row) + '\n' for row in zip(*some))
+
+
+def _write_checkpoint(path: Path, entities: int, relations: int) -> None:
+    "Write a small ConvE of random weights with Adam's state, as a plain training loop does."
+    torch.manual_seed(0)
+    form = dict(embedding_dim=32, embedding_height=8, embedding_width=4)
+    counts = dict(num_entities=entities, num_relations=relations)
+    one = CoreTriplesFactory(torch.zeros(1, 3, dtype=torch.long), **counts)
+    model = ConvE(triples_factory=one, **form)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for p in model.parameters():
+        moments = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.full_like(p, 1e-6))
+        adam.state[p] = dict(step=torch.tensor(10.0), **moments)
+    states = dict(model_state_dict=model.state_dict(), optimizer_state_dict=adam.state_dict())
+    torch.save(dict(epoch=2, model_config=dict(model='ConvE', **form, **counts), **states), path)
+
+
+def write_files(
+    folder: Path, entities: int, relations: int, triples: int, tests: int, power: float = 0.65
+) -> None:
+    "Write `train.tsv`, `test.tsv`, label maps, `names.tsv` and `conve.pt`."
+    folder.mkdir(parents=True, exist_ok=True)
+    data = power_law_triples(entities, relations, triples * 21 // 20, power=power).numpy()
+    data = data[np.random.default_rng(1).permutation(len(data))[:triples]]
+    ids, kinds = curies(entities), np.array([f'biolink:r{i}' for i in range(relations)], object)
+    _write_rows(folder / 'train.tsv', [ids[data[:, 0]], kinds[data[:, 1]], ids[data[:, 2]]])
+    for name, labels in (('entity_to_id', ids), ('relation_to_id', kinds)):
+        numbers = np.arange(len(labels)).astype(str)
+        _write_rows(folder / f'{name}.tsv', [labels, numbers])
+    _write_rows(folder / 'names.tsv', [ids, np.array([f'name of {x}' for x in ids], object)])
+    h, r, t = data[:tests].T
+    _write_rows(folder / 'test.tsv', [ids[h], kinds[r], ids[(t + 1) % entities]])
+    _write_checkpoint(folder / 'conve.pt', entities, relations)
+
+# %% ../../nbs/bench/20_scale.ipynb #eb5c38c5
+_AROUND = dict(hops=2, path_length=4)
+
+
+class _Reached(BaseException):
+    "The first progress has been shown."
+
+
+def _stop(label: str, done: int, total: int) -> None:
+    "Stop at the first progress."
+    raise _Reached
+
+
+def opened(folder: Path) -> Run:
+    "Return the run of the files in a folder."
+    maps = {name: folder / f'{name}.tsv' for name in ('entity_to_id', 'relation_to_id')}
+    run = open_files(folder / 'conve.pt', folder / 'train.tsv', **maps)
+    return run.with_names(folder / 'names.tsv')
+
+
+def imported(folder: Path) -> Run:
+    "Return import the files in a folder into a run."
+    maps = {name: folder / f'{name}.tsv' for name in ('entity_to_id', 'relation_to_id')}
+    how = dict(names=folder / 'names.tsv', out=folder / 'run', **maps)
+    return import_files(folder / 'conve.pt', folder / 'train.tsv', **how)
+
+
+def kept(folder: Path) -> Run:
+    "Open the imported run."
+    return Run.open(folder / 'run')
+
+
+def _near(run: Run, folder: Path, out: str, progress: Any, how: Mapping[str, Any]) -> Batch:
+    "Return the question about what is near predictions."
+    return Batch(TracIn(run, progress=progress, **how), Path(out), around=_AROUND)
+
+
+def to_progress(run: Run, folder: Path, **how: Any) -> None:
+    "Ask about the test triples, and stop at the first progress."
+    with tempfile.TemporaryDirectory() as out, suppress(_Reached):
+        items = read_items(folder / 'test.tsv', run.training)
+        _near(run, folder, out, _stop, how).run(items)
+
+
+def to_answer(run: Run, folder: Path, **how: Any) -> None:
+    "Explain the test triples by the training triples near them, and write the answers."
+    with tempfile.TemporaryDirectory() as out:
+        items = read_items(folder / 'test.tsv', run.training)
+        _near(run, folder, out, False, how).run(items)
+
+
+def as_it_is(run: Run, folder: Path) -> None:
+    "Ask nothing."
+
+
+def _way(
+    name: str,
+    folder: Path,
+    start: float,  # when the process was started, `time.time()`
+    get: Callable[[Path], Run],
+    ask: Callable[..., None],
+    how: Mapping[str, Any],
+) -> dict[str, Any]:
+    "Return a row of the table, measured in this process."
+    runs: list[Run] = []
+
+    def work() -> None:
+        runs.append(get(folder))
+        ask(runs[0], folder, **how)
+
+    peak = resident_peak(work)
+    taken, used = time.time() - start, time.process_time()
+    model = sum(x.nbytes for x in runs[0].model(-1, 'cpu').state_dict().values())
+    return dict(name=name, seconds=taken, cpu_seconds=used, peak_mib=(peak - model) / 2**20)
+
+
+def _fresh(work: Callable[..., Any], *args: Any) -> Any:
+    "Return what `work` returns in a new process."
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(work, *args).result()
+
+# %% ../../nbs/bench/20_scale.ipynb #ff0bf192
+def _near_check(folder: Path, device: torch.device) -> tuple[int, float]:
+    """Return how many training triples are near the test triples, and the relative error of the
+    first."""
+    run = kept(folder)
+    tracin = TracIn(run, weighting='sgd', devices=device, progress=False)
+    items = read_items(folder / 'test.tsv', run.training)
+    test = torch.tensor([item.ids for item in items])
+    near = Batch(tracin, folder, around=_AROUND).neighbourhoods(items)
+    first = tracin.explain(test[:1], 4, near=replace(near, rows=near.rows[:1]))
+    error = relative_error(looped(tracin), first, test[:1], few=1)
+    return len(torch.cat(list(near.rows)).unique()), error
+
+
+def bench_files(
+    entities: int = 1_450_000,
+    relations: int = 57,
+    triples: int = 18_600_000,
+    tests: int = 5,
+    weightings: Sequence[str] = ('natural', 'sgd'),
+    data: Path | str | None = None,  # a folder of files from before, or one to write and keep
+    device: str = 'cpu',
+) -> dict[str, Any]:
+    """Measure the time from files of a graph of the size of ROBOKOP to the first progress, and
+    to the answer for a few predictions."""
+    at, rows = torch.device(device), []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(data or scratch)
+        if not (folder / 'conve.pt').exists():
+            write_files(folder, entities, relations, triples, tests)
+        ways = [('files to first progress', opened, to_progress, dict(devices=at))]
+        if not (folder / 'run').exists():
+            ways += [('files to imported run', imported, as_it_is, {})]
+        ways += [('imported run to first progress', kept, to_progress, dict(devices=at))]
+        ways += [
+            (f'imported run to answers, {w}', kept, to_answer, dict(devices=at, weighting=w))
+            for w in weightings
+        ]
+        rows = [_fresh(_way, n, folder, time.time(), g, a, how) for n, g, a, how in ways]
+        near, error = _fresh(_near_check, folder, at)
+    return dict(
+        benchmark='files',
+        machine=machine(at),
+        entities=entities,
+        relations=relations,
+        training_triples=triples,
+        test_triples=tests,
+        triples_near_them=near,
+        rows=rows,
+        relative_error=error,
     )
 
 # %% ../../nbs/bench/20_scale.ipynb #789c5488

@@ -10,7 +10,7 @@ __all__ = ['TOLERANCE', 'TapeStep', 'Moment', 'moment_of', 'put', 'Tape', 'Recor
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from .updates import check_update
 from ..influence.question import versions
 from ..runs.keeping import read_facts
-from ..runs.loop import build_loop, train_epochs
+from ..runs.loop import batch_without, build_loop, train_epochs
 from ..runs.models import build_model, forget_representations, kept_rng, state_fingerprint
 from ..runs.run import Run
 from ..runs.settings import RunError, clipping_callbacks, pick_device
@@ -69,6 +69,14 @@ class TapeStep:
         "Bytes of the batch and the random state."
         held = [*self.packed.values(), *(self.rng or ())]
         return sum(x.nbytes for x in held if isinstance(x, Tensor))
+
+    def without(self, triples: Tensor) -> 'TapeStep | None':
+        """Return the step with `triples` `[n, 3]` taken out of its batch; None if nothing is
+        left of it."""
+        left = batch_without(batch := self.batch, triples)
+        if left is batch:
+            return self
+        return None if left is None else replace(self, packed=_packed(left))
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #70278ddc
 @dataclass(frozen=True)

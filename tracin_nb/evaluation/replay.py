@@ -92,10 +92,10 @@ _ENOUGH = 6  # triples, from which a rank correlation tells something
 
 @dataclass(frozen=True)
 class Dropped:
-    "Predicted and actual changes after triples were dropped or added."
+    "What was predicted for triples that were then dropped, or added, and what happened."
 
     rows: list[int]  # of the training triples, or candidates
-    foretold: Tensor  # `[M, n]`, the rise of each prediction's loss
+    predicted: Tensor  # `[M, n]`, the rise of each prediction's loss
     happened: Tensor  # `[M, n]`
     noise: float  # change of the losses by nothing but another order of adding up
     added: bool = False  # candidates?
@@ -103,16 +103,16 @@ class Dropped:
     @property
     def correlation(self) -> float:
         "Spearman's, the mean over the predictions."
-        a, b = self.foretold.double().numpy(), self.happened.double().numpy()
+        a, b = self.predicted.double().numpy(), self.happened.double().numpy()
         return float(rank_correlation(a, b).mean())
 
     @property
     def ratio(self) -> float | None:
-        "The median ratio of actual to predicted changes, over predictions above the noise."
-        sure = self.foretold.abs() > max(10 * self.noise, 1e-12)
+        "What happened by what was predicted, the middle one of those predicted above the noise."
+        sure = self.predicted.abs() > max(10 * self.noise, 1e-12)
         if not sure.any():
             return None
-        return float((self.happened[sure] / self.foretold[sure]).median())
+        return float((self.happened[sure] / self.predicted[sure]).median())
 
     @property
     def smooth(self) -> str:
@@ -135,7 +135,7 @@ class Dropped:
             return f'no {kind} could be {done}: none has an influence'
         found = (
             f'{n} {kind}{"s were" if n > 1 else " was"} really {done}, each alone: rank '
-            f'correlation with what was foretold {self.correlation:.2f}, middle ratio {ratio}'
+            f'correlation with what was predicted {self.correlation:.2f}, middle ratio {ratio}'
         )
         advice = {
             'smooth': 'the training is smooth: its derivative predicts what happens',
@@ -171,7 +171,7 @@ def really_dropped(
     told: Callable[[int], Any] = lambda n: None,
 ) -> Dropped:
     """Train again without each of `rows`, or with it if there are candidates; return what was
-    foretold and what happened."""
+    predicted and what happened."""
     found, loop = [], gradient.loop
     begin = gradient.known if gradient.count > gradient.known else 0
     first = end_losses(loop, objective, test)
@@ -184,8 +184,8 @@ def really_dropped(
     whole, *found = found
     changes = torch.stack([x - whole for x in found], 1)
     noise = (whole - first.cpu()).abs().max().item()
-    foretold = influence[:, list(rows)].cpu() * (-1 if begin else 1)
-    return Dropped(list(rows), foretold, changes, noise, bool(begin))
+    predicted = influence[:, list(rows)].cpu() * (-1 if begin else 1)
+    return Dropped(list(rows), predicted, changes, noise, bool(begin))
 
 # %% ../../nbs/evaluation/60_replay.ipynb #053e9520
 _ASKED, _HALFWAY = 'replay.json', 'replay.pt'
@@ -381,8 +381,8 @@ def _check_facts(run: Run, dropped: Dropped, every: Tensor) -> dict[str, Any]:
     "Return what a result says of those of `every` triple that were really dropped or added."
     labels = [list(t) for t in to_labels(every[dropped.rows], run.training)]
     rows = [
-        dict(triple=t, foretold=a, happened=b)
-        for t, a, b in zip(labels, dropped.foretold.T.tolist(), dropped.happened.T.tolist())
+        dict(triple=t, predicted=a, happened=b)
+        for t, a, b in zip(labels, dropped.predicted.T.tolist(), dropped.happened.T.tolist())
     ]
     found = dict(correlation=dropped.correlation, ratio=dropped.ratio, noise=dropped.noise)
     what = 'added' if dropped.added else 'dropped'
@@ -471,7 +471,7 @@ def _facts_of_runs(made: Sequence[Result]) -> dict[str, Any]:
         found = [f'{f["training"]} ({f[done]["correlation"]:.2f})' for f in each]
         facts['check'] = (
             f'some triples were really {done} in each run; the training and the rank correlation '
-            f'with what was foretold: {", ".join(found)}'
+            f'with what was predicted: {", ".join(found)}'
         )
     return facts
 

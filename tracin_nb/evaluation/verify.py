@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'MEASURES', 'WHEN', 'Outcome', 'NOT_TESTED', 'ENDINGS', 'COUNTED',
            'triple_of', 'first_proponents', 'check_ours', 'control_rows', 'drawn',
-           'Without', 'held_by', 'trained_outcomes', 'Verification', 'span', 'in_words',
+           'Without', 'held_by', 'trained_outcomes', 'Verification', 'in_words',
            'range_text', 'fall', 'moved', 'fate', 'judgement', 'seeds_text', 'alone_text',
            'table_lines', 'title_line', 'text_of', 'html_of', 'Verified', 'frame_of',
            'repeats_text', 'way_text', 'BegunProof', 'Stepwise', 'carry_out', 'facts_of',
@@ -42,7 +42,7 @@ from ..graph.names import named_frame, names_of
 from ..graph.neighbourhoods import at_least_one
 from ..graph.triples import label_columns, to_ids, triples_fingerprint
 from ..influence.question import training_rows, versions
-from ..progress import Progress, bar
+from ..progress import Progress, bar, span
 from ..runs.models import state_fingerprint
 from ..runs.run import Run, as_run
 from ..runs.settings import RunError
@@ -281,14 +281,6 @@ class Verification:
         training = dict(fingerprint=triples_fingerprint(self.run.training)[:16])
         return what | how | weights | training | dict(loss=str(self.objective), **versions())
 
-
-def span(seconds: float) -> str:
-    "Return a time in seconds, minutes or hours."
-    for unit, size in (('hours', 3600), ('minutes', 60)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s' if seconds >= 1 else 'a second'
-
 # %% ../../nbs/evaluation/70_verify.ipynb #a9d78fcb
 NOT_TESTED = (
     'Not tested: whether the named triples alone suffice, and their effect with other settings. '
@@ -350,8 +342,7 @@ def judgement(named: pd.DataFrame, controls: pd.DataFrame) -> str:
 
 
 def seeds_text(named: pd.DataFrame, nothing: pd.DataFrame) -> str:
-    """Return a warning if another seed moves the prediction more than the named
-    triples do."""
+    "Return a warning if another seed moves the prediction more than the named triples do."
     logs = nothing['probability_after'].clip(lower=1e-45).map(math.log)
     if abs(fall(named).mean()) >= logs.max() - logs.min():
         return ''
@@ -461,8 +452,7 @@ class Verified:
         return f'; another seed alone: rank {range_text(ranks)}' if len(ranks) > 1 else ''
 
     def notes(self) -> list[str]:
-        """Return the text on the numbers: verdict, how they were made, what is not
-        tested."""
+        "Return the text on the numbers: verdict, how they were made, what is not tested."
         told = [self.facts[name] for name in ('repeats', 'way') if self.facts.get(name)]
         return [self.verdict(), *told, NOT_TESTED]
 

@@ -75,6 +75,7 @@ from tracin_nb.influence.question import (
     contrast,
     new_triples,
     training_rows,
+    training_seconds,
     untaught,
     versions,
 )
@@ -553,6 +554,7 @@ class TracIn:
                 device=str(self.device),
                 asked=chosen_in(self.run, self.settings),
                 seed=self.run.seed,
+                **training_seconds(self.run),
                 fingerprint=triples_fingerprint(self.run.training)[:16],
                 versions=versions(),
                 counters=asdict(self.counters),

@@ -391,6 +391,7 @@ def _check_rows(rows: Sequence[Any], where: str, saved: bool = False) -> None:
         place = f'{where}: checkpoints[{i}]'
         _check_keys(row, _SAVED_ROW if saved else _ROW, place)
         number(row['learning_rate'], f'{place}: learning_rate')
+        number(row.get('seconds', 0.0), f'{place}: seconds')
         for name in ('epoch', 'step'):
             if row[name] is not None:
                 number(row[name], f'{place}: {name}', kind=int)

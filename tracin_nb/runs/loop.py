@@ -9,6 +9,7 @@ __all__ = ['why_stop', 'KeepCheckpoints', 'build_loop', 'use_bf16', 'little_garb
 
 # %% ../../nbs/runs/50_loop.ipynb #1d94cf0e
 import gc
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,7 +127,13 @@ class KeepCheckpoints(TrainingCallback):
     ) -> None:
         super().__init__()
         self.root, self.facts, self.dataset = folder, facts, dataset
-        self.step = facts['checkpoints'][-1]['step'] if facts['checkpoints'] else 0
+        last = facts['checkpoints'][-1] if facts['checkpoints'] else dict(step=0, seconds=0.0)
+        self.step, self.spent = last['step'], last.get('seconds')
+        self.began: float | None = None
+
+    def pre_batch(self, **kwargs: Any) -> None:
+        "Prepare for a batch."
+        self.began = time.perf_counter() if self.began is None else self.began
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
         "Count the step."
@@ -152,6 +159,12 @@ class KeepCheckpoints(TrainingCallback):
         rows.append([epoch, _validation_value(self.model, self.dataset, asked['stop_metric'])])
         self.facts['stopped'] = why_stop(asked, rows)
 
+    def seconds(self) -> dict[str, float]:
+        "Return the seconds that the training took so far, interruptions left out, if known."
+        if self.spent is None or self.began is None:
+            return {}
+        return dict(seconds=round(self.spent + time.perf_counter() - self.began, 3))
+
     def rate(self) -> float:
         "Return the learning rate in force at the last step."
         return _rate_now(self.facts['settings'], self.optimizer, self.step)
@@ -167,6 +180,7 @@ class KeepCheckpoints(TrainingCallback):
         row = dict(
             epoch=epoch,
             step=self.step,
+            **self.seconds(),
             learning_rate=self.rate() if rate is None else rate,
             model=write_torch(path, partial(save_model, self.model)),
             optimizer=write_torch(path.with_suffix('.optimizer.pt'), save),

@@ -195,6 +195,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
         folder=folder,
         settings=settings | last_measured(settings, facts['evaluations']),
         stopped=facts['stopped'],
+        seconds=rows[-1].get('seconds'),
     )
     if is_saved(facts):
         return fields | _saved_fields(settings, facts, data['training'])
@@ -307,6 +308,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)  # of `train`; else the model's name
     stopped: dict[str, Any] | None = None  # the epoch of an early stop, and why; None: it was not
     assumed: dict[str, str] = field(default_factory=dict)  # settings that nobody told: value; why
+    seconds: float | None = None  # that its training took; None: not known
     low: dict[int, str] = field(default_factory=dict, init=False, compare=False)  # 16-bit weights
 
     def __repr__(self) -> str:

@@ -323,7 +323,7 @@ def train(
     loss_weighter_kwargs: Mapping[str, Any] | None = None,
     optimizer: str | type = 'Adam',
     lr: float | None = None,  # None: the optimiser's own
-    optimizer_kwargs: Mapping[str, Any] | None = None,
+    optimizer_kwargs: Mapping[str, Any] | None = None,  # dict(eps=3e-4): smooth steps, see below
     lr_scheduler: str | type | None = None,
     lr_scheduler_kwargs: Mapping[str, Any] | None = None,
     negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA
