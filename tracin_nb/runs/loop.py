@@ -132,7 +132,7 @@ class KeepCheckpoints(TrainingCallback):
         self.began: float | None = None
 
     def pre_batch(self, **kwargs: Any) -> None:
-        "Prepare for a batch."
+        "Note when the first step begins."
         self.began = time.perf_counter() if self.began is None else self.began
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
