@@ -199,7 +199,7 @@ def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
         (['china', '--relation', 'embasy'], "--relation: unknown relation 'embasy'"),
         ([], 'give one or two of --head, --relation and --tail'),
         (['china', 'embassy', 'cuba'], 'there is nothing to predict'),
-        (['china', '--head', 'cuba'], 'the head is given by its place, too: china'),
+        (['china', '--head', 'cuba'], 'the head is also given as an argument: china'),
         (['china', '--known', 'mark'], '--known'),
         (['china', '--out', 'some/folder'], 'expected a file ending in .csv'),
         (['china', '--checkpoint', '7'], '--checkpoint'),

@@ -674,11 +674,9 @@ def open_files(
     relation_to_id: Mapping[str, int] | Path | str | None = None,
     header: bool | None = None,  # does `train` begin with a header? None: see `read_triples`
     model: str | None = None,  # PyKEEN's name; None: recognised by the weights or `model_config`
-    # settings of the model that its weights do not determine
-    model_kwargs: Mapping[str, Any] | None = None,
-    learning_rates: Sequence[float]
-    | float
-    | None = None,  # one for all checkpoints or one for each; None: as stated in the files
+    model_kwargs: Mapping[str, Any] | None = None,  # settings that the weights do not determine
+    # one for all checkpoints or one for each; None: as stated in the files
+    learning_rates: Sequence[float] | float | None = None,
     loop: str | None = None,  # 'slcwa' or 'lcwa'; None: as stated in a file, else slcwa is assumed
     loss: Loss | str | None = None,  # None: as stated in a file, else the model's is assumed
     loss_kwargs: Mapping[str, Any] | None = None,

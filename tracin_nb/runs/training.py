@@ -323,7 +323,7 @@ def train(
     loss_weighter_kwargs: Mapping[str, Any] | None = None,
     optimizer: str | type = 'Adam',
     lr: float | None = None,  # None: the optimiser's own
-    optimizer_kwargs: Mapping[str, Any] | None = None,  # dict(eps=3e-4): smooth steps, see below
+    optimizer_kwargs: Mapping[str, Any] | None = None,  # dict(eps=3e-4) makes smooth steps
     lr_scheduler: str | type | None = None,
     lr_scheduler_kwargs: Mapping[str, Any] | None = None,
     negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA
@@ -332,8 +332,7 @@ def train(
     label_smoothing: float = 0.0,
     batch_size: int = 256,
     precision: str = 'fp32',  # or 'bf16': each step's scores; weights and loss stay in float32
-    # evaluations without improvement before training stops; None: no early stopping
-    patience: int | None = None,
+    patience: int | None = None,  # evaluations without improvement before training stops
     evaluate_every: int | None = None,  # epochs between evaluations on validation triples; None: 10
     stop_delta: float | None = None,  # relative improvement that counts as better; None: 0.01
     stop_metric: str | None = None,  # PyKEEN's name of a ranking metric; None: hits_at_10
@@ -343,10 +342,8 @@ def train(
     training_kwargs: Mapping[str, Any] | None = None,  # more of PyKEEN's `TrainingLoop.train`
     device: str | torch.device | None = None,  # None: CUDA if there
     unseen: str | None = None,  # 'drop' leaves out test triples with labels unknown to training
-    header: bool
-    | None = None,  # of a folder: do its files begin with one? None: detected by known names
-    names: NamesGiven
-    | None = None,  # names of its labels: a table, or any form that `Names` accepts
+    header: bool | None = None,  # do a folder's files begin with a header? None: detected
+    names: NamesGiven | None = None,  # of its labels: any form that `Names` accepts
     resume: bool = False,  # resume from the last checkpoint in `out`, if there is one
     progress: bool = True,  # PyKEEN's progress bars
 ) -> Run:
