@@ -462,8 +462,7 @@ def test_lightning(train: Path, tmp_path: Path) -> None:
     ):
         torch.save({**content, 'hyper_parameters': dict(lr=0.5), **change}, path)
         with pytest.raises(
-            RunError,
-            match="a.ckpt holds 'lr_schedulers?': its rate 0.5 is that of the steps to come",
+            RunError, match="a.ckpt holds 'lr_schedulers?': its rate 0.5 is for the next steps"
         ):
             open_files(path, train, model='DistMult')
     torch.save({**content, 'hyper_parameters': dict(lr='fast', model='DistMult')}, path)

@@ -364,7 +364,7 @@ def test_full_disk_and_early_stopping(tmp_path: Path, monkeypatch: pytest.Monkey
     "A run whose best epoch is lost ends with what there is."
     stopping = dict(stopper='early', stopper_kwargs=dict(frequency=1, patience=1, relative_delta=9))
     Full(monkeypatch, {1})
-    with pytest.warns(UserWarning, match='cannot end with epoch 1, which is not kept'):
+    with pytest.warns(UserWarning, match='cannot end with epoch 1, which is not stored'):
         result = piped(tmp_path / 'run', 1, epochs=4, **stopping)
     assert result.stopper.best_epoch == 1
     assert [c.epoch for c in Run.open(tmp_path / 'run').checkpoints] == [2]

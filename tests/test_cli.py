@@ -997,7 +997,7 @@ CHOICES = {
         "entity 'brasil'",
         "nearest: 'brazil'",
     ),
-    'against itself': ((*ASK, '--against', 'cuba'), '--against', "'cuba' is itself the tail"),
+    'against itself': ((*ASK, '--against', 'cuba'), '--against', "'cuba' is the tail"),
     'against and objective': (
         (*ASK, '--against', 'brazil', '--test-objective', 'bce'),
         '--against',

@@ -627,7 +627,7 @@ def test_rates_and_order(trained, train, tmp_path) -> None:
     )
     assert (run.checkpoints[0].learning_rate, run.label_smoothing) == (0.25, 0.1)
     with pytest.raises(
-        RunError, match="lr_scheduler_state_dict': its rate 0.02 is that of the steps to come"
+        RunError, match="lr_scheduler_state_dict': its rate 0.02 is for the next steps"
     ):
         open_files(
             script_file(trained, tmp_path / 'a.pt', lr_scheduler_state_dict=dict(last_epoch=3)),

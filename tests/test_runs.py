@@ -1223,10 +1223,10 @@ def test_from_pipeline():
 def test_as_run_refuses(kept, model):
     run = Run.open(kept)
     for source, options, message in [
-        (run, dict(learning_rates=[1.0]), 'brings its own learning_rates'),
+        (run, dict(learning_rates=[1.0]), 'has its own learning_rates'),
         (3, {}, 'int is neither'),
         (model, {}, 'training='),
-        (kept, dict(seed=1), 'brings its own seed'),
+        (kept, dict(seed=1), 'has its own seed'),
     ]:
         with pytest.raises(RunError, match=message):
             as_run(source, **options)

@@ -375,7 +375,7 @@ def full_disk(disk: Path, size: int, whole: Path) -> None:
     assert 'Read-only file system' in refused(*command, '--resume')
     mount(disk, '-o', 'remount,rw,size=9m')
     if kept:
-        assert '--resume to go on with it' in refused(*command)
+        assert '--resume to resume it' in refused(*command)
     again = (*command, '--resume') if kept or size == 8 else command
     assert invoke(*again).exit_code == 0
     assert same(Run.open(disk / 'run'), Run.open(whole))

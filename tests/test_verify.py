@@ -278,7 +278,7 @@ def test_round_trip(proof: tuple[Result, Verified], tmp_path: Path) -> None:
 
 
 def test_refused(run: Run, proof: tuple[Result, Verified], tmp_path: Path) -> None:
-    "What cannot be trained again, and what does not fit."
+    "What cannot be retrained, and what does not fit."
     result = proof[0]
     foreign = Run.from_model(run.model(-1), run.training, learning_rates=[0.1], loop='slcwa')
     begun = replace(run, checkpoints=[replace(run.checkpoints[-1], epoch=2)])

@@ -710,7 +710,7 @@ def verification(
     side_by_side: bool = True,  # train those of a seed side by side, where that can be done
 ) -> Verification:
     """Return what `verify` will train, and by `price` how long that takes. Raises `RunError` for
-    a run that cannot be trained again, and `ValueError` for what does not fit."""
+    a run that cannot be retrained, and `ValueError` for what does not fit."""
     at_least_one('k', k)
     at_least_one('seeds', seeds)
     check_again(run := as_run(run))
