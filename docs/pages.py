@@ -450,6 +450,13 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
         'the graph only are in the table. See [the chapter](evaluation/50_mechanisms.ipynb).',
         None,
     ),
+    'view': (
+        'The mechanism view',
+        "Curated steps, where the pair's own evidence comes first: by trained weights, by weights "
+        'as they were drawn, and by rules that know no model. Chosen on validation pairs. '
+        'See [the chapter](evaluation/50_mechanisms.ipynb).',
+        None,
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tracin_nb.graph.names import Names
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.training import train
@@ -159,29 +160,62 @@ def end(process: subprocess.Popen) -> int:
 # ---- what one sees
 
 DULL = """() => {
-  const rgb = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
+  const ctx = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const known = {}, rgba = (c) => known[c] ??= (() => { ctx.clearRect(0, 0, 1, 1);
+    ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1);
+    const d = ctx.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3]/255]; })();
+  const over = (a, part, b) => [0, 1, 2].map((i) => a[i]*part + b[i]*(1 - part));
+  const ups = (e) => e ? [...ups(e.parentElement), e] : [];
+  const ground = (e) => ups(e).reduce((under, x) => {
+    const c = rgba(getComputedStyle(x).backgroundColor); return over(c, c[3], under); },
+    [255, 255, 255]);
+  const seen = (e) => ups(e).reduce((o, x) => o*getComputedStyle(x).opacity, 1);
   const part = (x) => (x /= 255) <= .03928 ? x/12.92 : ((x + .055)/1.055) ** 2.4;
-  const light = (c) => { const [r, g, b] = rgb(c).map(part); return .2126*r + .7152*g + .0722*b; };
-  const ground = (e) => { for (; e; e = e.parentElement) {
-    const c = getComputedStyle(e).backgroundColor, v = rgb(c);
-    if (v.length == 3 || v[3] > .5) return c; } return 'rgb(255, 255, 255)'; };
+  const light = (c) => { const [r, g, b] = c.map(part); return .2126*r + .7152*g + .0722*b; };
   const what = '.widget-label, input, textarea, select, option:not(:checked), td, th, ' +
-    'caption, h3, a, [role], button:enabled';
-  return [...document.querySelectorAll('.tracin-panel :is(' + what + ')')]
+    'caption, h1, h2, h3, a, p, li, small, pre, summary, [role=status], [role=alert], ' +
+    '[role=tab], button:enabled';
+  const where = ':is(.tracin-panel, .widget-tab, main) ';
+  return [...document.querySelectorAll(where + ':is(' + what + ')')]
     .filter((e) => e.offsetWidth).map((e) => {
-    const a = light(getComputedStyle(e).color), b = light(ground(e));
+    const under = ground(e), c = rgba(getComputedStyle(e).color);
+    const a = light(over(c, c[3]*seen(e), under)), b = light(under);
     return [(Math.max(a, b) + .05)/(Math.min(a, b) + .05), e.tagName,
             (e.innerText || '').slice(0, 30)];
   }).filter(([ratio]) => ratio < 4.5);
 }"""
 NAMELESS = """() => [...document.querySelectorAll('.tracin-panel :is(input, select, textarea)')]
   .filter((e) => e.offsetWidth && !e.labels?.[0]?.innerText.trim()).map((e) => e.outerHTML)"""
+HIDDEN = """() => {
+  const clips = (e) => { for (const found = []; ; e = e.parentElement) {
+    if (!e) return found;
+    if (getComputedStyle(e).overflowX != 'visible') found.push(e.getBoundingClientRect()); } };
+  const cells = [...document.querySelectorAll(
+    ':is(.tracin, .tracin-panel) :is(td, th, h2, h3, li), .tracin-panel .widget-label')];
+  return cells.filter((e) => e.offsetWidth).map((e) => {
+    const text = document.createRange(); text.selectNodeContents(e);
+    const b = text.getBoundingClientRect();
+    const out = clips(e.parentElement).some((c) => b.left < c.left - 1 || b.right > c.right + 1);
+    return [out || b.left < 0 || b.right > innerWidth + 1, e.innerText.slice(0, 40), b.right];
+  }).filter(([bad]) => bad);
+}"""
 
 
 def check_readable(page) -> None:
-    "Text stands out from what is behind it (WCAG AA), and every control has a label."
+    """Text stands out from what is behind it (WCAG AA), every control has a label, and no label
+    of a triple is cut off at a side."""
     assert page.evaluate(DULL) == []
     assert page.evaluate(NAMELESS) == []
+    assert page.evaluate(HIDDEN) == []
+
+
+def check_widths(page, tmp_path: Path, name: str) -> None:
+    "On a phone and on a wide screen; a picture of each stays."
+    for width in (390, 1440):
+        page.set_viewport_size(dict(width=width, height=1800))
+        page.wait_for_timeout(300)
+        check_readable(page)
+        page.screenshot(path=tmp_path / f'{name}_{width}.png')
 
 
 def press(page, name: str) -> None:
@@ -258,27 +292,48 @@ def stop_and_run_again(page) -> None:
 def check_answer(page, frame: pd.DataFrame) -> None:
     "The rows are those of `explain`, a row can be opened by keyboard, the files hold the rows."
     for side, rows in frame.groupby('kind'):
-        shown = (
-            page.get_by_role('listbox', name=f'{side}s'.capitalize())
-            .locator('option')
-            .all_text_contents()
-        )
-        assert [line.split()[2:] for line in shown] == rows[
-            ['head', 'relation', 'tail']
-        ].to_numpy().tolist()
-    rows = page.get_by_role('listbox', name='Proponents')
-    rows.focus()
-    rows.press('ArrowDown')
+        shown = page.get_by_role('grid', name=f'{side}s').locator('tbody tr')
+        cells = [line.locator('td').all_inner_texts()[2:] for line in shown.all()[:3]]
+        assert shown.count() == len(rows)
+        assert cells == rows[['head', 'relation', 'tail']].to_numpy().tolist()[:3]
+    row = page.get_by_role('grid', name='proponents').locator('tbody tr').first
+    row.focus()
+    row.press('ArrowDown')
     page.get_by_role(
-        'table', name=re.compile('Influence of proponent 1: .* by checkpoint')
+        'table', name=re.compile('Influence of proponent 2: .* by checkpoint')
     ).wait_for()
-    page.get_by_role('img', name='ranking of brazil').wait_for()
+    assert page.locator('[aria-selected=true]', has_text='+').count() == 1
     for name, read in (('influence.csv', pd.read_csv), ('influence.parquet', pd.read_parquet)):
         assert (
             read(saved(page, name))['training_index'].tolist() == frame['training_index'].tolist()
         )
-    assert saved(page, 'influence.png').read(4) == b'\x89PNG'
+    with page.expect_download() as download:
+        page.get_by_role('link', name='Report').click()
+    assert 'embassy' in Path(download.value.path()).read_text(encoding='utf-8')
+    press(page, 'Python that asks the same ▸')
     assert 'TracIn(' in page.get_by_role('textbox', name='Code').input_value()
+
+
+def explained_by_keys(page) -> None:
+    "From the top of the page with Tab, Enter and arrows only, to what a row had its influence by."
+    page.get_by_role('grid', name=re.compile('Predictions')).wait_for()
+    page.evaluate('document.activeElement.blur()')
+    reach(page, "document.activeElement.innerText == 'Run'")
+    page.keyboard.press('Enter')
+    wait_for(page, 'influence: ')
+    wait_for(page, 'done in')
+    reach(page, "!!document.activeElement.closest('table.ranking tr')")
+    page.keyboard.press('ArrowDown')
+    page.get_by_role('table', name=re.compile('proponent 2: .* by parameters')).wait_for()
+
+
+def reach(page, there: str) -> None:
+    "Press Tab until the focus is where it should be."
+    for _ in range(40):
+        page.keyboard.press('Tab')
+        if page.evaluate(there):
+            return
+    pytest.fail(f'Tab does not lead to where {there}')
 
 
 # ---- in JupyterLab
@@ -290,6 +345,7 @@ def shown(lab: str, page) -> None:
     page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.get_by_role('button', name='Run', exact=True).wait_for()
+    page.locator('.tracin-panel [role=status]').filter(has_text=re.compile('ready|done')).wait_for()
 
 
 def check_both_themes(page, tmp_path: Path) -> None:
@@ -321,21 +377,19 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     wait_for(page, r'moments: [\d,]+ of 1,592')
     stop_and_run_again(page)
     frame = TracIn(run, progress=False).self_influence(100).frame
-    rows = page.get_by_role('listbox', name='Training triples by self-influence')
-    lines = rows.locator('option').all_text_contents()
-    assert [line.split()[2:] for line in lines] == frame[
-        ['head', 'relation', 'tail']
-    ].to_numpy().tolist()
+    rows = page.get_by_role('grid', name='Training triples by self-influence').locator('tbody tr')
+    cells = [line.locator('td').all_inner_texts()[2:] for line in rows.all()[:3]]
+    assert cells == frame[['head', 'relation', 'tail']].to_numpy().tolist()[:3]
     press(page, 'Mark')
     assert 'choose' in wait_for(page, 'then press Mark')
-    rows.focus()
-    rows.press('ArrowDown')
+    rows.first.focus()
+    rows.first.press('Space')
     press(page, 'What contradicts it?')
     page.get_by_role('table', name=re.compile('Against .*')).wait_for()
-    rows.focus()
-    rows.press('Shift+ArrowDown')
+    rows.first.focus()
+    rows.first.press('Shift+ArrowDown')
     press(page, 'Mark')
-    marked = page.get_by_role('listbox', name='Marked as suspicious').locator('option')
+    marked = page.get_by_role('grid', name='Marked as suspicious').locator('tbody tr')
     marked.nth(1).wait_for(state='attached')
     page.wait_for_timeout(300)  # the links come last
     assert (
@@ -343,6 +397,20 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
         == frame['training_index'][:2].tolist()
     )
     check_both_themes(page, tmp_path)
+
+
+# ---- the page to mail
+
+
+def test_report(page, run: Run, tmp_path: Path) -> None:
+    "Light and dark, on a phone and wide; long names and identifiers wrap."
+    names = {'uk': 'United Kingdom of Great Britain and Northern Ireland', 'usa': 'U' * 60}
+    result = TracIn(run, progress=False).explain(TRIPLE, k=10, breakdown=True)
+    address = result.with_names(Names(names)).report(tmp_path / 'why.html').as_uri()
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(address)
+        check_widths(page, tmp_path, f'report_{scheme}')
 
 
 # ---- served
@@ -382,10 +450,14 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
         with urllib.request.urlopen(address.partition('?')[0]) as answer:
             assert '/login' in answer.geturl()
         page.goto(address)
-        page.get_by_role('button', name='Run', exact=True).wait_for()
         check_explorer(page, run)
-        check_readable(page)
-        page.screenshot(path=tmp_path / 'served.png')
+        explained_by_keys(page)
+        check_widths(page, tmp_path, 'served')
+        for name, asked in dict(Audit='look wrong', Compare='Do two', Profile='cost here').items():
+            page.get_by_role('tab', name=name).click()
+            page.get_by_role('heading', name=asked).wait_for()
+            check_readable(page)
+            page.screenshot(path=tmp_path / f'{name}.png')
     finally:
         status = end(process)
     assert status == 130 and 'interrupted' in process.stderr.read() and not folder.exists()

@@ -500,6 +500,17 @@ def test_paths(run: Run, tmp_path: Path) -> None:
     assert 'is no CURIE' in refused('paths', run.folder, *ASK, '--max-edges', 2, '--types', 'curie')
 
 
+def test_paths_as_evidence(run: Run) -> None:
+    "Shorter paths first, none over the prediction's relation, about the raw score, in plain words."
+    ask = ('paths', run.folder, *ASK, '--view', 'mechanism', '--device', 'cpu', '-k', 10**6)
+    report = json.loads(done(*ask, '--format', 'json').stdout)
+    edges = [row['edges'] for row in report['rows']]
+    assert edges == sorted(edges) and {*edges} == {2, 3}
+    assert not any(f'-{ASK[2]}-' in row['path'] for row in report['rows'])
+    assert report['facts']['objective'] == 'score' and report['view'] == 'mechanism'
+    assert "seen through the model's form; untrained weights" in ' '.join(done(*ask).stdout.split())
+
+
 def test_mechanism_paths(run: Run, tmp_path: Path) -> None:
     "Which of the named training triples are on a known path from china to cuba?"
     (paths := tmp_path / 'paths.tsv').write_text(

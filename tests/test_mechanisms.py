@@ -27,7 +27,7 @@ from tracin_nb.evaluation.mechanisms import (
     read_paths,
 )
 from tracin_nb.evaluation.statistics import p_above, p_paired
-from tracin_nb.graph.neighbourhoods import Graph
+from tracin_nb.graph.neighbourhoods import Graph, in_tiers, path_tiers
 from tracin_nb.graph.triples import TriplesFileError, load_files
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.training import train
@@ -310,6 +310,28 @@ def shortest_through(triples: np.ndarray, rows: list[int], h: int, t: int) -> li
     a, b = (nx.single_source_shortest_path_length(graph, x) for x in (h, t))
     far = lambda d, x: d.get(x, np.inf)
     return [min(far(a, u) + far(b, v), far(a, v) + far(b, u)) + 1 for u, _, v in triples.tolist()]
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_tiers_against_networkx(seed: int) -> None:
+    "Tiers are lengths of simple paths over other relations; influence decides inside a tier only."
+    rng = np.random.default_rng(seed)
+    triples = np.unique(rng.integers(0, [7, 3, 7], (15, 3)), axis=0)
+    edges = [(*sorted((h, t)), i) for i, (h, r, t) in enumerate(triples.tolist()) if r != 1]
+    graph = nx.MultiGraph()
+    graph.add_nodes_from(range(7))
+    graph.add_edges_from(edges)
+    want = np.where(triples[:, 1] == 1, 6, 5)
+    for path in nx.all_simple_edge_paths(graph, 0, 6, cutoff=4):
+        for *_, i in path:
+            want[i] = min(want[i], len(path))
+    tiers = path_tiers(Graph(triples, 7), (0, 1, 6))
+    assert tiers.tolist() == want.tolist()
+    influence = rng.integers(-2, 3, len(triples)) / 2
+    key = list(zip(tiers, -influence))
+    scores = in_tiers(tiers, influence)
+    for i, j in itertools.permutations(range(len(triples)), 2):
+        assert (scores[i] > scores[j]) == (key[i] < key[j])
 
 
 @pytest.mark.parametrize('seed', range(25))

@@ -24,7 +24,8 @@ from tracin_nb.app.explorer import (
     PICTURES,
     ExplorerQuestion,
     InfluenceExplorer,
-    lines_of,
+    first_look,
+    holding,
     parts_of,
     ranked_tests,
 )
@@ -109,12 +110,63 @@ def test_rows(explorer: InfluenceExplorer, run: Run) -> None:
         TracIn(run, progress=False).explain(TRIPLE, k=5, breakdown=True).frame,
     )
     pd.testing.assert_frame_equal(frame[direct.columns], direct)
-    for side, rows in explorer.lists.items():
-        words = [text.split()[2:] for text, _ in rows.options]
-        assert (
-            words
-            == direct[direct['kind'] == side][['head', 'relation', 'tail']].to_numpy().tolist()
-        )
+    cells = re.findall(r'<td>([^<]*)</td>', explorer.rows.html.value)
+    assert cells == direct[['head', 'relation', 'tail']].to_numpy().ravel().tolist()
+    assert explorer.rows.places == [*range(10)]
+
+
+def test_rows_are_sorted_and_filtered(explorer: InfluenceExplorer) -> None:
+    "By text, by column, and without opponents; a row that is chosen is still the right one."
+    frame = asked(explorer)
+    explorer.sort.value, explorer.sides.value = 'tail', ('opponent',)
+    mine = frame[frame['kind'] == 'opponent'].sort_values('tail', kind='stable')
+    assert explorer.rows.places == mine.index.tolist()
+    word = mine['head'].iloc[0]
+    explorer.filter.value = word.upper()
+    fits = mine[(mine[['head', 'relation', 'tail']] == word).any(axis=1)]
+    assert explorer.rows.places == fits.index.tolist()
+    explorer.rows.field.value = str(len(fits) - 1)  # the page tells the last row
+    assert explorer.rows.value == (fits.index[-1],)
+    assert f'opponent {fits["rank"].iloc[-1]}: ' in explorer.breakdown.value
+    explorer.filter.value = 'nowhere'
+    assert not explorer.rows.places and 'no opponents' in explorer.rows.html.value
+    assert len(holding(frame, '')) == len(frame)
+
+
+def test_report(explorer: InfluenceExplorer) -> None:
+    "A page to mail, with the panel's names; after a verification it says what came out."
+    asked(explorer)
+    page = link(explorer, 'why.html').decode()
+    assert page.startswith('<!DOCTYPE html>') and '<script' not in page and 'embassy' in page
+
+
+def test_paths_through(explorer: InfluenceExplorer) -> None:
+    explorer.paths_button.click()
+    assert 'press Run' in explorer.alert.value
+    asked(explorer)
+    explorer.longest.value = 2  # of the others there are too many here
+    for through in ('usa', 'embassy', ''):
+        explorer.through.value = through
+        explorer.paths_button.click()
+        explorer.job.wait()
+        said = f' through {through}' if through else ''
+        assert f'paths of 2 to 2 edges{said}</caption>' in explorer.found_paths.value
+    explorer.through.value = 'usaa'
+    explorer.paths_button.click()
+    with pytest.raises(ValueError, match="nearest: 'usa'"):
+        explorer.job.wait()
+
+
+def test_opens_with_something_to_see(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The best predictions for a relation, the first one in the fields: Run is enough."
+    explorer = InfluenceExplorer(run)
+    explorer._repr_mimebundle_()
+    explorer.job.wait()
+    assert len(explorer.tests) and explorer.predictions.value == (0,)
+    assert explorer.asked().triple == tuple(explorer.tests.loc[0, ['head', 'relation', 'tail']])
+    assert explorer.tests['relation'].unique().tolist() == [first_look(run.training)['relation']]
+    monkeypatch.setattr('tracin_nb.app.explorer.LOOK', 10)
+    assert {*first_look(run.training)} == {'head', 'relation'}
 
 
 @pytest.mark.parametrize(
@@ -160,12 +212,9 @@ def test_neighbourhood(explorer: InfluenceExplorer, run: Run) -> None:
     assert set(asked(explorer)['training_index']) <= set(inside)
     explorer.restrict.value, explorer.k.value = False, 200
     frame = asked(explorer)
-    marked = [
-        value
-        for rows in explorer.lists.values()
-        for text, value in rows.options
-        if 'neighbourhood' in text
-    ]
+    explorer.filter.value = 'nearby'
+    marked = explorer.rows.places
+    assert explorer.rows.html.value.count('<small>nearby</small>') == len(marked)
     assert set(frame.loc[marked, 'training_index']) == set(frame['training_index']) & set(inside)
 
 
@@ -174,12 +223,11 @@ def test_breakdown(explorer: InfluenceExplorer) -> None:
     for row in frame.index:
         for parts in parts_of(frame.loc[row]).values():
             assert parts['influence'].sum() == pytest.approx(frame.loc[row, 'influence'], rel=1e-3)
-    explorer.lists['opponent'].value = frame.index[-1]
+    explorer.rows.value = (frame.index[-1],)
     assert re.findall(
         '<caption>Influence of opponent 5: [^<]*, by (parameters|checkpoint)</caption>',
         explorer.breakdown.value,
     ) == ['parameters', 'checkpoint']
-    assert lines_of(frame[:0]) == []
 
 
 def test_files(explorer: InfluenceExplorer) -> None:
@@ -193,6 +241,8 @@ def test_files(explorer: InfluenceExplorer) -> None:
         check_dtype=False,
         rtol=1e-5,
     )
+    explorer.draw_button.click()
+    explorer.job.wait()
     assert link(explorer, 'influence.png').startswith(b'\x89PNG')
 
 
@@ -226,11 +276,8 @@ def test_names(run: Run, tracin: TracIn) -> None:
     explorer.tail.complete()
     assert explorer.asked().triple == TRIPLE
     explorer.show(explorer.asked(), tracin.explain(TRIPLE, k=20, breakdown=True))
-    assert any(
-        'United Kingdom [uk]' in text
-        for rows in explorer.lists.values()
-        for text, _ in rows.options
-    )
+    assert 'United Kingdom<small>uk</small>' in explorer.rows.html.value
+    assert b'United Kingdom' in link(explorer, 'why.html')
 
 
 # ---- test predictions
@@ -240,10 +287,10 @@ def test_ranks(explorer: InfluenceExplorer, run: Run) -> None:
     explorer.count.value = 20
     explorer.rank_button.click()
     explorer.job.wait()
-    assert len(explorer.predictions.options) == 20
-    text, _ = explorer.predictions.options[7]
-    explorer.predictions.value = 7
-    assert list(explorer.asked().triple) == text.split()[-3:]
+    assert explorer.predictions.places == [*range(20)]
+    explorer.predictions.value = (7,)
+    assert explorer.asked().triple == tuple(explorer.tests.loc[7, ['head', 'relation', 'tail']])
+    assert explorer.predictions.html.value.count(' of ') == 20
     assert explorer.asked().triple in {tuple(t) for t in run.testing.triples.tolist()}
 
 
@@ -257,7 +304,7 @@ def test_predictions(explorer: InfluenceExplorer, run: Run) -> None:
     explorer.predict_button.click()
     explorer.job.wait()
     best = run.predict(*TRIPLE[:2], k=5)
-    explorer.predictions.value = 1
+    explorer.predictions.value = (1,)
     assert explorer.asked().triple == tuple(best.loc[1, ['head', 'relation', 'tail']])
     explorer.predict_button.click()
     explorer.job.wait()
@@ -279,7 +326,8 @@ def test_ranks_of_an_inverse_model(tmp_path: Path) -> None:
         theirs.get_metric('tail.realistic.arithmetic_mean_rank')
     )
     assert ranks['rank'].is_monotonic_increasing and len(ranks) == run.testing.num_triples
-    assert 'training-row' in InfluenceExplorer(run).objective.options
+    names = [name for _, name in InfluenceExplorer(run).objective.options]
+    assert 'training-row' in names
 
 
 # ---- cost
@@ -364,12 +412,11 @@ def test_mistakes(explorer: InfluenceExplorer, capsys: pytest.CaptureFixture) ->
             with pytest.raises(ValueError, match=said):
                 explorer.job.wait()
         else:
-            assert (
-                said in explorer.alert.value.replace('&#x27;', "'")
-                and 'role="alert"' in explorer.alert.value
-            )
+            told = field.alert.value.replace('&#x27;', "'")
+            assert said in told and 'role="alert"' in told and not explorer.alert.value
         assert isinstance(explorer.error, ValueError) and said in str(explorer.error)
         field.field.value = before
+        assert not field.alert.value
     explorer.checkpoints.value = ()
     explorer.job.button.click()
     assert 'choose at least one' in explorer.alert.value
@@ -404,7 +451,7 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
     explorer.job.button.click()
     with pytest.raises(ValueError, match='is missing'):
         explorer.job.wait()
-    assert f'{path.name} is missing' in explorer.job.news.value and not explorer.answer_box.children
+    assert f'{path.name} is missing' in explorer.job.news.value and not explorer.rows.places
     (tmp_path / 'away').rename(path)
     asked(explorer)
 
@@ -432,9 +479,10 @@ def test_page(run: Run, tmp_path: Path) -> None:
         .source
     )
     *lines, last = cell.splitlines()
-    exec('\n'.join([*lines, f'explorer = {last}']), space := {})
-    assert space['explorer'].options == dict(batch_size=7)
-    assert space['explorer'].named('brazil') == 'Federative Republic [brazil]'
+    exec('\n'.join([*lines, f'desk = {last}']), space := {})
+    explorer = space['desk'].panels['Explore']
+    assert explorer.options == dict(batch_size=7)
+    assert explorer.named('brazil') == 'Federative Republic [brazil]'
 
 
 def test_settings() -> None:
@@ -469,6 +517,7 @@ def test_verified(explorer: InfluenceExplorer) -> None:
     explorer.start_verifying()
     explorer.job.wait()
     assert len(explorer.result.verified) == 6 and 'Trained again' in explorer.title.value
+    assert b'Trained again' in link(explorer, 'why.html')
     assert 'proof.json' in explorer.proof.value and 'Without this one' in explorer.proof.value
     explorer.verify_k.value = 9
     explorer.start_verifying()

@@ -1,6 +1,6 @@
 """Which training triples made a PyKEEN model believe a prediction: exact TracIn influence"""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from typing import TYPE_CHECKING
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'CAVEAT_OF_RUNS', 'CAVEAT_OF_REPLAY', 'SHALLOW', 'KEPT', 'WRITERS', 'READ_CSV',
-           'SIDES', 'SPREAD', 'COLUMNS', 'IDS', 'ranked_rows', 'caveat_of', 'whose',
-           'trainings_of_replay', 'replay_text', 'rung_text', 'plain_facts', 'facts_line',
-           'facts_text', 'why_nothing', 'few_digits', 'to_csv', 'to_parquet', 'records',
-           'to_json', 'graph_of', 'to_graphml', 'to_cyjs', 'to_xlsx', 'read_csv',
-           'save_report', 'save_kgx', 'naming_place', 'read_manifest', 'block_text',
-           'text_table', 'brief_text', 'Report', 'nothing', 'led', 'with_spread',
-           'check_fit', 'test_table', 'result_frame', 'Result', 'SelfInfluence']
+           'SIDES', 'SPREAD', 'COLUMNS', 'IDS', 'MECHANISM', 'ranked_rows', 'caveat_of',
+           'whose', 'trainings_of_replay', 'replay_text', 'rung_text', 'plain_facts',
+           'facts_line', 'facts_text', 'why_nothing', 'few_digits', 'to_csv',
+           'to_parquet', 'records', 'to_json', 'graph_of', 'to_graphml', 'to_cyjs',
+           'to_xlsx', 'read_csv', 'save_report', 'save_kgx', 'naming_place',
+           'read_manifest', 'block_text', 'text_table', 'brief_text', 'Report', 'nothing',
+           'led', 'with_spread', 'check_fit', 'test_table', 'result_frame', 'Result',
+           'SelfInfluence']
 
 # %% ../../nbs/answer/10_results.ipynb #e0c6045c
 import csv
@@ -796,6 +797,13 @@ def result_frame(
     return frame
 
 # %% ../../nbs/answer/10_results.ipynb #91adc306
+MECHANISM = (
+    "Mechanism view: the pair's own evidence first, the shorter paths over other relations before "
+    "the longer. It is the graph seen through the model's form; untrained weights (of TransE and "
+    'RotatE) or counts of triples find it as well.'
+)
+
+
 @dataclass(eq=False, repr=False)
 class Result(Report):
     """Proponents and opponents of test triples. `tests` has a row for each test triple: labels,
@@ -867,7 +875,8 @@ class Result(Report):
         its explanation."""
         test = self.tests.iloc[i].to_dict()
         proofs = [f'{PROOF}{x["verdict"]}' for x in self._proofs(i)]
-        return [belief_line(test, self.facts), *doubts(test, self.facts), *proofs]
+        seen = [MECHANISM] if self.facts.get('view') == 'mechanism' else []
+        return [belief_line(test, self.facts), *seen, *doubts(test, self.facts), *proofs]
 
     def view(self, i: int) -> View:
         "Return the view of test triple `i`."

@@ -195,6 +195,14 @@ def html_parts(frame: pd.DataFrame) -> list[list[str]]:
     return [list(row) for row in zip(*columns)]
 
 
+def _beneath(frame: pd.DataFrame) -> list[str]:
+    "Return what stands small beneath each number: the spread over runs, or what lies in reach."
+    if spreads := spread_texts(frame):
+        return [f'{spread} · {agree}' for spread, agree in zip(*spreads)]
+    near = frame.get('in_neighbourhood', [False] * len(frame))
+    return ['nearby' if here else '' for here in near]
+
+
 def html_ranking(
     name: str,  # what the table is called
     frame: pd.DataFrame,
@@ -206,10 +214,10 @@ def html_ranking(
         return f'<p class="note">no {escaped(name)}</p>'
     heads = '<th scope="col" class="number">#</th><th scope="col" class="number">influence</th>'
     heads += ''.join(f'<th scope="col">{part}</th>' for part in TRIPLE)
-    rows, spreads = [], [f'{spread} · {agree}' for spread, agree in zip(*spread_texts(frame))]
+    rows = []
     texts = [
-        f'{text}<small>{spread}</small>' if spread else text
-        for text, spread in zip(numbers, spreads or [''] * len(frame))
+        f'{text}<small>{more}</small>' if more else text
+        for text, more in zip(numbers, _beneath(frame))
     ]
     for rank, x, text, parts in zip(frame['rank'], frame['influence'], texts, html_parts(frame)):
         length = f'{100 * abs(x) / largest if largest else 0:.3g}%'
@@ -224,17 +232,19 @@ def html_ranking(
     )
 
 
-def html_rankings(sides: dict[str, pd.DataFrame]) -> str:
-    """Return rankings beside each other, `SHOWN_ROWS` rows of each at most, with one scale for
-    all bars."""
-    shown = {name: frame.iloc[:SHOWN_ROWS] for name, frame in sides.items()}
+def html_rankings(
+    sides: dict[str, pd.DataFrame],
+    most: int = SHOWN_ROWS,  # rows of each
+) -> str:
+    "Return rankings beside each other, with one scale for all bars."
+    shown = {name: frame.iloc[:most] for name, frame in sides.items()}
     every = pd.concat(shown.values())['influence']
     numbers, largest = iter(signed(every.tolist())), every.abs().max() if len(every) else 0.0
     tables = ''.join(
         html_ranking(name, frame, [next(numbers) for _ in range(len(frame))], largest)
         for name, frame in shown.items()
     )
-    hidden = max(map(len, sides.values())) - SHOWN_ROWS
+    hidden = max(map(len, sides.values())) - most
     more = f'<p class="note">and {hidden} more ranks: see to_frame()</p>' if hidden > 0 else ''
     return f'<div class="sides">{tables}</div>{more}'
 

@@ -274,6 +274,8 @@ def more_asked(facts: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
         found['breakdown'] = 'True'
     if 'candidates' in facts:
         found['candidates'] = 'candidates'
+    if 'view' in facts:
+        found['view'] = repr(facts['view'])
     return found
 
 
@@ -352,7 +354,7 @@ def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
     "Return whether the command has flags for the whole question."
     replayed, sample = facts.get('rung') == 'replay', facts.get('sample', {})
     return not (
-        {'candidates', 'restricted'} & {*facts}
+        {'candidates', 'restricted', 'view'} & {*facts}
         or None in options_asked(facts).values()
         or (replayed and {'runs', 'test_objective'} & {*facts})
         or sample.get('stratify_by', 'proportional') != 'proportional'

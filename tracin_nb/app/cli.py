@@ -1010,6 +1010,14 @@ class PathsAsked:
         flags=('--score',),
         choices=('sum', 'mean', 'geometric', 'harmonic', 'min'),
     )
+    view: str = option(
+        'score',
+        'Order of the paths: by their score, or as evidence for the pair: shorter ones over '
+        'other relations first. The latter is about the raw score of the model unless '
+        '--objective names a loss, and is no evidence of what the model learnt.',
+        'What',
+        choices=('score', 'mechanism'),
+    )
     k: int = again(Ranked, 'k', help='Number of paths to print.')
     types: str | None = option(
         None,
@@ -1052,7 +1060,11 @@ def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
     head, _, tail = asked.triple
     ends, how = (asked.min_edges, asked.max_edges), dict(directed=asked.directed)
     with naming_lines('--through') if asked.through else nullcontext():
-        return paths(graph, head, tail, *ends, **how, through=asked.through)
+        found = paths(graph, head, tail, *ends, **how, through=asked.through)
+    if asked.view == 'score':
+        return found
+    own = graph.relation == graph.ids(asked.triple)[1]
+    return [path for path in found if not own[list(path)].any()]
 
 
 def ranked_paths(
@@ -1067,6 +1079,8 @@ def ranked_paths(
         return []
     scores = score_paths(found, tracin.scores(test)[0], asked.how)
     table = path_table(graph, head, found, scores).drop(columns='rows')
+    if asked.view == 'mechanism':
+        table = table.sort_values('edges', kind='stable', ignore_index=True)
     if not kinds:
         return [table]
     with naming_lines(f'--types {asked.types}'):
@@ -1097,7 +1111,7 @@ def print_paths(
     tables: Sequence['pd.DataFrame'], asked: PathsAsked, told: 'pd.DataFrame', facts: dict[str, Any]
 ) -> None:
     "Print the first rows of each table; as CSV only of the last, which is of kinds if there are."
-    from tracin_nb.answer.results import facts_line, facts_text, records
+    from tracin_nb.answer.results import MECHANISM, facts_line, facts_text, records
     from tracin_nb.answer.standing import belief_line, doubts
     from tracin_nb.answer.table import note_lines, triples_shown
 
@@ -1105,12 +1119,14 @@ def print_paths(
         return print_frame(with_told(tables[-1], told), 'csv', asked.k)
     if asked.form == 'json':
         kind = 'Kinds of path' if len(tables) > 1 else 'Paths'
-        about = dict(kind=kind, triple=asked.triple, score=asked.how, tests=records(told))
+        about = dict(kind=kind, triple=asked.triple, score=asked.how, view=asked.view)
+        about['tests'] = records(told)
         return print_frame(tables[-1], 'json', asked.k, **about, facts=facts)
     row = told.iloc[0].to_dict()
     doubted = doubts(row, facts) + ['no influence: `tracin explain` says why'] * (
         not tables[0]['score'].fillna(0).any()
     )
+    doubted = [MECHANISM] * (asked.view == 'mechanism') + doubted
     said = [f'  {belief_line(row, facts)}', *(x for d in doubted for x in note_lines(d))]
     click.echo('\n'.join(['  '.join(triples_shown(told, 'test_')[0]), *said]))
     for table in tables:
@@ -1137,11 +1153,14 @@ def paths_command(asked: PathsAsked) -> None:
     \b
     tracin paths runs/umls --triple vitamin affects neoplastic_process
     tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --types curie --score min
+    tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --view mechanism --max-edges 4
     tracin paths runs/drugs --triple DB00619 treats MONDO:0004979 --through EGFR"""
     from tracin_nb.graph.triples import to_ids
+    from tracin_nb.influence.tracin import for_paths
 
     asked.check()
     tracin, kinds = asked.analysis.tracin(), asked.kinds()
+    tracin = for_paths(tracin) if asked.view == 'mechanism' else tracin
     with naming_lines('--triple'):
         test = to_ids(asked.triple, tracin.run.training)
     if tables := ranked_paths(tracin, test, asked, kinds):
@@ -1492,6 +1511,7 @@ def evaluate_command(asked: Measured) -> None:
     replay       predict trainings without some triples, with rough and smooth steps
     deletions    replay against trainings without one triple and without four
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
+    view         the mechanism view on DrugMechDB, beside untrained weights (--set runs=FOLDER)
     \b
     Each takes a while; --set asks for less."""
     from tracin_nb.app.experiments import EXPERIMENTS, run_experiment

@@ -5,25 +5,31 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ALIASES', 'RANDOM', 'AT_ENDS', 'SHORTEST', 'OTHERWISE', 'BASELINES',
            'EVERYWHERE', 'WITHIN', 'KEYS', 'METRICS', 'Scores', 'TRAINING', 'MODELS',
+           'FREE', 'PRODUCTS', 'FORMS', 'ASKED', 'TIERS', 'TIERS_AT_ENDS', 'RARER',
            'column_places', 'one_pair_each', 'read_paths', 'Mechanisms', 'source',
            'in_columns', 'known_labels', 'unseen_error', 'with_rows', 'marked_frame',
            'mark', 'groups', 'expected_reciprocal', 'expected_precision', 'expected',
            'nearness', 'at_ends', 'graph_baselines', 'candidate_rows', 'one_test',
            'random_places', 'random_means', 'Truth', 'plain_records', 'block',
            'check_names', 'measured', 'means', 'best_rule', 'with_p', 'evaluate',
-           'tail_prediction', 'timing', 'mechanism_experiment']
+           'tail_prediction', 'timing', 'mechanism_experiment', 'CuratedPairs',
+           'as_drawn', 'halved', 'form_rows', 'rule_rows', 'view_rows', 'chosen_row',
+           'view_experiment', 'view_table']
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #4910c339
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.basics import patch
+from pykeen.datasets import Dataset
 from pykeen.evaluation import RankBasedEvaluator
 from pykeen.triples import TriplesFactory
 from scipy.special import digamma
@@ -32,7 +38,16 @@ from torch import Tensor
 from ..answer.results import Result, records
 from .statistics import Estimate, bootstrap, p_above, p_paired
 from ..files import replacing, write_json
-from ..graph.neighbourhoods import Graph, at_least_one, neighbourhood
+from ..graph.drugmechdb import DrugMechDB
+from ..graph.drugmechdb import mechanisms as curated_paths
+from tracin_nb.graph.neighbourhoods import (
+    PATHS_FIRST,
+    Graph,
+    at_least_one,
+    in_tiers,
+    neighbourhood,
+    path_tiers,
+)
 from tracin_nb.graph.triples import (
     TriplesFileError,
     label_columns,
@@ -841,3 +856,197 @@ def mechanism_experiment(
         training={**training, 'seed': seed}, models={name: dict(m) for name, m in models.items()}
     )
     return dict(settings=settings, link_prediction=predicted, seconds=seconds, **truth.to_dict())
+
+# %% ../../nbs/evaluation/50_mechanisms.ipynb #fb95d85d
+FREE = dict(embedding_dim=64, regularizer=None)  # products learn nothing here while held small
+PRODUCTS = dict(lr=0.05, batch_size=256, epochs=30)
+FORMS = {
+    'TransE': TRAINING,
+    'RotatE': TRAINING | dict(model='RotatE'),
+    'ComplEx': TRAINING | PRODUCTS | dict(model='ComplEx', model_kwargs=FREE),
+    'DistMult': TRAINING
+    | PRODUCTS
+    | dict(model='DistMult', model_kwargs=FREE | dict(entity_constrainer=None)),
+}
+ASKED = {
+    'training, natural': dict(),
+    'score, sgd': dict(objective='score', weighting='sgd'),
+    'score, natural': dict(objective='score'),
+}
+TIERS, TIERS_AT_ENDS, RARER = (
+    'paths first',
+    'paths first, at head or tail',
+    'paths first, rarer end',
+)
+
+
+@dataclass(eq=False)
+class CuratedPairs:
+    "CuratedPairs with curated paths, and what only the graph says of them."
+
+    test: Tensor  # `[M, 3]`
+    graph: Graph
+    truth: list[np.ndarray]  # booleans `[N]` of each pair
+    tiers: list[np.ndarray]  # `[N]` of each pair
+    rules: dict[str, list[np.ndarray]]  # scores `[N]` of each pair, higher first
+
+    @classmethod
+    def of(cls, test: Tensor, mechanisms: Mechanisms) -> 'CuratedPairs':
+        "Return the pairs `[M, 3]`, of which each has a training triple on a path."
+        graph, parts, truth, tiers, rules = Graph(mechanisms.training), {}, [], [], {}
+        degree = np.maximum(graph.degree, 1)
+        for triple in map(tuple, test.tolist()):
+            known, (h, r, t) = graph_baselines(graph, triple, parts), triple
+            truth.append(np.isin(np.arange(len(graph)), mechanisms.rows((h, t))))
+            tiers.append(path_tiers(graph, triple, others=parts[r]))
+            last = (graph.relation == r) * 1e9
+            for name, score in known.items():
+                rules.setdefault(f'{name}, relation last', []).append(score - last)
+            at = [(graph.head == x) | (graph.tail == x) for x in (h, t)]
+            rarity = np.maximum(at[0] / degree[h], at[1] / degree[t])
+            inside = {TIERS: np.zeros(len(graph)), TIERS_AT_ENDS: at[0] | at[1], RARER: rarity}
+            for name, score in inside.items():
+                rules.setdefault(name, []).append(in_tiers(tiers[-1], score))
+        return cls(test, graph, truth, tiers, rules)
+
+    def numbers(self, scores: Iterable[np.ndarray]) -> np.ndarray:
+        "Return expected reciprocal rank and average precision `[M, 2]` of rankings, `[N]` each."
+        return np.array(
+            [expected(*groups(s.astype(float), on), ()) for s, on in zip(scores, self.truth)]
+        )
+
+    def viewed(self, influence: np.ndarray) -> np.ndarray:
+        "Return the same of influences `[M, N]` in the mechanism view."
+        return self.numbers(map(in_tiers, self.tiers, influence))
+
+# %% ../../nbs/evaluation/50_mechanisms.ipynb #daaa87ff
+def as_drawn(form: Mapping[str, Any]) -> dict[str, Any]:
+    "Return the arguments of `train` for weights of the same form as they were drawn."
+    return {**form, 'lr': 1e-12, 'epochs': 1, 'keep_every': 1}
+
+
+def halved(
+    influence: np.ndarray,  # `[V + M, N]`
+    pairs: Sequence[CuratedPairs],  # V for the choice and M for the figures
+) -> list[np.ndarray]:
+    "Return numbers `[V, 2]` and `[M, 2]` in the mechanism view."
+    first = len(pairs[0].test)
+    return [p.viewed(x) for p, x in zip(pairs, (influence[:first], influence[first:]))]
+
+
+def form_rows(
+    name: str,
+    form: Mapping[str, Any],  # arguments of `train`
+    data: Dataset,
+    pairs: Sequence[CuratedPairs],
+    folder: Path,
+    seed: int,
+    seconds: dict[str, float],
+    progress: bool | Progress = True,
+) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
+    "Yield the rows of a model's form, trained and as drawn, with the numbers of both halves."
+    test, scores = torch.cat([p.test for p in pairs]), {}
+    for weights, kwargs in dict(trained=form, random=as_drawn(form)).items():
+        out, key = folder / f'{name}-{weights}', f'{name}, {weights}'
+        kwargs = kwargs | dict(out=out, seed=seed, resume=True, progress=False)
+        run = timing(lambda: train(data, **kwargs), seconds, key)
+        known = [run.training.mapped_triples, data.validation.mapped_triples]
+        link = tail_prediction(run, pairs[1].test, known)['mrr']
+        for asked, options in ASKED.items():
+            tracin = TracIn(run, progress=progress, **options)
+            found = timing(lambda: tracin.scores(test).numpy(), seconds, f'{key}: {asked}')
+            row = dict(model=name, ranking=asked, weights=weights, link_mrr=link)
+            scores[weights] = found / np.abs(found).max(axis=1, keepdims=True).clip(1e-30)
+            yield row, halved(found, pairs)
+    row = dict(model=name, ranking=asked, weights='trained less random', link_mrr=None)
+    yield row, halved(scores['trained'] - scores['random'], pairs)
+
+# %% ../../nbs/evaluation/50_mechanisms.ipynb #58afbf18
+def rule_rows(pairs: Sequence[CuratedPairs]) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
+    "Yield the rows of the rules that know no model."
+    for name in pairs[0].rules:
+        row = dict(model='none', ranking=name, weights='', link_mrr=None)
+        yield row, [p.numbers(p.rules[name]) for p in pairs]
+
+
+def view_rows(
+    rows: Sequence[dict[str, Any]],
+    numbers: Sequence[list[np.ndarray]],  # `[V, 2]` and `[M, 2]` of each row
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the table: means on both halves, and differences on the second, with p from swapped
+    signs: to the best rule of lengths, to the rarer end, and to weights as drawn."""
+    rng, table = np.random.default_rng(seed), []
+    of = {(r['model'], r['ranking'], r['weights']): n[1] for r, n in zip(rows, numbers)}
+    lengths = [x for (model, name, _), x in of.items() if model == 'none' and name != RARER]
+    for row, (first, second) in zip(rows, numbers):
+        row = row | dict(valid_mrr=first[:, 0].mean(), valid_map=first[:, 1].mean())
+        for j, metric in enumerate(METRICS):
+            row |= bootstrap(second[:, j], draws, seed).columns(metric)
+            best = max(lengths, key=lambda x: x[:, j].mean())
+            others = dict(lengths=best, rarer=of['none', RARER, ''])
+            others['random'] = of.get((row['model'], row['ranking'], 'random'))
+            for what, its in others.items():
+                if row['model'] == 'none' or its is None or its is second:
+                    continue
+                row[f'{metric}_minus_{what}'] = (second[:, j] - its[:, j]).mean()
+                row[f'{metric}_p_{what}'] = p_paired(second[:, j], its[:, j], rng, draws)
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def chosen_row(table: pd.DataFrame) -> dict[str, Any]:
+    "Return the trained row with the highest sum of both means on the validation pairs."
+    some = table[table['weights'] == 'trained']
+    return records(some.loc[[(some['valid_mrr'] + some['valid_map']).idxmax()]])[0]
+
+
+def view_experiment(
+    runs: str | os.PathLike,  # folder in which the runs are made, or were made before
+    *,
+    forms: Mapping[str, Mapping[str, Any]] = FORMS,  # name -> arguments of `train`
+    limit: int | None = None,  # pairs of each half; by default all
+    resamples: int = 1999,  # of bootstrap and permutations
+    seed: int = 0,
+    progress: bool | Progress = True,
+) -> dict[str, Any]:
+    """Return the mechanism view on DrugMechDB: a dictionary for JSON with settings, seconds,
+    chosen (on validation pairs) and table."""
+    data, seconds = DrugMechDB(), {}
+    known = Mechanisms(curated_paths(), data.training, unseen='drop')
+    halves = [data.validation.mapped_triples[:limit], data.testing.mapped_triples[:limit]]
+    pairs = timing(lambda: [CuratedPairs.of(x, known) for x in halves], seconds, 'graph')
+    found = list(rule_rows(pairs))
+    for name, form in forms.items():
+        found += form_rows(name, form, data, pairs, Path(runs), seed, seconds, progress)
+    table = view_rows(*zip(*found), resamples, seed)
+    told = dict(
+        forms={name: dict(form) for name, form in forms.items()},
+        rankings=ASKED,
+        pairs=[len(x) for x in halves],
+        max_edges=PATHS_FIRST,
+        resamples=resamples,
+        seed=seed,
+    )
+    chosen = plain_records(pd.DataFrame([chosen_row(table)]))[0]
+    return dict(settings=told, seconds=seconds, chosen=chosen, table=plain_records(table))
+
+
+def view_table(report: Mapping[str, Any]) -> pd.DataFrame:
+    "Return the table for reading: means with intervals, differences with p."
+    some, columns = pd.DataFrame(report['table']), {}
+    for name in ('model', 'ranking', 'weights'):
+        columns[name] = some[name]
+    text = lambda form: lambda x: '' if pd.isna(x) else form.format(x)
+    columns['link MRR'] = some['link_mrr'].map(text('{:.3f}'))
+    for metric in METRICS:
+        columns[f'valid {metric.upper()}'] = some[f'valid_{metric}'].map(text('{:.3f}'))
+    for metric in METRICS:
+        ends = some[[metric, f'{metric}_low', f'{metric}_high']].to_numpy()
+        columns[metric.upper()] = ['{:.3f} [{:.3f}, {:.3f}]'.format(*x) for x in ends]
+    for metric, what in itertools.product(METRICS, ('lengths', 'rarer', 'random')):
+        both = some[[f'{metric}_minus_{what}', f'{metric}_p_{what}']].astype(float).to_numpy()
+        texts = ['' if np.isnan(d) else f'{d:+.3f} (p {p:.2g})' for d, p in both]
+        columns[f'{metric.upper()} less {what}'] = texts
+    return pd.DataFrame(columns)

@@ -74,8 +74,7 @@ def _adamw(
 def _adagrad(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    """Take a step of Take a step of Take a step of Take a step of Take a step of Take a step of
-    Take a step of Take a step of Adagrad (Duchi et al. 2011)."""
+    "Take a step of Take a step of Adagrad (Duchi et al. 2011)."
     if group['weight_decay']:
         g = g + group['weight_decay'] * p
     total = state['sum'] + g * g
@@ -86,9 +85,8 @@ def _adagrad(
 def _rmsprop(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    """Take a step of Take a step of Take a step of Take a step of Take a step of Take a step of
-    Take a step of Take a step of RMSprop (Tieleman & Hinton 2012), centred or not, with momentum
-    or not."""
+    """Take a step of Take a step of RMSprop (Tieleman & Hinton 2012), centred or not, with
+    momentum or not."""
     if group['weight_decay']:
         g = g + group['weight_decay'] * p
     a = group['alpha']
