@@ -245,7 +245,7 @@ class InfluenceExplorer(RunPanel):
 # %% ../../nbs/app/20_explorer.ipynb #473f3841
 @patch
 def _controls(self: InfluenceExplorer) -> None:
-    "What is asked."
+    "Create the controls."
     entities = entity_index(self)
     self.head, self.tail = Search(entities, 'Head'), Search(entities, 'Tail')
     self.relation = Search(relation_index(self), 'Relation')
@@ -266,7 +266,7 @@ def _controls(self: InfluenceExplorer) -> None:
 
 
 def _views(explorer: InfluenceExplorer) -> None:
-    "What is answered."
+    "Create the views."
     explorer.title, explorer.breakdown, explorer.around = (w.HTML() for _ in range(3))
     explorer.image, explorer.files, explorer.found_paths, explorer.proof = (
         w.HTML() for _ in range(4)

@@ -663,7 +663,7 @@ class ChosenRows(w.VBox):
         return ' '.join(str(self.places.index(place)) for place in self.value)
 
     def _told(self) -> None:
-        "The page says which rows are chosen."
+        "Tell the page which rows are selected."
         rows = [int(row) for row in self.field.value.split()]
         self.value = tuple(self.places[row] for row in rows if row < len(self.places))
 
