@@ -158,7 +158,7 @@ MISTAKES = {
     'many numbers in a word': ((*EXPLAIN, '-k', '1,2'), '-k', 'whole number'),
     'too few words at the end': (('explain', 'run', '--triple', 'a', 'b'), '--triple', '3'),
     'a relation first': (('predict', 'run', 'embassy', 'china'), '--head', 'it is a relation'),
-    'nothing left open': (('predict', 'run', *TRIPLE), 'nothing is left', 'explain --triple'),
+    'nothing left open': (('predict', 'run', *TRIPLE), 'nothing to predict', 'explain --triple'),
     'everything left open': (('predict', 'run', '-', '-', '-'), '--head', '--tail'),
     'a head twice': (('predict', 'run', 'china', '--head', 'cuba'), '--head', 'china'),
     'known, perhaps': (('predict', 'run', 'china', '--known', 'maybe'), '--known', 'show'),
