@@ -103,8 +103,9 @@ def drop_others(level: Any, kept: list) -> None:
 
 
 def shortened(tree: str) -> str:
-    """The sidebar with few entries: what lies below an entry is listed where that is read, of
-    rooms and chapters the one that is read and those around it, and the tutorials elsewhere."""
+    """Return the sidebar with few entries: what lies below an entry is listed where that is
+    read, of rooms and chapters the one that is read and those around it, and the tutorials
+    elsewhere."""
     soup = BeautifulSoup(tree, 'html.parser')
     elsewhere = not soup.select('li.current.has-children')
     for item in soup.select('li.has-children'):

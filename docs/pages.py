@@ -28,7 +28,7 @@ NBS, API, BENCHMARKS = ROOT / 'nbs', ROOT / 'nbs/api', ROOT / 'benchmarks'
 
 @cache
 def chapters() -> dict[str, Path]:
-    "The notebook of each module, in order."
+    "Return the notebook of each module, in order."
     found = {}
     for path in [
         *sorted(NBS.glob('[0-9]*.ipynb')),
@@ -50,7 +50,7 @@ def heading(path: Path) -> tuple[str, str]:
 
 
 def patched(node: ast.FunctionDef) -> str | None:
-    "The class that a function is patched into, if it is."
+    "Return the class that a function is patched into, if it is."
     names = [ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list]
     return ast.unparse(node.args.args[0].annotation) if 'patch' in names else None
 
@@ -104,7 +104,7 @@ FACE = _HOME | {
 
 
 def modules_imported(path: Path) -> Iterator[tuple[str, str]]:
-    "The names that a module of the package imports from others of it, with those modules."
+    "Return the names that a module of the package imports from others of it, with those modules."
     here = ('tracin_nb', *path.relative_to(ROOT / 'tracin_nb').with_suffix('').parts)
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.ImportFrom):
@@ -129,8 +129,8 @@ def used_elsewhere() -> set[tuple[str, str]]:
 
 
 def ranked(module: str) -> tuple[list[str], list[str]]:
-    """The documented names of a module: first what most people need, then what others use; and
-    the helpers that only the module itself uses. A class's methods stand after it."""
+    """Return the documented names of a module: first what most people need, then what others
+    use; and the helpers that only the module itself uses. A class's methods stand after it."""
     face = [n.split('.')[0] for n, m in FACE.items() if m == module]
     own = lambda name: name.split('.')[0]
     place = lambda name: face.index(own(name)) if own(name) in face else len(face)
@@ -140,12 +140,12 @@ def ranked(module: str) -> tuple[list[str], list[str]]:
 
 
 def room_of(path: Path) -> str:
-    "The room of a chapter; 'root' for what every room uses."
+    "Return the room of a chapter; 'root' for what every room uses."
     return path.parent.name if path.parent != NBS else 'root'
 
 
 def room_map(path: Path) -> str:
-    "The modules of a chapter's room, each with a link to its page of the API."
+    "Return the modules of a chapter's room, each with a link to its page of the API."
     room = room_of(path)
     others = [m for m, p in chapters().items() if room_of(p) == room]
     links = [f'[{m.rpartition(".")[2]}]({m}.md)' for m in others]
@@ -153,7 +153,7 @@ def room_map(path: Path) -> str:
 
 
 def api_page(module: str, path: Path) -> str:
-    "The page of a module: its definitions without the explanations of the notebook."
+    "Return the page of a module: its definitions without the explanations of the notebook."
     title, line = heading(path)
     chapter = path.relative_to(NBS)
     public, helpers = ranked(module)
@@ -184,12 +184,12 @@ ROOM_TITLES = {  # title, its one job
 
 
 def listed(names: Iterable[str]) -> str:
-    "A hidden list of pages for the sidebar."
+    "Return a hidden list of pages for the sidebar."
     return '\n'.join(['```{toctree}', ':hidden:', *names, '```'])
 
 
 def room_page(room: str, modules: dict[str, Path]) -> str:
-    "The page of a room: its chapters, what each is about, and its page of the API."
+    "Return the page of a room: its chapters, what each is about, and its page of the API."
     title, job = ROOM_TITLES[room]
     inside = {m: p for m, p in modules.items() if room_of(p) == room}
     rows = [
@@ -206,7 +206,7 @@ def room_page(room: str, modules: dict[str, Path]) -> str:
 
 
 def rooms_index(modules: dict[str, Path]) -> str:
-    "The page that lists the rooms."
+    "Return the page that lists the rooms."
     count = Counter(map(room_of, modules.values()))
     rows = [
         cells(f'[{title}]({room}.md)', job, f'{count[room]}')
@@ -221,7 +221,7 @@ def rooms_index(modules: dict[str, Path]) -> str:
 
 
 def tutorials_page() -> str:
-    "The page that lists the tutorials."
+    "Return the page that lists the tutorials."
     paths = [*sorted(NBS.glob('tutorials/[0-9]*.ipynb')), NBS / 'tutorials/earlier_scripts.ipynb']
     rows = [
         cells(f'[{heading(p)[0]}](../tutorials/{p.name})', linked(heading(p)[1])) for p in paths
@@ -232,12 +232,12 @@ def tutorials_page() -> str:
 
 
 def reference(module: str, name: str) -> str:
-    "A link to a definition."
+    "Return a link to a definition."
     return f'{{py:obj}}`{name} <tracin_nb.{module}.{name}>`'
 
 
 def summary(module: str, name: str) -> str:
-    "The first line of a definition's docstring."
+    "Return the first line of a definition's docstring."
     first = (inspect.getdoc(find(import_module(f'tracin_nb.{module}'), name)) or '').split('\n\n')[
         0
     ]
@@ -245,7 +245,7 @@ def summary(module: str, name: str) -> str:
 
 
 def api_index(modules: dict[str, Path]) -> str:
-    "The page that lists what most people need, and the modules with their public names."
+    "Return the page that lists what most people need, and the modules with their public names."
     face = [cells(reference(m, n), summary(m, n)) for n, m in FACE.items()]
     rows = [
         cells(
@@ -305,12 +305,12 @@ def write_made() -> None:
 
 
 def cells(*texts: str) -> str:
-    "A row of a Markdown table."
+    "Return a row of a Markdown table."
     return '| ' + ' | '.join(' '.join(t.split()).replace('|', '\\|') for t in texts) + ' |'
 
 
 def prose(text: str) -> str:
-    "A command's help as Markdown; what follows a `\\b` is lines for a terminal."
+    "Return a command's help as Markdown; what follows a `\\b` is lines for a terminal."
     blocks = textwrap.dedent(inspect.cleandoc(text)).split('\n\n')
     return '\n\n'.join(
         '```sh\n' + b.removeprefix('\b\n') + '\n```' if b.startswith('\b') else b for b in blocks
@@ -318,17 +318,18 @@ def prose(text: str) -> str:
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> str:
-    "A table of flags and what is said of them."
+    "Return a table of flags and what is said of them."
     return '\n'.join([cells(title, ''), '|---|---|', *(cells(f'`{n}`', s) for n, s in rows)])
 
 
 def option_tables(command: click.Command, context: click.Context) -> str:
-    "The options of a command in groups, as its own help says them, those of `--help-all`, too."
+    """Return the options of a command in groups, as its own help says them, those of
+    `--help-all`, too."""
     return '\n\n'.join(table(*group) for group in command.grouped(context).items())
 
 
 def earlier_table() -> str:
-    "The flags of earlier scripts that are accepted and change nothing."
+    "Return the flags of earlier scripts that are accepted and change nothing."
     from tracin_nb.app.terminal import EARLIER
 
     rows = [(e.flag, f'{e.why} (`{"`, `".join(e.commands)}`)') for e in EARLIER]
@@ -349,7 +350,7 @@ def command_section(command: click.Command, name: str, context: click.Context) -
 
 
 def commands() -> str:
-    "A section for each command."
+    "Return a section for each command."
     from tracin_nb.app.cli import main
 
     context = click.Context(main, info_name='tracin')
@@ -474,7 +475,7 @@ def order(path: Path) -> tuple[int, str]:
 
 
 def table_of(result: dict[str, Any], path: Path) -> str:
-    "A benchmark's or experiment's table in Markdown."
+    "Return a benchmark's or experiment's table in Markdown."
     from tracin_nb.answer.table import markdown
     from tracin_nb.app import experiments
     from tracin_nb.bench import engine as benchmarks
@@ -490,7 +491,7 @@ def table_of(result: dict[str, Any], path: Path) -> str:
 
 
 def drawn(ax: Any, name: str) -> str:
-    "The figure of axes as a part of the page, in its colours."
+    "Return the figure of axes as a part of the page, in its colours."
     import matplotlib
 
     from tracin_nb.answer.bars import svg_text
@@ -509,7 +510,7 @@ def folded(text: str, summary: str) -> str:
 
 
 def ratio_chart(path: Path, column: str) -> str:
-    "The ratios of a benchmark as a picture in the page."
+    "Return the ratios of a benchmark as a picture in the page."
     from tracin_nb.answer.plots import speedups
 
     return drawn(speedups(path, column), f'{column.replace("_", " ")} in {path.name}')
@@ -545,7 +546,8 @@ def batch_chart(result: dict[str, Any]) -> str:
 
 
 def lds_chart(result: dict[str, Any]) -> str:
-    "The rank correlation of each estimator with its interval, one of the axes for each model."
+    """Return the rank correlation of each estimator with its interval, one of the axes for each
+    model."""
     import pandas as pd
 
     from tracin_nb.answer.bars import BLUE
@@ -569,7 +571,7 @@ def lds_chart(result: dict[str, Any]) -> str:
 
 
 def charts(path: Path, result: dict[str, Any], ratio: str | None) -> list[str]:
-    "The pictures of a benchmark, if it has any."
+    "Return the pictures of a benchmark, if it has any."
     import matplotlib
 
     matplotlib.use('Agg')
@@ -595,12 +597,12 @@ def benchmark_section(path: Path) -> str:
 
 
 def benchmarks() -> str:
-    "A section for each file in benchmarks/."
+    "Return a section for each file in benchmarks/."
     return '\n\n'.join(map(benchmark_section, sorted(BENCHMARKS.glob('*.json'), key=order)))
 
 
 def peers() -> str:
-    "The figures of the comparison with other libraries, with their charts."
+    "Return the figures of the comparison with other libraries, with their charts."
     path = BENCHMARKS / 'peers.json'
     return '\n\n'.join(
         with_table(path, json.loads(path.read_text(encoding='utf-8')), 'times_slower')

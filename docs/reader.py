@@ -80,7 +80,7 @@ SYMBOLS = symbols()
 
 
 def link(match: re.Match) -> str:
-    "A backticked name as a cross-reference, if the package exports it."
+    "Return a backticked name as a cross-reference, if the package exports it."
     name = match[1].removesuffix('()')
     return f'{{py:obj}}`{match[1]} <{SYMBOLS[name]}>`' if name in SYMBOLS else match[0]
 
@@ -105,7 +105,7 @@ def linked(text: str, plain: bool = True) -> str:
 
 
 def find(module: Any, name: str) -> Any:
-    """The object `name` (perhaps `Class.method`) of `module`, as it stands in the class: a
+    """Return the object `name` (perhaps `Class.method`) of `module`, as it stands in the class: a
     property stays one."""
     first, *rest = name.split('.')
     obj = getattr(module, first)
@@ -117,7 +117,7 @@ def find(module: Any, name: str) -> Any:
 
 
 def described(obj: Any, name: str) -> tuple[str, Any]:
-    "The directive that describes `obj`, and the function whose signature it has."
+    "Return the directive that describes `obj`, and the function whose signature it has."
     if inspect.isclass(obj):
         return 'py:class', obj
     if isinstance(obj, property):
@@ -138,8 +138,8 @@ class Written:
 
 
 def default(value: Any, module: Any) -> Any:
-    """A function or class by its name, what is long by the name of its constant, and `...` for
-    what has no short form."""
+    """Return a function or class by its name, what is long by the name of its constant, and
+    `...` for what has no short form."""
     named = (
         getattr(value, '__name__', '') if inspect.isroutine(value) or inspect.isclass(value) else ''
     )
@@ -156,7 +156,7 @@ def default(value: Any, module: Any) -> Any:
 
 
 def signature(func: Any, kind: str) -> str:
-    "The signature as text, without the bound first argument; a property has none."
+    "Return the signature as text, without the bound first argument; a property has none."
     if kind == 'py:property':
         return ''
     try:
@@ -179,7 +179,8 @@ def signature(func: Any, kind: str) -> str:
 
 
 def told_options(func: Any) -> dict[str, str]:
-    "What options say of themselves: those of a dataclass, and those that `TracIn` takes from one."
+    """Return what options say of themselves: those of a dataclass, and those that `TracIn` takes
+    from one."""
     from tracin_nb.influence.settings import Settings, options_of
 
     if dataclasses.is_dataclass(func):
@@ -193,7 +194,8 @@ def told_options(func: Any) -> dict[str, str]:
 
 
 def comments(func: Any) -> str:
-    "A table of the parameters that have a comment; types and defaults stand in the signature."
+    """Return a table of the parameters that have a comment; types and defaults stand in the
+    signature."""
     found = docments(func) if callable(func) else {}
     found |= told_options(func)
     named = {
@@ -205,8 +207,8 @@ def comments(func: Any) -> str:
 
 @cache
 def parts(module: str, name: str) -> tuple[str, str, str, str]:
-    """What a definition's directive is made of: its kind, an option of it, the signature, and
-    what stands beneath."""
+    """Return what a definition's directive is made of: its kind, an option of it, the signature,
+    and what stands beneath."""
     obj = find(import_module(module), name)
     kind, func = described(obj, name)
     kind_name, option = re.fullmatch(r'(py:\w+)(?::(\w+))?', kind).groups()
@@ -219,8 +221,8 @@ def parts(module: str, name: str) -> tuple[str, str, str, str]:
 
 
 def directive(module: str, name: str, index: bool = True) -> str:
-    """A `py:function`, `py:class`, ... directive with signature, docstring and the comments on its
-    parameters.
+    """Return a `py:function`, `py:class`, ... directive with signature, docstring and the comments
+    on its parameters.
 
     Without `index` it is shown, but links and the search lead elsewhere: to the page of its
     module."""
@@ -232,7 +234,8 @@ def directive(module: str, name: str, index: bool = True) -> str:
 
 
 def source_of(obj: Any) -> str:
-    "The source of a definition, folded; as HTML, so that the search does not find its words."
+    """Return the source of a definition, folded; as HTML, so that the search does not find its
+    words."""
     try:
         text = inspect.getsource(described(obj, '')[1])
     except (OSError, TypeError):
@@ -274,7 +277,7 @@ def inline(cell: dict) -> None:
 
 
 def read(text: str) -> nbformat.NotebookNode:
-    "The notebook in `text` (JSON) as the site shows it."
+    "Return the notebook in `text` (JSON) as the site shows it."
     module = re.search(r'#\|\s*default_exp\s+([\w.]+)', text)
     nb = NBProcessor(nb=dict2nb(json.loads(text)), procs=PROCS, process=True).nb
     for cell in nb.cells:

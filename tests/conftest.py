@@ -70,7 +70,7 @@ def fresh_workers() -> None:
 @pytest.fixture(autouse=True)
 def warm_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests fork their workers from one process that has imported PyTorch and PyKEEN, and
-    nothing that the tests made: what a worker is to know still has to be sent to it."""
+    nothing that the tests made: what a worker is to know still must be sent to it."""
     if 'fresh_workers' in request.fixturenames:
         return
     import torch

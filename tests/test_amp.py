@@ -322,7 +322,7 @@ def test_unknown_and_impossible_precisions() -> None:
     known = "unknown precision 'int8'; known are fp32, tf32, bf16, fp16"
     with pytest.raises(ValueError, match=known):
         low_type('int8', cpu)
-    with pytest.raises(ValueError, match='"tf32" is not to be had on cpu'):
+    with pytest.raises(ValueError, match='"tf32" is not available on cpu'):
         low_type('tf32', cpu)
     assert [low_type(p, cpu) for p in ('fp32', 'bf16')] == [None, torch.bfloat16]
 

@@ -258,8 +258,8 @@ def test_nothing_to_push(margin):
         result = make(margin, test_objective='score').explain(flat[:1], train=flat[5:9])
     assert result.facts['training_triples_with_slope'] == 0 and 'with "' not in result.note(0)
     own = make(margin).self_influence(3, train=flat[5:9])
-    assert '0 of the 4 training triples looked at have a slope' in text_table(own)
-    with pytest.warns(UserWarning, match='no training triple to look at'):
+    assert '0 of the 4 training triples checked have a slope' in text_table(own)
+    with pytest.warns(UserWarning, match='no training triple to check'):
         make(margin, test_objective='score').explain(
             flat[:1], near=Near([torch.tensor([], dtype=torch.long)])
         )

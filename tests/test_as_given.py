@@ -462,12 +462,11 @@ def test_lightning(train: Path, tmp_path: Path) -> None:
     ):
         torch.save({**content, 'hyper_parameters': dict(lr=0.5), **change}, path)
         with pytest.raises(
-            RunError,
-            match="a.ckpt holds 'lr_schedulers?': its rate 0.5 is that of the steps to come",
+            RunError, match="a.ckpt holds 'lr_schedulers?': its rate 0.5 is for the next steps"
         ):
             open_files(path, train, model='DistMult')
     torch.save({**content, 'hyper_parameters': dict(lr='fast', model='DistMult')}, path)
-    with pytest.raises(RunError, match='a.ckpt: lr has to be'):
+    with pytest.raises(RunError, match='a.ckpt: lr must be'):
         open_files(path, train)
 
 
@@ -633,7 +632,7 @@ def test_any_module_may_keep_a_tensor() -> None:
     )
     model = keeping(use=True)
     model.score_hrt(TRAIN).sum()
-    with pytest.raises(RunError, match='keeps a tensor of an earlier pass and scores with it'):
+    with pytest.raises(RunError, match='stores a tensor of an earlier pass and scores with it'):
         scores(model)
 
 

@@ -184,7 +184,7 @@ def test_audit_code(audit: TrainingAudit, change: dict) -> None:
 def test_doubt(audit: TrainingAudit, tracins: list[TracIn], runs: list[Run]) -> None:
     "What speaks against a training triple is told without the triple."
     pressed(audit).ranking.value = (4,)
-    click(audit, 'What speaks against it?')
+    click(audit, 'What contradicts it?')
     place = int(audit.result.frame['training_index'][4])
     every = to_labels(runs[0].training.mapped_triples, runs[0].training)
     direct = tracins[0].explain(every[place], 5, train=every[:place] + every[place + 1 :])
@@ -347,7 +347,7 @@ def test_settings_files(runs: list[Run]) -> None:
     "The list is edited, all in it are asked, and the code asks the same."
     panel = ProfilePanel(runs[0], checkpoints=[1])
     panel.add_button.click()
-    assert 'in the list already' in panel.alert.value
+    assert 'already in the list' in panel.alert.value
     panel.engine.value = 'vmap'
     assert panel.tile.value == 16
     panel.tile.value = 1024
@@ -407,7 +407,7 @@ def test_stop_and_one_thing_at_a_time(
     panel.job.button.click()
     panel.handler(panel.start)(None)
     assert (
-        isinstance(panel.error, RuntimeError) and 'stop what is running first' in panel.alert.value
+        isinstance(panel.error, RuntimeError) and 'stop the running work first' in panel.alert.value
     )
     panel.job.stop()
     with pytest.raises(Stopped):

@@ -22,7 +22,7 @@ TINY = ('--model', 'DistMult', '--model-kwargs', '{"embedding_dim": 4}', '--devi
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    "PyKEEN's log is not what is looked at here."
+    "PyKEEN's log is not what is checked here."
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -80,7 +80,7 @@ BAD = [
     *(
         (
             ('--negative-sampler-kwargs', f'{{"num_negs_per_pos": {n}}}'),
-            "--negative-sampler-kwargs['num_negs_per_pos'] has to be a whole number at least 1",
+            "--negative-sampler-kwargs['num_negs_per_pos'] must be a whole number at least 1",
         )
         for n in ('0', '-1', '1.5', '"3"')
     ),
@@ -104,18 +104,18 @@ BAD = [
     (('--training-kwargs', '{"slice_size": 2}'), '--training-kwargs \'{"slice_size": 2}\''),
     (
         ('--training-kwargs', '{"sub_batch_size": "x"}'),
-        "--training-kwargs['sub_batch_size'] has to be",
+        "--training-kwargs['sub_batch_size'] must be",
     ),
-    (('--training-kwargs', '{"num_workers": "a"}'), "--training-kwargs['num_workers'] has to be"),
-    (('--training-kwargs', '{"drop_last": "x"}'), "--training-kwargs['drop_last'] has to be"),
+    (('--training-kwargs', '{"num_workers": "a"}'), "--training-kwargs['num_workers'] must be"),
+    (('--training-kwargs', '{"drop_last": "x"}'), "--training-kwargs['drop_last'] must be"),
     (('--training-kwargs', '{"sampler": "x"}'), '--training-kwargs \'{"sampler": "x"}\''),
     (
         ('--training-kwargs', '{"gradient_clipping_max_norm": "x"}'),
-        "--training-kwargs['gradient_clipping_max_norm'] has to be",
+        "--training-kwargs['gradient_clipping_max_norm'] must be",
     ),
     (
         ('--loop', 'lcwa', '--training-kwargs', '{"slice_size": -2}'),
-        "--training-kwargs['slice_size'] has to be",
+        "--training-kwargs['slice_size'] must be",
     ),
     (
         ('--loss', 'marginranking', '--loss-kwargs', '{"margin": "x"}'),
@@ -123,14 +123,14 @@ BAD = [
     ),
     (
         ('--loss', 'marginranking', '--loss-kwargs', '{"margin": NaN}'),
-        "--loss-kwargs['margin'] has to be a finite number",
+        "--loss-kwargs['margin'] must be a finite number",
     ),
     (
         ('--loss', 'bcewithlogits', '--loss-kwargs', '{"pos_weight": [1, 2, 3]}'),
         '--loss-kwargs \'{"pos_weight": [1, 2, 3]}\'',
     ),
-    (('--batch-size', '99999999999999999999999'), '--batch-size has to be a whole number'),
-    (('--seed', '99999999999999999999'), '--seed has to be a whole number'),
+    (('--batch-size', '99999999999999999999999'), '--batch-size must be a whole number'),
+    (('--seed', '99999999999999999999'), '--seed must be a whole number'),
 ]
 
 
@@ -169,7 +169,7 @@ def test_python(tmp_path: Path) -> None:
         (dict(optimizer_kwargs=dict(betas=[0.9])), r"optimizer_kwargs=\{'betas': \[0.9\]\}"),
         (dict(device='meta'), "device='meta'"),
         (dict(lr_scheduler='step', lr_scheduler_kwargs=dict(step_size=0)), 'lr_scheduler_kwargs='),
-        (dict(batch_size=2**70), 'batch_size has to be'),
+        (dict(batch_size=2**70), 'batch_size must be'),
     ):
         with pytest.raises(ValueError, match=said):
             train('nations', **{**how, **options})

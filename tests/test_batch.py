@@ -310,7 +310,7 @@ def test_one_at_a_time(run: Run, test: Path, monkeypatch: pytest.MonkeyPatch) ->
         done = call(run, test, *words)[0]
         assert (
             done.exit_code,
-            f'{out}: another process (or thread) is at work there' in done.stderr,
+            f'{out}: another process (or thread) is using it' in done.stderr,
         ) == (2, True)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -391,10 +391,10 @@ def test_in_a_replay(run: Run, result: Result, test: torch.Tensor, tmp_path: Pat
     in_text(said.output, found[3], 1)
     assert CAVEAT_OF_REPLAY in said.output and 'not checked by dropping triples' in said.output
     for text in (text_table(found), found._repr_html_(), repr(again), said.output):
-        assert 'Replay: exact derivative of the training that happened' in text
+        assert 'Replay: exact derivative of the recorded training' in text
         assert 'TracIn estimate' not in text and CAVEAT not in text
     for text in (text_table(found), repr(found), repr(again), found._repr_html_()):
-        assert 'repeated to the last bit' in text and '2 triples were really dropped' in text
+        assert 'repeated bit for bit' in text and '2 triples were really dropped' in text
     assert result.facts['rung'] == 'estimate' and 'TracIn estimate' in repr(result)
 
 

@@ -207,7 +207,7 @@ def test_pipelines(name: str, tmp_path: Path) -> None:
 
 
 def test_training_is_not_disturbed(tmp_path: Path) -> None:
-    "The pipeline gives the same weights, to the last bit, without the callback."
+    "The pipeline gives the same weights, bit for bit, without the callback."
     kept, alone = piped(tmp_path / 'run'), pipeline(**SMALL)
     states = [state_fingerprint(r.model.state_dict()) for r in (kept, alone)]
     assert states[0] == states[1] and kept.losses == alone.losses
@@ -255,7 +255,7 @@ def test_stopped_by_a_callback(tmp_path: Path) -> None:
     both = [KeepRun(tmp_path / 'run', 4), Enough()]
     result = pipeline(**SMALL | dict(epochs=9), training_kwargs=dict(callbacks=both))
     run = Run.open(tmp_path / 'run')
-    assert [c.epoch for c in run.checkpoints] == [2] and 'told it to stop' in run.stopped['why']
+    assert [c.epoch for c in run.checkpoints] == [2] and 'a callback stopped' in run.stopped['why']
     assert run.fingerprint(-1) == state_fingerprint(result.model.state_dict())
 
 
@@ -364,7 +364,7 @@ def test_full_disk_and_early_stopping(tmp_path: Path, monkeypatch: pytest.Monkey
     "A run whose best epoch is lost ends with what there is."
     stopping = dict(stopper='early', stopper_kwargs=dict(frequency=1, patience=1, relative_delta=9))
     Full(monkeypatch, {1})
-    with pytest.warns(UserWarning, match='cannot end with epoch 1, which is not kept'):
+    with pytest.warns(UserWarning, match='cannot end with epoch 1, which is not stored'):
         result = piped(tmp_path / 'run', 1, epochs=4, **stopping)
     assert result.stopper.best_epoch == 1
     assert [c.epoch for c in Run.open(tmp_path / 'run').checkpoints] == [2]

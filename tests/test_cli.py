@@ -947,7 +947,7 @@ def test_run_without_testing_triples(run: Path, tmp_path: Path) -> None:
 
 
 CHOICES = {
-    'nothing to explain': ((), 'say what to explain', '--triple'),
+    'nothing to explain': ((), 'specify what to explain', '--triple'),
     'two ways': ((*ASK, '--relation', 'embassy'), '--triple', '--relation', 'exclude'),
     'file and triple': ((*ASK, '--test', 'x.tsv'), '--triple', '--test', 'exclude'),
     'file and relation': (
@@ -997,7 +997,7 @@ CHOICES = {
         "entity 'brasil'",
         "nearest: 'brazil'",
     ),
-    'against itself': ((*ASK, '--against', 'cuba'), '--against', "'cuba' is itself the tail"),
+    'against itself': ((*ASK, '--against', 'cuba'), '--against', "'cuba' is the tail"),
     'against and objective': (
         (*ASK, '--against', 'brazil', '--test-objective', 'bce'),
         '--against',
@@ -1025,7 +1025,7 @@ CHOICES = {
     'too little memory': ((*ASK, '--memory', '10B'), '--memory 10'),
     '--batch-size': ((*ASK, '--batch-size', -5), '--batch-size', '-5'),
     '--format': ((*ASK, '--format', 'xml'), '--format', "'xml'"),
-    'overwrite what': ((*ASK, '--overwrite'), '--overwrite', 'without --out'),
+    'overwrite what': ((*ASK, '--overwrite'), '--overwrite', 'needs --out'),
     'out of two kinds': ((*ASK, '--out', 'result.docx'), '--out', 'result.docx', '.parquet'),
     'unknown option': ((*ASK, '--top', 3), '--top'),
     'stray word': ((*ASK, 'embassy'), 'embassy'),
@@ -1050,8 +1050,8 @@ def test_out_is_not_lost(original: Path, tmp_path: Path, command: tuple) -> None
     for file in ('old/note', 'old.csv'):
         (tmp_path / file).write_text('mine')
     for out, part in (
-        ('old', 'exists already'),
-        ('old.csv', 'exists already'),
+        ('old', 'already exists'),
+        ('old.csv', 'already exists'),
         ('old.csv/new', 'is not a folder'),
         ('old/note/x.csv', 'is not a folder'),
         ('old/a.b', 'expected a folder, or a file'),
@@ -1115,7 +1115,7 @@ SETTINGS = {
     'JSON of loss': (('--loss-kwargs', '{"margin": }'), '--loss-kwargs', 'JSON'),
     'JSON of optimiser': (('--optimizer-kwargs', ''), '--optimizer-kwargs', 'JSON'),
     'JSON of scheduler': (('--lr-scheduler-kwargs', '1'), '--lr-scheduler-kwargs', 'found a int'),
-    '--epochs': (('--epochs', 0), '--epochs has to be', '0'),
+    '--epochs': (('--epochs', 0), '--epochs must be', '0'),
     'half an epoch': (('--epochs', '1.5'), '--epochs', "'1.5'"),
     '--keep-every': (('--keep-every', 0), '--keep-every has to'),
     'late epoch': (('--epochs', 4, '--keep-every', '2,9'), '--keep-every: an epoch', '9'),
@@ -1127,7 +1127,7 @@ SETTINGS = {
     'closure': (('--optimizer', 'LBFGS'), 'lbfgs', 'closure'),
     'setting of optimiser': (('--optimizer-kwargs', '{"betta": 1}'), 'betta'),
     'rate twice': (('--lr', '.1', '--optimizer-kwargs', '{"lr": 0.1}'), 'twice'),
-    'negative rate': (('--lr', '-1'), '--lr has to be', '-1'),
+    'negative rate': (('--lr', '-1'), '--lr must be', '-1'),
     'rate nan': (('--lr', 'nan'), 'lr', 'nan'),
     'rate of letters': (('--lr', 'fast'), '--lr', "'fast'"),
     '--lr-scheduler': (('--lr-scheduler', 'cosin'), '--lr-scheduler cosin'),

@@ -105,7 +105,7 @@ MISTAKES = {
     'a sample of more than all': ((*EXPLAIN, '--sample-rate', 2), '--sample-rate'),
     'an end that cannot be': ((*EXPLAIN, '--out', 'why.docx'), '--out', '.csv'),
     'a result that is there': ((*EXPLAIN, '--out', 'full'), '--out', '--overwrite'),
-    'nothing to overwrite': ((*EXPLAIN, '--overwrite'), '--overwrite', '--out'),
+    'needs --out': ((*EXPLAIN, '--overwrite'), '--overwrite', '--out'),
     'a folder below a file': ((*EXPLAIN, '--out', 'train.txt/x'), '--out'),
     'paths without a length': ((*EXPLAIN, '--path-filtering'), '--max-total-path-length'),
     'names without a table': ((*EXPLAIN, '--node-name-dict', 'x'), '--csv-output'),
@@ -158,7 +158,7 @@ MISTAKES = {
     'many numbers in a word': ((*EXPLAIN, '-k', '1,2'), '-k', 'whole number'),
     'too few words at the end': (('explain', 'run', '--triple', 'a', 'b'), '--triple', '3'),
     'a relation first': (('predict', 'run', 'embassy', 'china'), '--head', 'it is a relation'),
-    'nothing left open': (('predict', 'run', *TRIPLE), 'nothing is left', 'explain --triple'),
+    'nothing left open': (('predict', 'run', *TRIPLE), 'nothing to predict', 'explain --triple'),
     'everything left open': (('predict', 'run', '-', '-', '-'), '--head', '--tail'),
     'a head twice': (('predict', 'run', 'china', '--head', 'cuba'), '--head', 'china'),
     'known, perhaps': (('predict', 'run', 'china', '--known', 'maybe'), '--known', 'show'),
@@ -459,7 +459,7 @@ def test_a_page(place: Path, tmp_path: Path) -> None:
     assert f'saved in {kept}/report.html' in invoke('report', kept).output
     assert (kept / 'report.html').read_text() == text
     for words, said in (
-        (('report', kept), '--out.*exists already.*--overwrite'),
+        (('report', kept), '--out.*already exists.*--overwrite'),
         (('report', kept, '--out', tmp_path / 'why.pdf'), 'expected a file ending in .html'),
         (('explain', place / 'run', *ASK, '--report', 'why.txt'), '--report.*ending in .html'),
         (('report', place / 'empty'), 'no result|manifest'),

@@ -228,6 +228,49 @@ def test_plain_words() -> None:
     assert {name: words for name, words in found.items() if words} == {}
 
 
+TITLES = {
+    path: ''.join(re.findall(r'^# (.+)$', text, re.MULTILINE)[:1])
+    for path, text in {
+        **{p: p.read_text(encoding='utf-8') for p in ROOT.glob('nbs/*.md')},
+        **{
+            p: '\n\n'.join(''.join(c['source']) for c in json.loads(p.read_text('utf-8'))['cells'])
+            for p in ROOT.glob('nbs/**/*.ipynb')
+            if '.ipynb_checkpoints' not in p.parts
+        },
+    }.items()
+}
+TO_PAGE = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)#\s:]+\.(?:ipynb|md))(?:#[^)]*)?\)')
+BY_TITLE = re.compile(r'\b(?:chapter|notebook|tutorial|page)s? \*([^*]+)\*')
+
+
+@pytest.mark.parametrize('path', TITLES, ids=lambda p: p.relative_to(ROOT / 'nbs').as_posix())
+def test_references(path: Path) -> None:
+    """A link to a page has the page's title as its text, or, within a sentence, text that begins
+    in lower case or as code; 'the chapter *X*' names a page by its title."""
+    text = path.read_text(encoding='utf-8')
+    if path.suffix == '.ipynb':
+        text = '\n\n'.join(''.join(c['source']) for c in json.loads(text)['cells'])
+    wrong, named = [], TITLES.values()
+    for said, to in TO_PAGE.findall(text):
+        page = (path.parent / to).resolve()
+        if ROOT / 'nbs' in page.parents and said[0] not in '`' and not said[0].islower():
+            if said != TITLES.get(page):
+                wrong.append(f'[{said}] leads to {TITLES.get(page, to)}')
+    wrong += [f'no page *{said}*' for said in BY_TITLE.findall(text) if said not in named]
+    assert wrong == []
+
+
+def test_first_paragraphs() -> None:
+    "Each chapter says near its beginning what its reader can do afterwards."
+    silent = []
+    for path in [p for p in TITLES if re.match(r'\d', p.name) and p.parent.name != 'tutorials']:
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        prose = [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown'][:3]
+        if not any('After this chapter you can ' in text for text in prose):
+            silent.append(path.relative_to(ROOT).as_posix())
+    assert silent == []
+
+
 def test_table_of_the_default() -> None:
     "The table in 'Weightings' that says why `natural` is the default has the files' numbers."
     cells = json.loads((ROOT / 'nbs/engine/40_weightings.ipynb').read_text(encoding='utf-8'))[

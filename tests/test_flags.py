@@ -369,13 +369,13 @@ def test_strict_paths(tmp_path: Path) -> None:
 
 def test_filter_refuses(run: Run, tmp_path: Path) -> None:
     out = ('--out', tmp_path / 'kept.tsv')
-    assert 'say what the neighbourhood is' in refused('filter', run.folder, *ASK, *out)
+    assert 'specify the neighbourhood' in refused('filter', run.folder, *ASK, *out)
     assert 'give either RUN_DIR or --train' in refused('filter', *ASK, '--n-hops', 1, *out)
     assert "unknown entity 'kuba'" in refused(
         'filter', run.folder, '--triple', 'china', 'embassy', 'kuba', '--n-hops', 1, *out
     )
     (tmp_path / 'kept.tsv').write_text('old')
-    assert 'exists already' in refused('filter', run.folder, *ASK, '--n-hops', 1, *out)
+    assert 'already exists' in refused('filter', run.folder, *ASK, '--n-hops', 1, *out)
     assert (tmp_path / 'kept.tsv').read_text() == 'old'
 
 
@@ -633,7 +633,7 @@ def test_batch_skips_what_it_can_trust(run: Run, tests: Path, tmp_path: Path) ->
     assert [r['status'] for r in summary(tmp_path / 'out')['results']] == ['successful', 'skipped']
     done(*ask, '--skip-existing', '--objective', 'score')
     assert summary(tmp_path / 'out')['skipped'] == 0
-    assert 'holds the answers of another question' in refused(*ask)
+    assert 'holds answers to another question' in refused(*ask)
     done(*ask, '--overwrite')
     assert summary(tmp_path / 'out')['skipped'] == 0
     (tmp_path / 'out' / 'batch_manifest.json').write_text('{')
@@ -652,8 +652,8 @@ def test_batch_of_neighbourhoods_only(run: Run, tests: Path, tmp_path: Path) -> 
         '--start-index',
         2,
     )
-    assert 'nothing left to do' in refused(*ask)
-    assert 'nothing left to do' in refused(*ask, '--n-hops', 1, '--skip-filtering')
+    assert 'nothing to do' in refused(*ask)
+    assert 'nothing to do' in refused(*ask, '--n-hops', 1, '--skip-filtering')
     done(*ask, '--path-filtering', '--max-total-path-length', 2)
     rows = neighbourhood(Graph(run.training), ('usa', 'embassy', 'cuba'), path_length=2)
     assert len(

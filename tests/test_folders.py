@@ -170,7 +170,7 @@ def test_nothing_is_replaced_unasked(run: Run, tmp_path: Path) -> None:
     for name in ('self', 'mode self', 'absolute'):
         for out in ('why', 'table'):
             done = ask(run, *QUESTIONS[name], '--out', tmp_path / out)
-            assert (done.exit_code, 'exists already' in done.stderr) == (2, True)
+            assert (done.exit_code, 'already exists' in done.stderr) == (2, True)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
 
 
@@ -216,9 +216,7 @@ def test_somebody_else_is_there(
         leave.set()
         thread.join()
         assert done.exit_code == 2 and done.stdout == ''
-        assert f'{where[0]}: another process (or thread) is at work there' in done.stderr, (
-            done.stderr
-        )
+        assert f'{where[0]}: another process (or thread) is using it' in done.stderr, done.stderr
         assert ask(run, *QUESTIONS[name], '--out', out).exit_code == 0 and out.exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith('.')] == []
 
@@ -236,7 +234,7 @@ def test_two_at_once(run: Run, tmp_path: Path, name: str) -> None:
                     pass
                 done = ask(run, *QUESTIONS[name], '--out', out)
                 os._exit(
-                    done.exit_code if done.exit_code != 2 or 'exists already' in done.stderr else 9
+                    done.exit_code if done.exit_code != 2 or 'already exists' in done.stderr else 9
                 )
             finally:
                 os._exit(8)

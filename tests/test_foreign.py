@@ -254,7 +254,7 @@ def test_broken_pipeline_folders(pipe, tmp_path) -> None:
     a.unlink()
     with pytest.raises(
         RunError,
-        match=r'does not say its learning rate.*give learning_rates=\[result.configuration',
+        match=r'does not state its learning rate.*give learning_rates=\[result.configuration',
     ):
         open_files(a.parent, allow_pickle=True)
     assert (
@@ -343,7 +343,7 @@ def test_several_pipeline_folders(pipe, train, tmp_path) -> None:
         ('{"optimizer_kwargs": {"lr": true}}', 'number'),
         ('{"optimizer_kwargs": {"lr": -1}}', 'number'),
         ('{"optimizer_kwargs": {"lr": NaN}}', 'number'),
-        ('{"optimizer_kwargs": {}}', 'does not say'),
+        ('{"optimizer_kwargs": {}}', 'does not state'),
         ('{"pipeline": {"optimizer_kwargs": {"lr": 0.1}, "lr_scheduler": "StepLR"}}', 'scheduler'),
         ('[' * 9000, 'not JSON'),
         ('\x00', 'not JSON'),
@@ -356,7 +356,7 @@ def test_malformed_metadata(content, message, pipe, tmp_path) -> None:
     told = (
         f'metadata.json.*{message}'
         if message
-        else 'trained_model.pkl: the file does not say its learning rate'
+        else 'trained_model.pkl: the file does not state its learning rate'
     )
     with pytest.raises(RunError, match=told):
         open_files(folder, allow_pickle=True)
@@ -616,7 +616,7 @@ def test_rates_and_order(trained, train, tmp_path) -> None:
     assert [c.epoch for c in open_files(paths, train).checkpoints] == [3, 1, 2, None]
     save_model(trained[0], tmp_path / 'checkpoint_0000007.pt')
     paths = [tmp_path / 'checkpoint_0000007.pt', *paths[:3]]
-    with pytest.raises(RunError, match=r'checkpoint_0000007\.pt: the file does not say'):
+    with pytest.raises(RunError, match=r'checkpoint_0000007\.pt: the file does not state'):
         open_files(paths, train)
     run = open_files(paths, train, learning_rates=0.5)
     assert [c.epoch for c in run.checkpoints] == [1, 2, 3, 6] and run.moments(0) is None
@@ -627,7 +627,7 @@ def test_rates_and_order(trained, train, tmp_path) -> None:
     )
     assert (run.checkpoints[0].learning_rate, run.label_smoothing) == (0.25, 0.1)
     with pytest.raises(
-        RunError, match="lr_scheduler_state_dict': its rate 0.02 is that of the steps to come"
+        RunError, match="lr_scheduler_state_dict': its rate 0.02 is for the next steps"
     ):
         open_files(
             script_file(trained, tmp_path / 'a.pt', lr_scheduler_state_dict=dict(last_epoch=3)),

@@ -285,6 +285,14 @@ def test_ruff(rule: list[str]) -> None:
     assert done.returncode == 0, f'run `make format`\n{done.stdout[-3000:]}{done.stderr}'
 
 
+def test_docstrings() -> None:
+    "Every public class, function and method has a docstring; how it reads: see [tool.ruff.lint]."
+    ruff = [Path(sys.executable).with_name('ruff'), 'check', '--isolated', '--output-format']
+    rules = ['concise', '--select', 'D101,D102,D103']
+    done = subprocess.run([*ruff, *rules, PACKAGE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_modules_import_what_they_need() -> None:
     "Of a chapter's imports, the exported ones are those that its exported cells use."
     ruff = [Path(sys.executable).with_name('ruff'), 'check', '--isolated', '--select', 'F401,F821']

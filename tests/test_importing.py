@@ -221,7 +221,7 @@ def test_three_commands_where_tables_fit_several_models(train, tmp_path) -> None
     first = tracin(*command)
     assert first.exit_code == 2 and '--model' in first.stderr.splitlines()[-1]
     fine(*command, '--model', 'TransE', '--learning-rate', 0.1)
-    assert Run.open(tmp_path / 'run').assumed['scoring_fct_norm'].startswith('1; nothing tells it')
+    assert Run.open(tmp_path / 'run').assumed['scoring_fct_norm'].startswith('1; not specified')
     kwargs = ('--model-kwargs', '{"scoring_fct_norm": 2, "power_norm": false}')
     again = (*command[:-1], tmp_path / 'two')
     fine(*again, '--model', 'TransE', '--learning-rate', 0.1, *kwargs)
@@ -397,7 +397,7 @@ def test_nothing_is_pickled_or_written_over(distmult, tmp_path) -> None:
     for path in folder.glob('*.pt'):
         torch.load(path, weights_only=True)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(RunError, match='is not empty, and nothing is written over'):
+    with pytest.raises(RunError, match='is not empty, and nothing is overwritten'):
         run.save(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     (tmp_path / 'file').touch()
@@ -653,11 +653,11 @@ class Payload:
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        (dict(gamma='x'), 'config.json: gamma has to be a finite number'),
-        (dict(gamma=None), 'config.json: gamma has to be a finite number'),
+        (dict(gamma='x'), 'config.json: gamma must be a finite number'),
+        (dict(gamma=None), 'config.json: gamma must be a finite number'),
         (dict(emb_size=4), '3 complex numbers .* emb_size in config.json is 4'),
-        (dict(neg_sample_size='x'), 'config.json: neg_sample_size has to be a whole number'),
-        (dict(adversarial_temperature='x'), 'config.json: adversarial_temperature has to be'),
+        (dict(neg_sample_size='x'), 'config.json: neg_sample_size must be a whole number'),
+        (dict(adversarial_temperature='x'), 'config.json: adversarial_temperature must be'),
         (dict(model=['RotatE']), r"model \['RotatE'\] of DGL-KE is not opened"),
         (dict(emap_file='latin.tsv'), 'latin.tsv cannot be read: .utf-8'),
     ],

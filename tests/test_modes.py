@@ -164,7 +164,7 @@ def test_a_damaged_store_is_made_anew(runs, tests, truth, kind, tmp_path):
         content[-20] ^= 255
         path.write_bytes(content)
     tracin = make(runs[kind])
-    with pytest.warns(UserWarning, match='made anew'):
+    with pytest.warns(UserWarning, match='ignored and replaced'):
         tracin.prepare('200MB', folder=tmp_path)
     assert tracin.counters.train_passes > 0
     assert_same(tracin.explain(tests, K), truth[kind])

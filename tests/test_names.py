@@ -452,10 +452,10 @@ def test_panel(run: Run) -> None:
         panel.head.field.value = typed
         assert panel.head.label == 'china'
     panel.head.field.value = 'big country'
-    with pytest.raises(ValueError, match="near it: 'Big country .brazil.', 'big country .ussr.'"):
+    with pytest.raises(ValueError, match="nearest: 'Big country .brazil.', 'big country .ussr.'"):
         panel.head.label
     panel.head.field.value = 'Chnia'
-    with pytest.raises(ValueError, match='near it: .China .china.'):
+    with pytest.raises(ValueError, match='nearest: .China .china.'):
         panel.head.label
     panel.head.label, panel.relation.label, panel.tail.label = 'china', 'embassy', 'cuba'
     panel.weighting.value = 'sgd'

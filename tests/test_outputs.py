@@ -65,7 +65,7 @@ def test_two_batches(tracin: TracIn, tmp_path: Path) -> None:
     assert batch.run(items)['successful'] == 1
     before = {p.name: p.read_bytes() for p in (tmp_path / 'why').iterdir()}
     other = Batch(tracin, tmp_path / 'why', k=5)
-    with pytest.raises(ValueError, match='answers of another question for 1 of the predictions'):
+    with pytest.raises(ValueError, match='answers to another question for 1 of the predictions'):
         other.run(items)
     assert before == {p.name: p.read_bytes() for p in (tmp_path / 'why').iterdir()}
     assert batch.run(items)['successful'] == 1

@@ -157,9 +157,9 @@ def test_errors_name_what_is_meant(run: Run) -> None:
         run.predict('brazil', 'embassy', 'china')
     with pytest.raises(RunError, match='one or two of head, relation and tail'):
         run.predict()
-    with pytest.raises(RunError, match="known='mark' has to be 'hide' or 'show'"):
+    with pytest.raises(RunError, match="known='mark' must be 'hide' or 'show'"):
         run.predict('brazil', 'embassy', known='mark')
-    with pytest.raises(RunError, match='k has to be a whole number at least 1'):
+    with pytest.raises(RunError, match='k must be a whole number at least 1'):
         run.predict('brazil', 'embassy', k=0)
 
 
@@ -189,7 +189,7 @@ def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
         assert command(run.folder, *flags, '--out', path).exit_code == 0
         assert [*read(path)['head']] == [*best['head']]
     refused = command(run.folder, *flags, '--out', tmp_path / 'found.csv')
-    assert refused.exit_code == 2 and 'exists already' in refused.stderr
+    assert refused.exit_code == 2 and 'already exists' in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_command_gives_the_same(run: Run, tmp_path: Path) -> None:
         (['chnia', 'embassy'], "--head: unknown entity 'chnia'; nearest: 'china'"),
         (['china', '--relation', 'embasy'], "--relation: unknown relation 'embasy'"),
         ([], 'give one or two of --head, --relation and --tail'),
-        (['china', 'embassy', 'cuba'], 'nothing is left to predict'),
-        (['china', '--head', 'cuba'], 'the head is given by its place, too: china'),
+        (['china', 'embassy', 'cuba'], 'there is nothing to predict'),
+        (['china', '--head', 'cuba'], 'the head is also given as an argument: china'),
         (['china', '--known', 'mark'], '--known'),
         (['china', '--out', 'some/folder'], 'expected a file ending in .csv'),
         (['china', '--checkpoint', '7'], '--checkpoint'),
@@ -217,9 +217,9 @@ def test_top(run: Run) -> None:
     best = run.predict(relation='embassy', tail='cuba', k=2)
     assert choice.chosen(run).tolist() == to_ids(best, run.training).tolist()
     for wrong, said in (
-        (Choice(top=2), 'say about what, by one or two of --head, --relation and --tail'),
+        (Choice(top=2), 'specify one or two of --head, --relation and --tail'),
         (Choice(top=2, relation=('a', 'b')), 'takes --relation once'),
-        (Choice(top=2, head='cuba', maximum=1), '--top says already how many'),
+        (Choice(top=2, head='cuba', maximum=1), '--top already sets how many'),
         (Choice(head='cuba', maximum=1), 'needs --top'),
     ):
         with pytest.raises(click.BadParameter, match=said):

@@ -278,7 +278,7 @@ def test_workers(runs, tests, monkeypatch) -> None:
     assert p.facts['workers'] == [
         'cpu',
         'cpu',
-    ] and 'workers: what other processes do is one stage' in repr(p)
+    ] and 'workers: the work of other processes is one stage' in repr(p)
     assert p.facts['counters']['train_passes'] == 8 and p.facts['floor']['training'] is None
     assert p.result.frame.equals(make(runs['conve']).explain(tests, k=5).frame)
 

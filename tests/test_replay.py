@@ -250,10 +250,10 @@ def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
     result = replay(
         run, test, test_objective='softmax', k=4, check=3, progress=lambda *x: told.append(x)
     )
-    assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'to the last bit'
+    assert result.facts['rung'] == 'replay' and result.facts['arrives'] == 'bit for bit'
     assert len(result.tests) == 2 and result.tests['has_slope'].all()
     assert (result.proponents['influence'] > 0).all() and (result.opponents['influence'] < 0).all()
-    assert result.facts['training'] == 'not known' and 'cannot be told' in result.facts['check']
+    assert result.facts['training'] == 'not known' and 'cannot be judged' in result.facts['check']
     assert 'rank correlation' in result.facts['check']
     dropped = result.facts['dropped']['triples']
     assert len(dropped) == 3 and len(dropped[0]['happened']) == 2
@@ -382,9 +382,9 @@ def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
     test = run.testing.mapped_triples[:1]
     with pytest.raises(RunError, match='only a run of train can be replayed'):
         replay(foreign, test, progress=False)
-    with pytest.raises(RunError, match="optimizer='adadelta' has no form"):
+    with pytest.raises(RunError, match="optimizer='adadelta' has no differentiable form"):
         replay(trained(tmp_path / 'other', optimizer='adadelta', epochs=1), test, progress=False)
-    with pytest.raises(ValueError, match='test_objective chooses the loss of the predictions'):
+    with pytest.raises(ValueError, match='test_objective selects the loss of the predictions'):
         replay(run, test, objective='bce', progress=False)
     path, facts = run.folder / 'run.json', (run.folder / 'run.json').read_text()
     changed = json.loads(facts)
@@ -392,7 +392,9 @@ def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
     changed['packages']['torch'] = '1.0'
     try:
         path.write_text(json.dumps(changed))
-        with pytest.raises(RunError, match='is at epoch 1 not where it was.*made with torch 1.0'):
+        with pytest.raises(
+            RunError, match='is does not reach the same state at epoch 1.*made with torch 1.0'
+        ):
             replay(Run.open(run.folder), test, progress=False)
     finally:
         path.write_text(facts)
@@ -437,7 +439,7 @@ def test_an_estimate_tells_what_a_replay_takes(run: Run, tmp_path: Path) -> None
     facts = json.loads(path.read_text())
     facts['checkpoints'][-1]['seconds'] = -1
     path.write_text(json.dumps(facts))
-    with pytest.raises(RunError, match=r'checkpoints\[1\]: seconds has to be a finite number'):
+    with pytest.raises(RunError, match=r'checkpoints\[1\]: seconds must be a finite number'):
         Run.open(tmp_path / 'run')
     del facts['checkpoints'][-1]['seconds']  # as an earlier version wrote it
     path.write_text(json.dumps(facts))

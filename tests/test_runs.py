@@ -181,7 +181,7 @@ def test_another_function_of_the_same_weights_is_noticed(tmp_path):
     facts = json.loads((run.folder / 'run.json').read_text())
     facts['settings']['model_kwargs']['scoring_fct_norm'] = 2
     (run.folder / 'run.json').write_text(json.dumps(facts))
-    with pytest.raises(RunError, match='not the one that was trained'):
+    with pytest.raises(RunError, match='differs from the trained one'):
         Run.open(run.folder).model(0, 'cpu')
 
 
@@ -1223,10 +1223,10 @@ def test_from_pipeline():
 def test_as_run_refuses(kept, model):
     run = Run.open(kept)
     for source, options, message in [
-        (run, dict(learning_rates=[1.0]), 'brings its own learning_rates'),
+        (run, dict(learning_rates=[1.0]), 'has its own learning_rates'),
         (3, {}, 'int is neither'),
         (model, {}, 'training='),
-        (kept, dict(seed=1), 'brings its own seed'),
+        (kept, dict(seed=1), 'has its own seed'),
     ]:
         with pytest.raises(RunError, match=message):
             as_run(source, **options)

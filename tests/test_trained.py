@@ -393,7 +393,7 @@ LEFT_OUT = {
     'constrainer': (dict(model='TransE'), ['constraints', 'normalize']),
     'dropout and batch norm': (
         dict(model='ConvE', model_kwargs=CONVE),
-        ['dropout', 'batch statistics', 'skipped its last batch'],
+        ['dropout', 'batch statistics', 'the last batch of each epoch, skipped'],
     ),
     'clipping': (
         dict(
@@ -404,7 +404,10 @@ LEFT_OUT = {
         ['gradient-norm-clipping'],
     ),
     'callbacks': (dict(training_kwargs=dict(callbacks=[Shake])), ['Shake']),
-    'dropped batch': (dict(training_kwargs=dict(drop_last=True)), ['skipped its last batch']),
+    'dropped batch': (
+        dict(training_kwargs=dict(drop_last=True)),
+        ['the last batch of each epoch, skipped'],
+    ),
     'subgraphs': (
         dict(training_kwargs=dict(sampler='schlichtkrull', batch_size=512)),
         ['schlichtkrull'],
@@ -458,8 +461,8 @@ def test_bf16_is_named(tmp_path: Path) -> None:
     )
     said = TracIn(run, weighting='sgd', progress=False).self_influence(k=1).facts['left_out']
     assert said == [
-        'that each epoch skipped its last batch if it was not full',
-        'that training computed the scores in bfloat16',
+        'the last batch of each epoch, skipped if it was not full',
+        'scores in bfloat16 in training',
     ]
 
 

@@ -342,7 +342,7 @@ def test_divergence_later_keeps_what_was_right(
     assert [c.epoch for c in Run.open(tmp_path / 'run').checkpoints] == [1, 2]
 
 
-# ---- a disk that is full, or may not be written to
+# ---- a disk that is full, or is not writable
 
 FULL = """
 import subprocess, sys
@@ -370,12 +370,12 @@ def full_disk(disk: Path, size: int, whole: Path) -> None:
         if (disk / 'run/run.json').exists()
         else 0
     )
-    assert '--resume goes on with it' in line or not (disk / 'run').exists(), line
+    assert '--resume resumes it' in line or not (disk / 'run').exists(), line
     mount(disk, '-o', 'remount,ro')
     assert 'Read-only file system' in refused(*command, '--resume')
     mount(disk, '-o', 'remount,rw,size=9m')
     if kept:
-        assert '--resume to go on with it' in refused(*command)
+        assert '--resume to resume it' in refused(*command)
     again = (*command, '--resume') if kept or size == 8 else command
     assert invoke(*again).exit_code == 0
     assert same(Run.open(disk / 'run'), Run.open(whole))
@@ -600,7 +600,7 @@ SIZES = {
         dict(negative_sampler_kwargs=dict(num_negs_per_pos=10**12)),
         'PiB of memory',
     ),
-    'float of epochs': (dict(epochs=1e10), 'epochs has to be a whole number'),
+    'float of epochs': (dict(epochs=1e10), 'epochs must be a whole number'),
 }
 
 

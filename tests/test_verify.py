@@ -73,7 +73,7 @@ def reduced(run: Run, without: torch.Tensor) -> TriplesFactory:
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_equals_train_on_fewer_triples(kind: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    "The weights are those of `train` to the last bit, with all triples and with fewer."
+    "The weights are those of `train` bit for bit, with all triples and with fewer."
     run = runs[kind]
     few = run.training.mapped_triples[[3, 400, 900]]
     assert state_fingerprint(train_again(run).state_dict()) == run.fingerprint(-1)
@@ -195,7 +195,7 @@ def test_goes_on(run: Run, tmp_path: Path) -> None:
     whole = verify(run, PREDICTION, progress=False, **ask | dict(out=None))
     pd.testing.assert_frame_equal(found.frame, whole.frame)
     assert [p.name for p in tmp_path.iterdir()] == ['proof.csv']
-    for name, said in (('proof.csv', 'exists already'), ('proof.txt', 'expected a file ending')):
+    for name, said in (('proof.csv', 'already exists'), ('proof.txt', 'expected a file ending')):
         with pytest.raises(ValueError, match=said):
             verify(run, PREDICTION, **ask | dict(out=tmp_path / name))
 
@@ -278,7 +278,7 @@ def test_round_trip(proof: tuple[Result, Verified], tmp_path: Path) -> None:
 
 
 def test_refused(run: Run, proof: tuple[Result, Verified], tmp_path: Path) -> None:
-    "What cannot be trained again, and what does not fit."
+    "What cannot be retrained, and what does not fit."
     result = proof[0]
     foreign = Run.from_model(run.model(-1), run.training, learning_rates=[0.1], loop='slcwa')
     begun = replace(run, checkpoints=[replace(run.checkpoints[-1], epoch=2)])
@@ -294,10 +294,10 @@ def test_refused(run: Run, proof: tuple[Result, Verified], tmp_path: Path) -> No
         verify(run, result, k=4)
     with pytest.raises(ValueError, match='is not a training triple'):
         verify(run, result, triples=[('ussr', 'embassy', 'ussr')])
-    with pytest.raises(ValueError, match='triples= has to name'):
+    with pytest.raises(ValueError, match='triples= must name'):
         verify(run, PREDICTION)
     two = TracIn(run, progress=False).explain([PREDICTION, ('usa', 'embassy', 'china')], k=3)
-    with pytest.raises(ValueError, match='say which by test='):
+    with pytest.raises(ValueError, match='select one by test='):
         verify(run, two)
     with pytest.raises(IndexError, match='there is no test triple 2'):
         verify(run, two, test=2)
@@ -322,7 +322,7 @@ def test_saved_run_and_new_start(run: Run, tmp_path: Path) -> None:
     saved = Run.open(moved.save(tmp_path / 'moved'))
     few = run.training.label_triples(run.training.mapped_triples[:1])
     found = verify(saved, PREDICTION, triples=few, seeds=1, device='cpu', progress=False)
-    assert '"Before" is a new training by the settings of the run' in found.facts['repeats']
+    assert '"Before" is a new training with the settings of the run' in found.facts['repeats']
     assert found.frame['dropped'].tolist() == ['nothing', 'named', 'control']
     assert found.verdict().endswith(
         'One seed, so nothing tells this from chance: ask for more seeds.'
@@ -368,7 +368,7 @@ def test_command_line(run: Run, tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*ask_saved, *more])
         assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
     for more, said in (
-        (['--out', str(out)], 'exists already'),
+        (['--out', str(out)], 'already exists'),
         (['--out', 'proof.txt'], 'expected a file ending in .json or .csv'),
         (['-k', '3', '--drop', str(few)], '--drop does not go with -k'),
         (['--triple', 'usa', 'embassy', 'china'], 'one prediction is verified at a time, not 2'),

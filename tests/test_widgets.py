@@ -153,7 +153,7 @@ def test_paths_through(explorer: InfluenceExplorer) -> None:
         assert f'paths of 2 to 2 edges{said}</caption>' in explorer.found_paths.value
     explorer.through.value = 'usaa'
     explorer.paths_button.click()
-    with pytest.raises(ValueError, match="near it: 'usa'"):
+    with pytest.raises(ValueError, match="nearest: 'usa'"):
         explorer.job.wait()
 
 
@@ -402,7 +402,7 @@ def test_stop_and_again(explorer: InfluenceExplorer) -> None:
 def test_mistakes(explorer: InfluenceExplorer, capsys: pytest.CaptureFixture) -> None:
     "What cannot be asked is said at once, beside the buttons, and nowhere else."
     for field, typed, said in (
-        (explorer.head, 'brasil', "no 'brasil'; near it: 'brazil'"),
+        (explorer.head, 'brasil', "no 'brasil'; nearest: 'brazil'"),
         (explorer.tail, '', 'Tail: type'),
         (explorer.against, 'uk', 'itself'),
     ):
@@ -434,7 +434,7 @@ def test_one_thing_at_a_time(explorer: InfluenceExplorer) -> None:
     explorer.rank_button.click()
     assert (
         isinstance(explorer.error, RuntimeError)
-        and 'stop what is running first' in explorer.alert.value
+        and 'stop the running work first' in explorer.alert.value
     )
     explorer.job.stop()
     with pytest.raises(Stopped):

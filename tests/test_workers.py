@@ -68,7 +68,7 @@ def make(run, *args, devices='cpu', batch_size=64, **kwargs):
 
 
 def assert_equal(a, b):
-    "Two results are the same to the last bit, ties and order included."
+    "Two results are the same bit for bit, ties and order included."
     assert a.frame.equals(b.frame) and a.tests.equals(b.tests)
 
 

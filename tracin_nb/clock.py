@@ -19,7 +19,7 @@ import torch
 # %% ../nbs/00_clock.ipynb #38ad7c2a
 @dataclass(slots=True)
 class Stage:
-    "What was spent in a stage."
+    "Time and bytes spent in a stage."
 
     seconds: float = 0.0  # without the stages inside it
     calls: int = 0  # how often it was entered
@@ -32,7 +32,7 @@ _OPEN = threading.local()  # `watch`: the stopwatch of this thread, if there is 
 
 # %% ../nbs/00_clock.ipynb #cd66f376
 def bytes_of(x: Any) -> int:
-    """Return the bytes of tensors, of what knows its `nbytes`, of containers of those, and of
+    """Return the bytes of tensors, of objects with `nbytes`, of containers of those, and of
     files; else 0."""
     if isinstance(x, (list, tuple)):
         return sum(map(bytes_of, x))
@@ -75,7 +75,7 @@ class Stopwatch:
         self.last = now
 
     def opens(self, name: str, below: str | None) -> bool:
-        "Does a stage begin here?"
+        "Return whether a stage begins here."
         top, whole = self.stack[-1]
         return not whole and top != name and (below is None or top == below)
 
@@ -92,7 +92,7 @@ class Stopwatch:
         self.stack.pop()
 
     def gave(self, name: str, x: Any, adds: bool) -> None:
-        "Note the bytes of what a stage gave."
+        "Record the bytes of a stage's results."
         found = self.stages[name]
         if adds:
             found.bytes += bytes_of(x)
@@ -101,7 +101,7 @@ class Stopwatch:
 
 # %% ../nbs/00_clock.ipynb #ba43f324
 class _Silent:
-    "A stage that nobody watches."
+    "A stage without a stopwatch."
 
     def __enter__(self) -> Callable[[Any], None]:
         return _ignored
@@ -111,7 +111,7 @@ class _Silent:
 
 
 def _ignored(x: Any) -> None:
-    "Nobody wants to know."
+    "Ignore what is given."
 
 
 _SILENT = _Silent()
@@ -159,7 +159,7 @@ def stage(
 # %% ../nbs/00_clock.ipynb #9ffa0d6b
 @contextmanager
 def watching(watch: Stopwatch) -> Iterator[Stopwatch]:
-    "Inside, `watch` sees the stages of this thread; other threads are not watched."
+    "Let `watch` see the stages of this thread inside the block; other threads are not watched."
     before, _OPEN.watch = getattr(_OPEN, 'watch', None), watch
     watch.last = watch.start = time.perf_counter()
     try:

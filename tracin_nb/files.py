@@ -19,9 +19,9 @@ from typing import Any
 # %% ../nbs/05_files.ipynb #2013aaf6
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` if the block ends without an error and
-    else vanishes. A link stays, and its target is replaced; into a pipe or a device the bytes
-    are written."""
+    """Yield a path to write to, which takes the place of `path` if the block ends without an
+    error and else vanishes. A link stays, and its target is replaced; into a pipe or a device
+    the bytes are written."""
     into = path.exists() and not path.is_file()  # is it something to write into?
     place = path if into else Path(os.path.realpath(path))
     draft = f'.{place.name}.'

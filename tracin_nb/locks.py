@@ -27,7 +27,7 @@ LOCK = '.lock'
 
 
 def try_lock(file: IO) -> bool:
-    "Lock an open file until it is closed. False if somebody else has locked it."
+    "Lock an open file until it is closed. Return False if another process has locked it."
     try:
         if os.name == 'nt':
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -44,8 +44,8 @@ def try_lock(file: IO) -> bool:
 
 # %% ../nbs/10_locks.ipynb #129677cf
 def locked(path: Path) -> IO | None:
-    """The file `path`, open and locked; None if somebody else has it. Raises `OSError` if it
-    cannot be made."""
+    """Return the file `path`, open and locked; None if another process has it. Raises `OSError`
+    if it cannot be made."""
     file = path.open('a')
     with suppress(FileNotFoundError):
         if try_lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -58,8 +58,8 @@ _held = threading.local()  # the locks of a thread, which may ask for them again
 
 
 def _claimed(path: Path, seconds: float) -> IO | None:
-    """The lock file `path`; None where none can be made. Raises `ValueError` if somebody else
-    keeps it."""
+    """Return the lock file `path`; None if it cannot be created. Raises `ValueError` if another
+    process keeps it."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -70,9 +70,8 @@ def _claimed(path: Path, seconds: float) -> IO | None:
             return None
         if time.monotonic() > end:
             raise ValueError(
-                f'{path.parent}: another process (or thread) is at work there: wait until it has '
-                f'ended, or give another '
-                'place'
+                f'{path.parent}: another process (or thread) is using it: wait until that has '
+                f'ended, or give another folder'
             )
         time.sleep(0.05)
 
@@ -83,7 +82,8 @@ def alone(
     name: str = LOCK,  # of the lock file, for what is less than the whole folder
     seconds: float | None = None,  # to wait for others; by default `PATIENCE`
 ) -> Iterator[None]:
-    "Keep a folder to oneself. Raises `ValueError` if others do. A folder made in vain goes again."
+    """Lock a folder during the block. Raises `ValueError` if another process has locked it. A
+    new folder that stays empty is removed."""
     path = folder and Path(folder).absolute() / name
     mine = _held.__dict__.setdefault('paths', set())
     if path is None or path in mine:
@@ -114,7 +114,7 @@ _R = TypeVar('_R')
 
 
 def alone_in_out(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    "Let a function have the folder of its argument `out=` to itself, if there is one."
+    "Let a function lock the folder of its argument `out=`, if there is one."
 
     @wraps(function)
     def does(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -129,7 +129,7 @@ SAVING = '.saving'  # in the folder of a result: files that are not in their pla
 
 
 def sweep(folder: Path, *patterns: str) -> None:
-    "Remove folders in `folder` that were left half-way; links are left alone."
+    "Remove unfinished folders in `folder`; links are not followed."
     for path in (p for pattern in patterns for p in folder.glob(pattern)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

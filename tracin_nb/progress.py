@@ -17,12 +17,12 @@ Progress = Callable[[str, int, int], Any]  # (label, done, total)
 
 
 def silent(label: str, done: int, total: int) -> None:
-    "Tell nobody."
+    "Report no progress."
 
 
 def counter(progress: Progress, label: str, total: int, done: int = 0) -> Callable[[int], Any]:
-    """Return a function to call with how many more are done; it tells `progress` how many that
-    makes."""
+    """Return a function to call with the number of newly finished parts; it reports the total to
+    `progress`."""
 
     def add(n: int) -> None:
         nonlocal done
@@ -35,13 +35,13 @@ def counter(progress: Progress, label: str, total: int, done: int = 0) -> Callab
 # %% ../nbs/03_progress.ipynb #f27fee2d
 @contextmanager
 def bar(
-    progress: bool | Progress,  # a bar, nothing, or who is told
+    progress: bool | Progress,  # True: a bar; False: nothing; or a function to call
     total: int,
     label: str,
     done: int = 0,
     unit: str = 'triples',
 ) -> Iterator[Callable[[int], Any]]:
-    "Yield what to call with how many more are done."
+    "Yield a function to call with the number of newly finished parts."
     if callable(progress):
         yield counter(progress, label, total, done)
         return
@@ -51,7 +51,7 @@ def bar(
 
 # %% ../nbs/03_progress.ipynb #71101b58
 def span(seconds: float) -> str:
-    "A time in seconds, minutes or hours."
+    "Return a time in seconds, minutes or hours."
     for unit, size in (('hours', 3600), ('minutes', 60)):
         if seconds >= 2 * size:
             return f'{seconds / size:.0f} {unit}'

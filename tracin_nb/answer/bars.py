@@ -60,7 +60,7 @@ SERIES = [
 
 
 def ink() -> str:
-    "The colour of text in matplotlib's present style."
+    "Return the colour of text in matplotlib's present style."
     return plt.rcParams['text.color']
 
 
@@ -70,8 +70,8 @@ def legend_below(
     columns: int = 3,
     lines: float = 1,  # of text that the label of the horizontal axis takes
 ) -> None:
-    """A legend beneath the axes and their label, where it covers nothing; none where there is
-    nothing to tell."""
+    """Draw a legend beneath the axes and their label, where it covers nothing; none if there are
+    no entries."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
         legend = ax.legend(
@@ -100,12 +100,13 @@ def on_white(figure: Figure) -> bool:
 
 
 def titles(figure: Figure) -> str:
-    "The titles of a figure's axes on one line."
+    "Return the titles of a figure's axes on one line."
     return '; '.join(filter(None, (' '.join(ax.get_title().split()) for ax in figure.axes)))
 
 
 def rewritten(svg: str) -> str:
-    "SVG of matplotlib in fewer bytes: two decimals, one font, only the ids that are referred to."
+    """Return SVG of matplotlib in fewer bytes: two decimals, one font, only the ids that are
+    referred to."""
     svg = _PLACES.sub(lambda m: re.sub(r'(\d\.\d\d)\d+', r'\1', m[0]).replace('\n', ' '), svg)
     svg = _WORDS.sub(lambda m: m[0].replace('  ', ' \u00a0'), svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*"', '', svg)
@@ -116,7 +117,7 @@ def svg_text(
     figure: Figure,
     alone: bool = True,  # a file of its own; or a part of a page
 ) -> str:
-    "A figure as SVG in the colours of the page around it."
+    "Return a figure as SVG in the colours of the page around it."
     plain, held = on_white(figure), io.StringIO()
     with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'tracin'}):
         about = dict.fromkeys(['Date', 'Creator', 'Type', 'Format'])
@@ -142,7 +143,7 @@ class Picture(Figure):
     "A figure that a notebook shows as SVG in its own colours."
 
     def _repr_html_(self) -> str:
-        "A part of a page; it scrolls where the page is too narrow for its letters."
+        "Return a part of a page; it scrolls where the page is too narrow for its letters."
         return f'<div style="overflow-x: auto">{svg_text(self, alone=False)}</div>'
 
 
@@ -151,7 +152,7 @@ def canvas(
     width: float,  # inches
     height: float,
 ) -> Axes:
-    "The axes to draw into: those given, or the only ones of a new figure of this size."
+    "Return the axes to draw into: those given, or the only ones of a new figure of this size."
     size = dict(figsize=(width, height), layout='constrained', FigureClass=Picture)
     return plt.subplots(**size)[1] if ax is None else ax
 
@@ -178,7 +179,7 @@ def shortened(
     label: str,
     limit: int,  # characters
 ) -> str:
-    "A label on one line, with `…` in its middle if it exceeds `limit`."
+    "Return a label on one line, with `…` in its middle if it exceeds `limit`."
     text = visible(label, 10 * len(label) + 1)
     return (
         text
@@ -191,7 +192,7 @@ def triple_text(
     triple: Sequence[str],  # head, relation, tail
     limit: int = 60,  # characters of all three
 ) -> str:
-    "A triple on one line, its longest parts shortened."
+    "Return a triple on one line, its longest parts shortened."
     sizes = [len(part) for part in triple]
     while sum(sizes) > limit:
         sizes[sizes.index(max(sizes))] -= 1
@@ -199,8 +200,8 @@ def triple_text(
 
 
 def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
-    """Head, relation and tail of each row in few characters: the names where there are any, with
-    the label only where two labels of the frame have the same name."""
+    """Return head, relation and tail of each row in few characters: the names where there are
+    any, with the label only where two labels of the frame have the same name."""
     called = defaultdict(set)
     places = [(frame[prefix + part], names_beside(frame, prefix + part)) for part in TRIPLE]
     columns = [[(x, name or x) for x, name in zip(*place)] for place in places]
@@ -211,7 +212,8 @@ def triples_called(frame: pd.DataFrame, prefix: str = '') -> list[list[str]]:
 
 # %% ../../nbs/answer/07_bars.ipynb #f88356f4
 def side_of(values: np.ndarray) -> dict[str, np.ndarray]:
-    "Where the numbers `[N]` belong to proponents and where to opponents, as booleans `[N]`."
+    """Return, as booleans `[N]`, which of the numbers `[N]` belong to proponents and which to
+    opponents."""
     return dict(zip(SIDES, (values > 0, values < 0)))
 
 

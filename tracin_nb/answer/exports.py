@@ -25,20 +25,21 @@ _COPIED += ('spread', 'agreement', 'runs')  # of means over several runs
 
 
 def without_marks(text: str) -> str:
-    "A label without what files of markup and tables cannot hold: such characters are escaped."
+    """Return a label without what files of markup and tables cannot hold: such characters are
+    escaped."""
     return ''.join(
         c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in text
     )
 
 
 def one_value(value: Any) -> Any:
-    "A number or text of numpy or pandas as Python's own."
+    "Return a number or text of numpy or pandas as Python's own."
     value = value.item() if hasattr(value, 'item') else value
     return without_marks(value) if isinstance(value, str) else value
 
 
 def edges_of(frame: pd.DataFrame, prefix: str = '') -> Iterator[tuple[str, str, dict[str, Any]]]:
-    "Head, tail and what else is known of each row; names and types belong to the nodes."
+    "Yield head, tail and what else is known of each row; names and types belong to the nodes."
     more = [name for name in _COPIED if name in frame] if not prefix else []
     tests = [f'test_{part}' for part in PARTS_OF_TRIPLE if f'test_{part}' in frame and not prefix]
     for row in frame.to_dict('records'):
@@ -51,7 +52,7 @@ def edges_of(frame: pd.DataFrame, prefix: str = '') -> Iterator[tuple[str, str, 
 
 
 def node_facts(frame: pd.DataFrame, prefix: str = '') -> dict[str, dict[str, str]]:
-    "The name and the type of each entity in a frame."
+    "Return the name and the type of each entity in a frame."
     found = {}
     for part in (f'{prefix}head', f'{prefix}tail'):
         none = [''] * len(frame)
@@ -64,7 +65,8 @@ def node_facts(frame: pd.DataFrame, prefix: str = '') -> dict[str, dict[str, str
 
 
 def result_graph(frame: pd.DataFrame, tests: pd.DataFrame | None = None) -> nx.MultiDiGraph:
-    "Entities and triples of a result; the predictions are edges of the kind `prediction`."
+    """Return the entities and triples of a result; the predictions are edges of the kind
+    `prediction`."""
     graph = nx.MultiDiGraph()
     for some, prefix in (*([] if tests is None else [(tests, 'test_')]), (frame, '')):
         graph.add_nodes_from(node_facts(some, prefix).items())
@@ -83,7 +85,8 @@ def write_graphml(graph: nx.MultiDiGraph, path: Path) -> None:
 
 
 def cytoscape_style(largest: float) -> list[dict[str, Any]]:
-    "Names on nodes and edges, blue and solid for proponents, orange and dashed for opponents."
+    """Return names on nodes and edges, blue and solid for proponents, orange and dashed for
+    opponents."""
     node = {'label': 'data(name)', 'text-wrap': 'wrap', 'text-max-width': '140px'}
     edge = {
         'label': 'data(relation_name)',
@@ -117,19 +120,20 @@ def write_cyjs(graph: nx.MultiDiGraph, path: Path) -> None:
 
 # %% ../../nbs/answer/03_exports.ipynb #df0be2df
 def biolink_category(kind: str) -> str:
-    "A type in Biolink's spelling: `biolink:BiologicalProcess`; what has none is a NamedThing."
+    """Return a type in Biolink's spelling: `biolink:BiologicalProcess`; what has none is a
+    NamedThing."""
     words = re.findall(r'[^\W_]+', kind.removeprefix('biolink:'))
     return 'biolink:' + (''.join(w[0].upper() + w[1:] for w in words) or 'NamedThing')
 
 
 def biolink_predicate(relation: str) -> str:
-    "A relation in Biolink's spelling: `biolink:contributes_to`."
+    "Return a relation in Biolink's spelling: `biolink:contributes_to`."
     words = re.findall(r'[^\W_]+', relation.removeprefix('biolink:'))
     return 'biolink:' + ('_'.join(words).lower() or 'related_to')
 
 
 def kgx_tables(graph: nx.MultiDiGraph) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Nodes and edges as tables."
+    "Return the nodes and edges as tables."
     levels = dict(prediction='prediction')
     nodes = [
         dict(
@@ -147,7 +151,7 @@ def kgx_tables(graph: nx.MultiDiGraph) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def kgx_files(path: Path) -> tuple[Path, Path]:
-    "`why_nodes.tsv` and `why_edges.tsv` of `why.tsv`."
+    "Return `why_nodes.tsv` and `why_edges.tsv` of `why.tsv`."
     return tuple(path.with_name(f'{path.stem}_{part}.tsv') for part in ('nodes', 'edges'))
 
 

@@ -24,7 +24,7 @@ def read_node_names(
     path: Path | str,  # lines `name<TAB>index of the entity`
     num_entities: int,
 ) -> dict[int, str]:
-    """Entity index -> name; several nodes may have the same name. Raises `TriplesFileError`
+    """Return entity index -> name; several nodes may have the same name. Raises `TriplesFileError`
     naming the line."""
     rows, first = read_table(path, 2, {('name', 'index'), ('label', 'index')})
     names: dict[int, str] = {}
@@ -43,8 +43,8 @@ def read_node_names(
 
 # %% ../../nbs/answer/20_formats.ipynb #adc8b20b
 def read_edge_names(path: Path | str) -> dict[str, str]:
-    """Relation label -> predicate, from an object whose keys are objects written as JSON, with a
-    "predicate", and whose values are relation labels. Raises `ValueError`."""
+    """Return relation label -> predicate, from an object whose keys are objects written as JSON,
+    with a "predicate", and whose values are relation labels. Raises `ValueError`."""
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
@@ -62,7 +62,7 @@ def read_edge_names(path: Path | str) -> dict[str, str]:
 
 
 def _predicate(key: str, path: Path | str) -> str:
-    "The predicate in a key, without its prefix."
+    "Return the predicate in a key, without its prefix."
     try:
         return json.loads(key)['predicate'].rpartition(':')[2]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -75,7 +75,8 @@ def influence_table(
     node_names: Mapping[int, str] | None = None,  # by entity index
     edge_names: Mapping[str, str] | None = None,  # by relation label
 ) -> pd.DataFrame:
-    "The influences in 14 columns, proponents and opponents of each test triple, strongest first."
+    """Return the influences in 14 columns, proponents and opponents of each test triple,
+    strongest first."""
     nodes = {training.entity_id_to_label[i]: name for i, name in (node_names or {}).items()}
     columns, frame = {}, result.frame
     for side, prefix in (('Test', 'test_'), ('Train', '')):

@@ -74,8 +74,9 @@ def shares(
     k: int = 12,  # groups shown at most; the rest is one bar
     ax: Axes | None = None,
 ) -> Axes:
-    """Shares of the influence of the training triples kept, by group. Raises `ValueError` for
-    another `by`, for a result without the columns it needs, and if nothing had any influence."""
+    """Return the shares of the influence of the training triples kept, by group. Raises
+    `ValueError` for another `by`, for a result without the columns it needs, and if nothing had
+    any influence."""
     at_least_one('k', k)
     _, sides = result.block(i)
     if not len(rows := pd.concat(sides.values())):
@@ -118,8 +119,8 @@ def over_checkpoints(
     k: int = 3,  # training triples of each side at most
     ax: Axes | None = None,
 ) -> Axes:
-    """Influence of the strongest training triples at each checkpoint. Raises `ValueError` for
-    other results."""
+    """Return the influence of the strongest training triples at each checkpoint. Raises
+    `ValueError` for other results."""
     at_least_one('k', k)
     _, sides = result.block(i)
     columns = part_columns(result.frame, 'checkpoint')
@@ -148,8 +149,8 @@ def over_checkpoints(
 
 # %% ../../nbs/answer/30_plots.ipynb #055d18f4
 def score_row(scores: Tensor | np.ndarray) -> np.ndarray:
-    """Scores `[N]` as an array. Raises `ValueError` for another shape, and for numbers that are
-    not finite or all 0."""
+    """Return scores `[N]` as an array. Raises `ValueError` for another shape, and for numbers
+    that are not finite or all 0."""
     row = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
     row = row[0] if row.ndim == 2 and len(row) == 1 else row
     if row.ndim != 1 or row.dtype.kind != 'f' or not len(row):
@@ -169,7 +170,8 @@ def mark_own(
     own: float,
     largest: float,  # of the |scores|
 ) -> None:
-    "A line at the self-influence, or a note above the axes if a line would squeeze the scores."
+    """Draw a line at the self-influence, or a note above the axes if a line would squeeze the
+    scores."""
     text = f'self-influence {own:.3g}'
     if abs(own) <= 3 * largest:
         ax.axvline(own, color=ink(), linestyle=(0, (5, 2)), linewidth=1.5, label=text)
@@ -189,8 +191,8 @@ def distribution(
     bins: int = 60,
     ax: Axes | None = None,
 ) -> Axes:
-    """Histogram of the scores of one test triple. Raises `ValueError` for scores that cannot be
-    drawn."""
+    """Return histogram of the scores of one test triple. Raises `ValueError` for scores that
+    cannot be drawn."""
     at_least_one('bins', bins)
     row = score_row(scores)
     if own is not None and not np.isfinite(own):
@@ -217,19 +219,19 @@ _LETTER = 12.4  # height of letters in units of the picture: DejaVu Sans is wide
 
 
 def kind_of(group: Element) -> dict[str, Any]:
-    "Colour and dash of what a group of the picture holds."
+    "Return the colour and dash of what a group of the picture holds."
     sides = dict(pro='proponents', opp='opponents')
     side = sides.get(group.get('class', ''))
     return dict(LINES[side]) if side else dict(color=ink(), linestyle='-')
 
 
 def numbers(shape: Element, *names: str) -> list[float]:
-    "Numbers of a shape by the names of its attributes."
+    "Return the numbers of a shape by the names of its attributes."
     return [float(shape.get(name, 'nan')) for name in names]
 
 
 def draw_box(ax: Axes, shape: Element, thick: float) -> None:
-    "A box with round corners, as thick as told in units."
+    "Draw a box with round corners and a frame of the given thickness."
     x, y, width, height = numbers(shape, 'x', 'y', 'width', 'height')
     round_box = BoxStyle('round', pad=0, rounding_size=6)
     look = dict(facecolor='none', edgecolor=ink(), linewidth=thick)
@@ -237,7 +239,7 @@ def draw_box(ax: Axes, shape: Element, thick: float) -> None:
 
 
 def draw_words(ax: Axes, text: Element, size: float, weight: str) -> None:
-    "The lines of a text at their places, `size` points high."
+    "Draw the lines of a text at their places, `size` points high."
     side = dict(start='left', stop='right').get(text.get('class', ''), 'center')
     for line in text.iter('tspan'):
         look = dict(ha=side, va='baseline', fontsize=size, weight=weight, parse_math=False)
@@ -245,7 +247,7 @@ def draw_words(ax: Axes, text: Element, size: float, weight: str) -> None:
 
 
 def draw_group(ax: Axes, group: Element, unit: float) -> None:
-    "A node or an arrow with its words; a unit of the picture is so many points."
+    "Draw a node or an arrow with its text; `unit` is the size of a unit of the picture in points."
     look, end = kind_of(group), group.get('class') == 'end'
     for shape in group:
         if shape.tag == 'rect':
@@ -262,7 +264,8 @@ def draw_group(ax: Axes, group: Element, unit: float) -> None:
 
 # %% ../../nbs/answer/30_plots.ipynb #3af4a8f8
 def evidence_axes(height: float, words: int) -> Axes:
-    "Axes for a picture so many units high, in a new figure with room for lines of words beneath."
+    """Return axes for a picture so many units high, in a new figure with room for lines of words
+    beneath."""
     body, below = height * _INCHES / WIDTH, 0.45 + 0.165 * words
     figure = plt.figure(FigureClass=Picture, figsize=(_INCHES, body + below + 0.4))
     whole = figure.get_figheight()
@@ -297,7 +300,7 @@ def draw_evidence(
 
 
 def scored(called: str, score: float) -> list[str]:
-    "A path and its score, in lines that are not too long."
+    "Return a path and its score, in lines that are not too long."
     return wrap(f'{signed([score])[0]}   {called}', 96, subsequent_indent='    ')
 
 
@@ -307,8 +310,8 @@ def evidence(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """The paths from head to tail, and what else lies at either, of the training triples that a
-    result names. Raises `ValueError` if none of them touches head or tail."""
+    """Return the paths from head to tail, and what else lies at either, of the training triples
+    that a result names. Raises `ValueError` if none of them touches head or tail."""
     view = result.view(i)
     names = {view.part(part): view.part(part, 'name') for part in TRIPLE}
     picture = EvidencePicture(view.rows, view.part('head'), view.part('tail'), names)
@@ -327,8 +330,8 @@ def strongest_at(
     k: int,
     skip: Sequence[int],  # rows
 ) -> np.ndarray:
-    """Rows of the `k` triples at `ends` with the greatest |influence|; what is unknown or 0 is
-    left out."""
+    """Return the rows of the `k` triples at `ends` with the greatest |influence|; what is
+    unknown or 0 is left out."""
     rows = np.unique(graph.at(np.array(ends))[2])
     rows = rows[~np.isin(rows, skip) & (np.nan_to_num(values[rows]) != 0)]
     return rows[np.argsort(-np.abs(values[rows]), kind='stable')[:k]]
@@ -339,7 +342,7 @@ def strongest_links(
     values: np.ndarray,  # influence `[N]`, NaN where it is unknown
     skip: Sequence[int],  # rows
 ) -> np.ndarray:
-    "Rows of the triple with the highest influence between each two entities."
+    "Return the rows of the triple with the highest influence between each two entities."
     rows = np.setdiff1d(np.flatnonzero(~np.isnan(values)), skip)
     ends = np.sort(np.stack([graph.head[rows], graph.tail[rows]], axis=1), axis=1)
     order = np.lexsort((-values[rows], ends[:, 1], ends[:, 0]))
@@ -355,9 +358,9 @@ def best_paths(
     max_edges: int,
     best: int,
 ) -> pd.DataFrame:
-    """The best paths from head to tail, as `path_table` gives them, without the test triple and
-    without those that have no score. Of paths along the same entities only the best is there:
-    every score grows with each edge's influence."""
+    """Return the best paths from head to tail, as `path_table` gives them, without the test
+    triple and without those that have no score. Of paths along the same entities only the best
+    is there: every score grows with each edge's influence."""
     rows = strongest_links(graph, values, graph.rows_of(ids))
     found = [
         tuple(rows[list(path)].tolist())
@@ -368,7 +371,7 @@ def best_paths(
 
 # %% ../../nbs/answer/30_plots.ipynb #57b89a6a
 def called_nodes(training: TriplesFactory, nodes: Iterable[int]) -> dict[int, str]:
-    "The name of each entity, with its label where several of these have that name."
+    "Return the name of each entity, with its label where several of these have that name."
     names, label = names_of(training) or NAMELESS, training.entity_id_to_label
     called = {node: names.called(label[node]) for node in nodes}
     count = Counter(called.values())
@@ -380,7 +383,7 @@ def ego_frame(
     rows: Sequence[int],  # triples of the graph
     values: np.ndarray,  # influence `[N]`
 ) -> pd.DataFrame:
-    "Triples as `EvidencePicture` takes them: labels, names and influence, by their rows."
+    "Return triples as `EvidencePicture` takes them: labels, names and influence, by their rows."
     names = names_of(graph.training) or NAMELESS
     frame = graph.frame(np.array(rows, dtype=np.int64))[list(TRIPLE)].set_axis(list(rows))
     ids = zip(graph.head[rows], graph.tail[rows])
@@ -397,7 +400,8 @@ def path_rows(
     head: int,
     frame: pd.DataFrame,  # of `ego_frame`
 ) -> list[Chain]:
-    "A row of the picture for each path; a link shows the other triples of its entities, too."
+    """Return a row of the picture for each path; a link shows the other triples of its entities,
+    too."""
     links, label, found = (
         links_of(frame.reset_index(drop=True)),
         graph.training.entity_id_to_label,
@@ -424,8 +428,8 @@ def ego_graph(
     how: str = 'mean',  # how the influence of a path's edges makes its score, see `score_paths`
     ax: Axes | None = None,
 ) -> Axes:
-    """The strongest training triples around head and tail, and the best paths from one to the
-    other. Raises `ValueError` without labels, if head and tail are the same, and if nothing
+    """Return the strongest training triples around head and tail, and the best paths from one to
+    the other. Raises `ValueError` without labels, if head and tail are the same, and if nothing
     there has any influence."""
     for name, value in dict(k=k, best=best, max_edges=max_edges).items():
         at_least_one(name, value)
@@ -446,7 +450,7 @@ def ego_graph(
 def ego_picture(
     graph: Graph, ids: tuple[int, int, int], table: pd.DataFrame, frame: pd.DataFrame
 ) -> tuple[EvidencePicture, str, list[str]]:
-    "What `ego_graph` draws: the picture, its title, and the best paths in words."
+    "Return the contents of `ego_graph`: the picture, its title, and the best paths in words."
     head, tail = (graph.training.entity_id_to_label[i] for i in (ids[0], ids[2]))
     chains = path_rows(graph, table, ids[0], frame)
     used = {row for chain in chains for link in chain.links for row in link}
@@ -473,7 +477,8 @@ def checked_frame(
     texts: Sequence[str],  # columns
     numbers: Sequence[str],  # columns
 ) -> pd.DataFrame:
-    "The frame. Raises `ValueError` for a missing column, no rows, or a number that is not finite."
+    """Return the frame. Raises `ValueError` for a missing column, no rows, or a number that is
+    not finite."""
     if not isinstance(frame, pd.DataFrame) or not len(frame):
         raise ValueError(
             f'{name}: expected a DataFrame with at least one row, got {type(frame).__name__}'
@@ -500,7 +505,7 @@ def panels(
     width: float,  # inches, of each
     height: float,
 ) -> list[Axes]:
-    "`n` axes side by side with one vertical axis, in the figure given or in a new one."
+    "Return `n` axes side by side with one vertical axis, in the figure given or in a new one."
     if figure is None:
         size = dict(figsize=(width * n + 1.5, height), layout='constrained')
         figure = plt.figure(FigureClass=Picture, **size)
@@ -508,7 +513,7 @@ def panels(
 
 # %% ../../nbs/answer/30_plots.ipynb #7cd2995b
 def byte_unit(largest: float) -> tuple[str, float]:
-    "The unit in which to write numbers of bytes up to `largest`, and its size in bytes."
+    "Return the unit in which to write numbers of bytes up to `largest`, and its size in bytes."
     power = min(4, int(np.log2(max(largest, 1)) // 10))
     return ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'][power], 1024.0**power
 
@@ -517,8 +522,8 @@ def stage_plot(
     stages: pd.DataFrame,  # columns stage, seconds, bytes
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Seconds (with their share) and memory of each stage, as two axes. Raises `ValueError` for
-    another frame."""
+    """Return seconds (with their share) and memory of each stage, as two axes. Raises
+    `ValueError` for another frame."""
     checked_frame(stages, 'stages', ['stage'], ['seconds', 'bytes'])
     for column in ('seconds', 'bytes'):
         if (bad := stages[column] < 0).any():
@@ -551,8 +556,8 @@ def stage_bars(ax: Axes, values: pd.Series, texts: Sequence[str], name: str, fac
 def benchmark_rows(
     source: Path | str | Mapping[str, Any], column: str
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """A benchmark, and its rows with columns group, name and value. Raises `ValueError` naming
-    the file."""
+    """Return a benchmark, and its rows with columns group, name and value. Raises `ValueError`
+    naming the file."""
     where = 'benchmark' if isinstance(source, Mapping) else os.fspath(source)
     try:
         result = (
@@ -579,8 +584,8 @@ def speedups(
     column: str,  # one with ratios: "times_slower" of peers.json, "gain" of workers.json, ...
     ax: Axes | None = None,
 ) -> Axes:
-    """The ratios of a benchmark. Raises `ValueError` for another file, a column that it lacks,
-    or no ratios."""
+    """Return the ratios of a benchmark. Raises `ValueError` for another file, a column that it
+    lacks, or no ratios."""
     result, rows = benchmark_rows(source, column)
     lines = []
     for group, part in rows.groupby('group', sort=False):
@@ -631,7 +636,7 @@ def ratio_points(ax: Axes, values: np.ndarray) -> None:
 
 # %% ../../nbs/answer/30_plots.ipynb #dd1e0075
 def checked_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """The frame. Raises `ValueError` for missing columns, a pair that is there twice, or an
+    """Return the frame. Raises `ValueError` for missing columns, a pair that is there twice, or an
     interval without its value."""
     checked_frame(table, 'table', ['method', 'metric'], ['value', 'lo', 'hi'])
     twice, outside = (
@@ -653,8 +658,8 @@ def curves(
     name: str = 'recall',  # the metrics `name@k` are drawn
     ax: Axes | None = None,
 ) -> Axes:
-    """A metric at k over k, with intervals as bands, a line for each method. Raises `ValueError`
-    for other frames."""
+    """Return a metric at k over k, with intervals as bands, a line for each method. Raises
+    `ValueError` for other frames."""
     checked_metrics(table)
     at = table['metric'].astype(str).str.extract(f'^{re.escape(name)}@([0-9]+)$')[0]
     if at.isna().all():
@@ -686,8 +691,8 @@ def comparison(
     metrics: Sequence[str] | None = None,  # by default all but those with @k
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Value and interval of each method, axes for each metric. Raises `ValueError` for other
-    frames or metrics."""
+    """Return the value and interval of each method, axes for each metric. Raises `ValueError`
+    for other frames or metrics."""
     checked_metrics(table)
     there, methods = list(table['metric'].unique()), list(table['method'].unique())
     metrics = [name for name in there if '@' not in str(name)] if metrics is None else list(metrics)

@@ -20,8 +20,8 @@ def passing(
     bar: Tensor,  # `[M]`, in the units of `sign * scores`
     sign: int,  # 1: large scores pass, -1: small scores pass
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows `[c]`, columns `[c]` and values `[c]` of all `sign * scores` that are not `<= bar`,
-    NaN included."""
+    """Return rows `[c]`, columns `[c]` and values `[c]` of all `sign * scores` that are not `<=
+    bar`, NaN included."""
     whole = scores.shape[1] // BLOCK * BLOCK
     blocks = scores[:, :whole].unflatten(1, (whole // BLOCK, BLOCK))
     peaks = blocks.amax(2) if sign > 0 else -blocks.amin(2)
@@ -45,7 +45,7 @@ def strongest(
     k: int,
     ordered: bool = False,  # do equal values come by index already?
 ) -> tuple[Tensor, Tensor]:
-    "The `k` highest values of each row, equal values by index: `[M, k]`, `[M, k]`."
+    "Return the `k` highest values of each row, equal values by index: `[M, k]`, `[M, k]`."
     if not ordered:
         indices, order = indices.sort(dim=1, stable=True)
         values = values.gather(1, order)
@@ -59,7 +59,7 @@ def to_table(
     indices: Tensor,  # `[c]`
     num_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """Candidates as a table `[num_rows, w]` of values and of indices, w being the most
+    """Return candidates as a table `[num_rows, w]` of values and of indices, w being the most
     candidates that a row has."""
     row, order = row.sort(stable=True)
     first = torch.searchsorted(row, torch.arange(num_rows, device=row.device))
@@ -76,7 +76,7 @@ def row_numbers(
     n: int,
     device: torch.device,
 ) -> tuple[Tensor, int]:
-    "Training indices `[n]` on `device`, and the lowest of them."
+    "Return training indices `[n]` on `device`, and the lowest of them."
     if isinstance(indices, int):
         lowest = indices
         indices = torch.arange(lowest, lowest + n, device=device)
@@ -127,7 +127,7 @@ class TopK:
         self.highest = -1  # training index seen so far
 
     def __len__(self) -> int:
-        "M, the number of test triples."
+        "Return M, the number of test triples."
         return len(self.held)
 
     @property
@@ -141,14 +141,15 @@ class TopK:
         return self.places.masked_fill(self.places == NONE, -1)
 
     def bar(self, lowest: int) -> Tensor:
-        "What the next scores must exceed, `[M]`, if their training indices are at least `lowest`."
+        """Return the thresholds `[M]` that the next scores must exceed, if their training
+        indices are at least `lowest`."""
         last = self.held[:, -1]
         below = torch.nextafter(last, torch.full_like(last, -torch.inf))
         return torch.where(self.places[:, -1] < lowest, last, below).clamp(min=self.floor)
 
     def candidates(self, scores: Tensor, lowest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, columns and signed values `[c]` of the scores `[M, n]` that may belong to the
-        strongest `k`."""
+        """Return rows, columns and signed values `[c]` of the scores `[M, n]` that may belong to
+        the strongest `k`."""
         bar = self.bar(lowest)
         sample = self.sign * scores[:, ::BLOCK] > bar[:, None]
         if sample.float().mean() * scores.shape[1] > 4 * self.k:
@@ -287,8 +288,8 @@ class Ranking:
         self.slopes += other.slopes
 
     def tables(self) -> dict[str, Tensor]:
-        """All that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides, `sums`
-        `[2, M]`, `slopes` `[]`."""
+        """Return all that is kept, on the CPU: `values` and `indices` `[M, k]` of both sides,
+        `sums` `[2, M]`, `slopes` `[]`."""
         sides = dict(proponents=self.proponents, opponents=self.opponents)
         return {
             f'{side}.{name}': getattr(top, name).cpu()
@@ -310,7 +311,7 @@ def group_sum(
     groups: Tensor,  # `[n]`, the group of each training triple, below `num_groups`
     num_groups: int,
 ) -> Tensor:
-    "Sum of the scores of each group, `[M, num_groups]`."
+    "Return the sum of the scores of each group, `[M, num_groups]`."
     sums = scores.new_zeros(len(scores), num_groups)
     return sums.index_add_(1, groups.to(scores.device), scores)
 
@@ -319,8 +320,8 @@ TEST = ['test_index', 'test_head', 'test_relation', 'test_tail']
 
 
 def _summed(frame: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Net influence and number of triples per test triple and `key`, the highest sum of each
-    test triple first."""
+    """Return the net influence and number of triples per test triple and `key`, the highest sum
+    of each test triple first."""
     sums = (
         frame.groupby([*TEST, key], sort=False)['influence']
         .agg(influence='sum', triples='count')
@@ -332,12 +333,13 @@ def _summed(frame: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def by_relation(frame: pd.DataFrame) -> pd.DataFrame:
-    "Net influence and number of the training triples of each relation, per test triple."
+    "Return the net influence and number of the training triples of each relation, per test triple."
     return _summed(frame, 'relation')
 
 # %% ../../nbs/answer/00_ranking.ipynb #c0c91586
 def by_entity(frame: pd.DataFrame) -> pd.DataFrame:
-    "Net influence and number of the training triples in which each entity occurs, per test triple."
+    """Return the net influence and number of the training triples in which each entity occurs,
+    per test triple."""
     loop = frame['head'] == frame['tail']
     long = pd.concat(
         [frame.assign(entity=frame['head']), frame[~loop].assign(entity=frame['tail'][~loop])]
@@ -350,8 +352,8 @@ def by_group(
     groups: list[str]
     | None = None,  # columns of `frame`; by default those of the result's breakdown
 ) -> pd.DataFrame:
-    """Net influence through each parameter group, per test triple. Raises `ValueError` without a
-    breakdown."""
+    """Return the net influence through each parameter group, per test triple. Raises
+    `ValueError` without a breakdown."""
     groups = groups or frame.attrs.get('groups')
     if not groups:
         raise ValueError('the frame has no breakdown by parameter group')

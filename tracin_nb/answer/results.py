@@ -78,7 +78,7 @@ def ranked_rows(
     training: TriplesFactory,
     groups: dict[str, Tensor] | None = None,  # name -> `[M, k]`, more numbers of the same triples
 ) -> pd.DataFrame:
-    """One row for each (test triple, rank) found: test_index, labels, influence, rank,
+    """Return one row for each (test triple, rank) found: test_index, labels, influence, rank,
     training_index and `groups`."""
     indices, values = top.indices.cpu().numpy(), top.values.cpu().numpy()
     test, place = np.nonzero(indices >= 0)
@@ -106,24 +106,24 @@ CAVEAT = (
 )
 CAVEAT_OF_RUNS = (
     'TracIn is a first-order estimate of what a training triple did to a loss, here the mean over '
-    'runs of several seeds. What the runs agree on, and how far they are apart, stands with it.'
+    'runs of several seeds. Spread and agreement show how much the runs differ.'
 )
 CAVEAT_OF_REPLAY = (
-    'Replay is the derivative of the training that happened: what a little less of a training '
-    'triple would have done to a loss. What its absence does is another path; how near that comes '
-    'is what the triples that were really dropped say. It holds for the seeds of what was replayed.'
+    'Replay is the exact derivative of the recorded training: the effect on a loss of reducing '
+    'the weight of a training triple slightly. Removing the triple altogether can differ; the '
+    'check trainings without a triple show by how much. It holds only for the replayed seeds.'
 )
 
 
 def caveat_of(facts: dict[str, Any]) -> str:
-    "What has to be kept in mind of numbers that were made so."
+    "Return the caveat for numbers computed in this way."
     if facts.get('rung') == 'replay':
         return CAVEAT_OF_REPLAY
     return CAVEAT_OF_RUNS if 'runs' in facts else CAVEAT
 
 
 def whose(facts: dict[str, Any]) -> str:
-    "Of which runs the numbers are."
+    "Return the runs that the numbers come from."
     if 'runs' not in facts:
         return 'of this one run'
     seeds = ', '.join(str(r['seed']) for r in facts['runs'] if r.get('seed') is not None)
@@ -137,8 +137,8 @@ def trainings_of_replay(predictions: int, check: int = 8) -> float:
 
 
 def replay_text(facts: dict[str, Any], predictions: int) -> str:
-    """What a replay of so many predictions would take, by what the training took; nothing if that
-    is not known."""
+    """Return what a replay of so many predictions would take, by what the training took; nothing
+    if that is not known."""
     if facts.get('rung') != 'estimate' or (each := facts.get('training_seconds')) is None:
         return ''
     n = trainings_of_replay(predictions)
@@ -146,20 +146,22 @@ def replay_text(facts: dict[str, Any], predictions: int) -> str:
 
 
 def rung_text(facts: dict[str, Any], verified: int, among: int) -> str:
-    "Which of the three rungs of truth numbers stand on, and how many were trained again."
+    """Return the rung of the numbers (estimate, replay, retraining), and how many were verified
+    by retraining."""
     replayed = facts.get('rung') == 'replay'
     rung = 'second of three, replay' if replayed else 'first of three, an estimate'
     done = (
-        f'{verified} of {among} were trained again without some triples'
+        f'{verified} of {among} were verified by retraining'
         if verified
-        else 'none was trained again without its proponents (`tracin verify`)'
+        else 'none was verified by retraining (`tracin verify`)'
     )
     price = f'; {text} (`tracin replay`)' if (text := replay_text(facts, among)) else ''
-    return f'Rung of truth: the {rung}; {done}{price}.'
+    return f'Rung: the {rung}; {done}{price}.'
 
 
 def plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    "The facts as JSON gives them back. Raises `ValueError` naming a fact that JSON cannot hold."
+    """Return the facts as JSON gives them back. Raises `ValueError` naming a fact that JSON
+    cannot hold."""
     plain = {}
     for name, value in facts.items():
         try:
@@ -170,7 +172,7 @@ def plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoints_said(facts: dict[str, Any]) -> list[str]:
-    "The number of checkpoints with their epochs."
+    "Return the number of checkpoints with their epochs."
     each = [r.get('checkpoints', []) for r in facts.get('runs', [])]
     if not (checkpoints := facts.get('checkpoints', each[0] if each else None)):
         return []
@@ -182,12 +184,12 @@ def _checkpoints_said(facts: dict[str, Any]) -> list[str]:
 
 
 def _error(measured: dict[str, float] | None) -> str:
-    "How far off a part that was computed both ways is."
+    "Return the error measured on a part that was computed both ways."
     return f' (relative error {measured["relative_error"]:.2g})' if measured else ''
 
 
 def _approximations(facts: dict[str, Any]) -> list[str]:
-    "Whatever makes the numbers less than exact, or something that was assumed."
+    "Return the approximations and assumptions behind the numbers."
     found = []
     if facts.get('precision', 'fp32') != 'fp32':
         found.append(f'precision {facts["precision"]}{_error(facts.get("precision_error"))}')
@@ -203,16 +205,16 @@ def _approximations(facts: dict[str, Any]) -> list[str]:
 
 
 def _replay_line(facts: dict[str, Any], of: list[str]) -> str:
-    "What the numbers of a replay are, and what its check found."
+    "Return one line on the numbers of a replay and the outcome of its check."
     arrives = f', repeated {facts["arrives"]}' if 'arrives' in facts else ''
     done = [f'{facts["steps"]:,} steps{arrives}'] if 'steps' in facts else []
     parts = [*of, *done, facts.get('check', 'not checked by dropping triples')]
-    begin = f'Replay: exact derivative of the training that happened, {whose(facts)}: '
+    begin = f'Replay: exact derivative of the recorded training, {whose(facts)}: '
     return begin + '; '.join([*parts, *_approximations(facts)])
 
 
 def facts_line(facts: dict[str, Any]) -> str:
-    "What the numbers are: of which model, checkpoints and loss, and what makes them less exact."
+    "Return one line on the numbers: model, checkpoints, loss, and approximations."
     losses = {'loss': 'objective', 'loss of the prediction': 'test_objective'}
     said = [f'{what} "{facts[name]}"' for what, name in losses.items() if name in facts]
     model = [facts['model']] if 'model' in facts else []
@@ -226,7 +228,7 @@ def facts_line(facts: dict[str, Any]) -> str:
 
 
 def facts_text(facts: dict[str, Any]) -> str:
-    "All facts, a line for each, as a table's reader may want them for a report."
+    "Return all facts, one per line."
     plain = {name: value for name, value in facts.items() if value not in (None, [], {})}
     plain.pop('verified', None)  # said above the table
     said = lambda x: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)
@@ -234,45 +236,43 @@ def facts_text(facts: dict[str, Any]) -> str:
 
 # %% ../../nbs/answer/10_results.ipynb #7dbec3ed
 def _looked_at(facts: dict[str, Any]) -> tuple[int, int, str]:
-    "How many triples were looked at, how many of them have a slope, and what one is called."
+    "Return the number of checked triples, the number with a slope, and the word for one."
     kind = 'candidate' if 'candidates' in facts else 'training triple'
     name = f'{kind.replace(" ", "_")}s'
     return facts[name], facts[f'{name}_with_slope'], kind
 
 
 def _counted(facts: dict[str, Any], what: str = 'one') -> str:
-    "How many training triples have a slope."
+    "Return how many training triples have a slope."
     n, sloped, looked_at = _looked_at(facts)
-    return (
-        f'{sloped:,} of the {n:,} {looked_at}s looked at {"has" if sloped == 1 else "have"} {what}'
-    )
+    return f'{sloped:,} of the {n:,} {looked_at}s checked {"has" if sloped == 1 else "have"} {what}'
 
 
 def _flat(facts: dict[str, Any]) -> str:
-    "Why a test triple without a slope has no influences, and what would have one."
+    "Return why a test triple without a slope has no influences, and what would have one."
     own = facts.get('test_objective', facts['objective'])
     names = [f'"{name}"' for name in facts.get('test_objectives_with_slope', [])]
     other = (
         f'with {" or ".join(names)} as the loss of the prediction (test_objective) it has one'
         if names
-        else 'no other that was tried has one'
+        else 'no other tried objective has one'
     )
     return (
         f"the test triple's own loss ({own}) has no slope at any checkpoint, so no training "
-        f'triple moves it; '
+        f'triple affects it; '
         f'{_counted(facts)}; {other}'
     )
 
 
 def why_nothing(facts: dict[str, Any], test: dict[str, Any]) -> str:
-    "Why a test triple, a row of `tests`, has neither proponents nor opponents."
+    "Return why a test triple, a row of `tests`, has neither proponents nor opponents."
     looked_at, sloped, kind = _looked_at(facts)
     if (
         not looked_at
         or facts.get('neighbourhood', {}).get('restrict')
         and not test.get('neighbourhood_size', 1)
     ):
-        return f'there is no {kind} to look at'
+        return f'there is no {kind} to check'
     if not sloped:
         return (
             f'no {kind} has a slope ({_counted(facts)}) under objective '
@@ -283,16 +283,14 @@ def why_nothing(facts: dict[str, Any], test: dict[str, Any]) -> str:
     has = f'the test triple has a slope, and {_counted(facts)}, but '
     if test.get('test_self_influence') == 0 and not _leaves_out(facts):
         return has + (
-            'products with a gradient as small as its own are 0 in these numbers; weighting '
-            '"cosine" divides the size out, and a model in float64 holds them'
+            'products with a gradient as small as its own underflow to 0; weighting "cosine" '
+            'divides the size out, and a model in float64 avoids the underflow'
         )
-    return has + (
-        'they have no parameter in common, or what they share cancels or is too small a number'
-    )
+    return has + ('they share no parameter, or the shared terms cancel or underflow')
 
 
 def _leaves_out(facts: dict[str, Any]) -> bool:
-    "Does the metric count some parameters as zero?"
+    "Return whether the metric counts some parameters as zero."
     found = facts.get('metric') or {}
     return bool(found.get('left_out')) or ('metric' in found and _leaves_out(found))
 
@@ -301,7 +299,7 @@ SHALLOW = 1e-37  # influences below it have few digits in float32
 
 
 def few_digits(what: str) -> str:
-    "What has to be said of numbers at the end of float32."
+    "Return a warning about numbers near the limits of float32."
     return (
         f'{what} {SHALLOW:g} have few digits in float32; weighting "cosine" divides the size of '
         f'gradients out, and a model in float64 holds them'
@@ -309,27 +307,27 @@ def few_digits(what: str) -> str:
 
 # %% ../../nbs/answer/10_results.ipynb #448f1a63
 def to_csv(report: 'Report', path: Path) -> None:
-    "The frame as CSV in UTF-8 with a header line; texts are quoted, numbers are not."
+    "Write the frame as CSV in UTF-8 with a header line; texts are quoted, numbers are not."
     report.frame.to_csv(
         path, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n', encoding='utf-8'
     )
 
 
 def to_parquet(report: 'Report', path: Path) -> None:
-    "The frame as Parquet; `pandas.read_parquet` gives back its `attrs` too."
+    "Write the frame as Parquet; `pandas.read_parquet` restores its `attrs`, too."
     report.frame.to_parquet(path, index=False, engine='pyarrow')
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries of plain Python values, as `DataFrame.to_dict` gives them, column by
-    column."""
+    """Return rows as dictionaries of plain Python values, as `DataFrame.to_dict` gives them,
+    column by column."""
     columns = {name: frame[name].to_numpy(dtype=object).tolist() for name in frame.columns}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
 def to_json(report: 'Report', path: Path) -> None:
-    """Kind, caveat, facts, test triples (of a `Result`) and rows. What the model holds of a test
-    triple is told once, with the test triples."""
+    """Kind, caveat, facts, test triples (of a `Result`) and rows. Beliefs about a test triple
+    are written once, with the test triples."""
     tests = {'tests': records(report.tests)} if hasattr(report, 'tests') else {}
     told = [
         f'test_{name}' for name in (*BELIEFS, *RANGES) if tests and f'test_{name}' in report.frame
@@ -347,22 +345,22 @@ def to_json(report: 'Report', path: Path) -> None:
 
 
 def graph_of(report: 'Report') -> nx.MultiDiGraph:
-    "Entities and triples of a report as a graph, with its predictions if it has any."
+    "Return the entities and triples of a report as a graph, with its predictions if it has any."
     return result_graph(report.frame, getattr(report, 'tests', None))
 
 
 def to_graphml(report: 'Report', path: Path) -> None:
-    "The graph as GraphML."
+    "Write the graph as GraphML."
     write_graphml(graph_of(report), path)
 
 
 def to_cyjs(report: 'Report', path: Path) -> None:
-    "The graph with a style for Cytoscape."
+    "Write the graph with a style for Cytoscape."
     write_cyjs(graph_of(report), path)
 
 
 def to_xlsx(report: 'Report', path: Path) -> None:
-    "Sheets of triples, predictions and facts."
+    "Write sheets of triples, predictions and facts."
     facts = pd.DataFrame(
         [line.partition(': ')[::2] for line in facts_text(report.facts).split('\n')],
         columns=['fact', 'value'],
@@ -390,8 +388,8 @@ _CELL = re.compile(r'("[^"]*(?:""[^"]*)*"|[^",\r\n]*)(,|\r?\n|$)')
 
 
 def _text_columns(content: str) -> set[int]:
-    """The places of the columns of a CSV table that have a quoted text, not an empty one, below
-    the header."""
+    """Return the places of the columns of a CSV table that have a quoted text, not an empty one,
+    below the header."""
     found, row, column = set(), 0, 0
     for cell, end in _CELL.findall(content):
         if row and len(cell) > 2 and cell[0] == '"':
@@ -401,7 +399,7 @@ def _text_columns(content: str) -> set[int]:
 
 
 def _typed(cells: list[str]) -> list[bool] | list[int] | list[float]:
-    "Numbers or truth values that are written as `cells`; an empty one is no number."
+    "Return numbers or truth values that are written as `cells`; an empty one is no number."
     if set(cells) <= {'True', 'False'}:
         return [cell == 'True' for cell in cells]
     try:
@@ -413,8 +411,8 @@ def _typed(cells: list[str]) -> list[bool] | list[int] | list[float]:
 def read_csv(
     path: str | os.PathLike,  # a CSV file that this package wrote
 ) -> pd.DataFrame:
-    """The table in a CSV file with labels as they are: a column with a quoted text holds texts,
-    any other numbers."""
+    """Return the table in a CSV file with labels as they are: a column with a quoted text holds
+    texts, any other numbers."""
     with open(path, newline='', encoding='utf-8') as file:
         content = file.read()
     frame, texts = (
@@ -519,7 +517,7 @@ def block_text(
     i: int,
     k: int | None = None,  # ranks of each side; None: all
 ) -> str:
-    "Block `i` of a report as plain text: title, what is said of it, rankings, note."
+    "Return block `i` of a report as plain text: title, what is said of it, rankings, note."
     title, sides = report.block(i)
     line, *rest = block_lines(title, {name: frame.iloc[:k] for name, frame in sides.items()})
     first, *doubt = report.said(i) or ['']
@@ -531,8 +529,8 @@ def text_table(
     report: 'Report',
     verbose: bool = False,  # all facts, not only what the numbers are
 ) -> str:
-    """A report as plain text for a terminal: a block for each test triple, then one line of what
-    the numbers are, or all facts and the caveat."""
+    """Return a report as plain text for a terminal: a block for each test triple, then one line
+    of what the numbers are, or all facts and the caveat."""
     blocks = [block_text(report, i) for i in range(len(report))]
     more = [facts_text(report.facts), caveat_of(report.facts)] if verbose else []
     foot = '\n'.join(filter(None, [report.outlook(), facts_line(report.facts)]))
@@ -540,7 +538,7 @@ def text_table(
 
 
 def brief_text(report: 'Report') -> str:
-    """The first blocks of a report with their first ranks, how many more there are, and the
+    """Return the first blocks of a report with their first ranks, how many more there are, and the
     facts, as plain text."""
     n = min(len(report), 3)
     blocks = [block_text(report, i, 5 if n == 1 else 3) for i in range(n)]
@@ -551,7 +549,8 @@ def brief_text(report: 'Report') -> str:
 # %% ../../nbs/answer/10_results.ipynb #bf4c7151
 @dataclass(eq=False, repr=False)
 class Report:
-    "A frame of training triples, and the facts of how it was made: shown, drawn and saved alike."
+    """A frame of training triples with the facts of its computation: the base of what is shown,
+    drawn and saved."""
 
     frame: pd.DataFrame
     facts: dict[str, Any]
@@ -564,15 +563,15 @@ class Report:
         self.frame.attrs |= dict(facts=self.facts, caveat=caveat_of(self.facts))
 
     def to_frame(self) -> pd.DataFrame:
-        "A copy of the frame; its `attrs` hold `facts` and `caveat`."
+        "Return a copy of the frame; its `attrs` hold `facts` and `caveat`."
         return self.frame.copy()
 
     def __len__(self) -> int:
-        "The number of blocks."
+        "Return the number of blocks."
         return 1
 
     def summary(self) -> str:
-        "What there is, in a few words."
+        "Return a short summary."
         return f'{len(self.frame)} rows'
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
@@ -580,42 +579,43 @@ class Report:
         raise NotImplementedError
 
     def said(self, i: int) -> list[str]:
-        "What has to be said above the table of block `i`, line by line; mostly nothing."
+        "Return the lines above the table of block `i`; usually none."
         return []
 
     def note(self, i: int) -> str:
-        "What has to be said beneath block `i`; mostly nothing."
+        "Return the note beneath block `i`; usually empty."
         return ''
 
     def title(self, i: int) -> str:
-        "The title of a picture of block `i`."
+        "Return the title of a picture of block `i`."
         return self.block(i)[0]
 
     def outlook(self) -> str:
-        "What has to be said of all blocks together; mostly nothing."
+        "Return a note on all blocks together; usually empty."
         return ''
 
     def __repr__(self) -> str:
-        "The first ranks of the first blocks, and the facts on a line."
+        "Return the first ranks of the first blocks, and the facts on a line."
         return brief_text(self)
 
     def view(self, i: int) -> View:
-        "What is shown of block `i`, see the chapter *The view*."
+        "Return the view of block `i`, see the chapter [[VIEW]]."
         return View(*self.block(i), self.said(i), self.note(i))
 
     def calls(self) -> dict[str, str]:
-        "The calls that repeat this, by what they are for; mostly none."
+        "Return the calls that repeat the result, by purpose; usually none."
         return {}
 
     def foot(self, opened: bool) -> str:
-        "What stands beneath all blocks, as HTML."
+        "Return the HTML beneath all blocks."
         calls, proofs = self.calls(), self.facts.get('verified', [])
         rung = rung_text(self.facts, len(proofs), len(self)) if calls else ''
         notes = [self.outlook(), facts_line(self.facts), rung, caveat_of(self.facts)]
         return html_foot(notes, calls, opened)
 
     def _repr_html_(self) -> str:
-        "The first blocks as in a report, then how many more there are, the facts and the caveat."
+        """Return the first blocks as in a report, then how many more there are, the facts and
+        the caveat."""
         n = min(len(self), SHOWN_BLOCKS)
         blocks = ''.join(view_html(self.view(i), opened=n == 1) for i in range(n))
         more = f'<p>and {len(self) - n} more test triples</p>' if len(self) > n else ''
@@ -626,7 +626,7 @@ class Report:
         out: str | os.PathLike,  # a file ending in .html; an older one is replaced
         title: str = 'Why does the model predict this?',
     ) -> Path:
-        """Write one page that shows everything in any browser and asks no other host. Raises
+        """Write one page for any browser, which loads nothing from other hosts. Raises
         `ValueError` for another ending."""
         if (path := Path(out)).suffix not in ('.html', '.htm'):
             raise ValueError(f'{path}: a report is a page, expected a file ending in .html')
@@ -658,7 +658,8 @@ class Report:
         names: Names | None,
         keep: bool = False,  # None: leave those that are there
     ) -> Self:
-        "The same report with these names beside its labels, in columns such as `head_name`."
+        """Return a copy of the report with these names beside its labels, in columns such as
+        `head_name`."""
         if keep and names is None:
             return self
         frames = [f.name for f in fields(self) if f.name != 'facts']
@@ -688,7 +689,7 @@ class Report:
 
 
 def nothing(report: Report, i: int) -> ValueError:
-    "The error of a drawing of block `i`, which is empty."
+    "Return the error for drawing block `i`, which is empty."
     why = report.note(i) or 'no training triple has any influence'
     return ValueError(f'{report.block(i)[0]}: {why}; there is nothing to plot')
 
@@ -709,7 +710,7 @@ COLUMNS = [
 
 
 def led(frame: pd.DataFrame) -> pd.DataFrame:
-    "The frame with `COLUMNS` first, as far as it has them, and all others after them."
+    "Return the frame with `COLUMNS` first, as far as it has them, and all others after them."
     first = [name for name in COLUMNS if name in frame]
     return frame[[*first, *(name for name in frame if name not in first)]]
 
@@ -720,7 +721,7 @@ def with_spread(
     agreement: np.ndarray,  # the share of the runs whose influence has the sign of the mean
     runs: int,
 ) -> 'Result':
-    "The result, whose influences are means over so many runs, with columns that say how far apart."
+    "Return the result of means over runs, with columns for their spread and agreement."
     columns = dict(zip(SPREAD, (spread, agreement, runs)))
     return replace(result, frame=led(result.frame.assign(**columns)))
 
@@ -758,8 +759,8 @@ def test_table(
     self_influence: Tensor | None = None,
     beliefs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Labels, ids and, if given, `beliefs` and self-influence `[M]` of test triples `[M, 3]`.
-    Raises `ValueError` for other columns or another number of beliefs."""
+    """Return labels, ids and, if given, `beliefs` and self-influence `[M]` of test triples `[M,
+    3]`. Raises `ValueError` for other columns or another number of beliefs."""
     columns = label_columns(test, training, 'test_')
     columns |= dict(zip(IDS, test.cpu().numpy().T))
     if beliefs is not None:
@@ -780,7 +781,7 @@ def result_frame(
     tables: tuple[TopK, TopK],  # proponents and opponents
     groups: dict[str, tuple[Tensor, Tensor]],  # name -> `[M, k]` of each side
 ) -> pd.DataFrame:
-    "One row for each test triple and training triple found, with the labels of both."
+    "Return one row for each test triple and training triple found, with the labels of both."
     sides = [
         ranked_rows(top, training, {name: parts[i] for name, parts in groups.items()}).assign(
             kind=kind
@@ -808,7 +809,7 @@ class Result(Report):
     """Proponents and opponents of test triples. `tests` has a row for each test triple: labels,
     ids, and, where they were computed, what the model holds of it (`score`, `tail_rank` among
     `tails`, `head_rank` among `heads`, `known`, the counts of its parts in training),
-    `test_self_influence` and `has_slope`: has its own loss a slope at some checkpoint?"""
+    `test_self_influence` and `has_slope`: whether its own loss has a slope at some checkpoint."""
 
     tests: pd.DataFrame
 
@@ -827,11 +828,11 @@ class Result(Report):
         return self.frame[self.frame['kind'] == 'opponent'].reset_index(drop=True)
 
     def __len__(self) -> int:
-        "The number of test triples."
+        "Return the number of test triples."
         return len(self.tests)
 
     def summary(self) -> str:
-        "What there is, in a few words."
+        "Return a short summary."
         return (
             f'{len(self)} test triples, {len(self.proponents)} proponents, '
             f'{len(self.opponents)} opponents'
@@ -860,8 +861,8 @@ class Result(Report):
         return cls(frame, facts, tests).with_names(names_of(training))
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
-        """Test triple `i` and its proponents and opponents. Raises `IndexError` if there is no such
-        test triple."""
+        """Return test triple `i` and its proponents and opponents. Raises `IndexError` if there
+        is no such test triple."""
         if not -len(self) <= i < len(self):
             raise IndexError(f'there is no test triple {i}, the result has {len(self)}')
         title = '  '.join(triples_shown(self.tests.iloc[[i]], 'test_')[0])
@@ -870,28 +871,29 @@ class Result(Report):
         return title, {kind + 's': mine[mine['kind'] == kind] for kind in SIDES}
 
     def said(self, i: int) -> list[str]:
-        "What the model holds of test triple `i`, and what that says of its explanation."
+        """Return the model's scores and ranks of test triple `i`, and warnings that follow for
+        its explanation."""
         test = self.tests.iloc[i].to_dict()
         proofs = [f'{PROOF}{x["verdict"]}' for x in self._proofs(i)]
         seen = [MECHANISM] if self.facts.get('view') == 'mechanism' else []
         return [belief_line(test, self.facts), *seen, *doubts(test, self.facts), *proofs]
 
     def view(self, i: int) -> View:
-        "What is shown of test triple `i`."
+        "Return the view of test triple `i`."
         return replace(super().view(i), test=self.tests.iloc[i].to_dict())
 
     def calls(self) -> dict[str, str]:
-        "Python, and the command, that ask the same."
+        "Return the Python code and the command that repeat the question."
         asked = self.facts, self.tests[[f'test_{part}' for part in TRIPLE]].values, self.frame
         return {'Python': python_call(*asked), 'Command': command_call(*asked)}
 
     def _proofs(self, i: int) -> list[dict[str, Any]]:
-        "What `note_verified` was told of test triple `i`."
+        "Return what `note_verified` stored about test triple `i`."
         triple = [str(self.tests[f'test_{part}'].iloc[i]) for part in TRIPLE]
         return [x for x in self.facts.get('verified', []) if x['prediction'] == triple]
 
     def note_verified(self, i: int, verdict: str, rows: pd.DataFrame) -> None:
-        "Keep what trainings without some triples showed of test triple `i`, for `verified`."
+        "Store the outcome of trainings without some triples for test triple `i`, for `verified`."
         triple = [str(self.tests[f'test_{part}'].iloc[i]) for part in TRIPLE]
         others = [x for x in self.facts.get('verified', []) if x['prediction'] != triple]
         proof = dict(prediction=triple, verdict=verdict, rows=records(rows))
@@ -909,25 +911,26 @@ class Result(Report):
         return pd.concat(proofs, ignore_index=True) if proofs else None
 
     def title(self, i: int) -> str:
-        "Test triple `i` and its rank."
+        "Return test triple `i` and its rank."
         called = triple_text(triples_called(self.tests.iloc[[i]], 'test_')[0], 80)
         return f'{called}\n{short_line(self.tests.iloc[i].to_dict())}'
 
     def outlook(self) -> str:
-        "How many of several test triples the model does not predict; nothing if it predicts all."
+        """Return a note on how many test triples the model does not predict; empty if it
+        predicts all."""
         return summary_of(self.tests) if len(self) > 1 else ''
 
     def note(self, i: int) -> str:
-        """Why test triple `i` has neither proponents nor opponents; nothing if it has some, or if
-        that is not known."""
+        """Return why test triple `i` has neither proponents nor opponents; nothing if it has
+        some, or if that is not known."""
         test, place = self.tests.iloc[i].to_dict(), i % len(self)
         if 'has_slope' not in test or (self.frame['test_index'] == place).any():
             return ''
         return 'no influence: ' + why_nothing(self.facts, test)
 
     def emptiness(self) -> str:
-        """What has to be said of the test triples that have neither proponents nor opponents;
-        nothing if all have some."""
+        """Return a note on test triples without proponents and opponents; empty if there are
+        none."""
         empty = np.setdiff1d(np.arange(len(self)), self.frame['test_index'])
         notes = Counter(filter(None, map(self.note, empty.tolist())))
         if few := self.shallow():
@@ -935,13 +938,15 @@ class Result(Report):
         return '; '.join(f'{n} of {len(self)} test triples: {note}' for note, n in notes.items())
 
     def shallow(self) -> int:
-        "How many test triples have influences so small that float32 holds few digits of them."
+        """Return how many test triples have influences so small that float32 holds few digits of
+        them."""
         strongest = self.frame['influence'].abs().groupby(self.frame['test_index']).max()
         tiny = (strongest > 0) & (strongest < SHALLOW)
         return int(tiny.sum()) if self.frame['influence'].dtype == np.float32 else 0
 
     def __getitem__(self, i: int) -> 'Result':
-        "The result of test triple `i` alone. Raises `IndexError` if there is no such test triple."
+        """Return the result of test triple `i` alone. Raises `IndexError` if there is no such
+        test triple."""
         if not -len(self) <= i < len(self):
             raise IndexError(f'there is no test triple {i}, the result has {len(self)}')
         first, last = np.searchsorted(self.frame['test_index'], [i % len(self), i % len(self) + 1])
@@ -952,7 +957,7 @@ class Result(Report):
         self,
         k: int | None = None,  # how many of each test triple; by default all that there are
     ) -> 'Result':
-        """One ranking of each test triple by |influence|, with the first `k`; among equals
+        """Return one ranking of each test triple by |influence|, with the first `k`; among equals
         proponents come first."""
         order = pd.DataFrame(
             dict(test=self.frame['test_index'], strength=-self.frame['influence'].abs())
@@ -968,7 +973,7 @@ class SelfInfluence(Report):
     "Training triples by their influence on themselves, highest first."
 
     def summary(self) -> str:
-        "What there is, in a few words."
+        "Return a short summary."
         return f'{len(self.frame)} training triples'
 
     @classmethod
@@ -978,17 +983,17 @@ class SelfInfluence(Report):
         top: TopK,  # of one row, or of one for each relation
         facts: dict[str, Any],
     ) -> Self:
-        """A ranking from a table `[1, k]` of training indices and self-influences, or rankings from
-        several rows."""
+        """Return a ranking from a table `[1, k]` of training indices and self-influences, or
+        rankings from several rows."""
         frame = ranked_rows(top, training).drop(columns='test_index')
         return cls(frame, facts).with_names(names_of(training))
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
-        "The ranking."
+        "Return the ranking."
         return 'self-influence', {'training triples': self.frame}
 
     def note(self, i: int) -> str:
-        "How many training triples have a slope, if those are fewer than the rows."
+        "Return how many training triples have a slope, if those are fewer than the rows."
         sloped = self.facts.get('training_triples_with_slope', len(self.frame))
         if sloped >= len(self.frame):
             return ''

@@ -24,7 +24,7 @@ from .table import TRIPLE, columns_of, names_beside, signed, visible
 # %% ../../nbs/answer/06_sketch.ipynb #8d70780c
 @dataclass(frozen=True)
 class Chain:
-    "A row of the picture: entities from head to tail, and rows of a frame between."
+    "A row of the picture: entities from head to tail, with rows of a frame between them."
 
     nodes: tuple[str, ...]  # labels; '' where the row begins or ends without head or tail
     links: tuple[tuple[int, ...], ...]  # rows between each two of them, the strongest first
@@ -32,7 +32,7 @@ class Chain:
 
 
 def links_of(frame: pd.DataFrame) -> dict[frozenset[str], list[int]]:
-    "The rows between each two entities, the strongest first. A loop is no link."
+    "Return the rows between each two entities, the strongest first. A loop is no link."
     found = defaultdict(list)
     order = np.argsort(-frame['influence'].abs().to_numpy(), kind='stable')
     heads, tails = frame['head'].tolist(), frame['tail'].tolist()
@@ -49,7 +49,8 @@ def path_chains(
     best: int,  # paths
     max_edges: int = 3,
 ) -> list[Chain]:
-    "The best simple paths from head to tail by the mean influence of each link's best triple."
+    """Return the best simple paths from head to tail by the mean influence of each link's best
+    triple."""
     links = links_of(frame)
     graph = nx.Graph([tuple(pair) for pair in links])
     if head not in graph or tail not in graph:
@@ -64,7 +65,7 @@ def path_chains(
 
 
 def loose_chains(frame: pd.DataFrame, head: str, tail: str, skip: Iterable[int]) -> list[Chain]:
-    "The other triples at head or tail, the strongest link first."
+    "Return the other triples at head or tail, the strongest link first."
     gone, found = set(skip), []
     for pair, rows in links_of(frame).items():
         ends, rows = pair & {head, tail}, tuple(row for row in rows if row not in gone)
@@ -87,7 +88,7 @@ def chains(
     most: int = 12,  # rows
     looked_at: int = 200,  # triples, the strongest
 ) -> list[Chain]:
-    "The rows of the picture: paths first, then what else lies at head or tail."
+    "Return the rows of the picture: paths first, then what else lies at head or tail."
     if head == tail or not len(frame):
         return []
     strong = frame['influence'].abs().sort_values(ascending=False, kind='stable').index
@@ -105,7 +106,7 @@ def broken(
     width: int,  # columns of a line
     lines: int,  # at most
 ) -> list[str]:
-    "A label on several lines."
+    "Return a label on several lines."
     found = ['']
     for piece in re.findall(r'[^ _:/|-]*[ _:/|-]|[^ _:/|-]+', visible(text, 300)):
         while piece:
@@ -127,11 +128,11 @@ def broken(
 # %% ../../nbs/answer/06_sketch.ipynb #f088e584
 WIDTH, LINE, LETTER = 600, 17, 7.9  # of the picture, of a line of text, of a letter: units
 END, BOX, GAP = 118, 152, 12  # widths of head and tail and of a node between; between rows
-NAMED = 3  # triples of a link that are drawn; more are told as a number
+NAMED = 3  # triples drawn for a link; of more, only the number is shown
 
 
 def text_at(x: float, y: float, lines: Sequence[str], kind: str = '') -> str:
-    "Lines of text centred at `x`, the middle of all at `y`."
+    "Return the lines of text centred at `x`, the middle of all at `y`."
     first = y - LINE * (len(lines) - 1) / 2 + 5
     spans = ''.join(
         f'<tspan x="{x:g}" y="{first + LINE * i:g}">{escape(line)}</tspan>'
@@ -142,7 +143,7 @@ def text_at(x: float, y: float, lines: Sequence[str], kind: str = '') -> str:
 
 
 def box_at(x: float, y: float, width: float, height: float, name: str, told: str, kind: str) -> str:
-    "A node with its name, centred at `(x, y)`; `told` is shown where a pointer rests on it."
+    "Return a node with its name, centred at `(x, y)`; `told` is shown where a pointer rests on it."
     letter = LETTER * (1.12 if kind == 'end' else 1)  # head and tail are bold
     lines = broken(name, int((width - 8) / letter), max(1, int((height - 6) / LINE)))
     return (
@@ -153,7 +154,7 @@ def box_at(x: float, y: float, width: float, height: float, name: str, told: str
 
 
 def box_height(name: str) -> float:
-    "How tall the box of a node between is."
+    "Return how tall the box of a node between is."
     return 12 + LINE * len(broken(name, int((BOX - 10) / LETTER), 5))
 
 
@@ -168,11 +169,11 @@ class Arrow:
     told: str  # the triple and its number, in words
 
     def lines(self, width: float) -> list[str]:
-        "The relation's name above the line."
+        "Return the relation's name above the line."
         return broken(self.relation, max(4, int(width / LETTER)), 3)
 
     def drawn(self, x: float, u: float, y: float) -> str:
-        "From `x` to `u` at the height `y`, with the name above."
+        "Return the arrow from `x` to `u` at the height `y`, with its name above."
         start, end = (x, u) if self.forward else (u, x)
         tip = end + (-9 if self.forward else 9)
         side = 'pro' if self.influence > 0 else 'opp'
@@ -207,12 +208,12 @@ SKETCH_STYLE = """<style>
 
 
 def bundle_height(arrows: Sequence[Arrow], width: float) -> float:
-    "How tall the arrows between two neighbours are."
+    "Return how tall the arrows between two neighbours are."
     return sum(12 + LINE * len(arrow.lines(width)) for arrow in arrows)
 
 
 def bundle(arrows: Sequence[Arrow], x: float, u: float, y: float) -> str:
-    "Arrows from `x` to `u`, beneath each other from `y` on."
+    "Return arrows from `x` to `u`, beneath each other from `y` on."
     drawn = []
     for arrow in arrows:
         y += 12 + LINE * len(arrow.lines(u - x))
@@ -221,7 +222,8 @@ def bundle(arrows: Sequence[Arrow], x: float, u: float, y: float) -> str:
 
 
 def down(arrows: Sequence[Arrow], y: float) -> str:
-    "One or two arrows between nodes beneath each other, from `y` downwards, with names beside."
+    """Return one or two arrows between nodes beneath each other, from `y` downwards, with names
+    beside."""
     drawn = []
     for arrow, x, side in zip(arrows, (WIDTH / 2 + 8, WIDTH / 2 - 8), ('start', 'stop')):
         start, end = (y + 2, y + DOWN - 2) if arrow.forward else (y + DOWN - 2, y + 2)
@@ -259,20 +261,20 @@ class EvidencePicture:
         self.arrows = dict(zip(used, self._arrows(frame.loc[used], largest or 1)))
 
     def _named(self, rows: pd.DataFrame) -> dict[str, str]:
-        "The names of the labels in `rows`."
+        "Return the names of the labels in `rows`."
         pairs = (zip(rows[part], names_beside(rows, part)) for part in TRIPLE)
         return {label: name for some in pairs for label, name in some if name}
 
     def called(self, label: str) -> str:
-        "The name of a label, or the label."
+        "Return the name of a label, or the label."
         return self.names.get(label, label)
 
     def told(self, label: str) -> str:
-        "The name of a label with the label."
+        "Return the name of a label with the label."
         return f'{self.called(label)} [{label}]' if label in self.names else label
 
     def _arrows(self, rows: pd.DataFrame, largest: float) -> Iterator[Arrow]:
-        "An arrow for each of `rows`; the row in the picture says later which way it points."
+        "Yield an arrow for each of `rows`; the row in the picture says later which way it points."
         texts = signed(rows['influence'].tolist())
         for text, row in zip(texts, rows[[*TRIPLE, 'influence']].itertuples(index=False)):
             words = '  '.join(map(self.told, row[:3]))
@@ -281,13 +283,13 @@ class EvidencePicture:
             yield Arrow(name, True, row.influence, width, f'{words}: influence {text}')
 
     def link(self, rows: Sequence[int], left: str) -> list[Arrow]:
-        "The arrows between two neighbours, of which `left` stands on the left."
+        "Return the arrows between two neighbours, of which `left` stands on the left."
         turned = lambda row: self.frame['head'][row] == left
         found = [(turned(row), self.arrows[row]) for row in rows[:NAMED]]
         return [Arrow(a.relation, ahead, a.influence, a.width, a.told) for ahead, a in found]
 
     def svg(self) -> str:
-        "The picture; nothing if no triple lies at head or tail."
+        "Return the picture; nothing if no triple lies at head or tail."
         if not self.rows:
             return ''
         y, body = 8.0, []
@@ -308,12 +310,12 @@ class EvidencePicture:
         )
 
     def between(self, node: str, y: float) -> str:
-        "A node between head and tail."
+        "Return a node between head and tail."
         name = self.called(node)
         return box_at(WIDTH / 2, y, BOX, box_height(name), name, self.told(node), 'node')
 
     def row(self, chain: Chain, y: float) -> tuple[float, str]:
-        "One row from `y` downwards, and its height: nodes between stand beneath each other."
+        "Return one row from `y` downwards, and its height: nodes between stand beneath each other."
         left, right = END + 4, WIDTH - END - 4
         links = [self.link(rows, node) for rows, node in zip(chain.links, chain.nodes)]
         inner = [node for node in chain.nodes[1:-1] if node]

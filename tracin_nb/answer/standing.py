@@ -21,11 +21,11 @@ from .table import TRIPLE, part_shown
 BELIEFS = ('score', 'tail_rank', 'tails', 'head_rank', 'heads', 'known')  # of a test triple
 RANGES = tuple(f'{x}_{end}' for x in ('score', 'tail_rank', 'head_rank') for end in ('low', 'high'))
 COUNTS = tuple(f'{part}_count' for part in TRIPLE)  # training triples with that part
-UNKNOWN = 'score, rank, and whether the graph states it: not known'
+UNKNOWN = 'score, rank and known or new: not computed'
 
 
 def rank_text(rank: float) -> str:
-    "A rank, which may be half a number where scores are equal."
+    "Return a rank, which may be half a number where scores are equal."
     return f'{rank:,.1f}'.removesuffix('.0')
 
 
@@ -33,12 +33,12 @@ def top_percent(
     rank: float,
     among: int,  # candidates
 ) -> float:
-    "The best percent of the candidates that the rank belongs to; 0.1 at least."
+    "Return the best percent of the candidates that the rank belongs to; 0.1 at least."
     return max(0.1, round(100 * rank / among, 1))
 
 
 def known_text(known: str, parts: list[str]) -> str:
-    "Where a triple is known from, of the `parts` of the graph that were looked through."
+    "Return which of the searched `parts` of the graph states a triple."
     if known != 'new':
         return f'in {known}'
     *first, last = parts
@@ -49,21 +49,22 @@ def rank_range(
     test: Mapping[str, Any],
     side: str,  # 'tail' or 'head'
 ) -> str:
-    "The rank; of several runs the median and in brackets the best and the worst, if they differ."
+    """Return the rank; for several runs the median, with the best and the worst in brackets if
+    they differ."""
     low, high = (test.get(f'{side}_rank_{end}') for end in ('low', 'high'))
     rank = rank_text(test[f'{side}_rank'])
     return rank if low == high else f'{rank} ({rank_text(low)} to {rank_text(high)})'
 
 
 def score_range(test: Mapping[str, Any]) -> str:
-    "The score; of several runs the median and in brackets the least and the greatest."
+    "Return the score; for several runs the median, with the least and the greatest in brackets."
     low, high = (test.get(f'score_{end}') for end in ('low', 'high'))
     said = f'score {test["score"]:.3g}'
     return said if low is None else f'{said} ({low:.3g} to {high:.3g})'
 
 
 def ranks_text(test: Mapping[str, Any]) -> str:
-    "The ranks of tail and head, among how many."
+    "Return the ranks of tail and head, among how many."
     found = [
         f'{side} rank {rank_range(test, side)} of {test[f"{side}s"]:,}'
         for side in ('tail', 'head')
@@ -76,7 +77,7 @@ def ranks_text(test: Mapping[str, Any]) -> str:
 
 
 def runs_text(test: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    "What numbers over several runs are; nothing for one run."
+    "Return a note on numbers over several runs; empty for one run."
     n = len(facts.get('runs', ()))
     return f'median (and range) of {n} runs: ' if n and 'score_low' in test else ''
 
@@ -85,7 +86,7 @@ def belief_line(
     test: Mapping[str, Any],  # a row of `Result.tests`
     facts: Mapping[str, Any],  # of the result
 ) -> str:
-    "What the model holds of a test triple, and what the graph says of it."
+    "Return the model's score and ranks of a test triple, and whether the graph states it."
     if 'score' not in test:
         return UNKNOWN
     parts = facts.get('beliefs', {}).get('parts', ['training', 'validation', 'test'])
@@ -101,7 +102,7 @@ def belief_line(
 
 
 def short_line(test: Mapping[str, Any]) -> str:
-    "The same for the title of a picture: rank, and known or new."
+    "Return a short line for the title of a picture: rank, and known or new."
     if 'score' not in test:
         return 'rank not known'
     known = 'new' if test['known'] == 'new' else f'in {test["known"]}'
@@ -111,7 +112,7 @@ def short_line(test: Mapping[str, Any]) -> str:
 def joint_beliefs(
     beliefs: Sequence[pd.DataFrame],  # of each run, with a row for each test triple
 ) -> pd.DataFrame:
-    "The median over the runs of scores and ranks, with the least and the greatest of each."
+    "Return the median over the runs of scores and ranks, with the least and the greatest of each."
     joint = beliefs[0].copy()
     for name in ('score', 'tail_rank', 'head_rank'):
         if name in joint:
@@ -125,13 +126,13 @@ RANKED, SEEN, ABOVE_CHANCE = 100, 3, 0.1  # what counts as predicted, seen, bett
 
 
 def is_predicted(test: Mapping[str, Any]) -> bool:
-    "Is the tail among the first 100, and in the better half of the candidates?"
+    "Return whether the tail is among the first 100 and in the better half of the candidates."
     rank, among = test['tail_rank'], test['tails']
     return rank <= RANKED and (among < 2 or rank < (among + 1) / 2)
 
 
 def rare(test: Mapping[str, Any]) -> list[str]:
-    "What has to be said of parts that hardly occur in training."
+    "Return warnings about parts that hardly occur in training."
     found = []
     for part in TRIPLE:
         if (n := int(test[f'{part}_count'])) < SEEN:
@@ -143,19 +144,19 @@ def rare(test: Mapping[str, Any]) -> list[str]:
 
 
 def hardly_better(measured: Mapping[str, Any]) -> str:
-    "What has to be said of a model that was measured and is hardly better than guessing."
+    "Return a warning about a model that is hardly better than guessing."
     value, by_chance = measured['value'], measured.get('chance')
     if by_chance is None or value >= by_chance + ABOVE_CHANCE * (1 - by_chance):
         return ''
     metric = measured['metric'].rpartition('.')[2].replace('_', ' ')
     return (
-        f'the model is weak: {metric} {value:.2g} on {measured["split"]} triples, '
-        f'and guessing reaches {by_chance:.2g}'
+        f'the model is weak: {metric} {value:.2g} on {measured["split"]} triples; guessing '
+        f'reaches {by_chance:.2g}'
     )
 
 
 def doubts(test: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    "The warnings that belong to the explanation of a test triple, a row of `Result.tests`."
+    "Return the warnings that belong to the explanation of a test triple, a row of `Result.tests`."
     if 'score' not in test:
         return []
     found = []
@@ -171,14 +172,16 @@ def doubts(test: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
 
 # %% ../../nbs/answer/08_standing.ipynb #544c50af
 def unpredicted(tests: pd.DataFrame) -> int:
-    "How many test triples, rows of `Result.tests`, the model does not predict, as far as known."
+    """Return how many test triples, rows of `Result.tests`, the model does not predict, as far
+    as known."""
     if 'tail_rank' not in tests:
         return 0
     return sum(not is_predicted(row) for row in tests[['tail_rank', 'tails']].to_dict('records'))
 
 
 def summary_of(tests: pd.DataFrame) -> str:
-    "How many of several test triples the model does not predict; nothing if it predicts all."
+    """Return a note on how many test triples the model does not predict; empty if it predicts
+    all."""
     if not (n := unpredicted(tests)):
         return ''
     return (

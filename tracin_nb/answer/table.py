@@ -22,8 +22,8 @@ from ..graph.names import label_shown
 
 # %% ../../nbs/answer/05_table.ipynb #9f383b06
 def visible(label: str, limit: int = 40) -> str:
-    """A label on one line: what cannot be printed is escaped, what exceeds `limit` characters is
-    cut."""
+    """Return a label on one line: what cannot be printed is escaped, what exceeds `limit`
+    characters is cut."""
     text = (
         label
         if label.isprintable()
@@ -33,7 +33,7 @@ def visible(label: str, limit: int = 40) -> str:
 
 
 def columns_of(text: str) -> int:
-    "How many columns of a terminal a text takes."
+    "Return how many columns of a terminal a text takes."
     if text.isascii():
         return len(text)
     return sum(
@@ -46,7 +46,7 @@ def aligned(
     rows: list[list[str]],
     right: int,  # how many of the first columns are flush right
 ) -> list[str]:
-    "Rows of cells as lines with aligned columns."
+    "Return the rows of cells as lines with aligned columns."
     widths = [max(map(columns_of, column)) for column in zip(*rows)]
     gaps = [[' ' * (width - columns_of(cell)) for cell, width in zip(row, widths)] for row in rows]
     return [
@@ -58,7 +58,7 @@ def aligned(
 
 # %% ../../nbs/answer/05_table.ipynb #1e2c9cff
 def signed(values: list[float]) -> list[str]:
-    "Numbers with their signs, to be read beneath each other."
+    "Return numbers with their signs, to be read beneath each other."
     sizes = [abs(v) for v in values if v]
     if not sizes:
         return [f'{v:+.3f}' for v in values]
@@ -76,7 +76,7 @@ def part_shown(
     name: str = '',
     limit: int = 40,  # characters of each
 ) -> str:
-    "A label on one line, behind the name that people use if there is one."
+    "Return a label on one line, after its readable name if there is one."
     return label_shown(visible(label, limit), visible(name, limit))
 
 
@@ -85,7 +85,7 @@ def names_beside(
     place: str,  # of the column with labels
     what: str = 'name',  # or 'type'
 ) -> list[str]:
-    "The name or type of each label in a column, '' where there is none."
+    "Return the name or type of each label in a column, '' if there is none."
     return frame[f'{place}_{what}'].tolist() if f'{place}_{what}' in frame else [''] * len(frame)
 
 
@@ -94,7 +94,7 @@ def triples_shown(
     prefix: str = '',  # of these columns
     limit: int = 40,  # characters of a label, and of a name
 ) -> list[list[str]]:
-    "Head, relation and tail of each row as people read them."
+    "Return head, relation and tail of each row for display."
     columns = [
         [
             part_shown(*x, limit)
@@ -106,7 +106,7 @@ def triples_shown(
 
 # %% ../../nbs/answer/05_table.ipynb #530f450d
 def spread_texts(rows: pd.DataFrame) -> list[list[str]]:
-    "Two columns of texts if `rows` are means over runs: `±0.012` and `4/5`; else none."
+    "Return two columns of texts if `rows` are means over runs: `±0.012` and `4/5`; else none."
     if not {'spread', 'runs'} <= {*rows}:
         return []
     sizes = signed([*rows['influence'], *rows['spread']])[len(rows) :]
@@ -115,7 +115,7 @@ def spread_texts(rows: pd.DataFrame) -> list[list[str]]:
 
 # %% ../../nbs/answer/05_table.ipynb #10483eef
 def block_lines(title: str, sides: dict[str, pd.DataFrame]) -> list[str]:
-    "A block as lines of text."
+    "Return a block as lines of text."
     rows = pd.concat(sides.values())
     numbers = [rows['rank'].astype(str), signed(rows['influence'].tolist()), *spread_texts(rows)]
     cells = [[*some, *triple] for *some, triple in zip(*numbers, triples_shown(rows))]
@@ -128,7 +128,7 @@ def block_lines(title: str, sides: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def note_lines(note: str) -> list[str]:
-    "A note as lines of text beneath a block."
+    "Return a note as lines of text beneath a block."
     return textwrap.wrap(note, 96, initial_indent='  ', subsequent_indent='  ')
 
 # %% ../../nbs/answer/05_table.ipynb #823f24aa
@@ -175,18 +175,19 @@ SHOWN_BLOCKS, SHOWN_ROWS = 10, 20
 
 
 def escaped(text: str, limit: int = 300) -> str:
-    "A label for a page: on one line, without markup; what exceeds `limit` characters is cut."
+    """Return a label for a page: on one line, without markup; what exceeds `limit` characters is
+    cut."""
     return html.escape(visible(text, limit))
 
 
 def html_part(label: str, name: str = '', kind: str = '') -> str:
-    "A head, relation or tail: its name, and small beneath that its label and its type."
+    "Return a head, relation or tail: its name, and small beneath that its label and its type."
     beneath = ' · '.join(map(escaped, filter(None, [label if name else '', kind])))
     return escaped(name or label) + (f'<small>{beneath}</small>' if beneath else '')
 
 
 def html_parts(frame: pd.DataFrame) -> list[list[str]]:
-    "Head, relation and tail of each row, see `html_part`."
+    "Return head, relation and tail of each row, see `html_part`."
     columns = [
         map(html_part, frame[part], names_beside(frame, part), names_beside(frame, part, 'type'))
         for part in TRIPLE
@@ -195,7 +196,7 @@ def html_parts(frame: pd.DataFrame) -> list[list[str]]:
 
 
 def _beneath(frame: pd.DataFrame) -> list[str]:
-    "What stands small beneath each number: the spread over runs, or what lies in reach."
+    "Return what stands small beneath each number: the spread over runs, or what lies in reach."
     if spreads := spread_texts(frame):
         return [f'{spread} · {agree}' for spread, agree in zip(*spreads)]
     near = frame.get('in_neighbourhood', [False] * len(frame))
@@ -208,7 +209,7 @@ def html_ranking(
     numbers: Sequence[str],  # the influences as texts
     largest: float,  # |influence|, whose bar is as long as the cell
 ) -> str:
-    "A ranking as a table: rank, influence with a bar, head, relation, tail."
+    "Return a ranking as a table: rank, influence with a bar, head, relation, tail."
     if not len(frame):
         return f'<p class="note">no {escaped(name)}</p>'
     heads = '<th scope="col" class="number">#</th><th scope="col" class="number">influence</th>'
@@ -235,7 +236,7 @@ def html_rankings(
     sides: dict[str, pd.DataFrame],
     most: int = SHOWN_ROWS,  # rows of each
 ) -> str:
-    "Rankings beside each other, with one scale for all bars."
+    "Return rankings beside each other, with one scale for all bars."
     shown = {name: frame.iloc[:most] for name, frame in sides.items()}
     every = pd.concat(shown.values())['influence']
     numbers, largest = iter(signed(every.tolist())), every.abs().max() if len(every) else 0.0
@@ -249,7 +250,7 @@ def html_rankings(
 
 
 def html_note(note: str) -> str:
-    "A note as a paragraph; nothing if there is none."
+    "Return a note as a paragraph; nothing if there is none."
     return f'<p class="note">{html.escape(note)}</p>' if note else ''
 
 # %% ../../nbs/answer/05_table.ipynb #791fe70c

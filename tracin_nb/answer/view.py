@@ -33,7 +33,7 @@ GROUPS = ('relation', 'head', 'tail')
 
 
 def part_columns(rows: pd.DataFrame, by: str) -> list[str]:
-    "The columns of a split. Raises `ValueError` if the result has none."
+    "Return the columns of a split. Raises `ValueError` if the result has none."
     need = dict(
         parameters='explain(..., breakdown=True)', checkpoint='tracin.by_checkpoint(result)'
     )
@@ -49,9 +49,9 @@ def share_table(
     rows: pd.DataFrame,  # of one test triple
     by: str,  # "relation", "head", "tail", "parameters" or "checkpoint"
 ) -> pd.DataFrame:
-    """Columns proponents (>= 0) and opponents (<= 0) by group: sums of influence, as shares of
-    all |influence|. Largest group first, checkpoints in their order. Raises `ValueError` for
-    another `by` or without influence."""
+    """Return columns proponents (>= 0) and opponents (<= 0) by group: sums of influence, as
+    shares of all |influence|. Largest group first, checkpoints in their order. Raises
+    `ValueError` for another `by` or without influence."""
     if by not in (*GROUPS, *PARTS):
         raise ValueError(f'by={by!r}, expected one of {", ".join((*GROUPS, *PARTS))}')
     if by in GROUPS:
@@ -79,26 +79,27 @@ def share_table(
 
 # %% ../../nbs/answer/09_view.ipynb #db43207a
 def few_groups(shares: pd.DataFrame, k: int) -> pd.DataFrame:
-    "The first `k` groups, and all others in one row."
+    "Return the first `k` groups, and all others in one row."
     if len(shares) <= k:
         return shares
     return pd.concat([shares[:k], shares[k:].sum().to_frame(f'{len(shares) - k} others').T])
 
 
 def splits_of(rows: pd.DataFrame) -> list[str]:
-    "What the influence in `rows` can be split by: relations, and what the result has columns for."
+    """Return the ways to split the influence in `rows`: by relation, and by columns of the
+    result."""
     has = lambda by: any(str(name).startswith(PARTS[by]) for name in rows.columns)
     return ['relation', *filter(has, PARTS)]
 
 
 def _share(x: float, kind: str) -> str:
-    "A share as a cell with a bar."
+    "Return a share as a cell with a bar."
     bar = f'<div class="bar{kind}" style="width:{100 * abs(x):.3g}%"></div>'
     return f'<td class="number">{abs(x):.0%}{bar}</td>'
 
 
 def html_shares(rows: pd.DataFrame, by: str, k: int = 6) -> str:
-    "The shares by groups as a table, two bars in each row; nothing without any influence."
+    "Return the shares by groups as a table, two bars in each row; nothing without any influence."
     if not rows['influence'].any():
         return ''
     table = few_groups(share_table(rows, by), k)
@@ -152,11 +153,11 @@ class View:
     test: Mapping[str, Any] | None = None  # the prediction, a row of `Result.tests`
 
     def part(self, part: str, what: str = '') -> str:
-        "The label of a part of the prediction, its name or its type."
+        "Return the label of a part of the prediction, its name or its type."
         return str((self.test or {}).get(f'test_{part}{what and "_" + what}') or '')
 
     def called(self, part: str) -> str:
-        "The name of a part of the prediction, or its label."
+        "Return the name of a part of the prediction, or its label."
         return self.part(part, 'name') or self.part(part)
 
     @property
@@ -166,7 +167,7 @@ class View:
 
 
 def html_title(view: View, level: int = 3) -> str:
-    "A heading: the prediction by its names, and beneath it labels and types."
+    "Return a heading: the prediction by its names, and beneath it labels and types."
     if view.test is None:
         return f'<h{level}>{escaped(view.title)}</h{level}>'
     head, relation, tail = (escaped(view.called(part)) for part in TRIPLE)
@@ -180,13 +181,13 @@ def html_title(view: View, level: int = 3) -> str:
 
 
 def html_said(said: Sequence[str]) -> str:
-    "What is said above the rankings: first what the model holds, then doubts and proofs."
+    "Return the text above the rankings: the model's beliefs, then warnings and retraining results."
     kind = lambda i, text: 'held' if not i else 'proof' if text.startswith(PROOF) else 'doubt'
     return ''.join(f'<p class="{kind(i, x)}">{escaped(x, 2000)}</p>' for i, x in enumerate(said))
 
 
 def html_sketch(view: View) -> str:
-    "The picture of the evidence and its best paths in words; nothing where there is none."
+    "Return the picture of the evidence and its best paths in words; nothing where there is none."
     head, tail = view.part('head'), view.part('tail')
     if view.test is None or not {*view.sides} <= {'proponents', 'opponents'}:
         return ''
@@ -205,13 +206,13 @@ def html_sketch(view: View) -> str:
 
 
 def folded_part(summary: str, content: str, opened: bool) -> str:
-    "A part that can be folded away; nothing if it is empty."
+    "Return a part that can be folded away; nothing if it is empty."
     mark = ' open' if opened else ''
     return content and f'<details{mark}><summary>{summary}</summary>{content}</details>'
 
 
 def view_html(view: View, level: int = 3, opened: bool = True, anchor: str = '') -> str:
-    "One prediction with all that is known of it, as a section of a page."
+    "Return one prediction with all that is known of it, as a section of a page."
     rows, n = view.rows, len(view.rows)
     shares = '' if view.test is None else ''.join(html_shares(rows, by) for by in splits_of(rows))
     where = f' id="{anchor}"' if anchor else ''
@@ -225,13 +226,13 @@ def view_html(view: View, level: int = 3, opened: bool = True, anchor: str = '')
     )
 
 # %% ../../nbs/answer/09_view.ipynb #1466599f
-WRITTEN = 20  # triples that a call names; of more it tells the number
+WRITTEN = 20  # triples listed in a call; of more only the number is shown
 _AROUND = dict(hops='--n-hops', min_degree='--min-degree')
 _STRICT = dict(strict_hops='--strict-hop-constraint', strict_paths='--strict-path-filtering')
 
 
 def runs_named(facts: Mapping[str, Any]) -> list[str] | None:
-    "The runs' folders as they were given; None if one has none, or one that will not stay."
+    "Return the runs' folders as they were given; None if one has none, or one that will not stay."
     told = facts.get('asked', {}).get('run')
     folders = told if isinstance(told, list) else [told]
     passing = str(Path(tempfile.gettempdir()) / 'tmp')
@@ -239,7 +240,7 @@ def runs_named(facts: Mapping[str, Any]) -> list[str] | None:
 
 
 def run_source(facts: Mapping[str, Any]) -> str:
-    "The run as Python's text, or the runs as a list."
+    "Return the run as Python's text, or the runs as a list."
     several, folders = 'runs' in facts, runs_named(facts)
     if folders is None:
         return 'runs' if several else 'run'
@@ -247,18 +248,18 @@ def run_source(facts: Mapping[str, Any]) -> str:
 
 
 def options_asked(facts: Mapping[str, Any]) -> dict[str, Any]:
-    "The options of `TracIn` that differ from their defaults."
+    "Return the options of `TracIn` that differ from their defaults."
     return dict(facts.get('asked', {}).get('options', {}))
 
 
 def against_of(facts: Mapping[str, Any]) -> str | None:
-    "The other tail of a contrast."
+    "Return the other tail of a contrast."
     said = str(facts.get('test_objective', ''))
     return said.removeprefix('contrast with ') if said.startswith('contrast with ') else None
 
 
 def more_asked(facts: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    "What else `explain` was told, as text of Python."
+    "Return the other arguments of `explain`, as Python text."
     found = {'train': 'train'} if facts.get('restricted') else {}
     if (other := against_of(facts)) is not None:
         found['against'] = repr(other)
@@ -279,12 +280,12 @@ def more_asked(facts: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def ranks_asked(rows: pd.DataFrame) -> int:
-    "How many ranks the rows of a result have."
+    "Return how many ranks the rows of a result have."
     return max(1, int(rows['rank'].max())) if len(rows) else 1
 
 
 def triples_written(triples: Sequence[Sequence[str]]) -> str:
-    "The triples as text of Python; many are only counted."
+    "Return the triples as text of Python; many are only counted."
     if len(triples) > WRITTEN:
         return f'[...]  # the {len(triples):,} test triples of the result'
     return repr(list(map(tuple, triples)))
@@ -295,7 +296,7 @@ def python_call(
     triples: Sequence[Sequence[str]],  # labels
     rows: pd.DataFrame,  # of the result
 ) -> str:
-    "Python that asks the same."
+    "Return Python code that repeats the question."
     k, source, asked = ranks_asked(rows), run_source(facts), triples_written(triples)
     if facts.get('rung') == 'replay':
         other = ', test_objective=test_objective' if 'test_objective' in facts else ''
@@ -322,7 +323,7 @@ def python_call(
 
 
 def command_words(facts: Mapping[str, Any], rows: pd.DataFrame) -> Iterator[str]:
-    "The options of the command, word by word."
+    "Yield the options of the command, word by word."
     for name, x in options_asked(facts).items():
         yield from (
             f'--{name.replace("_", "-")}',
@@ -350,7 +351,7 @@ def command_words(facts: Mapping[str, Any], rows: pd.DataFrame) -> Iterator[str]
 
 
 def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
-    "Has the command a flag for all that was asked?"
+    "Return whether the command has flags for the whole question."
     replayed, sample = facts.get('rung') == 'replay', facts.get('sample', {})
     return not (
         {'candidates', 'restricted', 'view'} & {*facts}
@@ -364,7 +365,7 @@ def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
 def command_call(
     facts: Mapping[str, Any], triples: Sequence[Sequence[str]], rows: pd.DataFrame
 ) -> str:
-    "The command that asks the same; nothing where Python alone can, or for many triples."
+    "Return the command that repeats the question; empty if only Python can, or for many triples."
     if len(triples) > WRITTEN or not commandable(facts, rows):
         return ''
     k, replayed = ranks_asked(rows), facts.get('rung') == 'replay'
@@ -389,30 +390,31 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def html_calls(calls: Mapping[str, str]) -> str:
-    "Calls to be copied, by what they are for."
+    "Return calls to be copied, by what they are for."
     return ''.join(
         f'<p class="note">{name}</p><pre>{escaped_text(x)}</pre>' for name, x in calls.items() if x
     )
 
 
 def escaped_text(text: str) -> str:
-    "A text of several lines for a page."
+    "Return a text of several lines for a page."
     return '\n'.join(escaped(line, 100_000) for line in text.split('\n'))
 
 
 def html_foot(notes: Sequence[str], calls: Mapping[str, str], opened: bool) -> str:
-    "What the numbers are, how far to trust them, and how to get them again."
+    """Return the foot of a page: what the numbers are, how far to trust them, and how to
+    reproduce them."""
     again = folded_part('The call that repeats it', html_calls(calls), opened)
     return ''.join(map(html_note, notes)) + again
 
 
 def in_frame(content: str) -> str:
-    "Content with the style that it needs, for a notebook or a panel."
+    "Return the content with the style that it needs, for a notebook or a panel."
     return f'{STYLE}{SKETCH_STYLE}{VIEW_STYLE}<div class="tracin">{content}</div>'
 
 
 def page_html(title: str, views: Sequence[View], lines: Sequence[str], foot: str) -> str:
-    "A whole page: an index with one of `lines` for each view, the views, the foot."
+    "Return a whole page: an index with one of `lines` for each view, the views, the foot."
     name = lambda view: ' '.join(map(view.called, TRIPLE)) if view.test else view.title
     links = ''.join(
         f'<li><a href="#p{i}">{escaped(name(view))}</a> <small>{escaped(line)}</small></li>'

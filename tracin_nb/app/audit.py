@@ -84,7 +84,7 @@ def without(
     training: TriplesFactory,
     triples: Any,  # labels or ids `[M, 3]`, or a frame, such as an exported list
 ) -> TriplesFactory:
-    """The training triples but for some, with the same numbering. Raises `ValueError` for a
+    """Return the training triples but for some, with the same numbering. Raises `ValueError` for a
     triple that is not in it."""
     every, some = (
         pd.MultiIndex.from_arrays(x.cpu().numpy().T)
@@ -129,7 +129,7 @@ def code(
     options: Mapping[str, Any],  # further arguments of `TracIn`
     marked: Sequence[tuple[str, str, str]] = (),  # labels
 ) -> str:
-    "A cell that asks the same, and takes out what was marked."
+    "Return a cell that asks the same, and takes out what was marked."
     some = (
         [f'train=select(tracin.run.training, relation={self.relation!r})'] if self.relation else []
     )
@@ -137,7 +137,7 @@ def code(
     rest = (
         [
             'marked = [' + ',\n          '.join(map(repr, marked)) + ']',
-            'cleaned = without(tracin.run.training, marked)   # to train again',
+            'cleaned = without(tracin.run.training, marked)   # to retrain',
         ]
         if marked
         else []
@@ -167,7 +167,7 @@ class TrainingAudit(RunPanel):
 # %% ../../nbs/app/30_audit.ipynb #8bcb0558
 @patch
 def _controls(self: TrainingAudit) -> None:
-    "What is asked, and what is answered."
+    "Create the controls and the views."
     self.relation = Search(relation_index(self), 'Relation', 'all of them (may be empty)')
     self.each = choice('List', [('one of all', False), ('one of each relation', True)])
     self.objective, self.weighting = loss_field(objectives(self.run)), weighting_field()
@@ -175,7 +175,7 @@ def _controls(self: TrainingAudit) -> None:
     self.k = amount('Rows', 100, min(1000, self.run.training.num_triples))
     self.ranking, self.suspects = ChosenRows(several=True), ChosenRows(several=True)
     self.buttons = {
-        name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What speaks against it?')
+        name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What contradicts it?')
     }
     self.title, self.against, self.files = (w.HTML() for _ in range(3))
     self.code = code_area()
@@ -185,7 +185,7 @@ def _controls(self: TrainingAudit) -> None:
 
 @patch
 def _arranged(self: TrainingAudit) -> w.VBox:
-    "Everything in its place, and each button with its method."
+    "Return everything in its place, and each button with its method."
     methods = (self.mark, self.unmark, self.start_doubting)
     for button, method in zip(self.buttons.values(), methods):
         button.on_click(self.handler(method))
@@ -212,7 +212,7 @@ def _arranged(self: TrainingAudit) -> w.VBox:
 # %% ../../nbs/app/30_audit.ipynb #221570f7
 @patch
 def asked(self: TrainingAudit) -> Ask:
-    "The question that the controls ask. Raises `ValueError` for a label that is not known."
+    "Return the question that the controls ask. Raises `ValueError` for a label that is not known."
     relation = self.relation.label if self.relation.typed else None
     return Ask(
         self.objective.value,
@@ -226,15 +226,15 @@ def asked(self: TrainingAudit) -> Ask:
 
 @patch
 def start(self: TrainingAudit) -> None:
-    """Run: rank. Raises `ValueError` for what cannot be asked, `RuntimeError` while other work
-    goes on."""
+    """Start ranking. Raises `ValueError` for an invalid question, `RuntimeError` during other
+    work."""
     ask = self.asked()
     self.begin(lambda: self.show(ask, self.rank(ask)))
 
 
 @patch
 def rank(self: TrainingAudit, ask: Ask) -> SelfInfluence:
-    "The ranking. Raises `ValueError` for a relation without training triples."
+    "Return the ranking. Raises `ValueError` for a relation without training triples."
     some = None if ask.relation is None else select(self.training, relation=ask.relation)
     if some is not None and not len(some):
         raise ValueError(f'Relation: no training triple has {ask.relation!r}')
@@ -248,7 +248,7 @@ def show(self: TrainingAudit, ask: Ask, result: SelfInfluence) -> None:
     self.ranking.show(self.rows_of(result, OWN), result.frame.index.tolist())
     self.title.value = message(
         f'{ask}: {len(result.frame):,} of {result.facts["training_triples"]:,} training '
-        'triples. High means odd, which need not be wrong: read, and judge.'
+        'triples. High means unusual, not necessarily wrong: read and judge.'
     )
     self.against.value = ''
     self.export()
@@ -260,7 +260,7 @@ OWN = 'Training triples by self-influence'
 
 @patch
 def rows_of(self: TrainingAudit, result: SelfInfluence, caption: str) -> str:
-    "All rows of a ranking as a table, with the panel's names."
+    "Return all rows of a ranking as a table, with the panel's names."
     named = result.with_names(self.names if self.names else None, keep=True)
     return html_rankings({caption: named.frame}, len(named.frame))
 
@@ -269,7 +269,7 @@ def rows_of(self: TrainingAudit, result: SelfInfluence, caption: str) -> str:
 def mark(self: TrainingAudit) -> None:
     "Mark the chosen rows of the ranking. Raises `ValueError` if none is chosen."
     if not self.ranking.value:
-        raise ValueError('choose training triples in the table, then Mark')
+        raise ValueError('choose training triples in the table, then press Mark')
     rows = self.result.frame.loc[[*self.ranking.value]].assign(ranking=str(self.ask))
     rows = rows.set_index('training_index', drop=False)
     self.marked = pd.concat([self.marked, rows[~rows.index.isin(self.marked.index)]])
@@ -278,7 +278,7 @@ def mark(self: TrainingAudit) -> None:
 
 @patch
 def unmark(self: TrainingAudit) -> None:
-    "Take the chosen marks away. Raises `ValueError` if none is chosen."
+    "Remove the selected marks. Raises `ValueError` if none is selected."
     if not self.suspects.value:
         raise ValueError('choose marked triples in their table, then Unmark')
     self.marked = self.marked.drop([*self.suspects.value])
@@ -287,7 +287,7 @@ def unmark(self: TrainingAudit) -> None:
 
 @patch
 def _listed(self: TrainingAudit) -> None:
-    "Show the marks, and what can be taken away."
+    "Show the marks and the download links."
     marks = SelfInfluence(self.marked.reset_index(drop=True), self.result.facts)
     table = self.rows_of(marks, 'Marked as suspicious') if len(self.marked) else ''
     self.suspects.show(table, self.marked.index.tolist())
@@ -312,7 +312,8 @@ def export(self: TrainingAudit) -> None:
 # %% ../../nbs/app/30_audit.ipynb #b6fea0fd
 @patch
 def start_doubting(self: TrainingAudit) -> None:
-    "Ask what speaks against the one chosen triple. Raises `ValueError` unless it is one."
+    """Explain the one selected triple by its opponents. Raises `ValueError` unless exactly one
+    is selected."""
     places = (
         self.result.frame.loc[[*self.ranking.value], 'training_index'].tolist()
         if self.result
@@ -374,7 +375,7 @@ RUNS = ('a', 'b')
 def places_of(
     scores: np.ndarray,  # `[N]`
 ) -> np.ndarray:
-    "Rank `[N]` of each, from 1 for the highest; equal ones by place."
+    "Return the rank `[N]` of each, from 1 for the highest; equal ones by place."
     ranks = np.empty(len(scores), dtype=np.int64)
     ranks[np.argsort(-scores, kind='stable')] = np.arange(1, len(scores) + 1)
     return ranks
@@ -384,8 +385,8 @@ def strongest_of_runs(
     scores: np.ndarray,  # `[2, N]` of both runs
     k: int,
 ) -> pd.DataFrame:
-    """For each run and side the `k` strongest that have its sign: run, kind, rank, influence,
-    and both in the other run."""
+    """Return, for each run and side, the `k` strongest triples of that sign: run, kind, rank,
+    influence, and rank and influence in the other run."""
     rows = []
     for i, run in enumerate(RUNS):
         for kind, sign in zip(SIDES, (1, -1)):
@@ -448,15 +449,15 @@ class Comparison(Report):
         return 1
 
     def summary(self) -> str:
-        "What there is, in a few words."
+        "Return a short summary."
         return f'two rankings for {self.facts["triple"]}'
 
     def side(self, run: str, kind: str) -> pd.DataFrame:
-        "The rows of one run and one side."
+        "Return the rows of one run and one side."
         return self.frame[(self.frame['run'] == run) & (self.frame['kind'] == kind)]
 
     def said(self, i: int) -> list[str]:
-        "What each run holds of the prediction."
+        "Return each run's beliefs about the prediction."
         return [
             f'run {x.run}: score {x.score:.3g} · tail rank {rank_text(x.rank)} of {x.among:,} · '
             f'{known_text(x.known, ["training", "validation", "test"])}'
@@ -464,14 +465,14 @@ class Comparison(Report):
         ]
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
-        "The prediction and the four rankings."
+        "Return the prediction and the four rankings."
         return '  '.join(self.facts['triple']), {
             f'{kind}s, run {run}': self.side(run, kind) for kind in SIDES for run in RUNS
         }
 
 
 def held_of_runs(runs: Sequence[Run], test: Tensor) -> pd.DataFrame:
-    "What the last checkpoint of each run holds of one triple, and where it is known from."
+    "Return the beliefs of each run's last checkpoint about one triple, and which data state it."
     held = pd.concat([beliefs(run, test).join(standing(run, test)) for run in runs])
     held = held.rename(columns=dict(tail_rank='rank', tails='among'))
     held = held[['score', 'rank', 'among', 'known']].reset_index(drop=True)
@@ -485,8 +486,8 @@ def compare(
     triple: Any,  # one, labels or ids
     k: int = 20,  # proponents, and opponents, of each run
 ) -> Comparison:
-    """How two runs explain the same prediction. Raises `ValueError` for runs that do not share
-    the training graph."""
+    """Return how two runs explain the same prediction. Raises `ValueError` for runs that do not
+    share the training graph."""
     check_same_graph(a.run, b.run)
     training, test = a.run.training, to_ids(triple, a.run.training)
     if len(test) != 1:
@@ -521,9 +522,9 @@ class CompareRuns(Panel):
         a: Run | Path | str,  # a run, or its folder
         b: Run | Path | str,  # another one, trained on the same triples
         *,
-        node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
-        edge_names: Mapping[str, str] | None = None,  # the same by relation label
-        names: NamesGiven | None = None,  # or a table of names by label; None: those of the run
+        node_names: Mapping[int, str] | None = None,  # readable names by entity index
+        edge_names: Mapping[str, str] | None = None,  # readable names by relation label
+        names: NamesGiven | None = None,  # or a table of names by label; None: the names of the run
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
         self.runs, self.options, self.result = (as_run(a, names), as_run(b, names)), options, None
@@ -541,7 +542,7 @@ class CompareRuns(Panel):
 # %% ../../nbs/app/30_audit.ipynb #1408d232
 @patch
 def _controls(self: CompareRuns) -> None:
-    "What is asked, and what is answered."
+    "Create the controls and the views."
     entities = entity_index(self)
     self.head, self.tail = Search(entities, 'Head'), Search(entities, 'Tail')
     self.relation = Search(relation_index(self), 'Relation')
@@ -556,7 +557,7 @@ def _controls(self: CompareRuns) -> None:
 
 @patch
 def _arranged(self: CompareRuns) -> w.VBox:
-    "Everything in its place, and the button with its method."
+    "Return everything in its place, and the button with its method."
     self.job.button.on_click(self.handler(self.start))
     code = folded('Python that asks the same', self.code)
     self._answer = [self.title, self.tables, self.rankings, self.image, self.files, code]
@@ -577,8 +578,8 @@ def _arranged(self: CompareRuns) -> w.VBox:
 # %% ../../nbs/app/30_audit.ipynb #3159fcd4
 @patch
 def start(self: CompareRuns) -> None:
-    """Run: compare. Raises `ValueError` for a label that is not known, `RuntimeError` while
-    other work goes on."""
+    """Run: compare. Raises `ValueError` for a label that is not known, `RuntimeError` during
+    other work."""
     triple = (self.head.label, self.relation.label, self.tail.label)
     setting, k = dict(objective=self.objective.value, weighting=self.weighting.value), self.k.value
     self.begin(
@@ -587,7 +588,7 @@ def start(self: CompareRuns) -> None:
 
 
 def both_ranked(result: Comparison) -> str:
-    "The rankings of both runs as tables; beneath each influence the rank in the other run."
+    "Return the rankings of both runs as tables; beneath each influence the rank in the other run."
     tables, others = [], dict(zip(RUNS, RUNS[::-1]))
     strongest = result.frame['influence'].abs().max()
     for kind in SIDES:
@@ -627,7 +628,8 @@ SHOWN = 2000  # points: the strongest in either run
 
 
 def draw_both(result: Comparison) -> Axes:
-    "Each training triple at its influence in run a and in run b; the strongest, if there are many."
+    """Return each training triple at its influence in run a and in run b; the strongest, if
+    there are many."""
     strength = np.abs(result.scores) / np.abs(result.scores).max(1, keepdims=True).clip(1e-300)
     some = np.argsort(-strength.max(0), kind='stable')[:SHOWN]
     ax = new_axes(5, 4.2)
@@ -646,7 +648,7 @@ def draw_both(result: Comparison) -> Axes:
 
 @patch
 def code_of(self: CompareRuns, setting: dict[str, Any]) -> str:
-    "A cell that compares the same."
+    "Return a cell that compares the same."
     given = [source_of(run) if run.folder else name for name, run in zip(RUNS, self.runs)]
     return '\n'.join(
         [
@@ -690,7 +692,7 @@ class EngineSetting:
 # %% ../../nbs/app/30_audit.ipynb #90b12276
 @patch(as_prop=True)
 def options(self: EngineSetting) -> dict[str, Any]:
-    "Arguments of `TracIn`. Raises `ValueError` for something else to keep."
+    "Return the arguments of `TracIn`. Raises `ValueError` for something else to keep."
     if self.keep not in KEEP:
         raise ValueError(f'keep is {self.keep!r}, expected one of {", ".join(KEEP)}')
     devices = self.devices if isinstance(self.devices, str) else list(self.devices)
@@ -706,7 +708,7 @@ def options(self: EngineSetting) -> dict[str, Any]:
 
 @patch(as_prop=True)
 def code(self: EngineSetting) -> str:
-    "Python that makes it."
+    "Return Python that makes it."
     changed = {
         f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default
     }
@@ -718,7 +720,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def in_double(run: Run) -> Run:
-    "The run with its models in float64."
+    "Return the run with its models in float64."
 
     def build() -> Model:
         return run.build().double()
@@ -731,14 +733,14 @@ def in_double(run: Run) -> Run:
 
 # %% ../../nbs/app/30_audit.ipynb #ad5f017f
 def told_of(name: str, progress: Progress) -> Progress:
-    "Progress whose labels say what it is about."
+    "Return progress whose labels say what it is about."
     return lambda label, done, total: progress(f'{name}: {label}', done, total)
 
 
 def contender(
     run: Run, setting: EngineSetting, progress: Progress, common: Mapping[str, Any]
 ) -> Contender:
-    "A setting that is asked again and again."
+    "Return a setting that is asked again and again."
     tracin = TracIn(run, **{**common, **setting.options}, progress=told_of(str(setting), progress))
     return Contender('prepare' if setting.keep == 'training gradients' else str(setting), tracin)
 
@@ -752,7 +754,7 @@ def compare_settings(
     progress: Progress = silent,
     **common: Any,  # further arguments of `TracIn`: `objective`, `weighting`, `memory`, ...
 ) -> pd.DataFrame:
-    """What each setting costs here: a row for each.
+    """Return the cost of each setting here: a row for each.
 
     Columns: setting, `seconds` (after the first time), `ratio` to the first setting (below 1:
     faster), `first_seconds`, `bytes` above the models, `relative_error` against float64, and a
@@ -769,7 +771,7 @@ def compare_settings(
 def setting_bars(
     frame: pd.DataFrame,  # of `compare_settings`
 ) -> Figure:
-    "Seconds, bytes and relative error of each setting, side by side."
+    "Return seconds, bytes and relative error of each setting, side by side."
     figure = Figure(figsize=(11, 1.2 + 0.34 * len(frame)), layout='constrained')
     unit, size = byte_unit(frame['bytes'].max())
     axes = panels(figure, 3, 0, 0)
@@ -793,7 +795,7 @@ def setting_bars(
 
 # %% ../../nbs/app/30_audit.ipynb #0b7aa5b8
 def device_choices() -> list[tuple[str, str | tuple[str, ...]]]:
-    "What there is to compute on, by name."
+    "Return the available devices by name."
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     here = str(pick_device(None))
     every = [(f'one process on each of {len(gpus)} GPUs', tuple(gpus))] if len(gpus) > 1 else []
@@ -823,7 +825,7 @@ class ProfilePanel(Panel):
 # %% ../../nbs/app/30_audit.ipynb #c3184f65
 @patch
 def _controls(self: ProfilePanel) -> None:
-    "What is asked, and what is answered."
+    "Create the controls and the views."
     self.engine = choice('Engine', [*ENGINES])
     self.precision = choice('Precision', [*PRECISIONS])
     self.compile = choice('Compile the model', [('no', False), ('yes', True)])
@@ -850,7 +852,7 @@ def _controls(self: ProfilePanel) -> None:
 
 @patch
 def _arranged(self: ProfilePanel) -> w.VBox:
-    "Everything in its place, and each button with its method."
+    "Return everything in its place, and each button with its method."
     for button, method in (
         (self.job.button, self.start),
         (self.add_button, self.add),
@@ -877,8 +879,8 @@ TILES = (16, 64, 256, 1024, 4096)
 
 @patch
 def tests(self: ProfilePanel) -> Tensor:
-    """The triples to explain `[M, 3]`: those held out for tests, or those of training if there
-    are none."""
+    """Return the triples to explain `[M, 3]`: those held out for tests, or those of training if
+    there are none."""
     held = self.run.testing
     return (held if held is not None and held.num_triples else self.training).mapped_triples
 
@@ -902,7 +904,7 @@ def add(self: ProfilePanel) -> None:
         self.devices.value,
     )
     if setting in self.settings:
-        raise ValueError(f'{setting}: this is in the list already')
+        raise ValueError(f'{setting}: already in the list')
     self.settings.append(setting)
     self._listed()
 
@@ -911,7 +913,7 @@ def add(self: ProfilePanel) -> None:
 def remove(self: ProfilePanel) -> None:
     "Take the chosen settings from the list. Raises `ValueError` if none is chosen."
     if not self.list.value:
-        raise ValueError('choose settings in the list, then Remove')
+        raise ValueError('select settings in the list, then press Remove')
     self.settings = [s for i, s in enumerate(self.settings) if i not in self.list.value]
     self._listed()
 
@@ -924,7 +926,7 @@ def _listed(self: ProfilePanel) -> None:
 
 # %% ../../nbs/app/30_audit.ipynb #52b2fbdf
 def with_units(frame: pd.DataFrame) -> pd.DataFrame:
-    "The costs of settings with units in words: MiB instead of bytes."
+    "Return the costs of settings with units in words: MiB instead of bytes."
     names = dict(
         seconds='time (s)', ratio='times the first', first_seconds='first time (s)',
         relative_error='relative error',
@@ -935,7 +937,7 @@ def with_units(frame: pd.DataFrame) -> pd.DataFrame:
 
 @patch
 def start(self: ProfilePanel) -> None:
-    "Run: ask all. Raises `ValueError` for an empty list, `RuntimeError` while other work goes on."
+    "Run: ask all. Raises `ValueError` for an empty list, `RuntimeError` during other work."
     if not self.settings:
         raise ValueError('Settings to compare: add one')
     common = dict(objective=self.objective.value, weighting=self.weighting.value, **self.options)
@@ -994,7 +996,7 @@ def show(
 
 # %% ../../nbs/app/30_audit.ipynb #0b37a15a
 def runs_beside(run: Run) -> list[Path]:
-    "The folders of other runs in the folder that holds the run's."
+    "Return the folders of other runs in the folder that holds the run's."
     if run.folder is None:
         return []
     here = Path(run.folder).resolve()
@@ -1038,7 +1040,7 @@ class RunDesk:
         self.open()
 
     def kinds(self) -> dict[str, type[Panel]]:
-        "What each tab shows."
+        "Return what each tab shows."
         return dict(
             Explore=InfluenceExplorer, Audit=TrainingAudit, Compare=OtherRun, Profile=ProfilePanel
         )

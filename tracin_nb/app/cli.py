@@ -98,9 +98,9 @@ def main(context: click.Context) -> None:
     """Which training triples made a knowledge-graph embedding believe a prediction?
 
     Start with `tracin demo`. Then `tracin train` trains a PyKEEN model and keeps checkpoints,
-    `tracin explain` names the training triples that pushed it towards a prediction (proponents) and
-    away from it (opponents), and `tracin self` ranks the training triples that are most
-    peculiar. `tracin COMMAND --help` explains each."""
+    `tracin explain` names the training triples that pushed it towards a prediction (proponents)
+    and away from it (opponents), and `tracin self` ranks training triples by self-influence.
+    `tracin COMMAND --help` explains each."""
     os.environ.setdefault('MPLBACKEND', 'agg')  # pictures go to files, never into a window
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -108,7 +108,7 @@ def main(context: click.Context) -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #a7a76519
 def given_settings(options: Mapping[str, Any]) -> str:
-    "The JSON options that were given, with their values."
+    "Return the JSON options that were given, with their values."
     flag = lambda name: '--' + name.replace('_', '-')
     given = {name: x for name, x in options.items() if isinstance(x, dict) and x}
     return ', '.join(f'{flag(name)} {json.dumps(x)}' for name, x in given.items())
@@ -133,7 +133,7 @@ class TrainAsked:
     dataset: str = option(REQUIRED, 'Which.', 'What', argument=True)
     out: Path = option(
         REQUIRED,
-        'Folder for the run; an older run is never written over.',
+        'Folder for the run; an existing run is never overwritten.',
         'Output',
         kind='path',
         metavar='RUN_DIR',
@@ -141,15 +141,15 @@ class TrainAsked:
     training: Training
     seeds: int | None = option(
         None,
-        'Train from so many seeds, --seed and those after it, into RUN_DIR/seed-0 and so on; '
-        '`tracin explain RUN_DIR` then explains by their mean.',
+        'Train this many seeds, from --seed on, into RUN_DIR/seed-0 and so on; `tracin explain '
+        'RUN_DIR` then explains by their mean.',
         'How',
         kind='count',
         shown='one, into RUN_DIR itself',
     )
     processes: int | None = option(
         None,
-        'Processes that share the --seeds, each on one thread.',
+        'Number of processes for the --seeds, each on one thread.',
         'Devices',
         kind='count',
         shown='one for each core; one on a GPU',
@@ -200,7 +200,7 @@ def train_command(asked: TrainAsked) -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #3c536323
 def train_seeds_asked(asked: TrainAsked) -> None:
-    "What `tracin train --seeds` does."
+    "Train several seeds for `tracin train --seeds`."
     from tracin_nb.runs.seeds import train_seeds
 
     how = asked.training.to_dict()
@@ -230,7 +230,7 @@ class ImportAsked:
     )
     out: Path = option(
         REQUIRED,
-        'Folder for the run; one that holds something is refused.',
+        'Folder for the run; it must be new or empty.',
         'Output',
         kind='path',
         metavar='RUN_DIR',
@@ -247,20 +247,20 @@ class ImportAsked:
         flags=('--test',),
         metavar='FILE',
     )
-    seed: int = option(0, 'Of the negatives.', 'How', kind='whole', advanced=True)
+    seed: int = option(0, 'Seed of the negatives.', 'How', kind='whole', advanced=True)
     header: Header
     named: Named = Named()
 
 
-@main.command('import', short_help='Make a run of a model that was trained elsewhere.')
+@main.command('import', short_help='Make a run from a model trained elsewhere.')
 @takes
 def import_command(asked: ImportAsked) -> None:
-    """Make a run folder, which all other commands take, of FILES: checkpoints of one model, a
+    """Make a run folder, which all other commands accept, from FILES: checkpoints of one model, a
     folder of them, the folder of a PyKEEN pipeline, weights of PyTorch Geometric, or a folder of
     DGL-KE.
 
-    What neither the files nor options tell of the training is said here and with every result,
-    as assumed. The learning rate is never assumed.
+    Training settings found neither in the files nor in the options are assumed, and reported as
+    such here and with every result. The learning rate is never assumed.
 
     \b
     tracin import piped/ --allow-pickle --learning-rate 0.001 --out runs/mine
@@ -290,25 +290,27 @@ class Predicted:
     "What is predicted: a triple with one or two open parts."
 
     first: str | None = option(
-        None, 'The head, or - to leave it open.', 'What', metavar='[HEAD]', argument=True
+        None, 'The head, or - to predict it.', 'What', metavar='[HEAD]', argument=True
     )
     second: str | None = option(
-        None, 'The relation, or -.', 'What', metavar='[RELATION]', argument=True
+        None, 'The relation, or - to predict it.', 'What', metavar='[RELATION]', argument=True
     )
-    third: str | None = option(None, 'The tail, or -.', 'What', metavar='[TAIL]', argument=True)
+    third: str | None = option(
+        None, 'The tail, or - to predict it.', 'What', metavar='[TAIL]', argument=True
+    )
     head: str | None = again(Choice, 'head', help='The head, by its label.')
     relation: str | None = option(None, 'The relation.', 'What', metavar='LABEL')
     tail: str | None = again(Choice, 'tail', help='The tail.')
-    k: int = option(10, 'So many predictions.', 'What', kind='count', flags=('-k', '--top-k'))
+    k: int = option(10, 'Number of predictions.', 'What', kind='count', flags=('-k', '--top-k'))
     known: str = option(
         'hide',
-        'Leave out what training, validation or test triples state, or show it with a mark.',
+        'Hide triples of the training, validation or test data, or show them with a mark.',
         'What',
         choices=('hide', 'show'),
     )
     checkpoint: int = option(
         -1,
-        'Of which checkpoint, counted from 0; -1 is the last.',
+        'Checkpoint to predict with, counted from 0; -1 is the last.',
         'Model',
         kind='whole',
         advanced=True,
@@ -321,7 +323,7 @@ class Predicted:
         for part, place in (('head', self.first), ('relation', self.second), ('tail', self.third)):
             place = None if place == '-' else place
             if place is not None and getattr(self, part) is not None:
-                refuse(f'--{part}', f'the {part} is given by its place, too: {place}')
+                refuse(f'--{part}', f'the {part} is also given as an argument: {place}')
             if (label := getattr(self, part) if place is None else place) is not None:
                 found[part] = label
         return found
@@ -330,18 +332,18 @@ class Predicted:
         "Refuse a triple without, or with nothing but, open parts."
         if len(self.given) == 3:
             raise click.UsageError(
-                'head, relation and tail are given, so nothing is left to predict: leave one or '
-                'two out; `tracin explain --triple` explains a whole triple',
+                'head, relation and tail are all given, so there is nothing to predict: leave out '
+                'one or two; `tracin explain --triple` explains a whole triple',
                 click.get_current_context(silent=True),
             )
         if not self.given:
             raise click.UsageError(
-                'give one or two of --head, --relation and --tail; what is open is predicted',
+                'give one or two of --head, --relation and --tail; the rest is predicted',
                 click.get_current_context(silent=True),
             )
 
     def found(self, run: 'Run') -> 'pd.DataFrame':
-        "The predictions, the best first."
+        "Return the predictions, the best first."
         if not -len(run.checkpoints) <= self.checkpoint < len(run.checkpoints):
             n = len(run.checkpoints)
             refuse('--checkpoint', f'{self.checkpoint}: the run has {n}, counted from 0')
@@ -358,9 +360,9 @@ class PredictAsked:
     header: Header
     named: Named = Named()
     out: Path | None = again(
-        Output, 'out', help='Save to a file ending in .csv, .parquet or .json.'
+        Output, 'out', help='Save the predictions to a file ending in .csv, .parquet or .json.'
     )
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older file of predictions.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing file of predictions.')
     form: str | None = again(Output, 'form', help='How to print the predictions.')
 
     @property
@@ -377,14 +379,14 @@ class PredictAsked:
             refuse('--out', f'{self.out}: expected a file ending in .csv, .parquet or .json')
 
     def next(self) -> str:
-        "The command that explains the best of them."
+        "Return the command that explains the best of them."
         about = [(f'--{part}', x) for part, x in self.what.given.items()]
         about += [('--names', str(self.named.names))] if self.named.names else []
         words = [str(self.source.folder), '--top', '3', *(x for pair in about for x in pair)]
         return f'tracin explain {shlex.join(words)}'
 
     def text(self, frame: 'pd.DataFrame', form: str | None) -> str:
-        "Predictions as CSV, as JSON, or as a table of what was open."
+        "Return predictions as CSV, as JSON, or as a table of what was open."
         if form in ('csv', 'json'):
             about = dict(given=self.what.given, checkpoint=self.what.checkpoint)
             return frame_text(frame, form, **about)
@@ -402,7 +404,8 @@ class PredictAsked:
 
 
 def predictions_table(frame: 'pd.DataFrame', given: Mapping[str, str]) -> str:
-    "Predictions as a table for a terminal: rank, score, what was open by name, its type, mark."
+    """Return predictions as a table for a terminal: rank, score, what was open by name, its
+    type, mark."""
     from tracin_nb.answer.table import TRIPLE, aligned, names_beside, signed, triples_shown
 
     parts = [part for part in TRIPLE if part not in given]
@@ -420,7 +423,7 @@ def predictions_table(frame: 'pd.DataFrame', given: Mapping[str, str]) -> str:
     return '\n'.join(filter(None, [asked, *('  ' + line for line in aligned(rows, right=2))]))
 
 
-@main.command('predict', short_help='What the model predicts, the best first.')
+@main.command('predict', short_help='List what the model predicts, best first.')
 @takes
 def predict_command(asked: PredictAsked) -> None:
     """Name the triples that a model finds most likely, where one or two of head, relation and
@@ -443,7 +446,7 @@ def predict_command(asked: PredictAsked) -> None:
         if to.form or not to.out:
             click.echo(asked.text(found, to.form).encode(), nl=False)
     if not len(found):
-        say('tracin: note: the run knows all such triples already: none is new')
+        say('tracin: note: all such triples are already known: none is new')
     elif asked.source.folder:
         say(f'next: {asked.next()}')
 
@@ -456,17 +459,17 @@ def check_against(against: str, test: 'Tensor', training: 'TriplesFactory') -> N
     with naming_lines('--against'):
         tail = training.entity_to_id[label_named(against, training)]
         if tail in test[:, 2].tolist():
-            raise ValueError(f'{against!r} is itself the tail of a triple to explain')
+            raise ValueError(f'{against!r} is the tail of a triple to explain')
 
 # %% ../../nbs/app/70_cli.ipynb #5831c471
 @contextmanager
 def resumable(out: Path | None) -> Iterator[None]:
-    "When the block fails after work was kept in `out`, say how to go on."
+    "Say how to resume if the block fails after work was stored in `out`."
     try:
         yield
     except BaseException:
         if out and (out / 'parts').is_dir():
-            say(f'what is finished is kept in {out}: the same command goes on from there')
+            say(f'what is finished is kept in {out}: the same command resumes from there')
         raise
 
 # %% ../../nbs/app/70_cli.ipynb #372c263a
@@ -479,14 +482,14 @@ class Ranked:
 
     k: int = option(
         10,
-        'Proponents and opponents to name for each triple.',
+        'Number of proponents and of opponents for each triple.',
         'What',
         kind='count',
         flags=('-k', '--top-k'),
     )
     rank_by: str = option(
         'signed',
-        'Proponents and opponents apart, or one ranking by strength.',
+        'Rank proponents and opponents separately, or together by strength.',
         'What',
         choices=('signed', 'absolute'),
     )
@@ -504,7 +507,7 @@ class Why:
     ranked: Ranked
     mode: str = option(
         'test',
-        'Explain triples, or one, or rank training triples by their influence on themselves.',
+        'Explain several triples, explain one, or rank training triples by self-influence.',
         'What',
         choices=MODES,
     )
@@ -516,7 +519,7 @@ class Why:
     )
     breakdown: bool = option(
         False,
-        'Also save the parts of each influence through entity rows, relation rows and shared '
+        'Also save the share of each influence through entity rows, relation rows and shared '
         'weights.',
         'Output',
         kind='flag',
@@ -531,16 +534,16 @@ class Why:
     )
     report: Path | None = option(
         None,
-        'Also write one page that any browser shows (.html); an older one is replaced.',
+        'Also write a page for any browser (.html), replacing an existing one.',
         'Output',
         kind='file',
     )
     profile: bool = option(
-        False, 'Also say, on stderr, where the time went.', 'Output', kind='flag', advanced=True
+        False, 'Also report on stderr how the time was spent.', 'Output', kind='flag', advanced=True
     )
     all_scores: Path | None = option(
         None,
-        'Instead of a ranking, write the influence of every training triple to this Parquet file.',
+        'Write the influence of every training triple to this Parquet file instead of a ranking.',
         'Output',
         kind='file',
         advanced=True,
@@ -564,7 +567,7 @@ class Asked:
 
     @property
     def begun(self) -> bool:
-        "Can the answer be gone on with, where it was begun?"
+        "Return whether the answer can be resumed from its folder."
         why = self.why
         apart = why.mode == 'self' or self.new.candidates is not None
         return not (apart or why.mechanism_paths or why.ranked.strength)
@@ -613,7 +616,7 @@ def check_page(path: Path | None) -> None:
 
 
 def check_mode(asked: Asked) -> None:
-    "Refuse what the mode `self` has no use for."
+    "Reject options that the mode `self` does not use."
     parts = (asked.why, asked.new, asked.table, asked.table.names, asked.around, asked.around.where)
     given = [flag for part in parts for flag in given_flags(part, 'mode')]
     given += given_flags(asked.part) + given_flags(asked.choice, 'relation')
@@ -655,7 +658,7 @@ def check_several(asked: Asked, tracin: 'TracIn') -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #df3fe45e
 def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
-    "`TracIn.explain`, and a table of where the time went."
+    "Return `TracIn.explain`, and a table of where the time went."
     from tracin_nb.bench.profiling import profile
 
     found = profile(tracin, *args, **options)
@@ -664,7 +667,7 @@ def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
 
 
 def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Asked) -> 'Result':
-    "`TracIn.explain`; no more than all training triples are kept."
+    "Return `TracIn.explain`; no more than all training triples are kept."
     training, why, k = tracin.run.training, asked.why, asked.why.ranked.k
     if why.against is not None:
         check_against(why.against, test, training)
@@ -687,7 +690,7 @@ def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Aske
 
 # %% ../../nbs/app/70_cli.ipynb #52fe7b3c
 def known_paths(path: Path, tracin: 'TracIn') -> 'Mechanisms':
-    """The mechanisms in a file, as far as training knows their entities and relations; the
+    """Return the mechanisms in a file, as far as training knows their entities and relations; the
     others are counted aloud."""
     from tracin_nb.evaluation.mechanisms import Mechanisms
 
@@ -698,7 +701,8 @@ def known_paths(path: Path, tracin: 'TracIn') -> 'Mechanisms':
 
 
 def marked(report: 'Result', mechanisms: 'Mechanisms | None') -> 'Result':
-    "The result with columns IsGroundTruth, In_path and On_specific_path, if paths are known."
+    """Return the result with columns IsGroundTruth, In_path and On_specific_path, if paths are
+    known."""
     if mechanisms is None:
         return report
     from tracin_nb.evaluation.mechanisms import mark
@@ -715,7 +719,7 @@ def offer_replay(report: 'Result', tracin: 'TracIn') -> None:
 
 
 def answer(asked: Asked) -> None:
-    "What `tracin explain` does."
+    "Carry out `tracin explain`."
     asked.check()
     to, why = asked.to, asked.why
     with claimed(to, asked.begun):
@@ -743,11 +747,11 @@ def answer(asked: Asked) -> None:
 @main.command('explain', short_help='Explain predictions by training triples.')
 @takes
 def run_command(asked: Asked) -> None:
-    """Name the training triples that pushed a model most towards a prediction (proponents) and
-    most away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or
-    comes from --model-path. Of several runs that differ in the seed, or a folder of them (from
-    `tracin train --seeds`), the mean influence counts, and its spread and the agreement of the
-    runs are told. (`tracin run` is the earlier name of this command.)
+    """Name the training triples that pushed a model most towards a prediction (proponents) and most
+    away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or comes from
+    --model-path. Several runs that differ in the seed, or a folder of them (from `tracin train
+    --seeds`), are explained by their mean influence, with its spread and the agreement of the runs.
+    `tracin run` is the earlier name of this command.
 
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
@@ -761,7 +765,7 @@ def run_command(asked: Asked) -> None:
 
 # %% ../../nbs/app/70_cli.ipynb #33b8e5ff
 def own_influence(tracin: 'TracIn', k: int, relation: Sequence[str], by_relation: bool) -> 'Report':
-    "Training triples by their influence on themselves."
+    "Return training triples by their influence on themselves."
     from tracin_nb.graph.triples import select
 
     training = tracin.run.training
@@ -784,34 +788,34 @@ class BatchAsked:
         Choice,
         'test',
         REQUIRED,
-        help='The predictions: lines of head, relation and tail separated by tabs.',
+        help='The predictions: lines of head, relation and tail, separated by tabs.',
     )
-    output_dir: Path = option(REQUIRED, 'The folder for all files.', 'Output', kind='folder')
+    output_dir: Path = option(REQUIRED, 'Folder for all files.', 'Output', kind='folder')
     start_index: int = option(
-        0, 'Begin with this triple of the file, counted from 0.', 'What', kind='index'
+        0, 'Start with this triple of the file, counted from 0.', 'What', kind='index'
     )
     max_triples: int | None = option(
-        None, 'No more than so many.', 'What', kind='count', shown='all'
+        None, 'Explain at most this many triples.', 'What', kind='count', shown='all'
     )
     skip_existing: bool = option(
         False,
-        'Leave out those whose files are there, unchanged, and of the same model and question.',
+        'Skip predictions whose files exist, unchanged, for the same model and question.',
         'Output',
         kind='flag',
     )
     overwrite: bool = again(
-        Output, 'overwrite', help='Replace what another question gave for these predictions.'
+        Output, 'overwrite', help='Replace files of another question about these predictions.'
     )
     skip_filtering: bool = option(
         False,
-        'Look at all training triples, whatever neighbourhood is given.',
+        'Rank all training triples, and ignore any neighbourhood options.',
         'What',
         kind='flag',
         advanced=True,
     )
     skip_tracin: bool = option(
         False,
-        'Only write the training triples of each neighbourhood, as TSV.',
+        'Write only the training triples of each neighbourhood, as TSV.',
         'What',
         kind='flag',
         advanced=True,
@@ -832,12 +836,12 @@ class BatchAsked:
         self.around.where.conditions()
         self.part.sample(0)
         if self.skip_tracin and self.effective.where.conditions() is None:
-            refuse('--skip-tracin', 'without a neighbourhood there is nothing left to do')
+            refuse('--skip-tracin', 'without a neighbourhood there is nothing to do')
         self.effective.conditions()
         check_writable(self.output_dir, folder=True)
 
 # %% ../../nbs/app/70_cli.ipynb #5caa427f
-@main.command('batch', short_help='Explain a file of predictions, each in files of its own.')
+@main.command('batch', short_help='Explain a file of predictions, with separate files for each.')
 @takes
 def batch_command(asked: BatchAsked) -> int:
     """Explain all predictions in a file in one pass, and write a table (CSV) and a JSON file for
@@ -909,7 +913,7 @@ class Graphed:
     named: Named = Named()
 
     def training(self) -> 'TriplesFactory':
-        "The training triples of a run, or of a file."
+        "Return the training triples of a run, or of a file."
         if self.folder and not self.train:
             from tracin_nb.runs.run import Run
 
@@ -929,7 +933,7 @@ class Graphed:
         return name_triples(training, as_names(given, training)) if given else training
 
     def predictions(self, training: 'TriplesFactory') -> 'Tensor':
-        "Ids `[M, 3]` of the predictions."
+        "Return ids `[M, 3]` of the predictions."
         from tracin_nb.graph.triples import to_ids
 
         Choice(self.triple, self.test).check()
@@ -945,18 +949,20 @@ class FilterAsked:
 
     graph: Graphed
     where: Where
-    out: Path = option(REQUIRED, 'The triples that are kept.', 'Output', kind='file')
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older file.')
+    out: Path = option(
+        REQUIRED, 'File for the training triples near the predictions.', 'Output', kind='file'
+    )
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing file.')
 
     def check(self) -> None:
         "Refuse contradictions, and a file that may not be written."
         if self.where.conditions() is None:
             raise click.UsageError(
-                'say what the neighbourhood is: --n-hops, --path-filtering or --min-degree',
+                'specify the neighbourhood: --n-hops, --path-filtering or --min-degree',
                 click.get_current_context(silent=True),
             )
         if self.out.exists() and not self.overwrite:
-            refuse('--out', f'{self.out} exists already: give another place, or --overwrite')
+            refuse('--out', f'{self.out} already exists: give another file, or --overwrite')
         check_writable(self.out, folder=False)
         self.graph.header.check(self.graph.train, self.graph.test)
 
@@ -989,16 +995,17 @@ class PathsAsked:
     )
     min_edges: int = option(2, 'Shortest path.', 'What', kind='count')
     max_edges: int = option(3, 'Longest path.', 'What', kind='count')
-    directed: bool = option(False, "Only along the triples' direction.", 'What', kind='flag')
+    directed: bool = option(False, 'Follow triples only from head to tail.', 'What', kind='flag')
     through: str | None = option(
         None,
-        'Only paths that pass this: an entity by its label or name, a type, or a relation.',
+        'Only paths through this: an entity (label or name), a type, or a relation.',
         'What',
         metavar='LABEL',
     )
     how: str = option(
         'mean',
-        'Of the influences along a path; geometric and harmonic need all to be positive.',
+        'Score of a path from the influences along it; geometric and harmonic need positive '
+        'influences.',
         'How',
         flags=('--score',),
         choices=('sum', 'mean', 'geometric', 'harmonic', 'min'),
@@ -1011,20 +1018,22 @@ class PathsAsked:
         'What',
         choices=('score', 'mechanism'),
     )
-    k: int = again(Ranked, 'k', help='Paths to print.')
+    k: int = again(Ranked, 'k', help='Number of paths to print.')
     types: str | None = option(
         None,
-        'Gather paths by the types of entities: a table with columns id and type, or '
-        "'curie' for the prefixes of labels such as MONDO:0004979.",
+        "Group paths by entity type: a table with columns id and type, or 'curie' for the "
+        'prefixes of labels such as MONDO:0004979.',
         'What',
         metavar='FILE',
     )
     form: str | None = again(
-        Output, 'form', help='What to print: paths, or with csv and --types their kinds.'
+        Output, 'form', help='What to print: paths, or their kinds with csv and --types.'
     )
-    verbose: bool = again(Output, 'verbose', help='Below the tables, also tell all facts.')
+    verbose: bool = again(Output, 'verbose', help='Also print all facts below the tables.')
     csv_output: Path | None = again(Table, 'csv_output', help='Save all paths as a table.')
-    metapath_output: Path | None = option(None, 'Save all kinds of path.', 'Output', kind='file')
+    metapath_output: Path | None = option(
+        None, 'Save all kinds of path as a table.', 'Output', kind='file'
+    )
 
     def check(self) -> None:
         "Refuse contradictions, and files that may not be written."
@@ -1036,7 +1045,7 @@ class PathsAsked:
             check_writable(path, folder=False)
 
     def kinds(self) -> Any:
-        "The types of entities; None if none were given."
+        "Return the types of entities; None if none were given."
         from tracin_nb.graph.neighbourhoods import curie_prefix, read_types
 
         if self.types is None:
@@ -1045,7 +1054,7 @@ class PathsAsked:
 
 # %% ../../nbs/app/70_cli.ipynb #1b792fcc
 def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
-    "The simple paths from head to tail."
+    "Return the simple paths from head to tail."
     from tracin_nb.graph.neighbourhoods import paths
 
     head, _, tail = asked.triple
@@ -1061,8 +1070,8 @@ def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
 def ranked_paths(
     tracin: 'TracIn', test: 'Tensor', asked: PathsAsked, kinds: Any
 ) -> list['pd.DataFrame']:
-    """A table of the paths for the triple `[1, 3]`, and one of their kinds if there are types;
-    nothing without a path."""
+    """Return a table of the paths for the triple `[1, 3]`, and one of their kinds if there are
+    types; nothing without a path."""
     from tracin_nb.graph.neighbourhoods import Graph, metapaths, path_table, score_paths
 
     head = asked.triple[0]
@@ -1079,7 +1088,7 @@ def ranked_paths(
 
 
 def held_of(tracin: 'TracIn', test: 'Tensor') -> tuple['pd.DataFrame', dict[str, Any]]:
-    "What the model holds of a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
+    "Return the model's beliefs about a triple `[1, 3]`, as a row of `Result.tests`, and all facts."
     from tracin_nb.answer.results import test_table
     from tracin_nb.graph.names import named_frame
     from tracin_nb.influence.checks import held
@@ -1091,7 +1100,7 @@ def held_of(tracin: 'TracIn', test: 'Tensor') -> tuple['pd.DataFrame', dict[str,
 
 
 def with_told(table: 'pd.DataFrame', told: 'pd.DataFrame') -> 'pd.DataFrame':
-    "A table of paths, and in each row what the model holds of the prediction."
+    "Return a table of paths, and in each row what the model holds of the prediction."
     from tracin_nb.answer.standing import BELIEFS
 
     row = told.iloc[0]
@@ -1169,25 +1178,25 @@ class ReportAsked:
 
     folder: Path = option(
         REQUIRED,
-        'A folder of `tracin explain --out`.',
+        'Folder written by `tracin explain --out`.',
         'What',
         kind='path',
         metavar='RESULT_FOLDER',
         argument=True,
     )
     out: Path | None = option(
-        None, 'Where to write the page (.html).', 'Output', kind='file', shown='report.html there'
+        None, 'File for the page (.html).', 'Output', kind='file', shown='report.html there'
     )
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older page.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing page.')
     plot: Path | None = again(Output, 'plot', help='Also draw the saved result, as `explain` does.')
     picture: str = again(Output, 'picture', help='What --plot draws of it.')
 
 
-@main.command('report', short_help='Make a page to mail or print of a result that was saved.')
+@main.command('report', short_help='Make a page to mail or print from a saved result.')
 @takes
 def report_command(asked: ReportAsked) -> None:
-    """Write one page with everything that was saved in RESULT_FOLDER: any browser shows and prints
-    it, and it asks no other host for anything.
+    """Write one page with the saved result in RESULT_FOLDER. Any browser shows and prints it; it
+    loads nothing from other hosts.
 
     \b
     tracin report results/
@@ -1199,7 +1208,7 @@ def report_command(asked: ReportAsked) -> None:
     check_plot(asked.plot)
     check_picture(Output(plot=asked.plot, picture=asked.picture), *PICTURE_KINDS)
     if out.exists() and not asked.overwrite:
-        refuse('--out', f'{out} exists already: give another place, or --overwrite')
+        refuse('--out', f'{out} already exists: give another file, or --overwrite')
     result = Result.load(asked.folder)
     say(f'saved in {result.report(out)}')
     if asked.plot:
@@ -1208,7 +1217,7 @@ def report_command(asked: ReportAsked) -> None:
 # %% ../../nbs/app/70_cli.ipynb #2f937d83
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    "A folder in which a question was begun."
+    "A folder with a question that was started."
 
     out: Path = option(REQUIRED, 'The folder.', 'What', kind='path', metavar='DIR', argument=True)
 
@@ -1218,7 +1227,7 @@ class ResumeAsked(Begun):
     "What `tracin resume` is asked."
 
     devices: str | list[str] | None = option(
-        None, 'Where to compute.', 'Devices', kind='devices', shown='as before'
+        None, 'Device to compute on.', 'Devices', kind='devices', shown='as before'
     )
     form: str | None = again(Output, 'form', help='Also print the result on stdout.', shown=None)
 
@@ -1234,10 +1243,10 @@ def resume_command(asked: ResumeAsked) -> None:
     deliver(report, Output(asked.out, form=asked.form), saved=True)
 
 # %% ../../nbs/app/70_cli.ipynb #a1af87d0
-@main.command('status', short_help='Say how much of a `tracin explain` is done.')
+@main.command('status', short_help='Show how much of a `tracin explain` is done.')
 @takes
 def status_command(asked: Begun) -> None:
-    "Say what was asked in DIR by `tracin explain ... --out DIR`, and how much of it is done."
+    "Show the question of `tracin explain ... --out DIR` in DIR, and how much of it is done."
     from tracin_nb.influence.parts import Parts, read_question
 
     parts = Parts(asked.out, read_question(asked.out))
@@ -1263,7 +1272,7 @@ class ReplayAsked:
 
     folders: tuple[Path, ...] = option(
         REQUIRED,
-        'The run, or several of one model on the same triples.',
+        'A run, or several runs of one model on the same triples.',
         'Model',
         kind='path',
         metavar='RUN_DIR...',
@@ -1273,24 +1282,24 @@ class ReplayAsked:
     choice: Choice
     header: Header
     new: New
-    k: int = again(Ranked, 'k', help='Proponents and opponents to name for each prediction.')
+    k: int = again(Ranked, 'k', help='Number of proponents and of opponents for each prediction.')
     test_objective: str | None = option(
         None,
-        'The loss of the triples to explain, if it shall not be that of the training.',
+        'The loss of the triples to explain, if different from the training loss.',
         'How',
         choices=OBJECTIVE_NAMES,
         shown="the training's",
     )
     check: int = option(
         8,
-        'Triples that are really dropped, or candidates added, each in a training of its own.',
+        'Number of triples to drop (or candidates to add) in check trainings, one at a time.',
         'How',
         kind='index',
     )
     memory: str = again(
-        Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
+        Settings, 'memory', help='Memory for states and derivatives, such as 500MB.'
     )
-    device: str | None = again(Training, 'device', help='Where to repeat the training.')
+    device: str | None = again(Training, 'device', help='Device on which to repeat the training.')
     to: Output
 
 
@@ -1341,22 +1350,21 @@ class SelfAsked:
     "What `tracin self` is asked."
 
     analysis: Analysis
-    k: int = again(Ranked, 'k', 100, help='Training triples to name.')
+    k: int = again(Ranked, 'k', 100, help='Number of training triples to list.')
     relation: tuple[str, ...] = again(
         Choice, 'relation', help='Only training triples with this relation. May be repeated.'
     )
-    per_relation: bool = option(False, 'Name so many of each relation.', 'What', kind='flag')
+    per_relation: bool = option(False, 'List that number for each relation.', 'What', kind='flag')
     to: Output
 
 
-@main.command('self', short_help='Rank training triples by their influence on themselves.')
+@main.command('self', short_help='Rank training triples by self-influence.')
 @takes
 def self_command(asked: SelfAsked) -> None:
     """Rank training triples by their influence on their own loss. The model is the run in
     RUN_DIR, or --model-path.
 
-    Those on top had to be learnt by heart: exceptions to what the rest of the graph says, or
-    mistakes.
+    The model had to memorise those on top: exceptions to the rest of the graph, or errors.
 
     \b
     tracin self runs/umls -k 20
@@ -1369,7 +1377,7 @@ def self_command(asked: SelfAsked) -> None:
         deliver(own_influence(tracin, asked.k, asked.relation, asked.per_relation), asked.to)
 
 # %% ../../nbs/app/70_cli.ipynb #88c32202
-@main.group('cache', short_help='Show or remove kept gradients.')
+@main.group('cache', short_help='Show or remove stored gradients.')
 def cache_group() -> None:
     "Show or remove the gradients that `tracin explain --cache DIR` kept."
 
@@ -1397,7 +1405,7 @@ def cache_info_command(kept: GradientFolder) -> None:
 @cache_group.command('clear', short_help='Remove the files.')
 @takes
 def cache_clear_command(kept: GradientFolder) -> None:
-    "Remove the files of kept gradients from DIR, and nothing else."
+    "Remove the files of stored gradients from DIR, and nothing else."
     from tracin_nb.influence.cache import clear_cache
 
     click.echo(f'{clear_cache(kept.folder):,} bytes removed from {kept.folder}')
@@ -1409,19 +1417,19 @@ class DemoAsked:
 
     out: Path = option(
         Path('runs/demo'),
-        'Folder for the run. If the demo was trained there before, it is used again.',
+        'Folder for the run. An earlier run of the demo in it is reused.',
         'Output',
         kind='path',
         metavar='RUN_DIR',
     )
 
 
-@main.command('demo', short_help='See it work: a drug, a disease, and why the model thinks so.')
+@main.command('demo', short_help='Watch a demo: a drug, a disease, and why the model links them.')
 @takes
 def demo_command(asked: DemoAsked) -> None:
     """Train TransE on DrugMechDB (comes with the package, nothing is downloaded), predict new
-    indications of a drug, explain one, and show the mechanism that curators wrote down. Takes
-    about a minute."""
+    indications of a drug, explain one, and show the mechanism recorded by curators. Takes about
+    a minute."""
     start, out = time.perf_counter(), asked.out
     from tracin_nb.app.demo import demo_run, pages
     from tracin_nb.engine.row_index import one_thread
@@ -1433,13 +1441,12 @@ def demo_command(asked: DemoAsked) -> None:
             click.echo(page + '\n')
     click.echo('Time: ' + ', '.join(f'{what} {spent:.1f} s' for what, spent in times.items()))
     click.echo(
-        f'Kept: the run in {out}, the explanation (50 a side: CSV, Parquet, JSON) in '
+        f'Kept: the run in {out}, the explanation (50 per side: CSV, Parquet, JSON) in '
         f'{out / "explanation"}\n'
         f'Next: tracin predict {out} imatinib indication\n'
         f'      tracin explain {out} --head imatinib --relation indication --top 2\n'
-        f'      tracin explain --help   (what else can be asked)\n'
-        f'      nbs/tutorials/2_why_this_drug.ipynb   (the same from Python, and how far to trust '
-        f'it)'
+        f'      tracin explain --help   (all options)\n'
+        f'      nbs/tutorials/2_why_this_drug.ipynb   (the same in Python, and how far to trust it)'
     )
 
 # %% ../../nbs/app/70_cli.ipynb #b0fecdce
@@ -1449,7 +1456,7 @@ class BenchAsked(Measured):
 
     name: str = again(Measured, 'name', 'engine')
     device: str = again(
-        Measured, 'device', 'cpu', help='Where to measure, for example cuda.', shown=None
+        Measured, 'device', 'cpu', help='Device to measure on, for example cuda.', shown=None
     )
     threads: int | None = option(None, 'Threads that PyTorch may use.', 'Devices', kind='count')
     settings: dict[str, Any] | None = again(
@@ -1462,18 +1469,18 @@ class BenchAsked(Measured):
 @main.command('bench', short_help='Measure time and memory on this machine.')
 @takes
 def bench_command(asked: BenchAsked) -> None:
-    """Run the benchmark NAME:
+    """Run the benchmark NAME.
 
     \b
-    engine     the engines beside a training step, ConvE at the size of FB15k-237
+    engine     the engines against a training step, ConvE at the size of FB15k-237
     peers      Captum and dattri on the same weights and triples
-    floor      the pass beside a plain matrix product and a plain copy
+    floor      the pass against a plain matrix product and a plain copy
     fb15k237   all test triples against all training triples
     robokop    1.45 million entities, 17.8 million training triples, 950 predictions
     files      the same size, from files of labels to the first progress and to an answer
     repeat     the second question on a prepared run
     growth     exponents of time and memory
-    workers    two processes and two Ray actors beside one process
+    workers    two processes and two Ray actors against one process
     \b
     Each takes a while; --set asks for less."""
     import torch
@@ -1494,13 +1501,13 @@ def bench_command(asked: BenchAsked) -> None:
 @main.command('evaluate', short_help='Measure how good the explanations are.')
 @takes
 def evaluate_command(asked: Measured) -> None:
-    """Run the experiment NAME:
+    """Run the experiment NAME.
 
     \b
-    removal      delete what explains a prediction and train again (Nations)
+    removal      delete what explains a prediction and retrain (Nations)
     lds          predict hundreds of trainings on random halves (Nations, Kinships, UMLS)
-    corruption   find training triples that were made wrong, by their self-influence
-    stability    other seeds, fewer checkpoints, random weights: what stays of a ranking?
+    corruption   find corrupted training triples by their self-influence
+    stability    how rankings change with other seeds, fewer checkpoints, random weights
     replay       predict trainings without some triples, with rough and smooth steps
     deletions    replay against trainings without one triple and without four
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
@@ -1525,14 +1532,14 @@ class VerifyAsked:
     header: Header
     k: int = option(
         5,
-        'Leave out so many of the first proponents.',
+        'Leave out this many of the first proponents.',
         'What',
         kind='count',
         flags=('-k', '--top-k'),
     )
     drop: Path | None = option(
         None,
-        'Leave out the training triples in this file instead: lines of head, relation and tail '
+        'Leave out the training triples in this file instead: lines of head, relation and tail, '
         'separated by tabs.',
         'What',
         kind='path',
@@ -1547,19 +1554,21 @@ class VerifyAsked:
         metavar='RESULT_FOLDER',
     )
     together: bool = option(
-        False, 'Leave them out together only, not also each alone.', 'What', kind='flag'
+        False, 'Leave them out only together, not also one by one.', 'What', kind='flag'
     )
-    seeds: int = option(3, "So many seeds: the run's own and those after it.", 'How', kind='count')
+    seeds: int = option(
+        3, "Number of seeds: the run's own and those after it.", 'How', kind='count'
+    )
     control: str = option(
         'neighbour',
-        'What as many random triples are drawn from: those at an entity of the prediction, or all.',
+        'Draw the random controls from triples at an entity of the prediction, or from all.',
         'How',
         choices=('neighbour', 'any'),
     )
     batches: str = option(
         'same',
-        "Keep the run's batches and take the triples out of them, or draw those that `tracin "
-        'train` would draw without them.',
+        "Keep the run's batches and remove the triples from them, or draw the batches that "
+        '`tracin train` would draw without them.',
         'How',
         choices=('same', 'own'),
     )
@@ -1574,18 +1583,19 @@ class VerifyAsked:
     )
     processes: int | None = option(
         None,
-        'Processes that share the trainings.',
+        'Number of processes for the trainings.',
         'Devices',
         kind='count',
-        shown='one for each core, if it takes long',
+        shown='one for each core for long work, else one',
     )
     out: Path | None = again(
         Output,
         'out',
-        help='Save to a file ending in .json or .csv. Interrupted, the same command goes on.',
+        help='Save the verdict to a file ending in .json or .csv. If interrupted, the same '
+        'command resumes.',
     )
-    overwrite: bool = again(Output, 'overwrite', help='Replace an older proof in --out.')
-    form: str | None = again(Output, 'form', help='How to print what came out.')
+    overwrite: bool = again(Output, 'overwrite', help='Replace an existing file in --out.')
+    form: str | None = again(Output, 'form', help='How to print the outcome.')
 
     @property
     def to(self) -> Output:
@@ -1615,7 +1625,7 @@ class VerifyAsked:
             refuse('--out', f'{self.out}: expected a file ending in .json or .csv')
 
     def plan(self, run: 'Run') -> tuple['Verification', 'Result | None', int]:
-        "What will be trained, and which triple of which saved result it is about."
+        "Return what will be trained, and which triple of which saved result it is about."
         from tracin_nb.evaluation.verify import verification
         from tracin_nb.runs.training import check_again
 
@@ -1629,7 +1639,7 @@ class VerifyAsked:
         return verification(run, asked, self.k, triples=triples, **how), None, 0
 
     def _asked(self, run: 'Run') -> tuple[Any, Any]:
-        "The prediction, explained unless triples to drop are named, and these."
+        "Return the prediction, explained unless triples to drop are named, and these."
         from tracin_nb.graph.triples import to_labels
         from tracin_nb.influence.tracin import TracIn
 
@@ -1643,7 +1653,7 @@ class VerifyAsked:
         return tracin.explain(test, min(self.k, run.training.num_triples)), None
 
     def _saved(self) -> tuple['Result', int]:
-        "The result that was saved, and which of its triples is meant."
+        "Return the result that was saved, and which of its triples is meant."
         from tracin_nb.answer.results import Result
         from tracin_nb.evaluation.verify import triple_of
 
@@ -1663,7 +1673,7 @@ LONG = 30  # seconds of trainings that are worth further processes
 
 
 def carried_out(plan: 'Verification', processes: int | None, out: Path | None = None) -> 'Verified':
-    "What came out of the trainings of a plan, whose price is told before; saved in `out`."
+    "Return the outcome of the trainings of a plan, after announcing their cost; saved in `out`."
     from tracin_nb.engine.row_index import one_thread
     from tracin_nb.evaluation.verify import carry_out
 
@@ -1676,18 +1686,19 @@ def carried_out(plan: 'Verification', processes: int | None, out: Path | None = 
 
 
 def cores() -> int:
-    "How many processors this process may use."
+    "Return how many processors this process may use."
     there = getattr(os, 'sched_getaffinity', None)
     return len(there(0)) if there else os.cpu_count() or 1
 
 
-@main.command('verify', short_help='Train again without what explains a prediction, and see.')
+@main.command(
+    'verify', short_help='Retrain without the triples that explain a prediction, and compare.'
+)
 @takes
 def verify_command(asked: VerifyAsked) -> None:
     """Train the run in RUN_DIR again without the first proponents of a prediction, together and
-    each alone, beside as many random triples of its neighbourhood and beside other seeds, and say
-    what became of the prediction. Runs of `tracin train`, and those that PyKEEN kept by
-    callbacks='tracin', can be trained again.
+    each alone, and compare with as many random triples of its neighbourhood and with other seeds.
+    Runs of `tracin train`, and those that PyKEEN kept by callbacks='tracin', can be trained again.
 
     \b
     tracin verify runs/umls --triple vitamin affects neoplastic_process
@@ -1719,17 +1730,17 @@ class ServeAsked:
     folder: Path = again(Source, 'folder', REQUIRED, metavar='RUN_DIR')
     host: str = option(
         '127.0.0.1',
-        'The address to listen on. With another than this, other machines can open it, with the '
+        'Address to listen on. With any other address, other machines can connect, given the '
         'token.',
         'How',
     )
-    port: int = option(8866, '0: any that is free.', 'How', kind='port')
-    theme: str = option('light', 'Of the page.', 'How', choices=('light', 'dark'))
-    no_browser: bool = option(False, 'Only print the address.', 'How', kind='flag')
+    port: int = option(8866, 'Port to listen on; 0 picks a free one.', 'How', kind='port')
+    theme: str = option('light', 'Theme of the page.', 'How', choices=('light', 'dark'))
+    no_browser: bool = option(False, 'Only print the address; open no browser.', 'How', kind='flag')
     memory: str = again(Settings, 'memory')
     batch_size: int | None = again(Settings, 'batch_size', advanced=False)
     names: Path | None = again(
-        Named, 'names', help='A table of names, to be shown and searched, as for `tracin explain`.'
+        Named, 'names', help='A table of names to show and search, as for `tracin explain`.'
     )
     node_names: Path | None = option(
         None,
@@ -1748,9 +1759,9 @@ class ServeAsked:
 @main.command('serve', short_help='Show the explorer of a run in a browser.')
 @takes
 def serve_command(asked: ServeAsked) -> None:
-    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Whoever has the
-    printed address, with its token, can open it, on this machine only unless --host says
-    otherwise. Needs `pip install 'tracin_nb[app]'`."""
+    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Anyone with the
+    printed address, which contains a token, can open it; only on this machine, unless --host
+    says otherwise. Needs `pip install 'tracin_nb[app]'`."""
     import webbrowser
 
     from tracin_nb.app.serve import DOOR, served
@@ -1776,8 +1787,8 @@ def serve_command(asked: ServeAsked) -> None:
 
 @contextmanager
 def terminated() -> Iterator[None]:
-    """Whoever terminates this process, or closes its terminal, interrupts it once, so that what
-    it started ends, too."""
+    """Turn termination of this process, or of its terminal, into one interrupt, so that its
+    child processes end, too."""
     caught = [
         s
         for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))

@@ -42,7 +42,8 @@ QUESTION = (DRUG, RELATION, 'Attention Deficit Disorder with Hyperactivity')
 
 # %% ../../nbs/app/65_demo.ipynb #0e0e8689
 def predicted(run: Run, k: int = 8) -> str:
-    "The best `k` tails that the model predicts for the drug, as text; test pairs are marked."
+    """Return the best `k` tails that the model predicts for the drug, as text; test pairs are
+    marked."""
     found = run.predict(DRUG, RELATION, k=k + 20, known='show')
     found = found[found['known'] != 'training'].head(k)
     named = [run.names.called(label) for label in found['tail']]
@@ -69,7 +70,7 @@ def curated_steps(tracin: TracIn) -> pd.DataFrame:
 
 # %% ../../nbs/app/65_demo.ipynb #2999f13d
 def steps_text(steps: pd.DataFrame, run: Run) -> str:
-    "The curated steps as lines of rank, influence and triple, by their names."
+    "Return the curated steps as lines of rank, influence and triple, by their names."
     ranks = [f'{rank:,}' for rank in steps['rank']]
     parts = [steps[part].map(run.names.called) for part in ('head', 'relation', 'tail')]
     rows = [list(row) for row in zip(ranks, signed(steps['influence'].tolist()), *parts)]
@@ -85,7 +86,7 @@ def noted_seconds(times: dict[str, float], stage: str) -> Iterator[None]:
 
 # %% ../../nbs/app/65_demo.ipynb #2e8796de
 def held_out_ranks(run: Run) -> str:
-    "How well the model ranks the diseases of the held-out pairs, in a sentence."
+    "Return how well the model ranks the diseases of the held-out pairs, in a sentence."
     test, validation = run.testing.mapped_triples, run.validation.mapped_triples
     found = tail_prediction(run, test, [run.training.mapped_triples, validation])
     return (
@@ -97,12 +98,12 @@ def held_out_ranks(run: Run) -> str:
 def demo_run(
     out: Path,
     times: dict[str, float],
-    say: Callable[[str], Any],  # is told what is done
+    say: Callable[[str], Any],  # called with each step of the work
     progress: bool,
 ) -> Run:
     "Return the demo's run in `out`, trained unless it is there."
     say(
-        f'using the run in {out}; remove that folder to train anew'
+        f'using the run in {out}; remove that folder to retrain'
         if (out / 'run.json').exists()
         else f'training TransE on DrugMechDB ({DEMO["epochs"]} epochs, about half a minute); the '
         f'run is kept in {out}'
@@ -123,12 +124,12 @@ def pages(run: Run, out: Path, times: dict[str, float], progress: bool) -> Itera
     result.save(out / 'explanation')
     yield f'Why {QUESTION[2]}? These training triples:\n\n{text_table(first_ranks(result, 8))}'
     yield (
-        f'Beside it, the mechanism that curators wrote down: rank and influence of each of its '
-        f'steps,\namong {run.training.num_triples:,} training triples.\n\n{steps_text(steps, run)}'
+        f'The mechanism recorded by curators: rank and influence of each of its steps\namong '
+        f'{run.training.num_triples:,} training triples.\n\n{steps_text(steps, run)}'
     )
 
 
 def first_ranks(result: Result, k: int) -> Result:
-    "The first `k` ranks of a result."
+    "Return the first `k` ranks of a result."
     kept = result.frame[result.frame['rank'] <= k].reset_index(drop=True)
     return replace(result, frame=kept)

@@ -65,7 +65,7 @@ def lds_experiment(
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    "`datamodel` for several designs."
+    "Return `datamodel` for several designs."
 
     def one(seeds: int = seeds, **d: Any) -> dict[str, Any]:
         return datamodel(Design(**d), seeds=seeds, device=device, progress=progress)
@@ -80,7 +80,7 @@ def removal_experiment(
     processes: int | None = None,  # by default one for each core; on a GPU, one
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    "`removal` with its protocol's settings."
+    "Return `removal` with its protocol's settings."
     cores = 1 if torch.device(device or 'cpu').type == 'cuda' else os.cpu_count() or 1
     return removal(
         seeds, limit=limit, device=device, processes=processes or cores, progress=progress
@@ -113,8 +113,8 @@ def run_experiment(
     progress: bool | Progress = silent,
     **settings: Any,  # of the experiment
 ) -> tuple[dict[str, Any], str]:
-    """The result of an experiment, and its table in Markdown. Raises `ValueError` for an unknown
-    name or setting."""
+    """Return the result of an experiment, and its table in Markdown. Raises `ValueError` for an
+    unknown name or setting."""
     if name not in EXPERIMENTS:
         raise ValueError(f'unknown experiment {name!r}; known are {", ".join(EXPERIMENTS)}')
     known = inspect.signature(EXPERIMENTS[name].run).parameters

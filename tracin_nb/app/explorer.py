@@ -113,7 +113,7 @@ def code(
     source: str,  # Python that gives the run
     options: Mapping[str, Any],  # further arguments of `TracIn`
 ) -> str:
-    "A cell that asks the same; its `result` is that of the explorer."
+    "Return a cell that asks the same; its `result` is that of the explorer."
     ask = [
         f'k={self.k}',
         *([f'against={self.against!r}'] if self.against else []),
@@ -143,7 +143,7 @@ def ranked_tests(
     n: int,  # so many test triples, from everywhere
     tell: Progress,
 ) -> pd.DataFrame:
-    """Head, relation, tail, rank of the tail at the last checkpoint, and among how many; the
+    """Return head, relation, tail, rank of the tail at the last checkpoint, and among how many; the
     best rank first. Raises `ValueError` for a run without test triples."""
     if run.testing is None or not run.testing.num_triples:
         raise ValueError('the run has no test triples to rank')
@@ -159,7 +159,7 @@ LOOK = 4_000_000  # triples that a first look may score
 
 
 def first_look(training: TriplesFactory) -> dict[str, str]:
-    "The relation, and for a large graph the head, whose best predictions are seen first."
+    "Return the relation, and for a large graph the head, whose best predictions are seen first."
     triples, label = training.mapped_triples, training.entity_id_to_label
     relation = triples[:, 1].bincount().argmax().item()
     found = dict(relation=training.relation_id_to_label[relation])
@@ -173,7 +173,7 @@ ORDERS = dict(rank='Rank', head='Head', relation='Relation', tail='Tail')
 
 
 def holding(rows: pd.DataFrame, typed: str) -> pd.DataFrame:
-    "The rows whose labels or names, without regard to case, hold all words that were typed."
+    "Return the rows whose labels or names, without regard to case, hold all words that were typed."
     columns = [name for name in rows if str(name).split('_')[0] in TRIPLE]
     text = rows[columns].astype(str).agg(' '.join, axis=1).str.casefold()
     if 'in_neighbourhood' in rows:
@@ -183,8 +183,8 @@ def holding(rows: pd.DataFrame, typed: str) -> pd.DataFrame:
 
 
 def parts_of(row: pd.Series) -> dict[str, pd.DataFrame]:
-    """Of one row of a result: columns part, influence and share, by parameter group and by
-    checkpoint."""
+    """Return the parts of one row of a result: columns part, influence and share, by parameter
+    group and by checkpoint."""
     found = {}
     for by, prefix in PARTS.items():
         part = row[[name for name in row.index if name.startswith(prefix)]].astype(float)
@@ -213,7 +213,7 @@ class InfluenceExplorer(RunPanel):
     def start_predicting(self) -> None:
         """Offer the best new predictions with the head, relation or tail that are typed; with all
         three, other tails. Raises `ValueError` for a label that is not known, and for none typed,
-        `RuntimeError` while other work goes on."""
+        `RuntimeError` during other work."""
         fields = {part: getattr(self, part) for part in TRIPLE}
         given = {part: field.label for part, field in fields.items() if field.typed}
         if not given:
@@ -223,7 +223,7 @@ class InfluenceExplorer(RunPanel):
         self.begin(lambda: self.offer(self.predicted(given)))
 
     def predicted(self, given: dict[str, str]) -> pd.DataFrame:
-        "The best new predictions with the labels that are given."
+        "Return the best new predictions with the labels that are given."
         return self.run.predict(**given, k=self.count.value, progress=self.job.progress)
 
     def open(self) -> None:
@@ -245,7 +245,7 @@ class InfluenceExplorer(RunPanel):
 # %% ../../nbs/app/20_explorer.ipynb #473f3841
 @patch
 def _controls(self: InfluenceExplorer) -> None:
-    "What is asked."
+    "Create the controls."
     entities = entity_index(self)
     self.head, self.tail = Search(entities, 'Head'), Search(entities, 'Tail')
     self.relation = Search(relation_index(self), 'Relation')
@@ -266,7 +266,7 @@ def _controls(self: InfluenceExplorer) -> None:
 
 
 def _views(explorer: InfluenceExplorer) -> None:
-    "What is answered."
+    "Create the views."
     explorer.title, explorer.breakdown, explorer.around = (w.HTML() for _ in range(3))
     explorer.image, explorer.files, explorer.found_paths, explorer.proof = (
         w.HTML() for _ in range(4)
@@ -296,7 +296,7 @@ EMPTY = (
 # %% ../../nbs/app/20_explorer.ipynb #37f93103
 @patch
 def _arranged(self: InfluenceExplorer) -> w.VBox:
-    "Everything in its place, and each button with its method."
+    "Return everything in its place, and each button with its method."
     for button, method in (
         (self.job.button, self.start),
         (self.predict_button, self.start_predicting),
@@ -326,7 +326,7 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
 
 
 def _settings(explorer: InfluenceExplorer) -> w.VBox:
-    "What most questions leave as it is."
+    "Return what most questions leave as it is."
     return folded(
         'More settings',
         beside(explorer.objective, explorer.weighting, explorer.k, explorer.checkpoints),
@@ -335,7 +335,7 @@ def _settings(explorer: InfluenceExplorer) -> w.VBox:
 
 
 def _answered(explorer: InfluenceExplorer) -> list[w.Widget]:
-    "The parts of an answer."
+    "Return the parts of an answer."
     return [
         explorer.title,
         explorer.files,
@@ -354,7 +354,7 @@ def _answered(explorer: InfluenceExplorer) -> list[w.Widget]:
 # %% ../../nbs/app/20_explorer.ipynb #b275fd7d
 @patch
 def asked(self: InfluenceExplorer) -> ExplorerQuestion:
-    "The question that the controls ask. Raises `ValueError` for a label that is not known."
+    "Return the question that the controls ask. Raises `ValueError` for a label that is not known."
     checkpoints = chosen_checkpoints(self.checkpoints)
     return ExplorerQuestion(
         (self.head.label, self.relation.label, self.tail.label),
@@ -371,27 +371,27 @@ def asked(self: InfluenceExplorer) -> ExplorerQuestion:
 
 @patch
 def start(self: InfluenceExplorer) -> None:
-    """Run: ask. Raises `ValueError` for a question that cannot be asked, `RuntimeError` while
-    other work goes on."""
+    """Run: ask. Raises `ValueError` for a question that cannot be asked, `RuntimeError` during
+    other work."""
     question = self.asked()
     self.begin(lambda: self.show(question, self.explain(question)))
 
 
 @patch
 def start_ranking(self: InfluenceExplorer) -> None:
-    "Rank test triples. Raises `RuntimeError` while other work goes on."
+    "Rank test triples. Raises `RuntimeError` during other work."
     self.begin(lambda: self.offer(ranked_tests(self.run, self.count.value, self.job.progress)))
 
 
 @patch
 def start_drawing(self: InfluenceExplorer) -> None:
-    "Draw the chosen picture. Raises `RuntimeError` while other work goes on."
+    "Draw the chosen picture. Raises `RuntimeError` during other work."
     self.begin(self.draw)
 
 # %% ../../nbs/app/20_explorer.ipynb #50945156
 @patch
 def explain(self: InfluenceExplorer, question: ExplorerQuestion) -> Result:
-    "The answer, with the parts of each influence by parameter group and by checkpoint."
+    "Return the answer, with the parts of each influence by parameter group and by checkpoint."
     tracin, around = self.kept(question.setting), None
     if question.conditions:
         around = near(self.graph, question.triple, question.restrict, **question.conditions)
@@ -435,7 +435,7 @@ def _choose(explorer: InfluenceExplorer) -> None:
 
 # %% ../../nbs/app/20_explorer.ipynb #842927e9
 def _named_result(explorer: InfluenceExplorer) -> Result:
-    "The answer with the panel's names."
+    "Return the answer with the panel's names."
     return explorer.result.with_names(explorer.names if explorer.names else None, keep=True)
 
 
@@ -470,14 +470,14 @@ def _listed(explorer: InfluenceExplorer) -> None:
 
 
 def heading_of(explorer: InfluenceExplorer) -> str:
-    "What was asked, and what the model holds of it, as HTML."
+    "Return what was asked, and what the model holds of it, as HTML."
     view, other = _named_result(explorer).view(0), explorer.question.against
     against = f'<p>and not {html.escape(explorer.named(other))}</p>' if other else ''
     return in_panel(html_title(view) + against + html_said(view.said))
 
 
 def evidence_of(explorer: InfluenceExplorer) -> str:
-    "What lies around head and tail, and the shares, as HTML."
+    "Return what lies around head and tail, and the shares, as HTML."
     view, facts = _named_result(explorer).view(0), explorer.result.facts
     shares = ''.join(html_shares(view.rows, by) for by in splits_of(view.rows))
     told = f'Shares of the |influence| of the {len(view.rows)} triples named'
@@ -528,7 +528,7 @@ def _find_paths(explorer: InfluenceExplorer) -> None:
 @patch
 def start_verifying(self: InfluenceExplorer) -> None:
     """Say what verifying the answer will take; once that is said, train. Raises `ValueError` if
-    there is no answer yet, `RuntimeError` while other work goes on."""
+    there is no answer yet, `RuntimeError` during other work."""
     if self.result is None:
         raise ValueError('there is nothing to verify yet: press Run')
     asked = self.verify_k.value, self.verify_seeds.value
@@ -561,7 +561,7 @@ def verify(self: InfluenceExplorer) -> None:
 
 
 def shown_proof(found: Verified) -> str:
-    "What came out of the trainings, with links that save it."
+    "Return what came out of the trainings, with links that save it."
     with TemporaryDirectory() as folder:
         paths = [found.save(Path(folder) / f'proof{ending}') for ending in ('.csv', '.json')]
         saved = ' · '.join(download(path.name, path.read_bytes()) for path in paths)
@@ -570,7 +570,8 @@ def shown_proof(found: Verified) -> str:
 # %% ../../nbs/app/20_explorer.ipynb #5afc801e
 @patch
 def every(self: InfluenceExplorer) -> Tensor:
-    "Influence `[N]` of every training triple. Raises `ValueError` where there is a second tail."
+    """Return the influence `[N]` of every training triple. Raises `ValueError` where there is a
+    second tail."""
     if self.question.against:
         raise ValueError('this picture is for one tail: empty the field "Why not", and Run')
     if self.all_scores is None:
@@ -579,18 +580,18 @@ def every(self: InfluenceExplorer) -> Tensor:
 
 
 def draw_ranking(explorer: InfluenceExplorer) -> Axes:
-    "The strongest rows."
+    "Return the strongest rows."
     return explorer.result.plot(ax=new_axes(9, 1.2 + 0.27 * min(40, len(explorer.result.frame))))
 
 
 def draw_all(explorer: InfluenceExplorer) -> Axes:
-    "All influences, and that of the triple on itself."
+    "Return all influences, and that of the triple on itself."
     own = explorer.result.tests['test_self_influence'].item()
     return distribution(explorer.every(), own, ax=new_axes(7, 3.6))
 
 
 def draw_graph(explorer: InfluenceExplorer) -> Axes:
-    "What influenced the prediction around its head and tail, and the best paths."
+    "Return what influenced the prediction around its head and tail, and the best paths."
     scores = explorer.every()
     explorer.job.progress('graph of the training triples', 0, 1)
     return ego_graph(explorer.graph, explorer.question.triple, scores, ax=new_axes(12, 8))

@@ -50,61 +50,64 @@ if TYPE_CHECKING:
 # %% ../../nbs/app/50_options.ipynb #ef627825
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    "What is told of a model that comes from elsewhere."
+    "Options about a model trained elsewhere."
 
     train: Path | None = option(
         None,
-        'Of a model from elsewhere: the training triples, lines of head, relation and tail '
-        'separated by tabs.',
+        'For --model-path: the training triples, lines of head, relation and tail, separated by '
+        'tabs.',
         'Model',
         kind='path',
         metavar='FILE',
     )
     entity_to_id: Path | None = option(
         None,
-        'Of a model from elsewhere: lines of an entity and its number.',
+        'For --model-path: lines of an entity and its number.',
         'Model',
         kind='path',
         metavar='FILE',
     )
     relation_to_id: Path | None = option(
         None,
-        'Of a model from elsewhere: lines of a relation and its number.',
+        'For --model-path: lines of a relation and its number.',
         'Model',
         kind='path',
         metavar='FILE',
     )
     model: str | None = option(
-        None, "PyKEEN's name of a model from elsewhere, where its file does not tell.", 'Model'
+        None,
+        "For --model-path: PyKEEN's name of the model, if the file does not state it.",
+        'Model',
     )
     model_kwargs: dict[str, Any] | None = option(
         None,
-        'Settings of a model from elsewhere, where sizes alone do not tell, as a JSON object.',
+        'For --model-path: settings of the model that its sizes do not determine, as a JSON '
+        'object.',
         'Model',
         kind='object',
         advanced=True,
     )
     learning_rate: tuple[float, ...] = option(
         (),
-        'Of a model from elsewhere: the learning rate, where the file does not tell; one for all '
-        'or one each.',
+        'For --model-path: the learning rate, if the file does not state it; one for all '
+        'checkpoints or one for each.',
         'Model',
         kind='number',
         multiple=True,
     )
     loop: str | None = option(
         None,
-        'Of a model from elsewhere: how it was trained.',
+        'For --model-path: the loop it was trained with.',
         'Model',
         choices=('slcwa', 'lcwa'),
-        shown='slcwa, and marked as assumed',
+        shown='slcwa, marked as assumed',
         advanced=True,
     )
     loss: str | None = option(
         None,
-        "Of a model from elsewhere: PyKEEN's name of its loss.",
+        "For --model-path: PyKEEN's name of its loss.",
         'Model',
-        shown="the model's own, and marked as assumed",
+        shown="the model's own, marked as assumed",
         advanced=True,
     )
     loss_kwargs: dict[str, Any] | None = option(
@@ -112,25 +115,25 @@ class Foreign:
     )
     label_smoothing: float | None = option(
         None,
-        'Of a model from elsewhere: the label smoothing that it was trained with.',
+        'For --model-path: the label smoothing that it was trained with.',
         'Model',
         kind='number',
-        shown='0, and marked as assumed',
+        shown='0, marked as assumed',
         advanced=True,
     )
     negative_sampler: str | None = option(
         None,
-        "Of a model from elsewhere: PyKEEN's name of the sampler of its negatives (slcwa).",
+        "For --model-path: PyKEEN's name of its negative sampler (slcwa).",
         'Model',
-        shown='basic, and marked as assumed',
+        shown='basic, marked as assumed',
         advanced=True,
     )
     num_negs_per_pos: int | None = option(
         None,
-        'Of a model from elsewhere: its negatives per training triple (slcwa).',
+        'For --model-path: its negatives per training triple (slcwa).',
         'Model',
         kind='count',
-        shown='1, and marked as assumed',
+        shown='1, marked as assumed',
         advanced=True,
     )
     negative_sampler_kwargs: dict[str, Any] | None = option(
@@ -138,15 +141,15 @@ class Foreign:
     )
     allow_pickle: bool = option(
         False,
-        'Unpickle a model from elsewhere where it is a pickle. That runs any code in it: only for '
-        'your own files.',
+        'Unpickle the file in --model-path if needed. This runs any code in it: only for files '
+        'that you trust.',
         'Model',
         kind='flag',
         advanced=True,
     )
 
     def told(self, header: bool | None, seed: int) -> dict[str, Any]:
-        "What was told, by the arguments of `open_files`."
+        "Return the given options, by the arguments of `open_files`."
         rates = list(self.learning_rate) or None
         given = {f.name: getattr(self, f.name) for f, _ in options_of(Foreign)}
         del given['learning_rate']
@@ -163,8 +166,8 @@ class Source(Foreign):
     )
     model_path: tuple[Path, ...] = option(
         (),
-        'Instead of RUN_DIR: checkpoint files, also as a pattern such as ck/*.pt; a folder of '
-        'them; or the folder of a PyKEEN pipeline.',
+        'Instead of RUN_DIR: checkpoint files, or a pattern such as ck/*.pt; a folder of them; or '
+        'the folder of a PyKEEN pipeline.',
         'Model',
         kind='paths',
         multiple=True,
@@ -175,16 +178,16 @@ class Source(Foreign):
         context = click.get_current_context(silent=True)
         if self.folder and (given := given_flags(self, 'folder')):
             raise click.UsageError(
-                f'{given[0]} is for --model-path: the run in RUN_DIR brings its own', context
+                f'{given[0]} is for --model-path: the run in RUN_DIR has its own', context
             )
         if not self.folder and not self.model_path:
             raise click.UsageError('give RUN_DIR, or --model-path and --train', context)
 
     def opened(self, seed: int, header: bool | None = None) -> 'Path | Run':
-        "The run, or its folder. Raises click's errors for contradictions."
+        "Return the run, or its folder. Raises click's errors for contradictions."
         self.check()
         if self.folder and not self.folder.is_dir():
-            refuse('RUN_DIR', f'{self.folder} is not a folder; files are given by --model-path')
+            refuse('RUN_DIR', f'{self.folder} is not a folder; give files by --model-path')
         if self.folder:
             return self.folder
         for path in self.model_path:
@@ -203,11 +206,11 @@ class Header:
 
     header: bool | None = option(
         None,
-        'Does the first line of files of triples name their columns?',
+        'Whether files of triples begin with a line of column names.',
         'What',
         kind='switch',
         flags=('--header/--no-header',),
-        shown='known names tell',
+        shown='detected by known names',
         advanced=True,
     )
 
@@ -225,26 +228,32 @@ class Shortcuts:
     "What is compared instead of whole gradients."
 
     use_last_layers_only: bool = option(
-        False,
-        'Compare gradients by the last layers only. Approximate.',
-        'Approximations',
-        kind='flag',
+        False, 'Use gradients by the last layers only. Approximate.', 'Approximations', kind='flag'
     )
     num_last_layers: int | None = option(
         None, 'How many.', 'Approximations', kind='count', shown='2', advanced=True
     )
     last_layer_names: tuple[str, ...] | None = option(
-        None, 'Or which, by name.', 'Approximations', kind='labels', advanced=True
+        None,
+        'Use gradients by the layers with these names instead.',
+        'Approximations',
+        kind='labels',
+        advanced=True,
     )
     use_projection: bool = option(
-        False, 'Project gradients at random. Approximate, unbiased.', 'Approximations', kind='flag'
+        False, 'Project gradients randomly. Approximate, unbiased.', 'Approximations', kind='flag'
     )
     projection_dim: int | None = option(
-        None, 'To so many numbers.', 'Approximations', kind='count', shown='4096', advanced=True
+        None,
+        'Dimension of the projection.',
+        'Approximations',
+        kind='count',
+        shown='4096',
+        advanced=True,
     )
     seed: int = option(
         0,
-        'Of the projection, of --sample-rate, and of the negatives of a --model-path.',
+        'Seed of the projection, of --sample-rate, and of the negatives of --model-path.',
         'Approximations',
         kind='whole',
         advanced=True,
@@ -259,12 +268,12 @@ class Shortcuts:
             if value and not self.use_last_layers_only:
                 refuse(name, 'needs --use-last-layers-only')
         if self.num_last_layers and self.last_layer_names:
-            refuse('--num-last-layers', '--last-layer-names says already which')
+            refuse('--num-last-layers', '--last-layer-names already selects them')
         if self.projection_dim and not self.use_projection:
             refuse('--projection-dim', 'needs --use-projection')
 
     def around(self, weighting: 'str | Weighting') -> 'str | Weighting':
-        "The weighting with these shortcuts; its name if there are none."
+        "Return the weighting with these shortcuts; its name if there are none."
         self.check()
         if not (self.use_last_layers_only or self.use_projection):
             return weighting
@@ -284,7 +293,7 @@ class Shortcuts:
 # %% ../../nbs/app/50_options.ipynb #bc9114f9
 @dataclass(frozen=True)
 class OtherWords:
-    "Other ways to say how influence is computed."
+    "Alternative flags for computing influence."
 
     enable_multi_gpu: bool = option(
         False,
@@ -295,17 +304,17 @@ class OtherWords:
     )
     use_mixed_precision: bool = option(
         False,
-        'The same as --precision fp16 on a GPU, or bf16 elsewhere.',
+        'Short for --precision fp16 on a GPU, bf16 elsewhere.',
         'Approximations',
         kind='flag',
         advanced=True,
     )
     disable_vectorized_gradients: bool = option(
-        False, 'The same as --engine loop: triple by triple.', 'How', kind='flag', advanced=True
+        False, 'Short for --engine loop: one triple at a time.', 'How', kind='flag', advanced=True
     )
 
     def said(self, settings: Settings) -> Settings:
-        "The settings with what these words mean."
+        "Return the settings with what these words mean."
         if self.enable_multi_gpu:
             settings = replace(settings, devices=every_gpu(settings.devices))
         if self.disable_vectorized_gradients and settings.engine == 'vmap':
@@ -326,11 +335,11 @@ class OtherWords:
 
 
 def every_gpu(devices: object) -> list[str]:
-    "A worker on each GPU of this machine."
+    "Return a worker on each GPU of this machine."
     import torch
 
     if devices != 'auto':
-        refuse('--enable-multi-gpu', '--devices says already where to compute')
+        refuse('--enable-multi-gpu', '--devices already selects where to compute')
     if not (n := torch.cuda.device_count()):
         refuse('--enable-multi-gpu', 'PyTorch sees no GPU on this machine')
     return [f'cuda:{i}' for i in range(n)]
@@ -342,16 +351,16 @@ class Named:
 
     names: Path | None = option(
         None,
-        'What labels are called, to be shown and accepted: a table (TSV or CSV) with columns id, '
-        'name and, if it has them, type.',
+        'Names of labels, shown in results and accepted as input: a table (TSV or CSV) with '
+        'columns id, name and, optionally, type.',
         'Model',
         kind='path',
         metavar='FILE',
-        shown='as the run has it',
+        shown='as in the run',
     )
 
     def on(self, source: 'Path | Run') -> 'Path | Run':
-        "The run with these names, if there are any, and a note of how many they are."
+        "Return the run with these names, if there are any, and a note of how many they are."
         if self.names is None:
             return source
         from tracin_nb.runs.run import as_run
@@ -378,7 +387,7 @@ class Analysis:
         self.header.check(self.source.train, *files)
 
     def opened(self, more: 'Sequence[Path] | None') -> 'Path | Run | list[Path | Run]':
-        """The run with its names; with `more` runs, or of a folder of seeds, a list. Raises
+        """Return the run with its names; with `more` runs, or of a folder of seeds, a list. Raises
         click's error for such a folder where None can be more."""
         from tracin_nb.runs.keeping import seed_folders
         from tracin_nb.runs.run import as_run
@@ -388,8 +397,8 @@ class Analysis:
         if seeds and more is None:
             refuse(
                 'RUN_DIR',
-                f'{first} holds the runs of {len(seeds)} seeds, and this takes one: give one of '
-                f'them, such as {seeds[0]}',
+                f'{first} holds the runs of {len(seeds)} seeds, but this command takes one run: '
+                f'give one of them, such as {seeds[0]}',
             )
         if not isinstance(first, Path) or not (more or seeds):
             return self.named.on(first)
@@ -400,7 +409,7 @@ class Analysis:
     def tracin(
         self, cache: 'FactorCache | None' = None, more: 'Sequence[Path] | None' = None
     ) -> 'TracIn':
-        "`TracIn` as the options want it, of the run and `more` runs."
+        "Return `TracIn` as the options want it, of the run and `more` runs."
         from tracin_nb.influence.tracin import TracIn
 
         around = self.shortcuts.around(self.settings.weighting)
@@ -429,23 +438,23 @@ class Keeping:
 
     cache: Path | None = option(
         None,
-        'Keep gradients of explained triples in this folder, and use those that are there.',
+        'Store gradients of explained triples in this folder, and reuse those in it.',
         'Devices',
         kind='folder',
     )
     keep_training: str | None = option(
         None,
-        "Also keep the training triples' gradients in --cache, up to this many bytes (such as "
-        '8GiB): the next question about this run then costs matrix products only.',
+        "Also store the training triples' gradients in --cache, up to this many bytes (such as "
+        '8GiB), so that the next question about this run needs only matrix products.',
         'Devices',
         metavar='SIZE',
         advanced=True,
     )
 
     def tracin(self, analysis: Analysis, more: 'Sequence[Path]' = ()) -> 'TracIn':
-        "`TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
+        "Return `TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
         if self.keep_training is not None and self.cache is None:
-            refuse('--keep-training', 'give the folder, too, by --cache')
+            refuse('--keep-training', 'also give the folder by --cache')
         if self.cache is None:
             return analysis.tracin(more=more)
         from tracin_nb.influence.cache import FactorCache
@@ -484,7 +493,7 @@ def naming_parts(given: Mapping[str, str]) -> Iterator[None]:
 
 # %% ../../nbs/app/50_options.ipynb #7cc04076
 def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor':
-    "Ids `[M, 3]` of the triples in a file, numbered as in training."
+    "Return ids `[M, 3]` of the triples in a file, numbered as in training."
     from tracin_nb.graph.triples import read_numbered, to_ids
 
     rows, first = read_numbered(path, header)
@@ -498,14 +507,14 @@ class New:
 
     candidates: Path | None = option(
         None,
-        'Instead of training triples, rank those of this file, none of which is in training: what '
-        'would adding each do?',
+        'Rank the triples of this file, none of them in training, by the effect of adding each.',
         'What',
         kind='known file',
     )
 
     def read(self, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor | None':
-        "Ids `[C, 3]` of the candidates; None: there is no file. Errors name file and line."
+        """Return ids `[C, 3]` of the candidates; None if there is no file. Errors name file and
+        line."""
         if self.candidates is None:
             return None
         from tracin_nb.graph.triples import read_numbered
@@ -517,7 +526,7 @@ class New:
 
 # %% ../../nbs/app/50_options.ipynb #154dd5be
 def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
-    "Those rows of the triples `[M, 3]` of a file; all if none are given."
+    "Return those rows of the triples `[M, 3]` of a file; all if none are given."
     if not rows:
         return triples
     for row in rows:
@@ -527,8 +536,8 @@ def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':
 
 # %% ../../nbs/app/50_options.ipynb #829944a0
 def own_triples(run: 'Run', relation: Sequence[str], test_index: Sequence[int]) -> 'Tensor':
-    """Ids `[M, 3]` of the run's testing triples with one of these relations and in these rows;
-    all if none are given."""
+    """Return ids `[M, 3]` of the run's testing triples with one of these relations and in these
+    rows; all if none are given."""
     from tracin_nb.graph.triples import select
 
     if run.testing is None:
@@ -590,7 +599,7 @@ class Choice:
     )
     test_indices: list[int] | None = option(
         None,
-        'The same for several rows.',
+        'Explain the triples in several rows.',
         'What',
         kind='numbers',
         metavar='ROW,ROW,...',
@@ -598,7 +607,7 @@ class Choice:
     )
     maximum: int | None = option(
         None,
-        'Only the first N of those chosen, or of all testing triples.',
+        'Only the first N of the chosen triples, or of all testing triples.',
         'What',
         kind='count',
         flags=('--max', '--max-test-triples'),
@@ -631,7 +640,8 @@ class Choice:
         self.check_top()
         if not any(ways.values()) and self.maximum is None:
             raise click.UsageError(
-                'say what to explain: --triple, --test, --top, --relation, --test-index or --max',
+                'specify what to explain: --triple, --test, --top, --relation, --test-index or '
+                '--max',
                 click.get_current_context(silent=True),
             )
 
@@ -647,12 +657,12 @@ class Choice:
         if len(self.relation) > 1:
             refuse('--top', 'takes --relation once')
         if len(about) not in (1, 2):
-            refuse('--top', 'say about what, by one or two of --head, --relation and --tail')
+            refuse('--top', 'specify one or two of --head, --relation and --tail')
         if self.maximum is not None:
-            refuse('--max', '--top says already how many')
+            refuse('--max', '--top already sets how many')
 
     def predicted(self, run: 'Run') -> 'Tensor':
-        "Ids `[N, 3]` of the best new predictions."
+        "Return ids `[N, 3]` of the best new predictions."
         from tracin_nb.graph.triples import to_ids
 
         about = dict(head=self.head, relation=next(iter(self.relation), None), tail=self.tail)
@@ -660,11 +670,11 @@ class Choice:
         with naming_parts(about):
             found = run.predict(**about, k=self.top or 1)
         if not len(found):
-            raise ValueError('--top: the run knows all such triples already: none is new')
+            raise ValueError('--top: all such triples are already known: none is new')
         return to_ids(found, run.training)
 
     def chosen(self, run: 'Run', header: bool | None = None) -> 'Tensor':
-        "Ids `[M, 3]` of the triples to explain."
+        "Return ids `[M, 3]` of the triples to explain."
         from tracin_nb.graph.triples import to_ids
 
         if self.test:
@@ -696,8 +706,7 @@ class Where:
 
     n_hops: int | None = option(
         None,
-        'Only training triples whose both ends are at most N edges from the head and from the '
-        'tail.',
+        'Only training triples with both ends at most N edges from the head and from the tail.',
         'What',
         kind='count',
     )
@@ -708,28 +717,36 @@ class Where:
         kind='flag',
     )
     max_total_path_length: int | None = option(
-        None, 'Of at most so many edges.', 'What', kind='count', shown='twice --n-hops'
+        None,
+        'Maximum number of edges in these paths.',
+        'What',
+        kind='count',
+        shown='twice --n-hops',
     )
     min_degree: int | None = option(
         None,
-        'Only training triples whose both ends have at least N training triples; those at the '
-        'head or the tail are spared.',
+        'Only training triples whose entities both occur in at least N training triples; triples '
+        'at the head or tail are exempt.',
         'What',
         kind='count',
     )
     no_preserve_test_edges: bool = option(
-        False, 'Do not spare them.', 'What', kind='flag', advanced=True
+        False,
+        'Apply --min-degree also to triples at the head or tail.',
+        'What',
+        kind='flag',
+        advanced=True,
     )
     strict_hop_constraint: bool = option(
         False,
-        'No exception from --n-hops for head and tail: they, too, must be that near each other.',
+        'Apply --n-hops also to head and tail: they must be that near each other.',
         'What',
         kind='flag',
         advanced=True,
     )
     strict_path_filtering: bool = option(
         False,
-        'Only paths through triples that fulfil the other conditions.',
+        'Only paths through triples that meet the other conditions.',
         'What',
         kind='flag',
         advanced=True,
@@ -755,7 +772,7 @@ class Where:
                 refuse(flag, f'needs {needed}')
 
     def conditions(self) -> Conditions | None:
-        "What `neighbourhood` takes; None if nothing was asked for."
+        "Return the conditions for `neighbourhood`; None if none were given."
         self.check()
         if not (self.n_hops or self.path_filtering or self.min_degree):
             return None
@@ -774,26 +791,26 @@ class Where:
 # %% ../../nbs/app/50_options.ipynb #9b318474
 @dataclass(frozen=True)
 class Around:
-    "Is the neighbourhood all that is looked at, or a lens on the ranking of all?"
+    "Is the neighbourhood all that is checked, or a lens on the ranking of all?"
 
     where: Where
     lens: bool = option(
         False,
-        'Rank all training triples, and tell which are in the neighbourhood, their rank there, '
-        'and its share of all influence.',
+        'Rank all training triples and mark those in the neighbourhood, with their rank in it and '
+        'its share of all influence.',
         'What',
         kind='flag',
     )
 
     def conditions(self) -> Conditions | None:
-        "What `neighbourhood` takes; None if nothing was asked for."
+        "Return the conditions for `neighbourhood`; None if none were given."
         found = self.where.conditions()
         if self.lens and found is None:
-            refuse('--lens', 'say what the neighbourhood is, by --n-hops or --path-filtering')
+            refuse('--lens', 'specify the neighbourhood by --n-hops or --path-filtering')
         return found
 
     def near(self, training: 'TriplesFactory', test: 'Tensor') -> 'Near | None':
-        "The neighbourhoods of the triples `[M, 3]`; None if none were asked for."
+        "Return the neighbourhoods of the triples `[M, 3]`; None if none were asked for."
         if (found := self.conditions()) is None:
             return None
         from tracin_nb.graph.neighbourhoods import Graph, near
@@ -807,13 +824,13 @@ class Part:
 
     sample_rate: float | None = option(
         None,
-        'Only this part of the training triples, drawn at random. Approximate.',
+        'Use a random sample of this fraction of the training triples. Approximate.',
         'Approximations',
         kind='number',
     )
     stratify_by: str | None = option(
         None,
-        'Draw the same share of each relation, or the same number.',
+        'Sample the same fraction of each relation, or the same number.',
         'Approximations',
         choices=('proportional', 'equal'),
         shown='proportional',
@@ -821,7 +838,7 @@ class Part:
     )
 
     def sample(self, seed: int) -> 'Sample | None':
-        "The `Sample`; None if nothing was asked for."
+        "Return the `Sample`; None if nothing was asked for."
         if self.stratify_by and self.sample_rate is None:
             refuse('--stratify-by', 'needs --sample-rate')
         if self.sample_rate is None:
@@ -844,13 +861,13 @@ class Output:
 
     out: Path | None = option(
         None,
-        'Save the whole result: a folder, or one file ending in .csv, .parquet, .json, .graphml, '
-        '.cyjs (Cytoscape), .xlsx, or .tsv (KGX: two files, of nodes and of edges).',
+        'Save the result: a folder, or one file ending in .csv, .parquet, .json, .graphml, .cyjs '
+        '(Cytoscape), .xlsx, or .tsv (KGX: two files, of nodes and of edges).',
         'Output',
         kind='path',
         flags=('--out', '--output'),
     )
-    overwrite: bool = option(False, 'Replace an older result in --out.', 'Output', kind='flag')
+    overwrite: bool = option(False, 'Replace an existing result in --out.', 'Output', kind='flag')
     form: str | None = option(
         None,
         'What to print on stdout.',
@@ -861,7 +878,8 @@ class Output:
     )
     verbose: bool = option(
         False,
-        'Below a table, also tell versions, fingerprints, counters and the like. Files always do.',
+        'Also print versions, fingerprints, counters and similar facts below a table. Files '
+        'always contain them.',
         'Output',
         kind='flag',
     )
@@ -889,26 +907,26 @@ class Output:
 
 
 def is_folder(out: Path) -> bool:
-    "Is it a folder, or would it be one?"
+    "Return whether the path is, or would become, a folder."
     return out.is_dir() or out.suffix not in SUFFIXES
 
 # %% ../../nbs/app/50_options.ipynb #768eacfc
 def check_writable(out: Path, folder: bool, flag: str = '--out') -> None:
-    "Refuse a place below something that is not a folder, or that may not be written to."
+    "Refuse a place below something that is not a folder, or that is not writable."
     wanted = [out, *out.absolute().parents] if folder else out.absolute().parents
     there = next(p for p in wanted if os.path.lexists(p))
     if not there.is_dir():
         refuse(flag, f'{there} is not a folder')
     if not os.access(there, os.W_OK):
-        refuse(flag, f'{there} may not be written to')
+        refuse(flag, f'{there} is not writable')
 
 # %% ../../nbs/app/50_options.ipynb #99cfa78a
 def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
     """Refuse an `--out` that could not be saved to, or that would lose an older result; one that
-    was `begun` may go on."""
+    was `begun` may be resumed."""
     if out is None:
         if overwrite:
-            refuse('--overwrite', 'there is nothing to overwrite without --out')
+            refuse('--overwrite', '--overwrite needs --out')
         return
     folder = is_folder(out)
     if folder and out.suffix and not out.is_dir():
@@ -920,25 +938,26 @@ def check_out(out: Path | None, overwrite: bool, begun: bool = False) -> None:
     if begun and 'question.json' in (names or ()):
         return
     if not overwrite and (_written(out) if names is None else _holds_something(names)):
-        refuse('--out', f'{out} exists already: give another place, or --overwrite to replace it')
+        refuse('--out', f'{out} already exists: give another file, or --overwrite to replace it')
 
 
 def _written(out: Path) -> bool:
-    "Is there a file of that name, or one of the two that a name ending in .tsv stands for?"
+    """Return whether a file of that name exists, or one of the two files that a name ending in
+    .tsv stands for."""
     if out.suffix != '.tsv':
         return out.exists()
     return any(out.with_name(f'{out.stem}_{part}.tsv').exists() for part in ('nodes', 'edges'))
 
 
 def _holds_something(names: Collection[str]) -> bool:
-    """Is there more in a folder than hidden files, and more than a result that was being saved
-    when somebody was killed?"""
+    """Return whether a folder holds more than hidden files and the remains of an interrupted
+    save."""
     return SAVING not in names and any(not name.startswith('.') for name in names)
 
 
 @contextmanager
 def claimed(to: Output, begun: bool = False) -> Iterator[None]:
-    "Keep others from `--out` during the block. What they put there meanwhile is looked at, too."
+    "Keep others from `--out` during the block. What they put there meanwhile is checked, too."
     out = to.out
     check_out(out, to.overwrite, begun)
     check_plot(to.plot)
@@ -966,7 +985,7 @@ def check_picture(to: 'Output', *possible: str) -> None:
 
 # %% ../../nbs/app/50_options.ipynb #8f9d5dce
 def picture_of(report: 'Report', i: int, picture: str) -> 'Axes':
-    "The picture of prediction `i`."
+    "Return the picture of prediction `i`."
     from tracin_nb.answer.plots import evidence, shares
 
     if picture == 'bars':
@@ -1011,7 +1030,8 @@ def deliver(report: 'Report', to: Output, saved: bool = False) -> None:
 
 # %% ../../nbs/app/50_options.ipynb #3a530539
 def _cells(column: 'pd.Series') -> list[str]:
-    "The title of a column and its values; numbers are flush right, and nothing is no number."
+    """Return the title of a column and its values; numbers are flush right, and nothing is no
+    number."""
     from tracin_nb.answer.table import columns_of, signed
 
     if column.dtype == object or column.dtype.kind not in 'if':
@@ -1036,7 +1056,7 @@ def frame_text(
     k: int | None = None,  # rows at most; by default all
     **facts: Any,  # of how it was made, for JSON
 ) -> str:
-    "The first rows of a frame as a table, as CSV or as JSON."
+    "Return the first rows of a frame as a table, as CSV or as JSON."
     from tracin_nb.answer.results import records
 
     rows = frame if k is None else frame.head(k)
@@ -1076,7 +1096,7 @@ class OtherNames:
     )
 
     def read(self, run: 'Run') -> tuple[dict[int, str], dict[str, str]]:
-        "Names of entities by index, and of relations by label."
+        "Return the names of entities by index, and of relations by label."
         from tracin_nb.answer.formats import read_edge_names, read_node_names
 
         nodes, edges = self.node_name_dict, self.edge_map
@@ -1093,7 +1113,7 @@ class Table:
     names: OtherNames
     csv_output: Path | None = option(
         None,
-        'Also write the influences as a table of 14 columns; an older file is replaced.',
+        'Also write the influences as a table of 14 columns, replacing an existing file.',
         'Output',
         kind='file',
     )
@@ -1101,7 +1121,7 @@ class Table:
     def check(self) -> None:
         "Refuse names without a table, and a table that cannot be written."
         if not self.csv_output and (given := given_flags(self.names)):
-            refuse(given[0], 'give the table that the names are for, too, by --csv-output')
+            refuse(given[0], 'give the table for these names by --csv-output')
         if self.csv_output:
             check_writable(self.csv_output, folder=False)
 
@@ -1131,26 +1151,26 @@ class Training:
     epochs: int = option(100, 'Passes over the training triples.', 'How', kind='whole')
     keep_every: Sequence[int] = option(
         '20',
-        'Keep a checkpoint every N epochs, or at the end of each of several epochs; always at '
-        'the end.',
+        'Store a checkpoint every N epochs, or after each of the listed epochs; always at the end.',
         'Output',
         kind='numbers',
         metavar='N[,N...]',
     )
     loop: str = option(
         'slcwa',
-        'Train on triples with sampled negatives, or on all tails of a head and a relation (lcwa).',
+        'Train on triples with sampled negatives (slcwa), or on all tails of a head and relation '
+        '(lcwa).',
         'How',
         choices=('slcwa', 'lcwa'),
     )
-    inverse: bool = option(False, 'Train on inverse triples, too.', 'What', kind='flag')
+    inverse: bool = option(False, 'Also train on inverse triples.', 'What', kind='flag')
     loss: str | None = again(Source, 'loss', help="PyKEEN's name of the loss.", advanced=False)
     loss_kwargs: dict[str, Any] | None = option(
         None, _json('the loss'), 'Model', kind='object', advanced=True
     )
     loss_weighter: str | None = option(
         None,
-        "PyKEEN's name of the weights that examples have in the loss.",
+        "PyKEEN's name of the loss weighter, which weights examples.",
         'Model',
         shown='none',
         advanced=True,
@@ -1160,7 +1180,7 @@ class Training:
     )
     label_smoothing: float = option(
         0.0,
-        'Part of the probability that the loss gives to the other label, from 0 to below 1.',
+        'Label smoothing: probability given to the other label, from 0 to below 1.',
         'Model',
         kind='number',
     )
@@ -1178,11 +1198,7 @@ class Training:
         None, _json('the scheduler'), 'How', kind='object', advanced=True
     )
     negative_sampler: str | None = option(
-        None,
-        "PyKEEN's name of the sampler of negatives (slcwa).",
-        'How',
-        shown='basic',
-        advanced=True,
+        None, "PyKEEN's name of the negative sampler (slcwa).", 'How', shown='basic', advanced=True
     )
     num_negs_per_pos: int | None = option(
         None, 'Negatives per training triple (slcwa).', 'How', kind='whole', shown='1'
@@ -1192,13 +1208,14 @@ class Training:
     )
     batch_size: int = option(
         256,
-        'Training triples per step; under lcwa, pairs of head and relation.',
+        'Training triples per step; pairs of head and relation under lcwa.',
         'How',
         kind='whole',
     )
     precision: str = option(
         'fp32',
-        'Of the scores in training; bf16 is mixed precision, with weights and loss in float32.',
+        'Precision of the scores in training; bf16 is mixed precision, with weights and loss in '
+        'float32.',
         'Devices',
         choices=('fp32', 'bf16'),
     )
@@ -1210,27 +1227,36 @@ class Training:
         shown='do not',
     )
     evaluate_every: int | None = option(
-        None, 'Epochs between these evaluations.', 'How', kind='whole', shown='10', advanced=True
+        None,
+        'Number of epochs between these evaluations.',
+        'How',
+        kind='whole',
+        shown='10',
+        advanced=True,
     )
     stop_delta: float | None = option(
         None,
-        'Part of the best value by which a better one exceeds it.',
+        'Relative improvement that counts as better.',
         'How',
         kind='number',
         shown='0.01',
         advanced=True,
     )
     stop_metric: str | None = option(
-        None, "PyKEEN's name of the ranking metric.", 'How', shown='hits_at_10', advanced=True
+        None,
+        "PyKEEN's name of the ranking metric for early stopping.",
+        'How',
+        shown='hits_at_10',
+        advanced=True,
     )
     training_kwargs: dict[str, Any] | None = option(
         None, _json("PyKEEN's training loop"), 'How', kind='object', advanced=True
     )
-    seed: int = option(0, 'Of initialisation, batches and negatives.', 'How', kind='whole')
+    seed: int = option(0, 'Seed of initialisation, batches and negatives.', 'How', kind='whole')
     unseen: str | None = option(
         None,
-        'In a folder: refuse test and validation triples with labels that training does not '
-        'know, or leave them out and say how many.',
+        'For a folder: reject test and validation triples with labels unknown to training, or '
+        'drop them and report their number.',
         'What',
         choices=('error', 'drop'),
         shown='error',
@@ -1240,14 +1266,14 @@ class Training:
         None,
         'A device of PyTorch such as cpu or cuda:1.',
         'Devices',
-        shown='the GPU if there is one',
+        shown='the GPU, if there is one',
     )
     resume: bool = option(
-        False, 'Go on from the last checkpoint in --out, if there is one.', 'Output', kind='flag'
+        False, 'Resume from the last checkpoint in --out, if there is one.', 'Output', kind='flag'
     )
 
     def to_dict(self) -> dict[str, Any]:
-        "The options by name, as `runs.train` takes them."
+        "Return the options by name, as `runs.train` takes them."
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         every = self.keep_every
         return given | dict(keep_every=every[0] if len(every) == 1 else every)
@@ -1260,7 +1286,7 @@ class Measured:
     name: str = option(REQUIRED, 'Which.', 'What', argument=True)
     out: Path | None = option(None, 'Folder for NAME.json and NAME.md.', 'Output', kind='folder')
     device: str | None = option(
-        None, 'Where to train, for example cuda.', 'Devices', shown='the GPU if there is one'
+        None, 'Device to train on, for example cuda.', 'Devices', shown='the GPU, if there is one'
     )
     settings: dict[str, Any] | None = option(
         None,
@@ -1277,8 +1303,8 @@ class Measured:
 
 # %% ../../nbs/app/50_options.ipynb #be2ad024
 def fits(value: Any, kind: Any) -> bool:
-    """Is a value of JSON of the kind that an annotation asks for? Numbers are above 0, and lists
-    are not empty."""
+    """Return whether a JSON value matches an annotation. Numbers must be above 0 and lists not
+    empty."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in args)
@@ -1295,7 +1321,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 # %% ../../nbs/app/50_options.ipynb #001daf47
 def _taken(function: Callable) -> dict[str, inspect.Parameter]:
-    "What `--set` may give to a function."
+    "Return what `--set` may give to a function."
     own = ('device', 'out', 'progress', 'tell')
     return {
         name: p
@@ -1305,7 +1331,7 @@ def _taken(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _kind(annotation: Any) -> str:
-    "How an annotation is told, without the packages that its names are from."
+    "Return the text of an annotation, without the packages of its names."
     return re.sub(
         r'\b(\w+\.)+', '', annotation.__name__ if isinstance(annotation, type) else str(annotation)
     )

@@ -48,11 +48,11 @@ from ..runs.run import Run, as_run
 
 # %% ../../nbs/app/10_panels.ipynb #d555b40f
 class Stopped(Exception):
-    "Somebody pressed Stop."
+    "The user pressed Stop."
 
 # %% ../../nbs/app/10_panels.ipynb #2a0c74d0
 def duration(seconds: float) -> str:
-    "A time as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."
+    "Return a time as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."
     if seconds < 9.95:
         return f'{seconds:.1f} s'
     s = round(seconds)
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_line(label: str, done: int, total: int, seconds: float) -> str:
-    "A line about work of which `done` of `total` parts took so many seconds."
+    "Return a progress line for work of which `done` of `total` parts took the given seconds."
     left = (
         f', about {duration(seconds * (total - done) / done)} left'
         if 0 < done < total and seconds > 0.5
@@ -142,13 +142,13 @@ STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusi
 
 
 def message(text: str) -> str:
-    "A line of text that is announced when there is time."
+    "Return a line of text that is announced when there is time."
     return f'<div role="status">{html.escape(text)}</div>'
 
 
 def complaint(error: BaseException) -> str:
-    """What went wrong, announced at once; the way there, folded away, if it is not a plain
-    mistake in what was asked."""
+    """Return an error message as HTML, announced immediately, with a folded traceback unless it
+    is a mistake in the question."""
     text = (
         str(error)
         if isinstance(error, ValueError | OSError) and str(error)
@@ -159,15 +159,12 @@ def complaint(error: BaseException) -> str:
         if isinstance(error, ValueError | OSError)
         else ''.join(traceback.format_exception(error))
     )
-    more = (
-        way
-        and f'<details><summary>Where it happened</summary><pre>{html.escape(way)}</pre></details>'
-    )
+    more = way and f'<details><summary>Traceback</summary><pre>{html.escape(way)}</pre></details>'
     return f'<div role="alert" class="tracin-error">{html.escape(text)}{more}</div>'
 
 # %% ../../nbs/app/10_panels.ipynb #5ac21071
 class Task:
-    "Long work in a thread, of which one can see how it goes, and which one can stop."
+    "Long work in a thread, with progress and a Stop button."
 
     def __init__(self, run: str = 'Run'):  # what its button says
         self.button = w.Button(description=run, button_style='primary')
@@ -189,12 +186,12 @@ class Task:
 
     @property
     def running(self) -> bool:
-        "Whether work goes on."
+        "Whether work is running."
         return self._thread is not None and self._thread.is_alive()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Show how far it is; raises `Stopped` if that was asked for. A label ten times a second
-        at most."""
+        """Show the progress, at most ten times a second. Raises `Stopped` after Stop was
+        pressed."""
         if self._stop.is_set():
             raise Stopped
         now = time.monotonic()
@@ -210,9 +207,9 @@ class Task:
         )
 
     def start(self, work: Callable[[], Any]) -> None:
-        "Do `work` in a thread. Raises `RuntimeError` while other work goes on."
+        "Do `work` in a thread. Raises `RuntimeError` during other work."
         if self.running:
-            raise RuntimeError('stop what is running first')
+            raise RuntimeError('stop the running work first')
         self._stop.clear()
         self.error, self._since, self._shown = None, ('', 0.0, 0), 0.0
         self.button.disabled, self.stop_button.disabled, self.bar.value = True, False, 0.0
@@ -221,14 +218,14 @@ class Task:
         self._thread.start()
 
     def stop(self) -> None:
-        "Have the work end at its next sign of life."
+        "Stop the work at its next progress report."
         if not self.running:
             return
         self._stop.set()
         self.news.value = message('stopping')
 
     def wait(self, seconds: float = 60.0) -> None:
-        "Wait for the end. Raises what the work raised, and `TimeoutError` if it goes on."
+        "Wait for the end. Raises what the work raised, and `TimeoutError` if it is still running."
         if self._thread:
             self._thread.join(seconds)
         if self.running:
@@ -290,15 +287,15 @@ class LabelIndex:
         return {label: i for i, label in enumerate(self.labels)}
 
     def text_of(self, i: int) -> str:
-        "A label, behind its name if it has one."
+        "Return a label, behind its name if it has one."
         return label_shown(self.labels[i], self.names[i] if self.names else '')
 
     def shown(self, label: str) -> str:
-        "The same of a label; what is none stays as it is."
+        "Return the same of a label; what is none stays as it is."
         return self.text_of(self._ids[label]) if label in self._ids else label
 
     def search(self, typed: str, limit: int = 20) -> list[int]:
-        "Places of at most `limit` labels, the best first."
+        "Return the places of at most `limit` labels, the best first."
         typed = typed.strip().casefold()
         if (at := self.text.find(typed)) < 0:
             return []
@@ -315,7 +312,7 @@ class LabelIndex:
         return [*first, *more][:limit]
 
     def near(self, typed: str) -> list[str]:
-        "Texts of up to three labels that hold what was typed, or are close to it."
+        "Return the texts of up to three labels that hold what was typed, or are close to it."
         if found := [self.text_of(i) for i in self.search(typed, 3)]:
             return found
         names = nearest_labels(typed, filter(None, self.names)) if self.names else []
@@ -324,12 +321,12 @@ class LabelIndex:
         return list(dict.fromkeys(close))[:3]
 
     def line(self, i: int) -> str:
-        "What is searched at place `i`."
+        "Return the searched text at place `i`."
         return self.text[self.breaks[i] + 1 : self.breaks[i + 1]]
 
     def _holding(self, pattern: str, limit: int, start: int) -> list[int]:
-        """The first places, at most `limit`, of lines that hold `pattern`; it is nowhere before
-        `start`."""
+        """Return the first places, at most `limit`, of lines that hold `pattern`; it is nowhere
+        before `start`."""
         found, at = [], self.text.find(pattern, start)
         while 0 <= at < len(self.text) - 1 and len(found) < limit:
             found.append(int(np.searchsorted(self.breaks, at, 'right')) - 1)
@@ -337,8 +334,8 @@ class LabelIndex:
         return found
 
     def label(self, typed: str) -> str | None:
-        """The label that was typed, or that `text_of` made a text of, or the only one of that
-        name; `None` if there is none."""
+        """Return the label that was typed, or that `text_of` made a text of, or the only one of
+        that name; `None` if there is none."""
         if typed in self._ids:
             return typed
         for bracket in re.finditer(r' \[', typed):
@@ -351,20 +348,20 @@ class LabelIndex:
 
 # %% ../../nbs/app/10_panels.ipynb #f06a3e70
 def field_style(field: w.Widget, width: float) -> w.Widget:
-    "A control with its label above it, at least `width` letters wide where there is room."
+    "Return a control with its label above it, at least `width` letters wide where there is room."
     field.layout = w.Layout(width='auto', min_width=f'min({width}em, 100%)', margin='2px 0')
     field.add_class('tracin-field')
     return field
 
 
 def beneath_label(field: w.Widget, width: float, *more: w.Widget) -> w.VBox:
-    "The same, with widgets beneath it."
+    "Return the same, with widgets beneath it."
     grow = w.Layout(flex=f'1 1 {width}em', min_width=f'min({width}em, 100%)', max_width='28em')
     return w.VBox([field_style(field, 0), *more], layout=grow)
 
 # %% ../../nbs/app/10_panels.ipynb #ac99cea2
 class Search:
-    "A text field for a label, with offers."
+    "A text field for a label, with suggestions."
 
     def __init__(
         self, index: LabelIndex, description: str, placeholder: str = 'type part of a label'
@@ -382,12 +379,12 @@ class Search:
         self.offer('')
 
     def offer(self, typed: str) -> None:
-        "Offer the labels that fit what was typed."
+        "Suggest labels that match the typed text."
         self.wrong(None)
         self.field.options = [self.index.text_of(i) for i in self.index.search(typed)]
 
     def wrong(self, error: BaseException | None) -> None:
-        "Say at the field what is wrong with it; None: nothing."
+        "Say at the field what is wrong with it; None if nothing."
         self.alert.value = complaint(error) if error else ''
         mark = self.field.add_class if error else self.field.remove_class
         mark('tracin-wrong')
@@ -414,7 +411,7 @@ class Search:
         if (label := self.index.label(typed)) is not None:
             return label
         near = self.index.near(typed)
-        nearest = f'; near it: {", ".join(map(repr, near))}' if near else ''
+        nearest = f'; nearest: {", ".join(map(repr, near))}' if near else ''
         raise FieldError(self, f'there is no {typed!r}{nearest}')
 
     @label.setter
@@ -431,7 +428,7 @@ class FieldError(ValueError):
 
 # %% ../../nbs/app/10_panels.ipynb #79554696
 def cell(value: Any) -> str:
-    "A value as a table's cell; numbers to the right."
+    "Return a value as a table's cell; numbers to the right."
     if isinstance(value, float | np.floating):
         return f'<td class="number">{value:.4g}</td>'
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -440,7 +437,7 @@ def cell(value: Any) -> str:
 
 
 def html_table(frame: pd.DataFrame, caption: str) -> str:
-    "A frame as an HTML table under a caption."
+    "Return a frame as an HTML table under a caption."
     number = [
         ' class="number"' if pd.api.types.is_numeric_dtype(kind) else '' for kind in frame.dtypes
     ]
@@ -453,18 +450,18 @@ def html_table(frame: pd.DataFrame, caption: str) -> str:
 
 
 def new_axes(width: float = 7.0, height: float = 4.0) -> Axes:
-    "Axes of a new figure, in inches, that no other thread draws into."
+    "Return the axes of a new figure, in inches, that no other thread draws into."
     return Figure(figsize=(width, height), layout='constrained').subplots()
 
 
 def png(figure: Figure) -> bytes:
-    "A figure as the bytes of a PNG file."
+    "Return a figure as the bytes of a PNG file."
     figure.savefig(out := io.BytesIO(), format='png', dpi=100)
     return out.getvalue()
 
 
 def picture(figure: Figure | bytes, words: str) -> str:
-    "A figure, or its PNG file, as HTML, with words that say what it shows."
+    "Return a figure, or its PNG file, as HTML, with words that say what it shows."
     data = base64.b64encode(png(figure) if isinstance(figure, Figure) else figure).decode()
     return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{data}">'
 
@@ -475,7 +472,7 @@ def download(
     kind: str = 'application/octet-stream',
     main: str = '',  # what a link that looks like a button says
 ) -> str:
-    "A link that saves `content` as a file of this name."
+    "Return a link that saves `content` as a file of this name."
     data, mark = base64.b64encode(content).decode(), ' class="main"' if main else ''
     return (
         f'<a{mark} download="{html.escape(name)}" href="data:{kind};base64,{data}">'
@@ -488,7 +485,7 @@ def links(
     stem: str,  # of the files' names
     **more: bytes,  # further files by their ending
 ) -> str:
-    "Links that save a report as CSV and as Parquet, and further files."
+    "Return links that save a report as CSV and as Parquet, and further files."
     with TemporaryDirectory() as folder:
         paths = [report.save(Path(folder) / f'{stem}{suffix}') for suffix in ('.csv', '.parquet')]
         files = {path.name: path.read_bytes() for path in paths}
@@ -497,7 +494,7 @@ def links(
 
 # %% ../../nbs/app/10_panels.ipynb #eb576356
 def up_to(least: int, most: int, what: str = '{}') -> list[tuple[str, int | None]]:
-    "Numbers to choose from, in words, or none of them."
+    "Return numbers to choose from, in words, or none of them."
     return [('any', None), *((what.format(n), n) for n in range(least, most + 1))]
 
 
@@ -505,23 +502,23 @@ def choice(
     description: str,
     options: Sequence[Any],  # the first is chosen; None may be the value of one
 ) -> w.Dropdown:
-    "A labelled choice."
+    "Return a labelled choice."
     return field_style(w.Dropdown(description=description, options=options, index=0), 13)
 
 
 def amount(description: str, value: int, most: int) -> w.BoundedIntText:
-    "A labelled number from 1 to `most`."
+    "Return a labelled number from 1 to `most`."
     found = w.BoundedIntText(description=description, value=min(value, most), min=1, max=most)
     return field_style(found, 8)
 
 
 def typed_text(description: str, placeholder: str = '') -> w.Text:
-    "A labelled line of text."
+    "Return a labelled line of text."
     return field_style(w.Text(description=description, placeholder=placeholder), 13)
 
 
 def folded(name: str, *parts: w.Widget) -> w.VBox:
-    "Widgets that are shown when a button is pressed, and hidden again by it."
+    "Return widgets that are shown when a button is pressed, and hidden again by it."
     button, inner = w.ToggleButton(description=f'{name} ▸'), w.VBox([*parts])
     inner.layout.display = 'none'
 
@@ -539,7 +536,7 @@ def rows_list(
     several: bool = False,
     width: int = 36,  # in letters, at least, of what is beside another
 ) -> w.Select | w.SelectMultiple:
-    "A labelled list of lines, of which one can be chosen, or several."
+    "Return a labelled list of lines, of which one can be chosen, or several."
     kind = w.SelectMultiple if several else w.Select
     chosen = kind(description=description, options=[], rows=rows)
     field_style(chosen, width).layout.flex = f'1 1 {width}em'
@@ -548,19 +545,19 @@ def rows_list(
 
 
 def beside(*parts: w.Widget) -> w.HBox:
-    "Widgets beside each other, and on further lines where the page is narrow."
+    "Return widgets beside each other, and on further lines where the page is narrow."
     box = w.HBox([*parts])
     box.add_class('tracin-wrap')
     return box
 
 
 def code_area() -> w.Textarea:
-    "Where Python stands that is to be copied."
+    "Return a text area that holds Python code to copy."
     return field_style(w.Textarea(description='Code', rows=9), 8)
 
 # %% ../../nbs/app/10_panels.ipynb #bdb57360
 def checkpoint_field(run: Run) -> w.SelectMultiple:
-    "The checkpoints of a run, all of them chosen."
+    "Return the checkpoints of a run, all of them chosen."
     epochs = [c.epoch for c in run.checkpoints]
     names = [f'{i}' if epoch is None else f'{i} (epoch {epoch})' for i, epoch in enumerate(epochs)]
     every = range(len(names))
@@ -574,7 +571,8 @@ def checkpoint_field(run: Run) -> w.SelectMultiple:
 
 
 def chosen_checkpoints(checkpoints: w.SelectMultiple) -> tuple[int, ...] | None:
-    "Places of the chosen checkpoints, None for all of them. Raises `ValueError` for none of them."
+    """Return the places of the chosen checkpoints, None for all of them. Raises `ValueError` for
+    none of them."""
     if not checkpoints.value:
         raise ValueError(f'{checkpoints.description}: choose at least one')
     return None if len(checkpoints.value) == len(checkpoints.options) else tuple(checkpoints.value)
@@ -600,17 +598,17 @@ HOW |= {'adam-cosine': 'Adam, by direction only', 'natural-cosine': 'natural, by
 
 
 def objectives(run: Run) -> list[str]:
-    "The names of losses of training triples."
+    "Return the names of losses of training triples."
     return ['training', *(['training-row'] if run.loop == 'lcwa' else []), 'bce', 'score']
 
 
 def loss_field(names: Sequence[str]) -> w.Dropdown:
-    "A choice of losses, in words."
+    "Return a choice of losses, in words."
     return choice('Loss', [(LOSSES.get(name, name), name) for name in names])
 
 
 def weighting_field() -> w.Dropdown:
-    "A choice of weightings, in words."
+    "Return a choice of weightings, in words."
     words = [(HOW.get(name, name), name) for name in WEIGHTINGS]
     return choice('How gradients are compared', words)
 
@@ -665,7 +663,7 @@ class ChosenRows(w.VBox):
         return ' '.join(str(self.places.index(place)) for place in self.value)
 
     def _told(self) -> None:
-        "The page says which rows are chosen."
+        "Tell the page which rows are selected."
         rows = [int(row) for row in self.field.value.split()]
         self.value = tuple(self.places[row] for row in rows if row < len(self.places))
 
@@ -684,7 +682,7 @@ class ChosenRows(w.VBox):
 
 # %% ../../nbs/app/10_panels.ipynb #84369c74
 def panel(title: str, *parts: w.Widget) -> w.VBox:
-    "The box of a panel."
+    "Return the box of a panel."
     styles = f'{STYLE}{TABLE_STYLE}{SKETCH_STYLE}{VIEW_STYLE}'
     box = w.VBox([w.HTML(f'{styles}<h3>{html.escape(title)}</h3>'), *parts])
     box.add_class('tracin-panel')
@@ -692,14 +690,15 @@ def panel(title: str, *parts: w.Widget) -> w.VBox:
 
 
 def in_panel(content: str) -> str:
-    "Parts of the view, in a panel, which has their style."
+    "Return the parts of the view, in a panel, which has their style."
     return f'<div class="tracin">{content}</div>'
 
 # %% ../../nbs/app/10_panels.ipynb #1df7bf31
 def panel_names(
     training: TriplesFactory, node_names: Mapping[int, str], edge_names: Mapping[str, str]
 ) -> Names:
-    "The names that the triples carry, and over them those by entity index and relation label."
+    """Return the names that the triples carry, and over them those by entity index and relation
+    label."""
     known, label = names_of(training) or NAMELESS, training.entity_id_to_label
     given = {label[i]: name for i, name in node_names.items()} | dict(edge_names)
     return Names({**known.name, **given}, known.type)
@@ -711,9 +710,9 @@ class Panel:
     def __init__(
         self,
         training: TriplesFactory,
-        node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
+        node_names: Mapping[int, str] | None = None,  # readable names by entity index
         edge_names: Mapping[str, str] | None = None,
-    ):  # the same by relation label
+    ):  # readable names by relation label
         if not isinstance(training, TriplesFactory):
             raise ValueError('a panel needs triples with labels')
         self.names = panel_names(training, node_names or {}, edge_names or {})
@@ -725,7 +724,8 @@ class Panel:
         return self.box._repr_mimebundle_(**kwargs)
 
     def handler(self, method: Callable[[], Any]) -> Callable[[Any], None]:
-        "What a button or a list calls: it does `method` and shows and keeps what that raises."
+        """Return a callback for a button or a list, which calls `method` and shows and stores
+        what it raises."""
 
         def act(_: Any) -> None:
             self.error, self.alert.value = None, ''
@@ -740,7 +740,7 @@ class Panel:
         return act
 
     def begin(self, work: Callable[[], Any]) -> None:
-        "Do long work, whose error is kept, too. Raises `RuntimeError` while other work goes on."
+        "Do long work, whose error is kept, too. Raises `RuntimeError` during other work."
 
         def watched() -> None:
             try:
@@ -754,18 +754,18 @@ class Panel:
 # %% ../../nbs/app/10_panels.ipynb #6258f2e7
 @patch
 def named(self: Panel, label: str) -> str:
-    "A label, behind the name that people use if there is one."
+    "Return a label, after its readable name if there is one."
     return self.names.shown(label)
 
 # %% ../../nbs/app/10_panels.ipynb #f5069b74
 def entity_index(panel: Panel) -> LabelIndex:
-    "The labels of the entities, by index."
+    "Return the labels of the entities, by index."
     every = range(panel.training.num_entities)
     return _index(panel, map(panel.training.entity_id_to_label.__getitem__, every))
 
 
 def relation_index(panel: Panel) -> LabelIndex:
-    "The labels of the relations, in alphabetical order."
+    "Return the labels of the relations, in alphabetical order."
     return _index(panel, sorted(panel.training.relation_to_id))
 
 
@@ -789,8 +789,8 @@ class Kept:
         self.tracin: TracIn | None = None
 
     def __call__(self, setting: dict[str, Any]) -> TracIn:
-        """The `TracIn` with these arguments, which has loaded its checkpoints if they are those
-        of the question before."""
+        """Return the `TracIn` with these arguments, which has loaded its checkpoints if they are
+        those of the question before."""
         if self.tracin is None or setting != self.setting:
             self.tracin = None
             self.tracin, self.setting = (
@@ -807,9 +807,9 @@ class RunPanel(Panel):
         self,
         run: Run | Path | str,  # a run, or its folder
         *,
-        node_names: Mapping[int, str] | None = None,  # names that people use, by entity index
-        edge_names: Mapping[str, str] | None = None,  # the same by relation label
-        names: NamesGiven | None = None,  # or a table of names by label; None: those of the run
+        node_names: Mapping[int, str] | None = None,  # readable names by entity index
+        edge_names: Mapping[str, str] | None = None,  # readable names by relation label
+        names: NamesGiven | None = None,  # or a table of names by label; None: the names of the run
         **options: Any,
     ):  # further arguments of `TracIn`: `memory`, `devices`, `batch_size`, ...
         self.run, self.options = as_run(run, names), options
@@ -828,10 +828,10 @@ class RunPanel(Panel):
 
 # %% ../../nbs/app/10_panels.ipynb #c43f7188
 def arguments(given: Mapping[str, Any]) -> str:
-    "Named arguments as one writes them."
+    "Return named arguments as one writes them."
     return ', '.join(f'{name}={value!r}' for name, value in given.items())
 
 
 def source_of(run: Run) -> str:
-    "Python that gives the run: its folder, or the name `run` if it has none."
+    "Return Python that gives the run: its folder, or the name `run` if it has none."
     return repr(str(run.folder)) if run.folder else 'run'

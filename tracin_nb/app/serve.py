@@ -36,7 +36,7 @@ def page(
     names: Mapping[str, Path | None],  # `names`, `node_names` and `edge_names`: their files
     options: Mapping[str, Any],  # of `TracIn`
 ) -> nbformat.NotebookNode:
-    "A notebook with one cell, which opens the panels of a run."
+    "Return a notebook with one cell, which opens the panels of a run."
     lines = [
         'from tracin_nb import Run',
         'from tracin_nb.answer.formats import read_edge_names, read_node_names',
@@ -61,8 +61,8 @@ def page(
 
 # %% ../../nbs/app/60_serve.ipynb #c4946d9b
 def settings(host: str, port: int, token: str, theme: str) -> dict[str, Any]:
-    """Voila's settings. Pages that nobody looks at lose their kernel after some minutes. What
-    should open a browser only tells that Voila listens (see `attended_voila`)."""
+    """Return Voila's settings. Pages that nobody looks at lose their kernel after some minutes.
+    What should open a browser only tells that Voila listens (see `attended_voila`)."""
     return dict(
         Voila=dict(ip=host, port=port, port_retries=0, token=token, open_browser=True),
         VoilaConfiguration=dict(theme=theme, show_tracebacks=True, file_allowlist=[]),
@@ -74,8 +74,8 @@ def free_port(
     host: str,
     port: int,  # 0: any that is free
 ) -> int:
-    """A port that nobody listens on. Raises `ValueError` for one that is taken, and for another
-    machine's host."""
+    """Return a port that nobody listens on. Raises `ValueError` for one that is taken, and for
+    another machine's host."""
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     with socket.socket(family) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,14 +95,14 @@ def check_served(folder: Path) -> None:
 
 
 def address_of(host: str, port: int, token: str) -> str:
-    "What to type into a browser; for every address of this machine, its name."
+    "Return the address for a browser; for every address of this machine, its name."
     if host in ('0.0.0.0', '::'):
         host = socket.gethostname()
     return f'http://{f"[{host}]" if ":" in host else host}:{port}/?token={token}'
 
 
 def door(address: str) -> str:
-    "A page of HTML that leads to an address."
+    "Return a page of HTML that leads to an address."
     address = html.escape(address)
     return (
         f'<!DOCTYPE html><html><head><meta charset="utf-8"><meta http-equiv="refresh" '
@@ -112,7 +112,7 @@ def door(address: str) -> str:
 
 # %% ../../nbs/app/60_serve.ipynb #3dc27c03
 PREFIX, LOG, READY, DOOR = 'tracin_serve_', 'voila.log', 'listens', 'open.html'
-GRACE = 10.0  # seconds that Voila has to end its kernels
+GRACE = 10.0  # seconds for Voila to end its kernels
 
 
 def attended_voila() -> None:
@@ -180,7 +180,7 @@ class Serving(subprocess.Popen):
             )
 
     def listens(self, seconds: float = 60.0) -> bool:
-        "Whether Voila listens, before it ends and before so many seconds have passed."
+        "Return whether Voila starts to listen within the given seconds and before it ends."
         end = time.monotonic() + seconds
         while (
             not (there := (self.private / READY).exists())
@@ -203,7 +203,7 @@ class Serving(subprocess.Popen):
 
 # %% ../../nbs/app/60_serve.ipynb #b0f3ba1c
 def _private_folder() -> tuple[Path, IO]:
-    "A new folder that only its owner can read, and the lock that tells that it is in use."
+    "Return a new folder that only its owner can read, and the lock that tells that it is in use."
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         with suppress(FileNotFoundError):
@@ -212,7 +212,7 @@ def _private_folder() -> tuple[Path, IO]:
 
 
 def _answers(folder: Path) -> bool:
-    "Is the folder new, or does somebody listen where its settings say?"
+    "Return whether the folder is new or a server listens at the address in its settings."
     try:
         if time.time() - folder.stat().st_mtime < 60:
             return True
@@ -265,8 +265,8 @@ def served(
     edge_names: Path | None = None,  # a file for `formats.read_edge_names`
     **options: Any,  # of `TracIn`: plain values
 ) -> Iterator[tuple[str, Serving]]:
-    """The address of the explorer of a run, while it is served, and the process that serves it.
-    Raises `ValueError` if it cannot be."""
+    """Yield the address of the explorer of a run, while it is served, and the process that
+    serves it. Raises `ValueError` if it cannot be."""
     folder = Path(folder).resolve()
     check_served(folder)
     given = dict(names=names, node_names=node_names, edge_names=edge_names)

@@ -31,17 +31,17 @@ from ..progress import Progress
 
 # %% ../../nbs/app/40_terminal.ipynb #2dcd0c6f
 def say(text: str) -> None:
-    "A line for the person in front of the terminal, on stderr."
+    "Print a line on stderr."
     click.echo(text, err=True)
 
 
 def on_terminal() -> bool:
-    "Is there somebody in front of stderr, who can see a bar move?"
+    "Return whether stderr is a terminal, where a progress bar can be seen."
     return sys.stderr.isatty()
 
 
 def say_once() -> Progress:
-    "Progress that says each label when it comes, a line on stderr."
+    "Return progress that says each label when it comes, a line on stderr."
     last = ''
 
     def tell(label: str, done: int, total: int) -> None:
@@ -53,13 +53,13 @@ def say_once() -> Progress:
 
 # %% ../../nbs/app/40_terminal.ipynb #8a92d82b
 def one_line(text: object) -> str:
-    "`text` without line breaks; a word of more than 400 characters is cut to its first 200."
+    "Return `text` without line breaks; a word of more than 400 characters is cut to its first 200."
     line = ' '.join(line.strip() for line in str(text).splitlines() if line.strip())
     return re.sub(r'(\S{200})\S{200,}', r'\1…', line)
 
 # %% ../../nbs/app/40_terminal.ipynb #6c10bf8d
 def reason(error: Exception) -> str:
-    "What went wrong, on one line; an error in the use of a command also says where its help is."
+    """Return the error on one line; a usage error also names the help option."""
     if isinstance(error, click.UsageError) and error.ctx:
         return one_line(
             f"{error.format_message().rstrip('.')} (see '{error.ctx.command_path} --help')"
@@ -99,12 +99,13 @@ def warnings_as_lines() -> Iterator[None]:
 
 # %% ../../nbs/app/40_terminal.ipynb #67367e2f
 class Cli(click.Group):
-    """A group of commands that exits with 0 when all was done, 2 for what the user can put
-    right, 130 when interrupted."""
+    """A group of commands that exits with 0 on complete success, 2 for errors that the user can
+    correct, 130 when interrupted."""
 
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **kwargs: Any
     ) -> None:
+        "Run the command and exit with its status."
         lenient(sys.stdout, sys.stderr)
         try:
             with warnings_as_lines():
@@ -136,6 +137,7 @@ class JsonObject(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, Any]:
+        "Return the JSON object as a dictionary."
         expected = 'expected a JSON object such as {"embedding_dim": 32}'
         if isinstance(value, dict):
             return value
@@ -156,6 +158,7 @@ class Numbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
+        "Return the whole numbers."
         if isinstance(value, list):
             return value
         try:
@@ -174,6 +177,7 @@ class LabelList(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
+        "Return the texts."
         return (
             value
             if isinstance(value, tuple)
@@ -189,6 +193,7 @@ class Devices(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | list[str]:
+        "Return the device, or the devices."
         if not isinstance(value, str) or ',' not in value:
             return value
         return [name.strip() for name in value.split(',')]
@@ -202,7 +207,8 @@ def refuse(option: str, why: str) -> NoReturn:
 
 # %% ../../nbs/app/40_terminal.ipynb #b95640d2
 def whole_triples(context: click.Context, param: click.Parameter, value: Any) -> Any:
-    "The triples as they are, unless one swallowed an option that follows it on the command line."
+    """Return the triples as they are, unless one swallowed an option that follows it on the
+    command line."""
     options = {name for p in context.command.params for name in p.opts if name.startswith('-')}
     triples = value if param.multiple else [value or ()]
     for part in (part for triple in triples for part in triple if part in options):
@@ -247,7 +253,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 # %% ../../nbs/app/40_terminal.ipynb #acb100b2
 class Flag(click.Option):
-    "An option that knows what is told of it."
+    "An option with its metadata."
 
     def __init__(self, names: Sequence[str], told: Option, **how: Any):
         super().__init__(names, help=told.sentence, **how)
@@ -255,14 +261,14 @@ class Flag(click.Option):
 
 
 def flag_of(name: str, told: Option) -> str:
-    "How an option is called on the command line, or an argument in its help."
+    "Return how an option is called on the command line, or an argument in its help."
     if told.argument:
         return (told.metavar or name).strip('[]')
     return told.flags[0].partition('/')[0] if told.flags else f'--{name.replace("_", "-")}'
 
 
 def parameter(option: Field, told: Option) -> click.Parameter:
-    "The parameter of click for an option."
+    "Return the parameter of click for an option."
     how = dict(KINDS[told.kind])
     if choices := [*told.choices]:
         how |= dict(type=click.Choice(choices))
@@ -276,12 +282,12 @@ def parameter(option: Field, told: Option) -> click.Parameter:
 
 
 def shows_default(default: Any, told: Option) -> bool:
-    "Is the default worth telling?"
+    "Return whether the help shows the default."
     return default not in (None, (), REQUIRED) and told.kind != 'flag'
 
 # %% ../../nbs/app/40_terminal.ipynb #96e2bf55
 def all_options(cls: Any) -> Iterator[tuple[Field, Option]]:
-    "The options of a dataclass, and those of the dataclasses in it."
+    "Yield the options of a dataclass, and those of the dataclasses in it."
     for one in fields(cls):
         if 'option' in one.metadata:
             yield one, one.metadata['option']
@@ -290,7 +296,7 @@ def all_options(cls: Any) -> Iterator[tuple[Field, Option]]:
 
 
 def built(cls: Any, given: Mapping[str, Any]) -> Any:
-    "A dataclass from the values of its options, and of those of the dataclasses in it."
+    "Return a dataclass from the values of its options, and of those of the dataclasses in it."
     own = {f.name: given[f.name] for f, _ in options_of(cls) if f.name in given}
     inner = {f.name: built(f.type, given) for f in fields(cls) if 'option' not in f.metadata}
     return cls(**own, **inner)
@@ -310,7 +316,7 @@ def takes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # %% ../../nbs/app/40_terminal.ipynb #28cc2555
 def given_flags(options: Any, *but: str) -> list[str]:
-    "The flags of those options of a dataclass that say something, except for some by name."
+    "Return the flags of those options of a dataclass that say something, except for some by name."
     return [
         flag_of(f.name, told)
         for f, told in options_of(type(options))
@@ -328,7 +334,7 @@ class Earlier:
     value: bool = False  # does it take one?
 
     def parameter(self) -> click.Option:
-        "The parameter of click: it says why, and is forgotten."
+        "Return the parameter of click: it says why, and is forgotten."
         kind: dict[str, Any] = {} if self.value else dict(is_flag=True)
         return click.Option(
             [self.flag], callback=self._tell, expose_value=False, hidden=True, **kind
@@ -450,6 +456,7 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        "Return the parameters, with `--help-all`."
         found = super().get_params(ctx)
         if not any(isinstance(p, Flag) and p.told.advanced for p in found):
             return found
@@ -460,7 +467,7 @@ class Command(click.Command):
         return [*found, every]
 
     def grouped(self, ctx: click.Context, every: bool = True) -> dict[str, list[tuple[str, str]]]:
-        "What the help says of the options, by group; without `every` not of advanced ones."
+        "Return the help on the options by group; without `every` only on common ones."
         rows: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, 'Options')}
         for p in self.get_params(ctx):
             told = p.told if isinstance(p, Flag) else None
@@ -470,6 +477,7 @@ class Command(click.Command):
         return {name: found for name, found in rows.items() if found}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        "Write the options into the help, group by group."
         for name, rows in self.grouped(ctx, _EVERY in ctx.meta).items():
             with formatter.section(name):
                 formatter.write_dl(rows)

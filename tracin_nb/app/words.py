@@ -110,7 +110,10 @@ def _arguments_said(text: str, flags: Mapping[str, tuple[str, str]]) -> str:
     return text
 
 # %% ../../nbs/app/35_words.ipynb #abad9b47
-_VERBS = r'(?=\[|: an epoch|: there is | \(kept | (?:has to|without|needs|takes|must not|cannot) )'
+_VERBS = (
+    r'(?=\[|: an epoch|: there is | \(kept | (?:must be|has to|without|needs|takes|must '
+    r'not|cannot) )'
+)
 
 
 def _subjects_said(text: str, flags: Mapping[str, tuple[str, str]]) -> str:

@@ -35,7 +35,7 @@ from ..influence.tracin import TracIn
 def in_turns(
     contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device
 ) -> dict[str, float]:
-    "Median seconds of each contender over `rounds`, after one round to warm up."
+    "Return the median seconds of each contender over `rounds`, after one round to warm up."
     for f in contenders.values():
         f()
     times = {name: [] for name in contenders}
@@ -46,7 +46,7 @@ def in_turns(
 
 # %% ../../nbs/bench/00_engine.ipynb #ad13cbb5
 def machine(device: torch.device) -> dict[str, Any]:
-    "What was measured on, with what, and when."
+    "Return the machine, the versions and the time of a measurement."
     names = [
         line.split(':')[1].strip()
         for line in _lines('/proc/cpuinfo')
@@ -66,14 +66,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 # %% ../../nbs/bench/00_engine.ipynb #328d0c9a
 def _lines(path: str) -> list[str]:
-    "Lines of a file, none where there is no such file."
+    "Return the lines of a file, none where there is no such file."
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 # %% ../../nbs/bench/00_engine.ipynb #888edd41
 def random_conve(
     entities: int, relations: int, triples: int, device: torch.device, **kwargs: Any
 ) -> tuple[ConvE, Tensor]:
-    "A ConvE with random weights, and random triples `[triples, 3]`."
+    "Return a ConvE with random weights, and random triples `[triples, 3]`."
     torch.manual_seed(0)
     columns = [torch.randint(n, (triples,)) for n in (entities, relations, entities)]
     data = torch.stack(columns, dim=1)
@@ -82,8 +82,8 @@ def random_conve(
 
 # %% ../../nbs/bench/00_engine.ipynb #5654f6db
 def dense_loop(model: ERModel, triples: Tensor, test: Tensor) -> Tensor:
-    """Influence `[N]` on one dense test gradient `[P]`, by all entities' scores and a dense
-    gradient for each triple."""
+    """Return the influence `[N]` on one dense test gradient `[P]`, by all entities' scores and a
+    dense gradient for each triple."""
     scores = []
     for triple in triples:
         model.zero_grad()
@@ -96,15 +96,15 @@ def dense_loop(model: ERModel, triples: Tensor, test: Tensor) -> Tensor:
 
 # %% ../../nbs/bench/00_engine.ipynb #f05f8b38
 def flat(factors: Factors) -> Tensor:
-    "Dense factors as vectors `[B, P]`, in the order of the parameters."
+    "Return dense factors as vectors `[B, P]`, in the order of the parameters."
     return torch.cat(
         [b.grad.reshape(len(factors), -1) for bs in factors.blocks.values() for b in bs], dim=1
     )
 
 # %% ../../nbs/bench/00_engine.ipynb #d9d979b3
 def training_step(model: ERModel, batch: Tensor) -> Callable[[], None]:
-    """One step of Adam on `batch`, as PyKEEN's loop makes it, with the model in training mode
-    for the time being."""
+    """Return one step of Adam on `batch`, as PyKEEN's loop makes it, with the model in training
+    mode for the time being."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
 
     def step() -> None:
@@ -118,7 +118,7 @@ def training_step(model: ERModel, batch: Tensor) -> Callable[[], None]:
 
 # %% ../../nbs/bench/00_engine.ipynb #032b077d
 def _factored(engine: FactoredEngine, batch: Tensor, test: Tensor) -> Callable[[], None]:
-    """A tile of training triples against test triples, with the top 20 on both sides, as
+    """Return a tile of training triples against test triples, with the top 20 on both sides, as
     `TracIn.explain` does it."""
     held, ranking = engine(test), Ranking(len(test), 20, device=engine.model.device)
     tiles = iter(range(0, 2**40, len(batch)))
@@ -135,8 +135,8 @@ def bench_engine(
     rounds: int = 7,
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """Milliseconds per training triple for each engine and for a training step, ratios, and the
-    error against the loop."""
+    """Return milliseconds per training triple for each engine and for a training step, ratios,
+    and the error against the loop."""
     at = torch.device(device)
     model, triples = random_conve(entities, relations, batch + max(tests), at, embedding_dim=dim)
     train, few = triples[:batch], triples[:slow]
@@ -178,15 +178,15 @@ def _forward(model: ERModel, batch: Tensor) -> None:
 
 # %% ../../nbs/bench/00_engine.ipynb #db75e8eb
 def _error(engines: dict[str, Any], train: Tensor, test: Tensor) -> float:
-    """Relative error of the factored engine's score matrix against the loop's, in the model's
-    precision."""
+    """Return the relative error of the factored engine's score matrix against the loop's, in the
+    model's precision."""
     ours, truth = (inner(engines[n](test), engines[n](train)) for n in ('factored', 'loop'))
     return ((ours - truth).norm() / truth.norm()).item()
 
 # %% ../../nbs/bench/00_engine.ipynb #ef96bf4a
 def _engine_rows(ms: dict[str, float]) -> list[dict[str, Any]]:
-    """For each contender: time per training triple, the same in training steps, speed-up per
-    pair over the dense loop."""
+    """Return, for each contender, the time per training triple, that time in training steps, and
+    the speed-up per pair over the dense loop."""
     step, loop = ms['training step'], ms['loop, score_t and dense gradients']
     tests = {name: int(name.split()[1]) if name.startswith('factored') else 1 for name in ms}
     return [
@@ -201,8 +201,8 @@ def _engine_rows(ms: dict[str, float]) -> list[dict[str, Any]]:
 
 # %% ../../nbs/bench/00_engine.ipynb #5e0f338d
 def relative_error(truth: TracIn, result: Result, test: Tensor, few: int = 4) -> float:
-    """Relative error of the influences of `few` test triples' `few` strongest training triples on
-    both sides, against those by `truth`."""
+    """Return the relative error of the influences of `few` test triples' `few` strongest
+    training triples on both sides, against those by `truth`."""
     frame = result.frame
     named = frame[(frame['test_index'] < few) & (frame['rank'] <= few)]
     if not len(named):
@@ -221,7 +221,7 @@ def looped(tracin: TracIn) -> TracIn:
 
 # %% ../../nbs/bench/00_engine.ipynb #a2483591
 def _cell(value: Any) -> str:
-    "A value as it stands in a table."
+    "Return a value as the text of a table cell."
     if isinstance(value, (list, tuple)):
         return ' '.join(map(_cell, value))
     if isinstance(value, str) or value is None:
@@ -230,7 +230,7 @@ def _cell(value: Any) -> str:
 
 # %% ../../nbs/bench/00_engine.ipynb #5509d14a
 def table(result: dict[str, Any]) -> str:
-    "A benchmark's rows as a Markdown table, with the machine and the error beneath."
+    "Return a benchmark's rows as a Markdown table, with the machine and the error beneath."
     columns = list(result['rows'][0])
     cells = [[_cell(row.get(c)) for c in columns] for row in result['rows']]
     about = ', '.join(f'{k} {v}' for k, v in result['machine'].items())

@@ -43,8 +43,8 @@ from ..engine.objectives import BCE
 
 # %% ../../nbs/bench/10_peers.ipynb #216aef50
 def build(name: str, entities: int, relations: int, dim: int) -> ERModel:
-    """A PyKEEN model in eval mode with random weights, and with random running statistics in its
-    batch norms."""
+    """Return a PyKEEN model in eval mode with random weights, and with random running statistics
+    in its batch norms."""
     factory = CoreTriplesFactory(torch.zeros(1, 3, dtype=torch.long), entities, relations)
     model = model_resolver.make(
         name, triples_factory=factory, embedding_dim=dim, random_seed=0
@@ -56,7 +56,8 @@ def build(name: str, entities: int, relations: int, dim: int) -> ERModel:
 
 # %% ../../nbs/bench/10_peers.ipynb #14fafef6
 def skewed_triples(n: int, entities: int, relations: int, seed: int = 0) -> Tensor:
-    "Random triples `[n, 3]`; id `i` out of `m` has a share that falls with `(i / m) ** -0.6`."
+    """Return random triples `[n, 3]`; id `i` out of `m` has a share that falls with `(i / m) **
+    -0.6`."""
     draw = torch.Generator().manual_seed(seed)
     columns = [
         (m * torch.rand(n, generator=draw) ** 2.5).long() for m in (entities, relations, entities)
@@ -70,7 +71,7 @@ Scores = Callable[
 
 # %% ../../nbs/bench/10_peers.ipynb #3eb94695
 def factored(model: ERModel, test: Tensor) -> Scores:
-    "The factored engine."
+    "Return the factored engine."
     engine = FactoredEngine(model, BCE())
     held = engine(test)
     return lambda train, batch: torch.cat(
@@ -86,11 +87,12 @@ class TripleScores(nn.Module):
         self.model = model
 
     def forward(self, triples: Tensor) -> Tensor:
+        "Return the scores `[B]` of `triples` `[B, 3]`."
         return self.model.score_hrt(triples)[:, 0]
 
 # %% ../../nbs/bench/10_peers.ipynb #e81122ee
 def captum_full(model: ERModel, test: Tensor) -> Scores:
-    "Captum's `TracInCP`, with the weights in place and the test triples' gradients kept."
+    "Return Captum's `TracInCP`, with the weights in place and the test triples' gradients kept."
     from captum.influence import TracInCP
 
     def load(triples: Tensor, batch: int) -> DataLoader:
@@ -126,6 +128,7 @@ class TailScores(nn.Module):
             self.last.bias = nn.Parameter(bias[0].flatten())
 
     def forward(self, pairs: Tensor) -> Tensor:
+        "Return the scores `[B, E]` of all tails for `pairs` `[B, 2]`."
         h, r = (
             self.model.entity_representations[0](pairs[:, 0]),
             self.model.relation_representations[0](pairs[:, 1]),
@@ -137,7 +140,7 @@ class TailScores(nn.Module):
 
 # %% ../../nbs/bench/10_peers.ipynb #5a752e1a
 def captum_fast(model: ERModel, test: Tensor) -> Scores:
-    "Captum's `TracInCPFast` on the entity table as the last layer."
+    "Return Captum's `TracInCPFast` on the entity table as the last layer."
     from captum.influence import TracInCPFast
 
     def loss(scores: Tensor, tails: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def captum_fast(model: ERModel, test: Tensor) -> Scores:
 
 # %% ../../nbs/bench/10_peers.ipynb #3de9f7c6
 def tail_rows(model: ERModel, triples: Tensor) -> Factors:
-    "Factors of `triples` `[B, 3]` in the entity table's rows of their tails alone."
+    "Return the factors of `triples` `[B, 3]` in the entity table's rows of their tails alone."
     name = next(n for n, _ in model.named_parameters() if n.startswith('entity_representations.0.'))
     (block,) = FactoredEngine(model, BCE())(triples).blocks[name]
     if not torch.equal(block.ids.cpu(), triples[:, [0, 2]].cpu()):
@@ -166,7 +169,7 @@ def tail_rows(model: ERModel, triples: Tensor) -> Factors:
 
 # %% ../../nbs/bench/10_peers.ipynb #ea483cdd
 def dattri_full(model: ERModel, test: Tensor) -> Scores:
-    "dattri's `TracInAttributor`, without projection."
+    "Return dattri's `TracInAttributor`, without projection."
     from dattri.algorithm.tracin import TracInAttributor
     from dattri.task import AttributionTask
 
@@ -217,7 +220,8 @@ class PeakMemory:
         self.loaded = self.peak()
 
     def reset(self) -> None:
-        "Give freed memory back and start anew, where the system allows it; `resets` says whether."
+        """Return freed memory and reset the count, if the system allows it; `resets` says
+        whether it does."""
         trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
         if trim:
             trim(0)
@@ -229,7 +233,7 @@ class PeakMemory:
             self.resets = False
 
     def peak(self) -> int:
-        "Bytes at most since `reset`."
+        "Return bytes at most since `reset`."
         if self.cuda:
             return torch.cuda.max_memory_allocated(self.device)
         if self.resets:
@@ -262,14 +266,14 @@ class Worker:
         self.model.to(self.device)
 
     def scores(self, train: Tensor, test: Tensor) -> Tensor:
-        "Influence `[M, N]`; notes the memory that is in use afterwards."
+        "Return the influence `[M, N]`; notes the memory that is in use afterwards."
         scores = self.contender.prepare(self.model, test)(train, 4).detach().cpu()
         gc.collect()
         self.memory = PeakMemory(self.device)
         return scores
 
     def tail_scores(self, train: Tensor, test: Tensor) -> Tensor:
-        "Influence `[M, N]` through the tails' rows alone."
+        "Return the influence `[M, N]` through the tails' rows alone."
         return inner(tail_rows(self.model, test), tail_rows(self.model, train)).cpu()
 
     def prepare(self, test: Tensor) -> int:
@@ -280,7 +284,7 @@ class Worker:
         return self.memory.peak() - self.memory.loaded
 
     def measure(self, train: Tensor, batch: int) -> tuple[float, int]:
-        "Seconds per training triple, and peak bytes above the model."
+        "Return seconds per training triple, and peak bytes above the model."
         self.memory.reset()
         spent = [seconds(lambda: self.ready(train, batch), self.device)]
         while sum(spent) < self.enough:
@@ -290,7 +294,7 @@ class Worker:
         ), self.memory.peak() - self.memory.loaded
 
     def resets(self) -> bool:
-        "Could the high-water mark be reset?"
+        "Return whether the high-water mark could be reset."
         return self.memory.resets
 
 # %% ../../nbs/bench/10_peers.ipynb #4f5703e1
@@ -316,7 +320,8 @@ class Remote:
     pipe: Connection
 
     def __call__(self, method: str, *args: Any) -> Any:
-        "The result of a method of `Worker`. Raises `RuntimeError` if it fails or the process ends."
+        """Return the result of a method of `Worker`. Raises `RuntimeError` if it fails or the
+        process ends."""
         try:
             self.pipe.send((method, *args))
             result, error = self.pipe.recv()
@@ -329,8 +334,8 @@ class Remote:
 
 # %% ../../nbs/bench/10_peers.ipynb #3c3d8998
 def start(name: str, *args: Any) -> Remote:
-    """A fresh process for the contender `name`, which finds `serve` in the module, even when a
-    notebook started it."""
+    """Return a fresh process for the contender `name`, which finds `serve` in the module, even
+    when a notebook started it."""
     context, serve = get_context('spawn'), importlib.import_module('tracin_nb.bench.peers').serve
     pipe, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, name, *args), daemon=True)
@@ -343,8 +348,8 @@ def start(name: str, *args: Any) -> Remote:
 def started_peers(
     names: tuple[str, ...], device: str, enough: float, **settings: Any
 ) -> Iterator[dict[str, Remote]]:
-    """A process for each of the contenders `names`, all with the weights of one model; they end
-    with the context."""
+    """Yield a process for each of the contenders `names`, all with the weights of one model;
+    they end with the context."""
     remotes = {}
     with tempfile.TemporaryDirectory() as folder:
         torch.save(build(**settings).state_dict(), state := Path(folder, 'state.pt'))
@@ -366,7 +371,7 @@ def rounds_of(
     rounds: int,
     budget: float,  # seconds for each contender; nothing more is started when they are used up
 ) -> dict[str, dict[int, list[tuple[float, int]]]]:
-    "Contender -> batch size -> (seconds per triple, peak bytes) of each round."
+    "Return contender -> batch size -> (seconds per triple, peak bytes) of each round."
     held = {name: remote('prepare', test) for name, remote in remotes.items()}
     found, spent = {name: {} for name in remotes}, dict.fromkeys(remotes, 0.0)
     for _ in range(rounds):
@@ -382,14 +387,14 @@ def rounds_of(
 
 # %% ../../nbs/bench/10_peers.ipynb #c6e72b4c
 def fastest(measured: dict[int, list[tuple[float, int]]]) -> tuple[int, float, int]:
-    "The fastest batch size, its median seconds per triple, and its median peak."
+    "Return the fastest batch size, its median seconds per triple, and its median peak."
     median = {b: [statistics.median(x) for x in zip(*rounds)] for b, rounds in measured.items()}
     batch = min(median, key=lambda b: median[b][0])
     return batch, *median[batch]
 
 # %% ../../nbs/bench/10_peers.ipynb #702a8121
 def peer_rows(label: str, found: dict[str, Any], errors: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each contender: time, memory above the model, both as multiples of
+    """Return a row for each contender: time, memory above the model, both as multiples of
     `tracin_nb`'s, and the error."""
     chosen = {name: fastest(measured) for name, measured in found.items()}
     _, ours, held = chosen[OURS]
@@ -408,8 +413,8 @@ def peer_rows(label: str, found: dict[str, Any], errors: dict[str, float]) -> li
 
 # %% ../../nbs/bench/10_peers.ipynb #ba0ee0f1
 def errors_of(remotes: dict[str, Remote], entities: int, relations: int) -> dict[str, float]:
-    """Relative error of each contender's 4 x 16 scores against `tracin_nb`'s, on triples of few
-    labels."""
+    """Return the relative error of each contender's 4 x 16 scores against `tracin_nb`'s, on
+    triples of few labels."""
     few = min(8, entities), min(2, relations)
     sets = skewed_triples(16, *few), skewed_triples(4, *few, seed=1)
     ours, tails = remotes[OURS]('scores', *sets), remotes[OURS]('tail_scores', *sets)
@@ -422,7 +427,8 @@ def errors_of(remotes: dict[str, Remote], entities: int, relations: int) -> dict
 
 # %% ../../nbs/bench/10_peers.ipynb #6362fb0e
 def tries(label: str, found: dict[str, dict[int, list[tuple[float, int]]]]) -> list[str]:
-    "Contender by contender what each batch size took, as multiples of the best of `tracin_nb`."
+    """Return contender by contender what each batch size took, as multiples of the best of
+    `tracin_nb`."""
     _, ours, _ = fastest(found[OURS])
     median = {
         name: {b: statistics.median(t for t, _ in rounds) for b, rounds in sorted(measured.items())}
@@ -436,7 +442,7 @@ def tries(label: str, found: dict[str, dict[int, list[tuple[float, int]]]]) -> l
 
 # %% ../../nbs/bench/10_peers.ipynb #c3c7e460
 def require(contenders: tuple[str, ...]) -> dict[str, str]:
-    """Versions of the packages that `contenders` need.
+    """Return the versions of the packages that `contenders` need.
 
     Raises `ValueError` for an unknown contender, and one `ImportError` that names all packages
     that are missing."""
@@ -481,8 +487,8 @@ def bench_peers(
     enough: float = 1.0,  # seconds after which a call is not repeated
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """Scores, time and peak memory of Captum and dattri beside `tracin_nb`, each in its process,
-    on the same weights."""
+    """Return scores, time and peak memory of Captum and dattri beside `tracin_nb`, each in its
+    process, on the same weights."""
     versions, names = require(contenders), (OURS, *contenders)
     rows, tried, worst = [], [], 0.0
     train = skewed_triples(

@@ -71,8 +71,8 @@ def measure_floor(
     n: int | None = None,  # rows and columns of the matrices; by default what fills the device
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """`product`: GFLOP/s of a matrix product by type; `copy`: GB/s, read and written, of a copy
-    of 64 MiB."""
+    """Return `product`: GFLOP/s of a matrix product by type; `copy`: GB/s, read and written, of
+    a copy of 64 MiB."""
     n, (big, other) = (
         n or (1024 if device.type == 'cpu' else 8192),
         torch.zeros(2, 2**24, device=device),
@@ -100,29 +100,29 @@ def _addmm(
     out_shape: Any = None,
     **scale: Any,
 ) -> int:
-    """Operations of a product added in place, which PyTorch's counter does not know, from the
-    shapes."""
+    """Return the operations of a product added in place, which PyTorch's counter does not know,
+    from the shapes."""
     return 2 * a[0] * a[1] * b[1]
 
 
 def flops(work: Callable[[], Any]) -> int:
-    "Floating-point operations of the matrix products and convolutions in `work()`."
+    "Return floating-point operations of the matrix products and convolutions in `work()`."
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm}) as counter:
         work()
     return counter.get_total_flops()
 
 
 def dense(tracin: TracIn, test: TestSide, options: dict[str, Any]) -> bool:
-    """Are there inner products with every training triple, and not only with those that an index
-    finds?"""
+    """Return whether inner products are computed with every training triple, not only with those
+    that an index finds."""
     return options.get('near') is not None or not (
         rows_only(*test.factors) and tracin.planner.rows_only
     )
 
 # %% ../../nbs/bench/40_profiling.ipynb #59acb269
 def count_flops(tracin: TracIn, test: Tensor, options: dict[str, Any]) -> tuple[float, float]:
-    """For each training triple, at all checkpoints: of a gradient pass, and of inner products
-    with `test` `[M, 3]`."""
+    """Return the operations for each training triple, at all checkpoints: of a gradient pass,
+    and of inner products with `test` `[M, 3]`."""
     every = tracin.run.training.mapped_triples
     size = min(_TILE, len(every)) if tracin.settings.engine == FactoredEngine.name else 4
     step, some = tracin.steps[-1], every[torch.linspace(0, len(every) - 1, size).long()]
@@ -140,7 +140,7 @@ def count_flops(tracin: TracIn, test: Tensor, options: dict[str, Any]) -> tuple[
 
 # %% ../../nbs/bench/40_profiling.ipynb #31a92a5a
 def _reached(done: float, seconds: float, peak: float) -> dict[str, float] | None:
-    "Billions per second and percent of `peak`; None if nothing was done, or not here."
+    "Return billions per second and percent of `peak`; None if nothing was done, or not here."
     if not done or not seconds:
         return None
     return dict(
@@ -153,7 +153,7 @@ def _reached(done: float, seconds: float, peak: float) -> dict[str, float] | Non
 def floor_facts(
     tracin: TracIn, test: Tensor, options: dict[str, Any], stages: dict[str, Stage]
 ) -> dict[str, Any]:
-    "The machine's floor, and what the stages that can be held against it reached."
+    "Return the machine's floor, and what the stages that can be held against it reached."
     dtype = tracin.steps.dtype
     low = tracin.steps.maker.low or dtype
     floor, (passes, products) = (
@@ -195,7 +195,7 @@ class Profile:
 
 # %% ../../nbs/bench/40_profiling.ipynb #a13a1d37
 def stage_table(watch: Stopwatch) -> pd.DataFrame:
-    "A row for each stage that there was, in the order of `STAGES`."
+    "Return a row for each stage that there was, in the order of `STAGES`."
     found = [(name, watch.stages[name]) for name in STAGES if name in watch.stages]
     rows = [
         dict(
@@ -220,8 +220,8 @@ def profile(
     k: int = 20,  # proponents and opponents per triple
     **options: Any,  # further ones of `explain`
 ) -> Profile:
-    """`explain`, and what it cost by stage. Checkpoints that are loaded already are not loaded
-    again.
+    """Return `explain`, and what it cost by stage. Checkpoints that are loaded already are not
+    loaded again.
 
     Raises what `explain` raises. After the answer it takes some seconds more to measure the
     machine's floor."""
@@ -251,7 +251,7 @@ _NUMBERS = dict(seconds='{:.4f}', share='{:.1%}', calls='{:,}', bytes='{:,}')
 
 
 def _cells(stages: pd.DataFrame) -> list[list[str]]:
-    "The table as text, with a header."
+    "Return the table as text, with a header."
     return [
         [*_NUMBERS, 'stage'],
         *(
@@ -262,7 +262,7 @@ def _cells(stages: pd.DataFrame) -> list[list[str]]:
 
 # %% ../../nbs/bench/40_profiling.ipynb #91fd41a8
 def _floor_lines(floor: dict[str, Any]) -> list[str]:
-    "What the machine can do, and what part of that was reached."
+    "Return what the machine can do, and what part of that was reached."
     products = ', '.join(f'{g:,.1f} GFLOP/s ({name})' for name, g in floor['product'].items())
     lines = [f'floor: matrix product {products}, copy {floor["copy"]:,.1f} GB/s']
     for name, unit in (('training', 'GFLOP/s'), ('inner_products', 'GFLOP/s'), ('top_k', 'GB/s')):
@@ -276,12 +276,14 @@ def _floor_lines(floor: dict[str, Any]) -> list[str]:
 
 @patch
 def notes(self: Profile) -> list[str]:
-    "What there is to say beneath the table, line by line."
+    "Return the lines beneath the table."
     f = self.facts
     counters = ', '.join(f'{name.replace("_", " ")} {n}' for name, n in f['counters'].items() if n)
     memory = ', '.join(f'{name} {n:,} bytes' for name, n in f['memory'].items() if n is not None)
     shared = 'workers' in set(self.stages['stage'])
-    workers = ['workers: what other processes do is one stage, seen from here'] * shared
+    workers = [
+        'workers: the work of other processes is one stage, measured from this process'
+    ] * shared
     return [
         f'{f["seconds"]:.4f} seconds for {f["test_triples"]} test triples and '
         f'{f["training_triples"]} '
@@ -384,7 +386,7 @@ class Contender:
 # %% ../../nbs/bench/40_profiling.ipynb #d910ffd3
 @patch
 def bytes(self: Contender) -> int:
-    "Bytes above the models: in use at most during the pass, and kept by the option."
+    "Return bytes above the models: in use at most during the pass, and kept by the option."
     facts, cache = self.result.facts, self.tracin.tests.cache
     used = facts['memory']['peak'] or facts['memory']['predicted'] or 0
     kept = facts.get('store', {}).get('bytes', 0) + (cache.nbytes if cache else 0)
@@ -393,13 +395,14 @@ def bytes(self: Contender) -> int:
 
 @patch
 def note(self: Contender) -> str:
-    "What the result says of the option."
+    "Return the result's note on the option."
     reason = self.result.facts.get('reason') if self.tracin.settings.compile else None
     return f'not used: {reason}' if reason else ''
 
 # %% ../../nbs/bench/40_profiling.ipynb #6c97352a
 def _chosen(options: Sequence[str] | None) -> list[str]:
-    "Names of options, the plain form first. Raises `ValueError` for one that is unknown."
+    """Return the names of options, the plain form first. Raises `ValueError` for one that is
+    unknown."""
     wanted = list(OPTIONS) if options is None else ['plain', *(o for o in options if o != 'plain')]
     for name in wanted:
         if name not in OPTIONS:
@@ -415,7 +418,7 @@ def compared(
     k: int,
     rounds: int,  # questions after the first, of which the median counts
 ) -> pd.DataFrame:
-    """Return what each contender costs: a row for each, with `seconds` (after the first time),
+    """Return the cost of each contender: a row for each, with `seconds` (after the first time),
     `ratio`, `first_seconds`, `bytes` above the models, `relative_error`, and a note."""
     calls = {name: lambda c=c: c.ask(test, k) for name, c in asked.items()}
     times = in_turns(calls, rounds, truth.device)
@@ -443,7 +446,7 @@ def compare_options(
     rounds: int = 3,  # questions after the first, of which the median counts
     **settings: Any,  # of `TracIn`, common to all; weighting `sgd` if not said
 ) -> pd.DataFrame:
-    """What each option costs or gains here: a row for each, the plain form first.
+    """Return the cost or gain of each option here: a row for each, the plain form first.
 
     Columns: option, `seconds` (after the first time), `ratio` to the plain form (below 1:
     faster), `first_seconds`, `bytes`, `relative_error` against the loop, and a note where an

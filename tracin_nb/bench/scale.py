@@ -44,7 +44,7 @@ from ..runs.training import train
 
 # %% ../../nbs/bench/20_scale.ipynb #91e0a40d
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """Bytes above the level at the start that `work` needs at most: of the device, or of the
+    """Return bytes above the level at the start that `work` needs at most: of the device, or of the
     process on the CPU."""
     if device.type == 'cpu':
         return resident_peak(work)
@@ -54,7 +54,7 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 
 # %% ../../nbs/bench/20_scale.ipynb #69b7e54f
 def pieces(triples: Tensor, part: int | None, piece: int = 4096) -> Tensor:
-    "`part` of the `triples` `[N, 3]`, in pieces of neighbours by head and relation."
+    "Return `part` of the `triples` `[N, 3]`, in pieces of neighbours by head and relation."
     if part is None or part >= len(triples):
         return triples
     order = (triples[:, 0] * (triples[:, 1].max() + 1) + triples[:, 1]).argsort(stable=True)
@@ -66,8 +66,8 @@ def pieces(triples: Tensor, part: int | None, piece: int = 4096) -> Tensor:
 def question(
     name: str, tracin: TracIn, tests: Tensor, k: int, part: int | None = None
 ) -> dict[str, Any]:
-    """A row of the table: the tests explained by all training triples, or by `part` of them and
-    scaled up."""
+    """Return a row of the table: the tests explained by all training triples, or by `part` of
+    them and scaled up."""
     every, found = tracin.run.training.mapped_triples, []
     some = pieces(every, part)
 
@@ -101,7 +101,7 @@ def question(
 def _kept_run(
     dataset: Any, name: str, out: Path, epochs: int, at: torch.device, batch: int, dim: int
 ) -> Run:
-    "The run in a folder, which is trained first if there is none."
+    "Return the run in a folder, which is trained first if there is none."
     if out.exists():
         return Run.open(out)
     how = dict(epochs=epochs, keep_every=epochs, batch_size=batch, progress=False)
@@ -122,8 +122,8 @@ def bench_fb15k237(
     precisions: Sequence[str] = ('fp32', 'bf16'),  # for ConvE
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """Seconds for all test triples against all training triples, exact top-k, one checkpoint of
-    really trained models."""
+    """Return seconds for all test triples against all training triples, exact top-k, one
+    checkpoint of really trained models."""
     at, dataset, rows = torch.device(device), load_dataset(data, **_unseen(data)), []
     test = dataset.testing.mapped_triples[:tests]
     with tempfile.TemporaryDirectory() as folder:
@@ -158,20 +158,20 @@ def bench_fb15k237(
 
 # %% ../../nbs/bench/20_scale.ipynb #9890ea7e
 def _unseen(data: Path | str) -> dict[str, str]:
-    """A folder's test triples may name entities that training does not know; they cannot be
+    """Return a folder's test triples may name entities that training does not know; they cannot be
     explained."""
     return dict(unseen='drop') if Path(data).is_dir() else {}
 
 # %% ../../nbs/bench/20_scale.ipynb #7bc3561f
 def _worst(rows: list[dict[str, Any]]) -> float:
-    "The greatest error of the rows in float32."
+    "Return the greatest error of the rows in float32."
     return max(row['relative_error'] for row in rows if row['precision'] == 'fp32')
 
 # %% ../../nbs/bench/20_scale.ipynb #a99a4b8f
 def power_law_triples(
     entities: int, relations: int, triples: int, seed: int = 0, power: float = 1.0
 ) -> Tensor:
-    """Random triples `[<= triples, 3]`, each one once; entity and relation i are drawn by
+    """Return random triples `[<= triples, 3]`, each one once; entity and relation i are drawn by
     weights of `(i + 10) ** -power`."""
     rng = np.random.default_rng(seed)
 
@@ -195,7 +195,7 @@ def bench_robokop(
     precisions: Sequence[str] = ('fp32', 'bf16'),
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    "Seconds and memory above the model for a graph of the shape of ROBOKOP."
+    "Return the seconds and memory above the model for a graph of the shape of ROBOKOP."
     at = torch.device(device)
     data = power_law_triples(entities, relations, triples)
     names = lambda n: {str(i): i for i in range(n)}
@@ -293,7 +293,7 @@ def opened(folder: Path) -> Run:
 
 
 def imported(folder: Path) -> Run:
-    "Import the files in a folder into a run."
+    "Return import the files in a folder into a run."
     maps = {name: folder / f'{name}.tsv' for name in ('entity_to_id', 'relation_to_id')}
     how = dict(names=folder / 'names.tsv', out=folder / 'run', **maps)
     return import_files(folder / 'conve.pt', folder / 'train.tsv', **how)
@@ -305,7 +305,7 @@ def kept(folder: Path) -> Run:
 
 
 def _near(run: Run, folder: Path, out: str, progress: Any, how: Mapping[str, Any]) -> Batch:
-    "The question about what is near predictions."
+    "Return the question about what is near predictions."
     return Batch(TracIn(run, progress=progress, **how), Path(out), around=_AROUND)
 
 
@@ -335,7 +335,7 @@ def _way(
     ask: Callable[..., None],
     how: Mapping[str, Any],
 ) -> dict[str, Any]:
-    "A row of the table, measured in this process."
+    "Return a row of the table, measured in this process."
     runs: list[Run] = []
 
     def work() -> None:
@@ -349,13 +349,14 @@ def _way(
 
 
 def _fresh(work: Callable[..., Any], *args: Any) -> Any:
-    "What `work` returns in a new process."
+    "Return what `work` returns in a new process."
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         return pool.submit(work, *args).result()
 
 # %% ../../nbs/bench/20_scale.ipynb #ff0bf192
 def _near_check(folder: Path, device: torch.device) -> tuple[int, float]:
-    "How many training triples are near the test triples, and the relative error of the first."
+    """Return how many training triples are near the test triples, and the relative error of the
+    first."""
     run = kept(folder)
     tracin = TracIn(run, weighting='sgd', devices=device, progress=False)
     items = read_items(folder / 'test.tsv', run.training)
@@ -375,8 +376,8 @@ def bench_files(
     data: Path | str | None = None,  # a folder of files from before, or one to write and keep
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """From files of a graph of the size of ROBOKOP to the first progress, and to the answer for a
-    few predictions."""
+    """Measure the time from files of a graph of the size of ROBOKOP to the first progress, and
+    to the answer for a few predictions."""
     at, rows = torch.device(device), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(data or scratch)
@@ -414,8 +415,8 @@ def repeated(
     device: torch.device,
     questions: int = 10,
 ) -> dict[str, Any]:
-    """A row of the table: a question without preparation, the preparation, and the median of the
-    questions after it."""
+    """Return a row of the table: a question without preparation, the preparation, and the median
+    of the questions after it."""
     test = run.testing.mapped_triples[
         torch.linspace(0, run.testing.num_triples - 1, questions + 2).long()
     ]
@@ -455,7 +456,7 @@ def bench_repeat(
     runs: Path | str | None = None,  # folder with a run of DistMult, instead of training one
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """The second question on a prepared run: ConvE on UMLS, DistMult on FB15k-237, five
+    """Return the second question on a prepared run: ConvE on UMLS, DistMult on FB15k-237, five
     checkpoints each."""
     at = torch.device(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -501,7 +502,7 @@ def bench_repeat(
 
 # %% ../../nbs/bench/20_scale.ipynb #a374ed80
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
-    "Slope of `log(values)` over `log(sizes)`, by least squares."
+    "Return the slope of `log(values)` over `log(sizes)`, by least squares."
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 # %% ../../nbs/bench/20_scale.ipynb #083aa846
@@ -512,7 +513,7 @@ def growth_row(
     rounds: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """A row of the table: medians of the time and of the peak memory over sizes, and their
+    """Return a row of the table: medians of the time and of the peak memory over sizes, and their
     exponents."""
     asks = {}
     for n in sizes:
@@ -544,8 +545,8 @@ def bench_growth(
     rounds: int = 3,
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """Exponents of time and memory in N, in M and in the number of checkpoints: ConvE, random
-    weights."""
+    """Return the exponents of time and memory in N, in M and in the number of checkpoints:
+    ConvE, random weights."""
     at, sizes = torch.device(device), [2**i for i in range(steps)]
     model, data = random_conve(
         entities, relations, (unit << steps) + tests * sizes[-1], at, embedding_dim=dim
@@ -596,14 +597,14 @@ def bench_growth(
 
 # %% ../../nbs/bench/20_scale.ipynb #a8cfbda3
 def _flops(work: Callable[[], Any]) -> int:
-    "Multiplications and additions of the matrix products and convolutions in `work`."
+    "Return the multiplications and additions of the matrix products and convolutions in `work`."
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 # %% ../../nbs/bench/20_scale.ipynb #676b78c0
 def _widest(held: Factors) -> Tensor:
-    "The factor of the most columns, as a matrix."
+    "Return the factor of the most columns, as a matrix."
     tensors = [f for blocks in held.blocks.values() for b in blocks for f in b.tensors()]
     floating = filter(Tensor.is_floating_point, tensors)
     return max(floating, key=lambda f: f.shape[-1]).flatten(0, -2)
@@ -650,8 +651,8 @@ def bench_floor(
     rounds: int = 7,
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """GFLOP/s and GB/s of the stages of a pass, beside a plain matrix product and a plain copy
-    in the same run: ConvE."""
+    """Return GFLOP/s and GB/s of the stages of a pass, beside a plain matrix product and a plain
+    copy in the same run: ConvE."""
     at = torch.device(device)
     model, data = random_conve(entities, relations, batch + tests, at, embedding_dim=dim)
     engine = FactoredEngine(model, BCE())

@@ -47,7 +47,7 @@ class Costs:
         workers: int = 0,  # 0: the main process does all
         shards: int = 64,  # S
     ) -> float:
-        "Seconds of a pass."
+        "Return the seconds of a pass."
         if not workers:
             return self.fixed + triples * self.triple
         work = math.ceil(shards / workers) * triples / shards * self.triple
@@ -57,14 +57,14 @@ class Costs:
 def timed_explain(
     tracin: TracIn, tests: Tensor, k: int, some: Tensor | None = None
 ) -> tuple[float, Result]:
-    "Seconds, and the result."
+    "Return the seconds, and the result."
     start = time.perf_counter()
     result = tracin.explain(tests, k, train=some)
     return time.perf_counter() - start, result
 
 # %% ../../nbs/bench/30_workers.ipynb #ee07e721
 def start_seconds(tracin: TracIn, tests: Tensor, k: int, devices: Sequence[str] | str) -> float:
-    "Seconds until all workers of a team are ready for a question."
+    "Return seconds until all workers of a team are ready for a question."
     side, *_ = tracin.tests.side(tests, tracin.tests.engines())
     whole = tracin.planner.plan(side, torch.arange(tracin.run.training.num_triples), k)
     start, waiting = time.perf_counter(), set()
@@ -79,7 +79,7 @@ def start_seconds(tracin: TracIn, tests: Tensor, k: int, devices: Sequence[str] 
 
 # %% ../../nbs/bench/30_workers.ipynb #e720394c
 def shard_seconds(tests: int, k: int, rounds: int = 16) -> float:
-    "Seconds of the main process for a finished shard: a ranking is received and merged."
+    "Return the seconds of the main process for a finished shard: a ranking is received and merged."
     whole, spent = Ranking(tests, k), 0.0
     for i in range(rounds):
         one = Ranking(tests, k)
@@ -101,7 +101,7 @@ def workers_row(
     k: int,
     costs: Costs,
 ) -> dict[str, Any]:
-    "A row of the table: two workers beside one process, and beside the model."
+    "Return a row of the table: two workers beside one process, and beside the model."
     taken, result = timed_explain(tracin, tests, k)
     if not result.frame.equals(truth.frame):
         raise RuntimeError(f'{name}: the result is not that of one process')
@@ -134,8 +134,8 @@ def bench_workers(
     ray: bool = True,  # also on a Ray cluster of this machine, with two cores
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """One process, two workers and two Ray actors, each on one thread: whole training set, one
-    checkpoint of ConvE."""
+    """Return one process, two workers and two Ray actors, each on one thread: whole training
+    set, one checkpoint of ConvE."""
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         run = (
             Run.open(Path(runs) / 'ConvE')
@@ -212,7 +212,7 @@ def _workers_table(
 # %% ../../nbs/bench/30_workers.ipynb #a9f34b6b
 @contextmanager
 def _cluster(devices: Sequence[str] | str) -> Iterator[None]:
-    "A Ray cluster with two cores of this machine, if that is what `devices` needs."
+    "Start a Ray cluster with two cores of this machine, if `devices` needs one."
     if not isinstance(devices, str):
         return (yield)
     import ray
@@ -230,8 +230,8 @@ def strong(
     workers: Sequence[int],
     speed: float = 1.0,  # of a worker, in multiples of the measured one
 ) -> list[dict[str, float]]:
-    """Time and efficiency for growing numbers of workers on the same graph, with eight shards
-    for each worker."""
+    """Return the time and efficiency for growing numbers of workers on the same graph, with
+    eight shards for each worker."""
     one = Costs(costs.fixed, costs.start, costs.triple / speed, costs.shard)
     alone = one.seconds(triples)
     taken = {w: one.seconds(triples, w, max(64, 8 * w)) for w in workers}
@@ -244,7 +244,7 @@ def strong(
 def weak(
     costs: Costs, triples: int, workers: Sequence[int], speed: float = 1.0
 ) -> list[dict[str, float]]:
-    "Time and efficiency where each worker has `triples` of its own."
+    "Return the time and efficiency where each worker has `triples` of its own."
     one = Costs(costs.fixed, costs.start, costs.triple / speed, costs.shard)
     return [
         dict(

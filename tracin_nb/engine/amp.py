@@ -21,7 +21,7 @@ PRECISIONS = {'fp32': None, 'tf32': None, 'bf16': torch.bfloat16, 'fp16': torch.
 
 # %% ../../nbs/engine/50_amp.ipynb #d43bd73d
 def low_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """The 16-bit type of that precision, None for "fp32" and "tf32".
+    """Return the 16-bit type of that precision, None for "fp32" and "tf32".
 
     Raises `ValueError` for any other name, and if `device` cannot do it."""
     if precision not in PRECISIONS:
@@ -31,17 +31,17 @@ def low_type(precision: str, device: torch.device) -> torch.dtype | None:
         if low:
             torch.ones(2, 2, dtype=low, device=device) @ torch.ones(2, 2, dtype=low, device=device)
     except RuntimeError as e:
-        raise ValueError(f'precision {precision!r} is not to be had on {device}: {e}') from e
+        raise ValueError(f'precision {precision!r} is not available on {device}: {e}') from e
     if precision == 'tf32' and not _has_tf32(device):
         raise ValueError(
-            f'precision "tf32" is not to be had on {device}: it needs a GPU with TF32 (NVIDIA '
+            f'precision "tf32" is not available on {device}: it needs a GPU with TF32 (NVIDIA '
             f'Ampere and later)'
         )
     return low
 
 # %% ../../nbs/engine/50_amp.ipynb #a89ca55e
 def _has_tf32(device: torch.device) -> bool:
-    "Does `device` multiply in TF32?"
+    "Return whether `device` multiplies in TF32."
     if device.type != 'cuda':
         return False
     with torch.cuda.device(device):
@@ -49,8 +49,8 @@ def _has_tf32(device: torch.device) -> bool:
 
 # %% ../../nbs/engine/50_amp.ipynb #c90094a2
 def _switches() -> list[Any]:
-    """Where PyTorch keeps the precision of float32 products: GPU and CPU, kind by kind (none
-    before torch 2.9)."""
+    """Return the objects in which PyTorch stores the precision of float32 products: GPU and CPU,
+    kind by kind (none before torch 2.9)."""
     backends = torch.backends
     kinds = [
         getattr(b, kind, None)
@@ -61,8 +61,8 @@ def _switches() -> list[Any]:
 
 # %% ../../nbs/engine/50_amp.ipynb #27b04407
 def _older_switches() -> tuple[str, bool]:
-    """The same for products and convolutions in PyTorch's older form; full float32 where that
-    cannot say what is set."""
+    """Return the same for products and convolutions in PyTorch's older form; full float32 where
+    that cannot say what is set."""
     try:
         products = torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -83,10 +83,8 @@ def _set(older: tuple[str, bool], values: Sequence[str]) -> None:
 # %% ../../nbs/engine/50_amp.ipynb #ba191d90
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Float32 products as `precision` wants them: in TF32 for "tf32", in full float32 for all
-    others.
-
-    Concerns the whole process; what was set before is set again at the end, whatever happens."""
+    """Compute float32 products in TF32 for precision "tf32", in full float32 for all others.
+    Affects the whole process; the previous setting is restored at the end."""
     older, newer = _older_switches(), [s.fp32_precision for s in _switches()]
     fast = precision == 'tf32'
     try:
@@ -106,7 +104,8 @@ def precision_error(
     strongest: int = 100,  # pairs whose ranks are compared
     precision: str = 'fp32',
 ) -> dict[str, float]:  # arithmetic of `low`, see `arithmetic`
-    "Relative error of the influence matrix, and rank correlation of its strongest pairs."
+    """Return the relative error of the influence matrix, and rank correlation of its strongest
+    pairs."""
     with arithmetic(precision):
         ours = inner(low[0](test), low[1](train)).cpu()
     with arithmetic('fp32'):

@@ -30,7 +30,7 @@ Side = Literal['tail', 'head']
 
 
 def splits(run: Run) -> dict[str, Tensor]:
-    "Training, validation and test triples `[N, 3]` by name, as far as the run has them."
+    "Return training, validation and test triples `[N, 3]` by name, as far as the run has them."
     found = dict(training=run.training, validation=run.validation, test=run.testing)
     return {name: part.mapped_triples.cpu() for name, part in found.items() if part is not None}
 
@@ -39,7 +39,7 @@ _CHUNK = 2**22  # triples that are looked at together
 
 
 def _keys(triples: Tensor, columns: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    "One number `[N]` for the `columns` of each triple `[N, 3]`."
+    "Return one number `[N]` for the `columns` of each triple `[N, 3]`."
     key = triples[:, columns[0]]
     for c in columns[1:]:
         key = key * sizes[c] + triples[:, c]
@@ -49,11 +49,11 @@ def _keys(triples: Tensor, columns: Sequence[int], sizes: Sequence[int]) -> Tens
 def agreeing(
     asked: Tensor,  # `[M, 3]`
     triples: Tensor,  # `[N, 3]`
-    columns: Sequence[int],  # that have to agree, an entity first
+    columns: Sequence[int],  # columns to compare, an entity first
     sizes: Sequence[int],  # numbers of heads, relations and tails
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of K different questions each of `asked` is, `[M]`, and the triples that agree with
-    one: question and row, `[n]` each."""
+    """Return the question, out of K distinct ones, of each of `asked`, `[M]`, and the triples
+    that agree with one: question and row, `[n]` each."""
     keys, question = _keys(asked, columns, sizes).unique(return_inverse=True)
     wanted = torch.zeros(sizes[columns[0]], dtype=torch.bool)
     wanted[asked[:, columns[0]]] = True
@@ -78,7 +78,7 @@ class Stated:
     entities: Tensor  # `[n]`, by question
 
     def cells(self, rows: slice) -> tuple[Tensor, Tensor]:
-        "Row, from 0, and entity, `[c]` each: what is stated for some of the M triples."
+        "Return the row, from 0, and entity, `[c]` each: what is stated for some of the M triples."
         which = self.question[rows]
         first, sizes = self.starts[which], self.starts[which + 1] - self.starts[which]
         row = torch.arange(len(which)).repeat_interleave(sizes)
@@ -95,7 +95,8 @@ def stated(
     side: Side,
     sizes: Sequence[int],  # numbers of heads, relations and tails
 ) -> Stated:
-    "What known triples state as tails of the same heads and relations, or the other way round."
+    """Return the tails that known triples state for the heads and relations of `asked`, or the
+    heads for relations and tails."""
     given, wanted = _COLUMNS[side]
     found = [agreeing(asked, part, (given, 1), sizes) for part in parts]
     which = torch.cat([x[1] for x in found])
@@ -107,7 +108,7 @@ def stated(
 
 # %% ../../nbs/engine/05_beliefs.ipynb #f89e7b68
 def sizes_of(run: Run) -> tuple[int, int, int]:
-    "Numbers of heads, relations and tails that triples may have."
+    "Return the numbers of heads, relations and tails that triples may have."
     E, R = run.training.num_entities, run.training.num_relations
     return E, R, E
 
@@ -117,7 +118,7 @@ def known_from(
     parts: dict[str, Tensor],  # known triples by name, see `splits`
     sizes: Sequence[int],
 ) -> list[str]:
-    'The first of the parts that holds each triple; "new" for what none of them does.'
+    'Return the first of the parts that holds each triple; "new" for what none of them does.'
     found = ['new'] * len(asked)
     for name, part in reversed(parts.items()):
         question, which, _ = agreeing(asked, part, (0, 1, 2), sizes)
@@ -127,8 +128,8 @@ def known_from(
 
 
 def occurrences(training: Tensor, asked: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
-    """In how many `training` triples `[N, 3]` the head, relation and tail of each triple occur,
-    entities at either end."""
+    """Return the number of `training` triples `[N, 3]` in which the head, relation and tail of
+    each triple occur, entities at either end."""
     h, r, t = training.T
     entities = sum(x.bincount(minlength=sizes[0]) for x in (h, t))
     entities = entities - h[h == t].bincount(minlength=sizes[0])
@@ -141,8 +142,8 @@ def occurrences(training: Tensor, asked: Tensor, sizes: Sequence[int]) -> dict[s
 
 
 def standing(run: Run, triples: Tensor) -> pd.DataFrame:
-    """What the graph says of each triple `[M, 3]`: `known` ("training", "validation", "test" or
-    "new"), and the counts of head, relation and tail in training."""
+    """Return the status of each triple `[M, 3]` in the graph: `known` ("training", "validation",
+    "test" or "new"), and the counts of head, relation and tail in training."""
     parts, sizes, triples = splits(run), sizes_of(run), triples.cpu()
     counts = occurrences(parts['training'], triples, sizes)
     known = known_from(triples, parts, sizes)
@@ -164,7 +165,7 @@ class _Written(TorchDispatchMode):
 
 @torch.no_grad()
 def width(model: Model, queries: Queries) -> int:
-    "Bytes that scoring one more candidate writes, for the first of `queries`."
+    "Return bytes that scoring one more candidate writes, for the first of `queries`."
     written = []
     for n in (8, 72):
         some = torch.arange(n, device=model.device) % model.num_entities
@@ -178,13 +179,13 @@ _MOST = 1024  # triples at once
 
 
 def room(device: torch.device) -> int:
-    "Bytes that may be written at once: what a processor's caches bear, or a GPU's memory."
+    "Return bytes that may be written at once: what a processor's caches bear, or a GPU's memory."
     return 2**26 if device.type == 'cpu' else 2**30
 
 
 def batches(triples: int, entities: int, most: int) -> Iterator[tuple[slice, int | None]]:
-    """Slices of `range(triples)` that are scored at once, and how many of the entities at once;
-    None: all. `most`: how many candidates there is room for."""
+    """Yield the slices of `range(triples)` that are scored at once, and how many of the entities
+    at once; None: all. `most`: how many candidates there is room for."""
     n = max(1, min(_MOST, most // entities))
     part = None if entities <= most else max(1, most)
     for start in range(0, triples, n):
@@ -200,7 +201,7 @@ def filtered_ranks(
     side: Side = 'tail',
     part: int | None = None,  # how many entities are scored at once; None: all
 ) -> Ranks:
-    "Filtered ranks `[B]` of the tails, or heads, of a few triples: one 1-N scoring of each."
+    "Return filtered ranks `[B]` of the tails, or heads, of a few triples: one 1-N scoring of each."
     queries, device = Softmax(side, inverse).queries(triples).to(model.device), model.device
     every = torch.arange(model.num_entities, device=device)
     candidates = [None] if part is None else every.split(part)
@@ -218,8 +219,8 @@ def ranked(
     sides: Sequence[Side],
     add: Callable[[int], Any] = lambda n: None,  # told how many more ranks are known
 ) -> pd.DataFrame:
-    """The `score` that a model gives each triple, and for each of the `sides` the filtered rank
-    from 1 (`tail_rank`) and among how many (`tails`)."""
+    """Return the `score` that a model gives each triple, and for each of the `sides` the
+    filtered rank from 1 (`tail_rank`) and among how many (`tails`)."""
     triples, inverse, found = triples.cpu(), run.training.create_inverse_triples, {}
     with torch.no_grad():
         scores = [model.score_hrt(some.to(model.device))[:, 0] for some in triples.split(_MOST)]
@@ -245,7 +246,7 @@ def beliefs(
     checkpoint: int = -1,
     progress: Progress = silent,
 ) -> pd.DataFrame:
-    """Return what the model holds of each triple: `score`, and for each of the `sides` the
+    """Return the model's beliefs about each triple: `score`, and for each of the `sides` the
     filtered rank from 1 (`tail_rank`) and among how many (`tails`)."""
     add = counter(progress, 'ranks', len(sides) * len(triples))
     return ranked(run, run.model(checkpoint), triples, sides, add)
@@ -255,7 +256,8 @@ _DEAR = 8  # times the bytes of a tail
 
 
 def heads_too_dear(run: Run, model: Model, triples: Tensor, looked_at: int) -> bool:
-    "Would scoring all heads take more passes through a network than the training triples do?"
+    """Return whether scoring all heads takes more passes through a network than the training
+    triples do."""
     if len(triples) * model.num_entities <= looked_at:
         return False
     inverse = run.training.create_inverse_triples
@@ -264,7 +266,8 @@ def heads_too_dear(run: Run, model: Model, triples: Tensor, looked_at: int) -> b
 
 
 def guessed(metric: str, entities: int) -> float | None:
-    "What guessing reaches in PyKEEN's mean reciprocal rank or hits at k; None for other metrics."
+    """Return the value that guessing reaches in PyKEEN's mean reciprocal rank or hits at k; None
+    for other metrics."""
     name = metric.rpartition('.')[2]
     if name == 'inverse_harmonic_mean_rank':
         return (math.log(entities) + 0.5772) / entities if entities > 1 else 1.0

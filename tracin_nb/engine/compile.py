@@ -28,7 +28,7 @@ from .objectives import Queries
 
 # %% ../../nbs/engine/60_compile.ipynb #59f5361d
 def _model_tensors(engine: FactoredEngine) -> dict[str, Tensor]:
-    "The model's parameters and buffers by name."
+    "Return the model's parameters and buffers by name."
     return {**dict(engine.model.named_parameters()), **dict(engine.model.named_buffers())}
 
 # %% ../../nbs/engine/60_compile.ipynb #14dc6f9d
@@ -50,13 +50,13 @@ def _lift(graph: GraphModule, tensors: dict[str, Tensor]) -> list[str]:
 
 # %% ../../nbs/engine/60_compile.ipynb #ce2c694d
 def _flat(factors: Factors) -> list[Tensor]:
-    "All tensors of `factors`, the weight last."
+    "Return all tensors of `factors`, the weight last."
     tensors = [t for blocks in factors.blocks.values() for b in blocks for t in b.tensors()]
     return tensors if factors.weight is None else [*tensors, factors.weight]
 
 # %% ../../nbs/engine/60_compile.ipynb #ad23cd91
 def _filled(form: Factors, tensors: Sequence[Tensor]) -> Factors:
-    "`form` with `tensors` in place of its own: the inverse of `_flat`."
+    "Return `form` with `tensors` in place of its own: the inverse of `_flat`."
     new = iter(tensors)
     factors = form.map(lambda b: b.map(lambda _: next(new)))
     return factors if form.weight is None else replace(factors, weight=next(new))
@@ -97,7 +97,7 @@ def _fusable(m: nn.Conv2d) -> Iterator[None]:
 # %% ../../nbs/engine/60_compile.ipynb #c201ebbb
 @contextmanager
 def _fusing() -> Iterator[None]:
-    "The engine's convolutions as `_fusable` has them."
+    "Let the engine's convolutions be those of `_fusable`."
     before, gradients._slim = gradients._slim, _fusable
     try:
         yield
@@ -106,7 +106,8 @@ def _fusing() -> Iterator[None]:
 
 # %% ../../nbs/engine/60_compile.ipynb #1509b294
 def _fill(x: Tensor, n: int) -> Tensor:
-    "`x` `[B, ...]` with its last entry repeated up to `n` entries, in memory as if newly made."
+    """Return `x` `[B, ...]` with its last entry repeated up to `n` entries, in memory as if
+    newly made."""
     if len(x) < n:
         x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])])
     return x.contiguous().view(-1).view(x.shape)
@@ -126,7 +127,7 @@ class Program:
 
 # %% ../../nbs/engine/60_compile.ipynb #29a12305
 def record(engine: FactoredEngine, q: Queries) -> tuple[GraphModule, list[str], Factors]:
-    """All that `engine` does for `q` as a graph, the names of the model's tensors among its
+    """Return all that `engine` does for `q` as a graph, the names of the model's tensors among its
     inputs, and the form."""
     forms = []
 
@@ -146,7 +147,7 @@ def make_program(
     triples: Tensor,  # a tile `[tile, 3]`, of the size that all will have
     backend: str | Callable = 'inductor',
 ) -> Program:  # of `torch.compile`
-    """The engine's work as a program, compiled.
+    """Return the engine's work as a program, compiled.
 
     It is recorded on the first of the triples, repeated, so that a check on all of them is a
     check on other values. Raises `ValueError` if the work is not the same for all triples, and
@@ -180,7 +181,7 @@ class CompiledEngine(FactoredEngine):
         self.program, self.loss_vectorised = program, program.loss_vectorised
 
     def __call__(self, triples: Tensor) -> Factors:
-        "Gradients of the losses of `triples` `[B, 3]`."
+        "Return the gradients of the losses of `triples` `[B, 3]`."
         q, n = self.objective.queries(triples).to(self.model.device), self.program.tile
         return concat([self._tile(q[i : i + n]) for i in range(0, len(q), n)])
 
@@ -197,24 +198,24 @@ class CompiledEngine(FactoredEngine):
         return factors if len(q) == n else factors[: len(q)]
 
     def _plain(self, q: Queries) -> Factors:
-        "Slopes that are too small for the program are seen to one by one."
+        "Return slopes that are too small for the program are seen to one by one."
         with frozen(self.model):
             return self.gradients(q)
 
 # %% ../../nbs/engine/60_compile.ipynb #f975c0c8
 def _difference(ours: FactoredEngine, plain: FactoredEngine, triples: Tensor) -> float:
-    "Relative difference of the influence matrices of `triples` on themselves."
+    "Return the relative difference of the influence matrices of `triples` on themselves."
     a, b = (inner(f, f) for f in (ours(triples), plain(triples)))
     return ((a - b).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)).item()
 
 # %% ../../nbs/engine/60_compile.ipynb #d74d6c81
 def _limit(low: torch.dtype | None) -> float:
-    "The largest difference that is allowed."
+    "Return the largest difference that is allowed."
     return 1e-6 if low is None else torch.finfo(low).eps
 
 # %% ../../nbs/engine/60_compile.ipynb #5172e06c
 def seconds(f: Callable[[], Any], device: torch.device) -> float:
-    "Seconds that one call of `f` takes, with everything that `device` still has to do."
+    "Return seconds that one call of `f` takes, including pending work of `device`."
     wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     wait()
     start = time.perf_counter()
@@ -226,8 +227,8 @@ def seconds(f: Callable[[], Any], device: torch.device) -> float:
 def _gain(
     ours: FactoredEngine, plain: FactoredEngine, triples: Tensor, rounds: int
 ) -> tuple[float, list[float]]:
-    """How many times as fast as `plain` is `ours`, and the median milliseconds of both, taken in
-    turns."""
+    """Return how many times as fast as `plain` is `ours`, and the median milliseconds of both,
+    taken in turns."""
     times = [
         [seconds(lambda: e(triples), e.model.device) for e in (plain, ours)] for _ in range(rounds)
     ]
@@ -236,7 +237,7 @@ def _gain(
 
 # %% ../../nbs/engine/60_compile.ipynb #3ac304cf
 def _why(e: Exception) -> tuple[str, str]:
-    "The kind of a failure, and the reason in one line."
+    "Return the kind of a failure, and the reason in one line."
     text = ' '.join(line.strip() for line in str(e).strip().split('\n\n')[0].splitlines())
     kind = 'no C++ compiler' if 'CxxCompiler' in f'{type(e).__name__} {text}' else type(e).__name__
     return kind, f'{kind}: {text}'[:300]
@@ -281,11 +282,11 @@ def compiled(
     rounds: int = 5,  # how often both are timed
     backend: str | Callable = 'inductor',
 ) -> tuple[FactoredEngine, dict[str, Any]]:
-    """The compiled engine if it is right and faster, else `engine`; and the facts.
+    """Return the compiled engine if it is correct and faster, else `engine`; and the facts.
 
     Facts: `compile` ("used", "not used"), `reason` (if not used), `compile_seconds` (recording
     included), `gain` (speed in multiples of the uncompiled one), `compile_error` (relative).
-    None is what was not found out."""
+    Unknown values are None."""
     facts = dict(
         compile='not used', reason=None, compile_seconds=None, gain=None, compile_error=None
     )

@@ -26,7 +26,7 @@ class Block:
         return len(self.tensors()[0])
 
     def tensors(self) -> list[Tensor]:
-        "The tensors that the block holds."
+        "Return the tensors that the block holds."
         values = [getattr(self, f.name) for f in fields(self)]
         return [
             t
@@ -36,7 +36,7 @@ class Block:
         ]
 
     def map(self, f: Callable[[Tensor], Tensor]) -> 'Block':
-        "A block of the same kind with `f` applied to each tensor."
+        "Return a block of the same kind with `f` applied to each tensor."
 
         def new(v: Any) -> Any:
             return (
@@ -71,7 +71,7 @@ class Dense(Block):
 
 # %% ../../nbs/engine/10_factors.ipynb #0ec028e4
 def _masked(a: Rows, b: Rows) -> Tensor:
-    "All dots of rows with rows, those of unequal ids set to zero."
+    "Return all dots of rows with rows, those of unequal ids set to zero."
     same = a.ids.flatten()[:, None] == b.ids.flatten()
     dots = a.grads.flatten(0, 1) @ b.grads.flatten(0, 1).T
     shape = (*a.ids.shape, *b.ids.shape)
@@ -79,8 +79,8 @@ def _masked(a: Rows, b: Rows) -> Tensor:
 
 # %% ../../nbs/engine/10_factors.ipynb #2e7af26e
 def _merged(rows: Rows, none: int) -> tuple[Tensor, Tensor]:
-    """Ids and gradients with each id at most once per triple; what was merged away gets the id
-    `none`."""
+    """Return the ids and gradients with each id at most once per triple; what was merged away
+    gets the id `none`."""
     ids, grads = rows.ids, rows.grads
     for j in range(1, ids.shape[1]):
         for i in range(j):
@@ -95,8 +95,8 @@ def _merged(rows: Rows, none: int) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/engine/10_factors.ipynb #ad07876a
 def _sorted_by_id(ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The distinct ids `[U]`, how often each occurs, where its run starts, and the places of all
-    ids in that order."""
+    """Return the distinct ids `[U]`, how often each occurs, where its run starts, and the places
+    of all ids in that order."""
     ordered, places = ids.flatten().sort()
     unique, counts = ordered.unique_consecutive(return_counts=True)
     return unique, counts, counts.cumsum(0) - counts, places
@@ -123,7 +123,7 @@ class _Groups:
 
 # %% ../../nbs/engine/10_factors.ipynb #8172657a
 def _groups(a: Tensor, b: Tensor) -> _Groups:
-    "The groups of equal ids between `a` and `b`."
+    "Return the groups of equal ids between `a` and `b`."
     (ua, ca, sa, pa), (ub, cb, sb, pb) = _sorted_by_id(a), _sorted_by_id(b)
     at = torch.searchsorted(ub, ua).clamp(max=len(ub) - 1)
     hit = ub[at] == ua
@@ -142,7 +142,7 @@ def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, i
 def _add_pairs(
     out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, int], chunk: int = 2**17
 ) -> None:
-    "The same, pair by pair, `chunk` pairs at a time."
+    "Add the products pair by pair, `chunk` pairs at a time."
     ends, mb = g.sizes.cumsum(0), g.counts[1]
     for start in range(0, int(ends[-1]) if len(ends) else 0, chunk):
         pair = torch.arange(start, min(start + chunk, int(ends[-1])), device=out.device)
@@ -196,12 +196,12 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def _up(t: Tensor) -> Tensor:
-    "16-bit numbers as float32, anything else as it is."
+    "Return 16-bit numbers as float32, anything else as it is."
     return t.float() if t.dtype in _HALF else t
 
 # %% ../../nbs/engine/10_factors.ipynb #ab12e27a
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """`x @ y.T` for `x` `[m, n]` and `y` `[p, n]`, in float32 at least; summed up in float32
+    """Return `x @ y.T` for `x` `[m, n]` and `y` `[p, n]`, in float32 at least; summed up in float32
     where the device can."""
     if x.dtype != y.dtype:
         x, y = _up(x), _up(y)
@@ -236,8 +236,8 @@ class Shared(Block):
 
 # %% ../../nbs/engine/10_factors.ipynb #417fd4a0
 def _first_equal(x: Tensor) -> Tensor:
-    """For each row of `x` `[B, n]` the place `[B]` of a row equal to it: the first with the same
-    sum, if that is equal."""
+    """Return, for each row of `x` `[B, n]`, the place `[B]` of a row equal to it: the first with
+    the same sum, if that is equal."""
     B, chunk = len(x), max(1, 2**24 // x.shape[1])
     places = torch.arange(B, device=x.device)
     _, group = x.sum(1, dtype=_up(x[:1, :1]).dtype).unique(return_inverse=True)
@@ -252,7 +252,7 @@ _MANY = 0.2  # share of repeated factors from which on it pays to hold them once
 
 # %% ../../nbs/engine/10_factors.ipynb #52b82949
 def _distinct(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The distinct rows of `x` `[B, n]`, and the place `[B]` of each; `x` itself if few are
+    """Return the distinct rows of `x` `[B, n]`, and the place `[B]` of each; `x` itself if few are
     repeated."""
     if x.shape[1] < 64 or len(x) < 2:
         return x, None
@@ -262,7 +262,7 @@ def _distinct(x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 # %% ../../nbs/engine/10_factors.ipynb #5b7d5647
 def _shared(block: Block) -> Block:
-    "An `Outer` as `Shared`, if factors are repeated; else the block itself."
+    "Return an `Outer` as `Shared`, if factors are repeated; else the block itself."
     if not isinstance(block, Outer):
         return block
     factors, places = zip(*[_distinct(f.flatten(0, 1)) for f in block.factors])
@@ -274,14 +274,14 @@ def _shared(block: Block) -> Block:
 
 # %% ../../nbs/engine/10_factors.ipynb #9623c1ad
 def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    "`dots` `[Ua, Ub]` at the places `[Ba]` and `[Bb]`: `[Ba, Bb]`."
+    "Return `dots` `[Ua, Ub]` at the places `[Ba]` and `[Bb]`: `[Ba, Bb]`."
     if b is not None:
         dots = dots.index_select(1, b)
     return dots if a is None else dots.index_select(0, a)
 
 # %% ../../nbs/engine/10_factors.ipynb #caa8d013
 def _plain(block: Shared) -> Outer:
-    "The `Outer` that `block` stands for."
+    "Return the `Outer` that `block` stands for."
     every = (f if p is None else f[p] for f, p in zip(block.factors, block.places))
     return Outer(tuple(f.unflatten(0, (-1, block.terms)) for f in every))
 
@@ -338,7 +338,7 @@ _HELD_SHARED = ((Shared, Shared), (Shared, Outer), (Outer, Shared))
 
 # %% ../../nbs/engine/10_factors.ipynb #a5ab79eb
 def block_inner(a: Block, b: Block) -> Tensor:
-    """Inner products `[Ba, Bb]` of the gradients in block `a` with those in block `b` of the
+    """Return inner products `[Ba, Bb]` of the gradients in block `a` with those in block `b` of the
     same parameter."""
     if (type(a), type(b)) not in _HELD_SHARED:
         a, b = (_plain(x) if isinstance(x, Shared) else x for x in (a, b))
@@ -349,7 +349,7 @@ def block_inner(a: Block, b: Block) -> Tensor:
 
 # %% ../../nbs/engine/10_factors.ipynb #4c40653d
 def block_total(block: Block, shape: tuple[int, ...]) -> Tensor:
-    "Sum over the triples of the gradients in `block`, in the parameter's own `shape`."
+    "Return the sum over the triples of the gradients in `block`, in the parameter's own `shape`."
     if isinstance(block, Dense):
         return block.grad.sum(0).view(shape)
     if isinstance(block, Rows):
@@ -370,17 +370,17 @@ class Factors:
     weight: Tensor | None = None
 
     def __len__(self) -> int:
-        "Number of triples."
+        "Return the number of triples."
         return len(next(iter(self.blocks.values()))[0])
 
     def map(self, f: Callable[[Block], Block]) -> 'Factors':
-        "The same with `f` applied to each block."
+        "Return the factors with `f` applied to each block."
         return replace(
             self, blocks={name: tuple(f(b) for b in blocks) for name, blocks in self.blocks.items()}
         )
 
     def __getitem__(self, rows: slice | Tensor) -> 'Factors':
-        "The gradients of a part of the triples."
+        "Return the gradients of a part of the triples."
         if any(isinstance(b, Shared) for bs in self.blocks.values() for b in bs):
             raise ValueError('gradients that share factors cannot be sliced')
         part = self.map(lambda b: b.map(lambda t: t[rows]))
@@ -389,7 +389,7 @@ class Factors:
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> 'Factors':
-        "Moved to `device`, the blocks' floating-point tensors cast to `dtype`."
+        "Return the factors on `device`, the blocks' floating-point tensors cast to `dtype`."
         move = lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
         moved = self.map(lambda b: b.map(move))
         return moved if self.weight is None else replace(moved, weight=self.weight.to(device))
@@ -400,22 +400,22 @@ class Factors:
         return sum(t.nbytes for blocks in self.blocks.values() for b in blocks for t in b.tensors())
 
     def scale(self, c: Tensor) -> 'Factors':
-        "Each triple's gradient times its own factor `c` `[B]`."
+        "Return each triple's gradient times its own factor `c` `[B]`."
         return replace(self, weight=c if self.weight is None else self.weight * c)
 
     def norm2(self) -> Tensor:
-        "Squared norms `[B]`."
+        "Return squared norms `[B]`."
         return paired_inner(self, self)
 
     def project(self, sketch: 'Sketch') -> 'Factors':
-        """The gradients projected to `sketch.dim` numbers, one `Dense` block named "projection".
-        Approximate, unbiased."""
+        """Return the gradients projected to `sketch.dim` numbers, one `Dense` block named
+        "projection". Approximate, unbiased."""
         return _projected(self, sketch)
 
 # %% ../../nbs/engine/10_factors.ipynb #e81e6c55
 def shared(factors: Factors) -> Factors:
-    """The same gradients, repeated factors held once; for multiplication only, they cannot be
-    sliced or joined."""
+    """Return the gradients with repeated factors stored once, for multiplication only: they
+    cannot be sliced or joined."""
     return factors.map(_shared)
 
 # %% ../../nbs/engine/10_factors.ipynb #340df092
@@ -429,7 +429,7 @@ def _pairs(a: Factors, b: Factors) -> Iterable[tuple[str, Block, Block]]:
 
 # %% ../../nbs/engine/10_factors.ipynb #c05105de
 def _weighted(dots: Tensor, a: Factors, b: Factors) -> Tensor:
-    "`dots` `[Ba, Bb]`, multiplied in place by the weights of both sides."
+    "Return `dots` `[Ba, Bb]`, multiplied in place by the weights of both sides."
     v, w = a.weight, b.weight
     if v is not None and w is not None and torch.float64 in (v.dtype, w.dtype):
         v, w = _even(v.double(), w.double())
@@ -439,7 +439,8 @@ def _weighted(dots: Tensor, a: Factors, b: Factors) -> Tensor:
 
 
 def _even(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    "Weights whose largest are alike, with the same products: one may be too large for float32."
+    """Return weights whose largest are alike, with the same products: one may be too large for
+    float32."""
     sizes = [x.abs().amax() if len(x) else x.new_ones(()) for x in (v, w)]
     c = (sizes[1] / sizes[0]).sqrt()
     c = torch.where((c > 0) & c.isfinite(), c, 1.0)
@@ -447,7 +448,8 @@ def _even(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/engine/10_factors.ipynb #7a920594
 def added(parts: Iterable[Tensor]) -> Tensor:
-    "The sum of newly made tensors of one shape, at least one, added up in the first of them."
+    """Return the sum of newly made tensors of one shape, at least one, added up in the first of
+    them."""
     parts = iter(parts)
     total = next(parts)
     for part in parts:
@@ -456,24 +458,24 @@ def added(parts: Iterable[Tensor]) -> Tensor:
 
 # %% ../../nbs/engine/10_factors.ipynb #b84e23b5
 def _vectors(blocks: Iterable[Dense]) -> Tensor:
-    "`Dense` blocks of the same triples side by side, `[B, p]`."
+    "Return `Dense` blocks of the same triples side by side, `[B, p]`."
     flat = [_up(b.grad).reshape(len(b), -1) for b in blocks]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 # %% ../../nbs/engine/10_factors.ipynb #07918bab
 def _dense_parts(pairs: list[tuple[Dense, Dense]], n: int) -> list[list[tuple[Dense, Dense]]]:
-    """Pairs of `Dense` blocks that are multiplied as one; for few gradients `n`, putting them
-    side by side costs more."""
+    """Return the pairs of `Dense` blocks that are multiplied as one; for few gradients `n`,
+    putting them side by side costs more."""
     return [[pair] for pair in pairs] if n < 64 else [pairs] * bool(pairs)
 
 # %% ../../nbs/engine/10_factors.ipynb #5049caa5
 def _is_large(p: Block, q: Block) -> bool:
-    "Are both `Rows`, and too many to multiply all with all?"
+    "Return whether both are `Rows`, and too many to multiply all with all."
     return isinstance(p, Rows) and isinstance(q, Rows) and p.ids.numel() * q.ids.numel() >= _FEW
 
 # %% ../../nbs/engine/10_factors.ipynb #1a761a01
 def inner(a: Factors, b: Factors) -> Tensor:
-    "Inner products `[Ba, Bb]` of all pairs of gradients, in float32 at least."
+    "Return inner products `[Ba, Bb]` of all pairs of gradients, in float32 at least."
     pairs = [(p, q) for _, p, q in _pairs(a, b)]
     dense = [(p, q) for p, q in pairs if isinstance(p, Dense) and isinstance(q, Dense)]
     large = [(p.map(_up), q.map(_up)) for p, q in pairs if _is_large(p, q)]
@@ -493,7 +495,7 @@ def inner(a: Factors, b: Factors) -> Tensor:
 
 # %% ../../nbs/engine/10_factors.ipynb #e1468ccc
 def inner_parts(a: Factors, b: Factors) -> dict[str, Tensor]:
-    "Inner products `[Ba, Bb]` by parameter; they add up to `inner`."
+    "Return inner products `[Ba, Bb]` by parameter; they add up to `inner`."
     parts = {}
     for name, p, q in _pairs(a, b):
         parts[name] = parts.get(name, 0) + block_inner(p, q)
@@ -511,7 +513,7 @@ def _paired(p: Block, q: Block) -> Tensor:
 
 # %% ../../nbs/engine/10_factors.ipynb #d2f60690
 def paired_inner(a: Factors, b: Factors) -> Tensor:
-    "Inner product `[B]` of each gradient of `a` with the one of `b` at the same place."
+    "Return inner product `[B]` of each gradient of `a` with the one of `b` at the same place."
     if len(a) == 1:
         return inner(a, b)[0]
     dots = sum(_paired(p, q) for _, p, q in _pairs(a, b))
@@ -535,8 +537,8 @@ def _less(a: Block, b: Block) -> Block:
 
 # %% ../../nbs/engine/10_factors.ipynb #71837d50
 def less(a: Factors, b: Factors) -> Factors:
-    """The gradients `a` minus `b`, which are of the same triples, in blocks of the same form,
-    and without weights."""
+    """Return the gradients `a` minus `b`, which are of the same triples, in blocks of the same
+    form, and without weights."""
     return Factors(
         {name: tuple(map(_less, blocks, b.blocks[name])) for name, blocks in a.blocks.items()}
     )
@@ -551,7 +553,7 @@ def _cat(blocks: list[Block]) -> Block:
 
 # %% ../../nbs/engine/10_factors.ipynb #8db259aa
 def with_weights(factors: Factors) -> Factors:
-    "The same gradients with weights, of 1 if there were none."
+    "Return the gradients with weights, of 1 if there were none."
     if factors.weight is not None:
         return factors
     like = next(iter(factors.blocks.values()))[0].tensors()[0]
@@ -559,7 +561,7 @@ def with_weights(factors: Factors) -> Factors:
 
 
 def light(factors: Factors) -> Factors:
-    "The same gradients without weights, if those are all 1."
+    "Return the gradients without weights, if those are all 1."
     plain = factors.weight is None or (factors.weight == 1).all()
     return replace(factors, weight=None) if plain else factors
 
@@ -581,7 +583,7 @@ def concat(parts: list[Factors]) -> Factors:
 
 # %% ../../nbs/engine/10_factors.ipynb #11104cee
 def blank(like: Factors, n: int) -> Factors:
-    "Room for the gradients of `n` triples of the same form."
+    "Return room for the gradients of `n` triples of the same form."
     room = lambda t: t.new_empty(n, *t.shape[1:])
     made = like.map(lambda b: b.map(room))
     return made if like.weight is None else replace(made, weight=room(like.weight))
@@ -612,8 +614,8 @@ class Sketch:
         self.shapes, self.dim, self.seed, self._drawn = dict(shapes), dim, seed, {}
 
     def axes(self, name: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """For each axis of a parameter, of length `n`: places `[n]` below `dim`, and signs
-        `[n]`. Drawn once."""
+        """Return, for each axis of a parameter, of length `n`, places `[n]` below `dim` and
+        signs `[n]`. They are drawn once."""
         if (name, device) not in self._drawn:
             self._drawn[name, device] = self._draw(name, device)
         return self._drawn[name, device]
@@ -653,7 +655,7 @@ _SKETCH = {Rows: _sketch_rows, Outer: _sketch_outer, Dense: _sketch_dense}
 
 # %% ../../nbs/engine/10_factors.ipynb #e828f067
 def _projected(factors: Factors, sketch: Sketch) -> Factors:
-    "One `Dense` block of `sketch.dim` numbers, the sum of the sketches of all blocks."
+    "Return one `Dense` block of `sketch.dim` numbers, the sum of the sketches of all blocks."
     parts = [
         _SKETCH[type(b)](b, sketch.axes(name, b.tensors()[0].device), sketch.dim)
         for name, blocks in factors.blocks.items()

@@ -38,7 +38,7 @@ _CACHES = ('enriched_embeddings', 'enriched_representations')
 
 # %% ../../nbs/engine/30_gradients.ipynb #ff375800
 def _settings(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    "What `frozen` sets: (module, attribute, value)."
+    "Yield what `frozen` sets: (module, attribute, value)."
     for m in model.modules():
         yield m, 'training', False
         if isinstance(m, Representation):
@@ -48,8 +48,8 @@ def _settings(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 # %% ../../nbs/engine/30_gradients.ipynb #a51ca70f
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in eval mode, one representation per id, with gradients enabled; restored at the
-    end, whatever happens."""
+    """Yield `model` in eval mode, one representation per id, with gradients enabled; restored at
+    the end, whatever happens."""
     before = [(m, name, getattr(m, name)) for m, name, _ in _settings(model)]
     try:
         for m, name, value in list(_settings(model)):
@@ -62,7 +62,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #f2d77d11
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name.
+    """Return the parameters that training changes, by name.
 
     Raises `ValueError` if there is none: without parameters nothing was learned from any triple."""
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -75,7 +75,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #6b529f4d
 def group_of(name: str) -> str:
-    'The parameter group of parameter `name`: "entity", "relation" or "shared".'
+    'Return the parameter group of parameter `name`: "entity", "relation" or "shared".'
     return (
         'relation'
         if 'relation_representations' in name
@@ -102,7 +102,7 @@ class LoopEngine:
         self.model, self.objective, self.params = model, objective, trainable(model)
 
     def __call__(self, triples: Tensor) -> Factors:
-        "Gradients of the losses of `triples` `[B, 3]`."
+        "Return the gradients of the losses of `triples` `[B, 3]`."
         queries = self.objective.queries(triples).to(self.model.device)
         grads = [self.one(queries[i : i + 1]) for i in range(len(queries))]
         return Factors(
@@ -110,14 +110,14 @@ class LoopEngine:
         )
 
     def one(self, query: Queries) -> list[Tensor]:
-        "The gradient of one example by every parameter."
+        "Return the gradient of one example by every parameter."
         return [
             torch.zeros_like(p) if g is None else g
             for p, g in zip(self.params.values(), self.reached(query))
         ]
 
     def reached(self, query: Queries) -> list[Tensor | None]:
-        "The same; None for parameters that the loss is not computed from."
+        "Return the same; None for parameters that the loss is not computed from."
         with frozen(self.model):
             loss = self.objective.loss(score(self.model, query)[0], *(x[0] for x in query.extra))
             with backward():
@@ -127,8 +127,8 @@ class LoopEngine:
 
 # %% ../../nbs/engine/30_gradients.ipynb #728d3bf2
 def _owners(module: nn.Module) -> dict[str, str]:
-    """For every place of a trainable parameter its full name and the name that
-    `named_parameters` knows it by."""
+    """Return, for every place of a trainable parameter, its full name and the name that
+    `named_parameters` gives it."""
     known = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
     return {
         f'{prefix}.{k}'.lstrip('.'): known[id(p)]
@@ -139,14 +139,14 @@ def _owners(module: nn.Module) -> dict[str, str]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #caacc5fd
 def call_with(module: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    "`module(*args, **kwargs)` with `params` in place of its trainable parameters."
+    "Return `module(*args, **kwargs)` with `params` in place of its trainable parameters."
     given = {place: params[name] for place, name in _owners(module).items()}
     return functional_call(module, given, args, kwargs, tie_weights=False)
 
 # %% ../../nbs/engine/30_gradients.ipynb #8e22154c
 @contextmanager
 def _dense_adjacency() -> Iterator[None]:
-    "R-GCN with dense adjacency matrices."
+    "Let R-GCN use dense adjacency matrices."
     sparse = message_passing.adjacency_tensor_to_stacked_matrix
     message_passing.adjacency_tensor_to_stacked_matrix = lambda *args, **kwargs: sparse(
         *args, **kwargs
@@ -171,8 +171,8 @@ class _Scorer(nn.Module):
 def loss_gradient(
     objective: Objective, scores: Tensor, extra: Sequence[Tensor]
 ) -> tuple[Tensor, bool]:
-    """Gradient `[B, c]` of each example's loss by its `scores` `[B, c]`, in float32 at least; and
-    was it vectorised?
+    """Return the gradient `[B, c]` of each example's loss by its `scores` `[B, c]`, in float32 at
+    least; and was it vectorised?
 
     Losses whose steps depend on the data (filtered negatives, margin losses on rows) cannot be,
     and are differentiated one example at a time; the result is the same."""
@@ -204,7 +204,7 @@ class VmapEngine:
         )
 
     def __call__(self, triples: Tensor) -> Factors:
-        "Gradients of the losses of `triples` `[B, 3]`."
+        "Return the gradients of the losses of `triples` `[B, 3]`."
         q = self.objective.queries(triples).to(self.model.device)
         params = {f'model.{name}': p.detach() for name, p in self.params.items()}
 
@@ -224,7 +224,7 @@ class VmapEngine:
     def _loss(
         self, q: Queries, scores: Callable[[Tensor], Tensor]
     ) -> tuple[Callable, tuple[Tensor, ...]]:
-        """A loss of one triple's scores that can be vectorised, with the gradient of the
+        """Return a loss of one triple's scores that can be vectorised, with the gradient of the
         objective's; and its extra tensors."""
 
         def slopes(q: Queries) -> Tensor:
@@ -252,7 +252,8 @@ class Capture:
     )
 
     def follows(self, B: int) -> bool:
-        "Does the output lie as what was asked for `B` triples, as far as its shape tells?"
+        """Return whether the output has the layout of the request for `B` triples, judged by its
+        shape."""
         if B == 1 or self.asked is None or not self.output.dim():
             return B == 1
         at = self.asked.shape
@@ -260,7 +261,7 @@ class Capture:
 
 # %% ../../nbs/engine/30_gradients.ipynb #33157a9d
 def _split(x: Tensor, B: int, *shape: int) -> Tensor:
-    "`x` as `[B, entries, *shape]`."
+    "Return `x` as `[B, entries, *shape]`."
     return x.reshape(B, -1, *shape)
 
 # %% ../../nbs/engine/30_gradients.ipynb #ccb52ae2
@@ -284,14 +285,14 @@ def _linear(m: nn.Linear, x: Tensor, y: Tensor) -> Capture:
 
 # %% ../../nbs/engine/30_gradients.ipynb #92e1f72c
 def _places(m: nn.Conv2d, x: Tensor) -> list[int]:
-    "Height and width of the output of `m` for `x` `[n, channels, height, width]`."
+    "Return the height and width of the output of `m` for `x` `[n, channels, height, width]`."
     sizes = zip(x.shape[2:], m.kernel_size, m.dilation, m.stride, m.padding)
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, s, p in sizes]
 
 # %% ../../nbs/engine/30_gradients.ipynb #21e60c6d
 def _patches(m: nn.Conv2d, x: Tensor) -> Tensor:
-    """What each output place of `m` sees of `x` `[n, channels, height, width]`: `[n, channels *
-    kernel + 1, places]`."""
+    """Return what each output place of `m` sees of `x` `[n, channels, height, width]`: `[n,
+    channels * kernel + 1, places]`."""
     (kh, kw), (dh, dw), (sh, sw), (ph, pw) = m.kernel_size, m.dilation, m.stride, m.padding
     places, x = _places(m, x), F.pad(x, (pw, pw, ph, ph)).contiguous()
     (n, C), (oh, ow), (a, b, c, d) = x.shape[:2], places, x.stride()
@@ -331,7 +332,7 @@ class _SlimConv(torch.autograd.Function):
 
 # %% ../../nbs/engine/30_gradients.ipynb #e7e78a5b
 def _live(x: Tensor) -> Tensor:
-    "`x`, differentiated whether or not anything before it is."
+    "Return `x`, differentiated whether or not anything before it is."
     return x if x.requires_grad else x.detach().requires_grad_()
 
 # %% ../../nbs/engine/30_gradients.ipynb #b0126a8e
@@ -355,8 +356,8 @@ def _slim(m: nn.Conv2d) -> Iterator[None]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #1b6e810e
 def _kernel_gradient(m: nn.Conv2d, x: Tensor) -> Callable[[Tensor, int], Tensor]:
-    """Gradient of the output -> gradients `[B, out, channels * kernel + 1]` by kernel and bias
-    of `m`, just run on `x`."""
+    """Return the gradient of the output -> gradients `[B, out, channels * kernel + 1]` by kernel
+    and bias of `m`, just run on `x`."""
     kept = vars(m).pop('patches', None)
 
     def gradient(grad: Tensor, B: int) -> Tensor:
@@ -381,7 +382,7 @@ def _conv2d(m: nn.Conv2d, x: Tensor, y: Tensor) -> Capture:
 
 # %% ../../nbs/engine/30_gradients.ipynb #a5c59332
 def _largest(x: Tensor) -> Tensor:
-    "The largest entry `[..., 1]`, in size, of each vector of `x` `[..., n]`; never zero."
+    "Return the largest entry `[..., 1]`, in size, of each vector of `x` `[..., n]`; never zero."
     return x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 # %% ../../nbs/engine/30_gradients.ipynb #5385c305
@@ -415,14 +416,14 @@ def _half_linear(m: nn.Linear, low: torch.dtype) -> Iterator[None]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #c4a29978
 def _balanced(factors: tuple[Tensor, ...]) -> list[Tensor]:
-    "The same outer products by factors `[B, s, n]` whose largest entries are alike."
+    "Return the same outer products by factors `[B, s, n]` whose largest entries are alike."
     sizes = [_largest(f) for f in factors]
     like = torch.stack([s.log() for s in sizes]).mean(0).exp()
     return [f * (like / s) for f, s in zip(factors, sizes)]
 
 # %% ../../nbs/engine/30_gradients.ipynb #cc8d15ab
 def _halved(block: Block, low: torch.dtype) -> Block:
-    "An `Outer` block with factors in the 16-bit type `low`; any other block as it is."
+    "Return an `Outer` block with factors in the 16-bit type `low`; any other block as it is."
     if not isinstance(block, Outer):
         return block
     factors = block.factors if low is torch.bfloat16 else _balanced(block.factors)
@@ -455,7 +456,7 @@ def _layer_norm(m: nn.LayerNorm, x: Tensor, y: Tensor) -> Capture:
 
 # %% ../../nbs/engine/30_gradients.ipynb #7d01ab24
 def _recipe(m: nn.Module) -> Callable[[nn.Module, Tensor, Tensor], Capture] | None:
-    "How to capture module `m`, or None if there is no closed form for it."
+    "Return how to capture module `m`, or None if there is no closed form for it."
     match m:
         case nn.Embedding() if m.max_norm is None:
             return _embedding
@@ -513,14 +514,14 @@ def _conv_norm(m: _Folded, x: Tensor, y: Tensor) -> Capture:
 
 # %% ../../nbs/engine/30_gradients.ipynb #c3adc00a
 def _untouched(m: nn.Module, *kinds: type) -> bool:
-    "Is `m` of one of `kinds` itself, in eval mode, with nobody to see it run?"
+    "Return whether `m` is exactly of one of `kinds`, in eval mode, and has no hooks."
     return type(m) in kinds and not (
         m.training or m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m)
     )
 
 # %% ../../nbs/engine/30_gradients.ipynb #06140a0a
 def _folds(m: nn.Module, after: nn.Module) -> bool:
-    "Can the batch norm `after` be folded into the convolution `m`?"
+    "Return whether the batch norm `after` can be folded into the convolution `m`."
     return (
         _untouched(m, nn.Conv2d)
         and _recipe(m) is _conv2d
@@ -530,7 +531,8 @@ def _folds(m: nn.Module, after: nn.Module) -> bool:
 
 # %% ../../nbs/engine/30_gradients.ipynb #1ff5a009
 def _steps(layers: Iterable[nn.Module]) -> list[nn.Module | _Folded]:
-    "`layers` without idle ones, and with batch norms folded into the convolutions before them."
+    """Return `layers` without idle ones, and with batch norms folded into the convolutions
+    before them."""
     steps = []
     for m in layers:
         if _untouched(m, nn.Identity, nn.Dropout, nn.Dropout2d):
@@ -570,8 +572,8 @@ def _folding(m: nn.Sequential, found: list[Capture]) -> Iterator[None]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #0ec4fa5c
 def _core(W: nn.Parameter, h: Tensor, r: Tensor, t: Tensor | None) -> Callable[[Tensor, int], list]:
-    """Blocks of a three-way core from its vectors `[..., n]`; the gradient takes the place of
-    `t` if that is None."""
+    """Return the blocks of a three-way core from its vectors `[..., n]`; the gradient takes the
+    place of `t` if that is None."""
     places = torch.broadcast_shapes(h.shape[:-1], r.shape[:-1])
 
     def blocks(grad: Tensor, B: int) -> list:
@@ -584,7 +586,7 @@ def _core(W: nn.Parameter, h: Tensor, r: Tensor, t: Tensor | None) -> Callable[[
 
 # %% ../../nbs/engine/30_gradients.ipynb #4fca3779
 def _arguments(args: tuple, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The arguments h, r, t of an interaction's call by name."
+    "Return the arguments h, r, t of an interaction's call by name."
     return dict(zip('hrt', args)) | kwargs
 
 # %% ../../nbs/engine/30_gradients.ipynb #252c7544
@@ -629,8 +631,8 @@ def _multilinear(m: MultiLinearTuckerInteraction, found: list[Capture]) -> Itera
 def capturing(
     module: nn.Module, skip: nn.Module | None = None, low: torch.dtype | None = None
 ) -> Iterator[list[Capture]]:
-    """Captures every use of a module with parameters inside `module`, leaving out what is inside
-    `skip`.
+    """Yield capture every use of a module with parameters inside `module`, leaving out what is
+    inside `skip`.
 
     With `low`, the backward pass through linear layers is multiplied in that 16-bit type."""
     found, special = [], {TuckERInteraction: _tucker, MultiLinearTuckerInteraction: _multilinear}
@@ -662,20 +664,20 @@ def _tensors(x: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #7c8d168b
 def _like(x: Tensor | Sequence[Tensor], new: Iterator[Tensor]) -> Tensor | list[Tensor]:
-    "The next tensors of `new` in the form of `x`."
+    "Return the next tensors of `new` in the form of `x`."
     return next(new) if isinstance(x, Tensor) else [next(new) for _ in x]
 
 # %% ../../nbs/engine/30_gradients.ipynb #07d17924
 @dataclass(frozen=True)
 class Routes:
-    "How the factored engine differentiates a model."
+    "The routes by which the factored engine differentiates a model."
 
     whole_tables: bool = False  # is the table that a row is scored against an outer product?
     vectorised: bool = False  # is the interaction differentiated by vmap?
     mixed: frozenset[str] = frozenset()  # parameters that need one backward pass per triple
 
     def slower(self, names: set[str]) -> 'Routes':
-        "With slower routes for the parameters `names`."
+        "Return the routes with slower ones for the parameters `names`."
         own = {name for name in names if name.startswith('interaction.')}
         if self.whole_tables and any(group_of(name) == 'entity' for name in names - own):
             return replace(self, whole_tables=False)
@@ -702,7 +704,7 @@ class FactoredEngine:
         self,
         model: Model,  # a PyKEEN model of representations and an interaction, an `ERModel`
         objective: Objective,  # the loss that is differentiated
-        routes: Routes | None = None,  # by default found by trial, see `choose_routes`
+        routes: Routes | None = None,  # by default chosen by trial, see `choose_routes`
         low: torch.dtype | None = None,
     ):  # 16-bit type of linear layers' backward pass and of factors
         self.model, self.objective, self.params = model, objective, trainable(model)
@@ -727,12 +729,12 @@ class FactoredEngine:
         )
 
     def __call__(self, triples: Tensor) -> Factors:
-        "Gradients of the losses of `triples` `[B, 3]`."
+        "Return the gradients of the losses of `triples` `[B, 3]`."
         with frozen(self.model):
             return self.gradients(self.objective.queries(triples).to(self.model.device))
 
     def gradients(self, q: Queries) -> Factors:
-        "Gradients of the losses of queries, of a model that is `frozen`."
+        "Return the gradients of the losses of queries, of a model that is `frozen`."
         hrt, captures = _look_up(self, q)
         vectors = [v for x in hrt for v in _tensors(x)]
         leaves = [v.detach().requires_grad_(v.requires_grad) for v in vectors]
@@ -742,8 +744,8 @@ class FactoredEngine:
         return _collect(self, found, weight)
 
     def due(self, n: int) -> bool:
-        """Should the routes be tried on `n` triples to explain? At first, and with four times as
-        many as by then."""
+        """Return whether to try the routes on `n` triples to explain: at first, and whenever
+        their number has grown fourfold."""
         self.asked += n
         if self.asked < 4 * self.tried:
             return False
@@ -752,7 +754,7 @@ class FactoredEngine:
 
 # %% ../../nbs/engine/30_gradients.ipynb #8877978d
 def _representations(model: ERModel) -> list[Representation]:
-    "What the model asks for vectors."
+    "Return what the model asks for vectors."
     entities = model._get_entity_representations_from_inductive_mode(mode=_mode(model))
     return list(dict.fromkeys([*entities, *model.relation_representations]))
 
@@ -761,8 +763,7 @@ def _representations(model: ERModel) -> list[Representation]:
 def _attributed(
     representations: Iterable[Representation], captures: list[Capture]
 ) -> Iterator[None]:
-    """The `captures` made inside a call of one of `representations` are told which ids it was
-    asked for."""
+    """Give `captures` made inside a call of one of `representations` the ids of the call."""
     starts = []
 
     def before(m: Representation, args: tuple, kwargs: dict) -> None:
@@ -780,14 +781,14 @@ def _attributed(
 
 # %% ../../nbs/engine/30_gradients.ipynb #4bfa9a9a
 def _look_up(engine: FactoredEngine, q: Queries) -> tuple[tuple, list[Capture]]:
-    "Head, relation and tail vectors, and captures of the representations' modules."
+    "Return head, relation and tail vectors, and captures of the representations' modules."
     with capturing(engine.model, skip=engine.model.interaction) as captures:
         with _attributed(_representations(engine.model), captures):
             return _represent(engine, q), captures
 
 # %% ../../nbs/engine/30_gradients.ipynb #02de12ae
 def _represent(engine: FactoredEngine, q: Queries) -> tuple:
-    """Head, relation and tail vectors. A row's candidates are ids `[B * g, E]`, or one table
+    """Return head, relation and tail vectors. A row's candidates are ids `[B * g, E]`, or one table
     `[1, E, ...]` for all."""
     ids, mode = q.ids.flatten(0, 1), _mode(engine.model)
     if q.kind == 'hrt':
@@ -808,15 +809,15 @@ def _represent(engine: FactoredEngine, q: Queries) -> tuple:
 
 # %% ../../nbs/engine/30_gradients.ipynb #1c5634c8
 def _open_side(q: Queries) -> int:
-    "Which of head, relation, tail is open in a row."
+    "Return which of head, relation, tail is open in a row."
     return 2 if q.kind == 'tails' else 0
 
 # %% ../../nbs/engine/30_gradients.ipynb #75ae21dd
 def _interact(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[list[Tensor | None], list, Tensor | None]:
-    """Gradients of the losses by the `leaves`, the blocks of the interaction's own parameters,
-    and weights `[B]`."""
+    """Return the gradients of the losses by the `leaves`, the blocks of the interaction's own
+    parameters, and weights `[B]`."""
     scores, captures = (_score_vmap if engine.routes.vectorised else _score)(engine, q, hrt, leaves)
     p, weight = _slopes_of_loss(engine, scores.detach().reshape(len(q), -1), q.extra)
     tables = _table_leaves(engine, q, hrt, leaves)
@@ -836,7 +837,7 @@ def _interact(
 
 # %% ../../nbs/engine/30_gradients.ipynb #bcf847a9
 def _normalised(p: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients by the scores `[B, c]` with each row's largest entry made 1, and the numbers
+    """Return gradients by the scores `[B, c]` with each row's largest entry made 1, and the numbers
     `[B]` that undo it."""
     weight = p.abs().amax(dim=1)
     return p / weight.clamp(min=torch.finfo(p.dtype).tiny)[:, None], weight
@@ -847,7 +848,7 @@ _FAR = 16.0  # scores; from here on a slope of zero may be one that is too small
 
 
 def _faint(p: Tensor, scores: Tensor) -> Tensor:
-    """Which rows `[B]` of the slopes `p` by the `scores`, both `[B, c]`, are too small to be
+    """Return which rows `[B]` of the slopes `p` by the `scores`, both `[B, c]`, are too small to be
     squared, or may have come out as zero for it?"""
     most = p.detach().abs().amax(1)
     low = most < (_FAINT if p.dtype == torch.float32 else 0.0)
@@ -859,8 +860,8 @@ def _faint(p: Tensor, scores: Tensor) -> Tensor:
 def _raised(
     objective: Objective, scores: Tensor, extra: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """Slopes `[n, c]` in float64 as numbers of ordinary size, and the powers of two `[n]` that undo
-    it; None if all are zero."""
+    """Return slopes `[n, c]` in float64 as numbers of ordinary size, and the powers of two `[n]`
+    that undo it; None if all are zero."""
     try:
         p, _ = loss_gradient(objective, scores.double(), extra)
     except RuntimeError:  # a loss that computes in float32 only
@@ -873,8 +874,8 @@ def _raised(
 def _slopes_of_loss(
     engine: FactoredEngine, scores: Tensor, extra: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the losses by the `scores` `[B, c]`, and the triples' weights `[B]`, if there
-    are any."""
+    """Return the gradients of the losses by the `scores` `[B, c]`, and the triples' weights
+    `[B]`, if there are any."""
     p, engine.loss_vectorised = loss_gradient(engine.objective, scores, extra)
     faint, weight = _faint(p, scores), None
     if get_proxy_mode() is not None:
@@ -893,14 +894,14 @@ def _slopes_of_loss(
 def _blocks(
     captures: list[Capture], grads: Sequence[Tensor | None], B: int
 ) -> list[tuple[nn.Parameter | None, Block]]:
-    "The blocks of all captures that the loss depends on."
+    "Return the blocks of all captures that the loss depends on."
     used = [(c, g) for c, g in zip(captures, grads, strict=True) if g is not None and c.follows(B)]
     with to_factors():
         return [item for c, g in used for item in c.blocks(g, B)]
 
 # %% ../../nbs/engine/30_gradients.ipynb #fad1177a
 def _uses(roots: Iterable[Tensor]) -> Counter[int]:
-    "How often each parameter, by its `id`, enters the computation of `roots`."
+    "Return how often each parameter, by its `id`, enters the computation of `roots`."
     uses = Counter(id(v) for v in roots if v.is_leaf)
     seen = {v.grad_fn for v in roots if v.grad_fn is not None}
     todo = list(seen)
@@ -917,7 +918,7 @@ def _uses(roots: Iterable[Tensor]) -> Counter[int]:
 def _lost(
     engine: FactoredEngine, roots: Iterable[Tensor], found: list[tuple[nn.Parameter | None, Block]]
 ) -> set[str]:
-    "Parameters that enter `roots` more often than there are blocks of them."
+    "Return parameters that enter `roots` more often than there are blocks of them."
     blocks = Counter(id(p) for p, _ in found)
     return {engine.names[i] for i, n in _uses(roots).items() if i in engine.names and n > blocks[i]}
 
@@ -941,8 +942,8 @@ _MOVES = frozenset(
 
 
 def _in_place(output: Tensor, vectors: set[int]) -> bool:
-    """Is `output` computed from some of `vectors`, given by their `id`, and by nothing that may
-    take rows from their places?"""
+    """Return whether `output` is computed from some of `vectors`, given by their `id`, and only
+    by operations that keep rows in their places."""
     todo, seen, reached = [output.grad_fn], set(), False
     while todo:
         node = todo.pop()
@@ -964,14 +965,14 @@ def _check_order(engine: FactoredEngine, captures: list[Capture], leaves: list[T
 
 
 def _is_own(name: str) -> bool:
-    "Is it a parameter of the interaction?"
+    "Return whether this is a parameter of the interaction."
     return name.startswith('interaction.')
 
 # %% ../../nbs/engine/30_gradients.ipynb #925a16f0
 def _score(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Capture]]:
-    "Scores, and captures of the interaction's modules."
+    "Return the scores, and captures of the interaction's modules."
     given = list(map(_live, leaves))
     new = iter(given)
     with capturing(engine.model.interaction, low=engine.low) as captures:
@@ -986,7 +987,7 @@ def _score(
 def _score_vmap(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Capture]]:
-    "As `_score`, with each triple's own copy of the interaction's parameters."
+    "Return what `_score` does, with a copy of the interaction's parameters for each triple."
     B, own = (
         len(q),
         {n: p for n, p in engine.model.interaction.named_parameters() if p.requires_grad},
@@ -1016,7 +1017,7 @@ def _score_vmap(
 def _table_leaves(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> list[Tensor]:
-    "Those of the `leaves` that are whole tables `[1, E, ...]`."
+    "Return those of the `leaves` that are whole tables `[1, E, ...]`."
     if q.kind == 'hrt' or not engine.routes.whole_tables:
         return []
     new = iter(leaves)
@@ -1026,7 +1027,8 @@ def _table_leaves(
 def _slopes(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], candidates: list[Tensor]
 ) -> list[Tensor]:
-    "Gradients `[B * g, K, ...]` of the scores of `K` candidates by their vectors `[1, K, ...]`."
+    """Return gradients `[B * g, K, ...]` of the scores of `K` candidates by their vectors `[1,
+    K, ...]`."""
     n, new, side = q.ids.shape[0] * q.ids.shape[1], iter(leaves), _open_side(q)
     given = [_like(x, (v.detach() for v in _tensors(_like(x, new)))) for x in hrt]
     pick = [v.expand(n, *v.shape[1:]).clone().requires_grad_() for v in candidates]
@@ -1038,7 +1040,7 @@ def _slopes(
 def _tables(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor], p: Tensor, scores: Tensor
 ) -> list[tuple[nn.Parameter, Block]]:
-    """Blocks p ⊗ q of the tables that rows were scored against, for the gradients `p` of the
+    """Return blocks p ⊗ q of the tables that rows were scored against, for the gradients `p` of the
     `scores` `[B * g, E]`."""
     if q.kind == 'hrt' or not engine.routes.whole_tables:
         return []
@@ -1054,15 +1056,15 @@ def _tables(
 
 # %% ../../nbs/engine/30_gradients.ipynb #cc986592
 def _real_vectors(x: Tensor) -> Tensor:
-    "`x` `[a, b, ...]` as `[a, b, d]`, complex numbers as two real ones."
+    "Return `x` `[a, b, ...]` as `[a, b, d]`, complex numbers as two real ones."
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
     return x.reshape(*x.shape[:2], -1)
 
 
 def _is_linear(scores: Tensor, tables: list[Tensor], slopes: list[Tensor]) -> bool:
-    """Do some of the `scores` `[n, E]` differ as candidates of `tables` `[1, E, ...]` with
-    `slopes` `[n, 1, d]` do?"""
+    """Return whether some of the `scores` `[n, E]` differ as candidates of `tables` `[1, E,
+    ...]` with `slopes` `[n, 1, d]` do."""
     if get_proxy_mode() is not None:
         return True  # while it is recorded, no number can be looked at
     at = torch.linspace(
@@ -1078,12 +1080,12 @@ def _is_linear(scores: Tensor, tables: list[Tensor], slopes: list[Tensor]) -> bo
 
 
 def _tolerance(x: Tensor) -> float:
-    "What may be rounding, of numbers of order 1."
+    "Return what may be rounding, of numbers of order 1."
     return 1e-7 if x.dtype == torch.float64 else 1e-4
 
 # %% ../../nbs/engine/30_gradients.ipynb #3ac98844
 def _open_representations(model: ERModel, q: Queries) -> list[Representation]:
-    "The entity representations on the open side of a row."
+    "Return the entity representations on the open side of a row."
     kept = model._get_entity_representations_from_inductive_mode(mode=_mode(model))
     places = model.interaction.tail_indices if q.kind == 'tails' else model.interaction.head_indices
     return [kept[i] for i in places]
@@ -1092,8 +1094,8 @@ def _open_representations(model: ERModel, q: Queries) -> list[Representation]:
 def _pull(
     engine: FactoredEngine, live: list, captures: list[Capture], B: int
 ) -> list[tuple[nn.Parameter | None, Block]]:
-    """Blocks of the representations' parameters from `live`: pairs (vector, gradient of the
-    losses by it)."""
+    """Return the blocks of the representations' parameters from `live`: pairs (vector, gradient
+    of the losses by it)."""
     if not live:
         return []
     outputs, grads = zip(*live)
@@ -1110,7 +1112,7 @@ def _pull(
 
 # %% ../../nbs/engine/30_gradients.ipynb #bcd1a9cc
 def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Parameter, Block]]:
-    """Dense blocks of the parameters that mix entities: one backward pass through the
+    """Return dense blocks of the parameters that mix entities: one backward pass through the
     representations for each triple."""
     params = [engine.params[name] for name in sorted(engine.routes.mixed)]
     if not params:
@@ -1131,7 +1133,8 @@ def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Par
 
 # %% ../../nbs/engine/30_gradients.ipynb #e54bc574
 def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
-    "The same gradients with all `Rows` joined, and densified if they are longer than the table."
+    """Return the same gradients with all `Rows` joined, and densified if they are longer than
+    the table."""
     rows = [b for b in blocks if isinstance(b, Rows)]
     if not rows:
         return blocks
@@ -1148,7 +1151,7 @@ def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
 def _collect(
     engine: FactoredEngine, found: list[tuple[nn.Parameter | None, Block]], weight: Tensor | None
 ) -> Factors:
-    "Blocks by parameter name."
+    "Return blocks by parameter name."
     blocks: dict[str, tuple[Block, ...]] = {}
     for p, b in found:
         name = engine.names.get(id(p))
@@ -1178,14 +1181,14 @@ class _Trial(Objective):
 
 # %% ../../nbs/engine/30_gradients.ipynb #549078b8
 def _trial_triples(model: Model) -> Tensor:
-    "Three triples `[3, 3]` of different entities and relations, where there are as many."
+    "Return three triples `[3, 3]` of different entities and relations, where there are as many."
     E, R = model._get_entity_len(mode=_mode(model)), max(1, model.num_real_relations)
     return torch.tensor([[0, 0, E - 1], [E // 2, R // 2, 0], [E // 3, R - 1, E // 3]])
 
 # %% ../../nbs/engine/30_gradients.ipynb #8c46668b
 def _cover(model: ERModel, size: int = 1024) -> Sequence[Tensor]:
-    """Triples `[n, 3]` in which all entities and relations occur, in random order, in parts of
-    about `size`."""
+    """Return triples `[n, 3]` in which all entities and relations occur, in random order, in
+    parts of about `size`."""
     R = max([e.max_id for e in model.relation_representations], default=1)
     E, draw = model._get_entity_len(mode=_mode(model)), torch.Generator().manual_seed(0)
     every, relations = torch.randperm(E, generator=draw), torch.randperm(R, generator=draw)
@@ -1196,8 +1199,8 @@ def _cover(model: ERModel, size: int = 1024) -> Sequence[Tensor]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #ffd18043
 def _apart(c: Capture, plain: Tensor | None, heavy: Tensor | None, weight: Tensor) -> bool:
-    """Is `heavy`, the gradient of a capture, the `plain` one times each triple's own `weight`
-    `[n]`, and is it not zero?"""
+    """Return whether `heavy`, the gradient of a capture, is `plain` times each triple's `weight`
+    `[n]`, and not zero."""
     if plain is None or not c.follows(len(weight)) or not plain.any():
         return False
     expected = _split(plain, len(weight)) * weight[:, None].to(plain)
@@ -1206,8 +1209,8 @@ def _apart(c: Capture, plain: Tensor | None, heavy: Tensor | None, weight: Tenso
 
 # %% ../../nbs/engine/30_gradients.ipynb #a5285afc
 def _weighted_pulls(vectors: list[Tensor], by: list[Tensor], n: int) -> tuple[Tensor, list[tuple]]:
-    """Weights of `n` triples, and pairs of gradients: of random sums of `vectors` by each of
-    `by`, plain and weighted."""
+    """Return the weights of `n` triples, and pairs of gradients: of random sums of `vectors` by
+    each of `by`, plain and weighted."""
     draw = torch.Generator().manual_seed(0)
     random = [torch.randn(v.shape, generator=draw, dtype=v.dtype).to(v.device) for v in vectors]
     weight = 1 + torch.rand(n, generator=draw).to(vectors[0].device)
@@ -1219,8 +1222,8 @@ def _weighted_pulls(vectors: list[Tensor], by: list[Tensor], n: int) -> tuple[Te
 
 # %% ../../nbs/engine/30_gradients.ipynb #6a578575
 def _scattered(engine: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]:
-    """Representations' parameters: those whose gradients do not lie triple by triple for `ids`
-    `[n, 3]`, those whose do."""
+    """Return Representations' parameters: those whose gradients do not lie triple by triple for
+    `ids` `[n, 3]`, those whose do."""
     with frozen(engine.model):
         hrt, captures = _look_up(engine, Queries('hrt', ids[:, None].to(engine.model.device)))
         vectors = [v for x in hrt for v in _tensors(x) if v.requires_grad]
@@ -1242,7 +1245,7 @@ def _scattered(engine: FactoredEngine, ids: Tensor) -> tuple[set[str], set[str]]
 
 # %% ../../nbs/engine/30_gradients.ipynb #242f6fde
 def _is_table(e: Representation) -> bool:
-    "Is `e` PyKEEN's table, with nobody to see or change what it gives?"
+    "Return whether `e` is PyKEEN's table, without hooks that see or change its output."
     if type(e) is not Embedding or type(e._embeddings) is not nn.Embedding:
         return False
     changed = {'forward', '_plain_forward'}
@@ -1253,7 +1256,7 @@ def _is_table(e: Representation) -> bool:
 
 # %% ../../nbs/engine/30_gradients.ipynb #da5e2ef1
 def _mixed(model: ERModel, triples: Tensor) -> frozenset[str]:
-    "Parameters of representations that need one backward pass per triple."
+    "Return the parameters of representations that need one backward pass per triple."
     tables = [e for e in _representations(model) if _is_table(e)]
     if len(tables) == len(_representations(model)):
         return frozenset()
@@ -1279,20 +1282,20 @@ class _Gaps:
 
 
 def _gap(got: Tensor, want: Tensor, noise: float) -> tuple[bool, float, float]:
-    """Is `got` what it should be, but for rounding and `noise`? The squared norms of the
-    difference and of `want`."""
+    """Return whether `got` equals `want` up to rounding and `noise`, and the squared norms of
+    the difference and of `want`."""
     gap, most = got - want, want.abs().max().item()
     right = gap.abs().max().item() <= _tolerance(want) * most + noise
     return right or math.isnan(most), gap.norm().item() ** 2, want.norm().item() ** 2
 
 # %% ../../nbs/engine/30_gradients.ipynb #230be47a
 def _spread(x: Tensor, n: int) -> Tensor:
-    "`n` entries of `x`, from the first to the last; or all if they are fewer."
+    "Return `n` entries of `x`, from the first to the last; or all if they are fewer."
     return x[torch.linspace(0, len(x) - 1, min(n, len(x))).long()]
 
 
 def _at(blocks: Sequence[Block], i: int, like: Tensor) -> Tensor:
-    "The gradient of the `i`-th triple, in the form of the parameter."
+    "Return the gradient of the `i`-th triple, in the form of the parameter."
     return sum(
         (block_total(b.map(lambda t: t[i : i + 1]), like.shape) for b in blocks),
         torch.zeros_like(like),
@@ -1317,7 +1320,7 @@ def _compare(
 
 
 def _gaps(engine: FactoredEngine, triples: Tensor, n: int) -> _Gaps:
-    "The comparison of `n` of the `triples`, which the engine does in one call."
+    "Return the comparison of `n` of the `triples`, which the engine does in one call."
     blocks, loop = engine(triples).blocks, LoopEngine(engine.model, engine.objective)
     queries, found = (
         engine.objective.queries(triples).to(engine.model.device),
@@ -1334,7 +1337,8 @@ def _gaps(engine: FactoredEngine, triples: Tensor, n: int) -> _Gaps:
 
 # %% ../../nbs/engine/30_gradients.ipynb #9fa9c212
 def _judged(model: ERModel, trial: Objective, routes: Routes, triples: Tensor, n: int) -> _Gaps:
-    "The same for a model and its `routes`; where they seem to be wrong in float32, in float64."
+    """Return the same for a model and its `routes`; where they seem to be wrong in float32, in
+    float64."""
     found = _gaps(FactoredEngine(model, trial, routes), triples, n)
     if not found.wrong or next(model.parameters()).dtype == torch.float64:
         return found
@@ -1345,7 +1349,7 @@ def _judged(model: ERModel, trial: Objective, routes: Routes, triples: Tensor, n
 
 # %% ../../nbs/engine/30_gradients.ipynb #79763c1b
 def _random_like(table: Tensor, K: int = 64) -> Tensor:
-    """`K` random vectors `[1, K, ...]` in the form of the rows of `table` `[1, E, ...]`, of
+    """Return `K` random vectors `[1, K, ...]` in the form of the rows of `table` `[1, E, ...]`, of
     sizes from 1e-3 to 1e3."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.logspace(-3, 3, K).view(1, K, *[1] * (table.dim() - 2))
@@ -1354,15 +1358,15 @@ def _random_like(table: Tensor, K: int = 64) -> Tensor:
 
 # %% ../../nbs/engine/30_gradients.ipynb #8ac83d14
 def _is_plain_table(e: Representation) -> bool:
-    "Does `e` give the rows of a trainable table as they are?"
+    "Return whether `e` gives the rows of a trainable table unchanged."
     return _is_table(e) and e.normalizer is None and e._embeddings.weight.requires_grad
 
 # %% ../../nbs/engine/30_gradients.ipynb #4211fe4c
 def _linear_in_tables(
     model: ERModel, trial: Objective, triples: Tensor, known: bool = False
 ) -> bool:
-    """Is a row's score linear in the vectors of its candidates (not just zero, if that is not
-    `known`), rows of a table?"""
+    """Return whether a row's score is linear in the vectors of its candidates, rows of a table
+    (and not just zero, if that is not `known`)."""
     q = trial.queries(triples).to(model.device)
     if q.kind == 'hrt':
         return False
@@ -1384,7 +1388,7 @@ def _linear_in_tables(
 
 # %% ../../nbs/engine/30_gradients.ipynb #5e06f51c
 def _some(triples: Tensor) -> Tensor:
-    """About 32 of `triples` from three places, as negatives are drawn for thousands of
+    """Return about 32 of `triples` from three places, as negatives are drawn for thousands of
     neighbours at once."""
     last = len(triples) - 1
     places = [
@@ -1397,7 +1401,8 @@ def _some(triples: Tensor) -> Tensor:
 def _needed(
     model: ERModel, trial: Objective, routes: Routes, some: Tensor, known: bool
 ) -> tuple[set[str], float]:
-    "Parameters that need slower routes, by some triples; and the error, see `settled_routes`."
+    """Return parameters that need slower routes, by some triples; and the error, see
+    `settled_routes`."""
     lean = not (routes.mixed or routes.vectorised) and (
         routes.whole_tables or trial.queries(some[:1]).kind == 'hrt'
     )
@@ -1418,7 +1423,8 @@ def settled_routes(
     triples: Tensor,  # of which some are tried, `[N, 3]`
     routes: Routes | None = None,  # those that were exact for others; zero slopes say nothing then
 ) -> tuple[Routes, float]:
-    """The fastest routes that are exact, and the greatest relative error of a triple's gradient.
+    """Return the fastest routes that are exact, and the greatest relative error of a triple's
+    gradient.
 
     Raises `ValueError` if there are none."""
     trial, some, known = _Trial(objective), _some(triples), routes is not None
@@ -1437,13 +1443,13 @@ def settled_routes(
 
 
 def choose_routes(model: ERModel, objective: Objective) -> Routes:
-    "The routes by triples of the most different ids, see `settled_routes`."
+    "Return the routes by triples of the most different ids, see `settled_routes`."
     return settled_routes(model, objective, _trial_triples(model))[0]
 
 # %% ../../nbs/engine/30_gradients.ipynb #64201a1d
 def describe(model: Model, objective: Objective = Score()) -> pd.DataFrame:
-    """The trainable parameters of `model`: shape, group, and the form that the factored engine
-    keeps their gradients in."""
+    """Return the trainable parameters of `model`: shape, group, and the form that the factored
+    engine keeps their gradients in."""
     engine = FactoredEngine(model, objective)
     blocks = engine(_trial_triples(model)).blocks
     kinds = {name: ' + '.join(type(b).__name__ for b in bs) for name, bs in blocks.items()}
@@ -1467,7 +1473,8 @@ Engine = FactoredEngine | VmapEngine | LoopEngine
 
 # %% ../../nbs/engine/30_gradients.ipynb #f3a948aa
 def make_engine(engine: str, model: Model, objective: Objective) -> Engine:
-    'The engine of that name: "factored", "vmap" or "loop". Raises `ValueError` for any other.'
+    """Return the engine of that name: "factored", "vmap" or "loop". Raises `ValueError` for any
+    other."""
     if engine not in ENGINES:
         raise ValueError(f'unknown engine {engine!r}; known are {", ".join(ENGINES)}')
     return ENGINES[engine](model, objective)

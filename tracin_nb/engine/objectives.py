@@ -45,6 +45,7 @@ class Queries:
         return Queries(self.kind, self.ids[rows], tuple(x[rows] for x in self.extra))
 
     def to(self, device: str | torch.device) -> 'Queries':
+        "Return the queries on `device`."
         with stage('transfer', adds=True) as gave:
             gave(
                 made := Queries(
@@ -64,11 +65,11 @@ class Objective:
     follows; `str` names it."""
 
     def queries(self, triples: Tensor) -> Queries:
-        "What has to be scored for `triples` `[B, 3]` (ids as in the triples factory)."
+        "Return the queries to score for `triples` `[B, 3]` (ids as in the triples factory)."
         raise NotImplementedError
 
     def loss(self, scores: Tensor, *extra: Tensor) -> Tensor:
-        "Loss (scalar) of one example from its scores `[c]` and its `extra` tensors."
+        "Return the loss (scalar) of one example from its scores `[c]` and its `extra` tensors."
         raise NotImplementedError
 
 # %% ../../nbs/engine/00_objectives.ipynb #4c0d03d3
@@ -77,7 +78,7 @@ def _mode(model: Model) -> str | None:
 
 # %% ../../nbs/engine/00_objectives.ipynb #43c61716
 def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> Tensor:
-    """Scores `[B, c]` of all that `queries` ask for.
+    """Return scores `[B, c]` of all that `queries` ask for.
 
     `candidates` `[B * g, c']` restricts rows to some entities; by default all entities are
     scored."""
@@ -91,7 +92,7 @@ def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> T
 
 # %% ../../nbs/engine/00_objectives.ipynb #134b98f9
 def losses(model: Model, objective: Objective, triples: Tensor) -> Tensor:
-    "Losses `[B]` of `triples` `[B, 3]`, one example at a time."
+    "Return losses `[B]` of `triples` `[B, 3]`, one example at a time."
     queries = objective.queries(triples).to(model.device)
     return torch.stack(
         [
@@ -102,8 +103,8 @@ def losses(model: Model, objective: Objective, triples: Tensor) -> Tensor:
 
 # %% ../../nbs/engine/00_objectives.ipynb #eaa93c88
 def directions(triples: Tensor, inverse: bool) -> Tensor:
-    """The model's own ids `[B, g, 3]` of `triples` `[B, 3]`: forward and, with inverse triples,
-    backward (`g` = 2)."""
+    """Return the model's own ids `[B, g, 3]` of `triples` `[B, 3]`: forward and, with inverse
+    triples, backward (`g` = 2)."""
     if not inverse:
         return triples[:, None]
     inverter = DefaultRelationInverter()
@@ -126,9 +127,11 @@ class BCE(Objective):
         return f'bce, smoothing {self.smoothing:g}'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         return Queries('hrt', directions(triples, self.inverse)[:, :1])
 
     def loss(self, scores: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return -(
             (1 - self.smoothing) * F.logsigmoid(scores) + self.smoothing * F.logsigmoid(-scores)
         ).sum()
@@ -144,9 +147,11 @@ class Score(Objective):
         return 'score'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         return Queries('hrt', directions(triples, self.inverse)[:, :1])
 
     def loss(self, scores: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return -scores.sum()
 
 # %% ../../nbs/engine/00_objectives.ipynb #1fa293d5
@@ -164,12 +169,14 @@ class Contrast(Objective):
         return f'contrast with {entity}'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         ids = directions(triples, self.inverse)[:, :1]
         other = ids.clone()
         other[..., 2] = self.against
         return Queries('hrt', torch.cat([ids, other], dim=1))
 
     def loss(self, scores: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return scores[1] - scores[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #49ca0324
@@ -184,6 +191,7 @@ class Softmax(Objective):
         return f'softmax over all {self.side}s'
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         both = directions(triples, self.inverse)
         if self.side == 'tail' or self.inverse:
             ids = both[:, :1] if self.side == 'tail' else both[:, 1:]
@@ -191,6 +199,7 @@ class Softmax(Objective):
         return Queries('heads', both[..., 1:], (triples[:, 0],))
 
     def loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        "Return the loss (scalar) of one example from its scores."
         return scores.logsumexp(-1) - scores.gather(-1, target[None])[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #21a98e20
@@ -217,16 +226,16 @@ class Negatives:
         return (triples[:, 0] * relations + triples[:, 1]) * tails + triples[:, 2]
 
     def rows(self, triples: Tensor) -> Tensor:
-        """Place `[B]` of each of `triples` `[B, 3]` in the training set, -1 for those that are not
-        in it."""
+        """Return the place `[B]` of each of `triples` `[B, 3]` in the training set, -1 for those
+        that are not in it."""
         key = self._keys(triples)
         at = torch.searchsorted(self.sorted, key).clamp(max=len(self.sorted) - 1)
         inside = (triples < self.sizes).all(-1) & (self.sorted[at] == key)
         return torch.where(inside, at if self.order is None else self.order[at], -1)
 
     def _sample(self, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random
-        order of the positives."""
+        """Return negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a
+        random order of the positives."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             order = torch.randperm(len(positives))
@@ -236,7 +245,8 @@ class Negatives:
         return negatives[back], mask[back]
 
     def _block(self, i: int) -> tuple[Tensor, Tensor]:
-        "Negatives and mask of the `i`-th block of training triples; the last few blocks are kept."
+        """Return the negatives and mask of the `i`-th block of training triples; the last few
+        blocks are kept."""
         if i not in self._drawn:
             if len(self._drawn) >= 4:
                 self._drawn.pop(next(iter(self._drawn)))
@@ -246,14 +256,14 @@ class Negatives:
         return self._drawn[i]
 
     def _unseen(self, triple: Tensor) -> tuple[Tensor, Tensor]:
-        "Negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set."
+        "Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set."
         negatives, mask = self._sample(
             triple.expand(16, 3), hash((self.seed, *triple.tolist())) % 2**62
         )
         return negatives[0], mask[0]
 
     def draw(self, triples: Tensor) -> tuple[Tensor, Tensor]:
-        """Negatives `[B, n, 3]` of `triples` `[B, 3]`, and a mask `[B, n]` of those that the
+        """Return negatives `[B, n, 3]` of `triples` `[B, 3]`, and a mask `[B, n]` of those that the
         sampler did not filter out."""
         rows, n = self.rows(triples), self.sampler.num_negs_per_pos
         negatives, mask = (
@@ -302,6 +312,7 @@ class SLCWA(Objective):
         )
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         positives = directions(triples, self.inverse)
         negatives, mask = self.negatives.draw(positives.flatten(0, 1))
         B, g = positives.shape[:2]
@@ -314,11 +325,12 @@ class SLCWA(Objective):
         )
 
     def loss(self, scores: Tensor, mask: Tensor, *weights: Tensor) -> Tensor:
-        "Sum over the directions of the loss of `scores` `[g * (1 + n)]`."
+        "Return the sum over the directions of the loss of `scores` `[g * (1 + n)]`."
         return sum(self._one(*one) for one in zip(scores.view(len(mask), -1), mask, *weights))
 
     def _weights(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
-        "Weights of `positives` `[B, 3]` and `negatives` `[B, n, 3]`; none without a weighter."
+        """Return the weights of `positives` `[B, 3]` and `negatives` `[B, n, 3]`; none without a
+        weighter."""
         if self.weighter is None:
             return ()
         return tuple(
@@ -354,8 +366,8 @@ class Labels:
         self.starts = self.counts.cumsum(0) - self.counts
 
     def __call__(self, triples: Tensor) -> Tensor:
-        """Labels `[B, E]` (0 or 1) of the rows that `triples` `[B, 3]` belong to, the triples
-        themselves included."""
+        """Return labels `[B, E]` (0 or 1) of the rows that `triples` `[B, 3]` belong to, the
+        triples themselves included."""
         key = triples[:, 0] * self.base + triples[:, 1]
         at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
         counts = self.counts[at] * ((self.keys[at] == key) & (triples[:, 1] < self.base))
@@ -367,8 +379,8 @@ class Labels:
 
 # %% ../../nbs/engine/00_objectives.ipynb #bb798433
 def pairs_first(triples: Tensor, target: Literal['tail', 'head']) -> Tensor:
-    """`triples` `[..., 3]` with the pair that makes a row before its target: (h, r, t), or (r,
-    t, h) for heads."""
+    """Return `triples` `[..., 3]` with the pair that makes a row before its target: (h, r, t),
+    or (r, t, h) for heads."""
     return triples if target == 'tail' else triples[..., [1, 2, 0]]
 
 # %% ../../nbs/engine/00_objectives.ipynb #f1ce1d5b
@@ -397,6 +409,7 @@ class LCWA(Objective):
         )
 
     def queries(self, triples: Tensor) -> Queries:
+        "Return the queries for `triples` `[B, 3]`."
         ids = pairs_first(directions(triples, self.inverse), self.target)
         flat = ids.flatten(0, 1)
         extra = (x.view(*ids.shape[:2], -1) for x in (self.labels(flat), *self._weights(flat)))
@@ -404,14 +417,14 @@ class LCWA(Objective):
         return Queries(f'{self.target}s', ids[..., :2], (labels, ids[..., 2], *weights))
 
     def loss(self, scores: Tensor, labels: Tensor, tails: Tensor, *weights: Tensor) -> Tensor:
-        "Sum over the directions of the loss of `scores` `[g * E]`."
+        "Return the sum over the directions of the loss of `scores` `[g * E]`."
         return sum(
             self._one(*one) for one in zip(scores.view(len(tails), -1), labels, tails, *weights)
         )
 
     def _weights(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Weights `[B, 1]` or `[B, E]` of `rows` `[B, 3]`, a pair and a target each; none without a
-        weighter."""
+        """Return weights `[B, 1]` or `[B, E]` of `rows` `[B, 3]`, a pair and a target each; none
+        without a weighter."""
         if self.weighter is None:
             return ()
         a, b = (
@@ -447,7 +460,7 @@ NAMES = ('bce', 'score', 'softmax', 'softmax-head', 'training', 'training-row')
 
 # %% ../../nbs/engine/00_objectives.ipynb #50160697
 def _training(run: Run, row: bool) -> Objective:
-    "The run's own objective."
+    "Return the run's own objective."
     inverse, entities = run.training.create_inverse_triples, run.training.num_entities
     if own := [n for n, p in run.loss.named_parameters() if p.requires_grad]:
         raise ValueError(
@@ -470,7 +483,7 @@ def _training(run: Run, row: bool) -> Objective:
 
 # %% ../../nbs/engine/00_objectives.ipynb #625a1589
 def make_objective(objective: str | Objective, run: Run) -> Objective:
-    """The objective of that name for `run`; an `Objective` is returned as it is.
+    """Return the objective of that name for `run`; an `Objective` is returned as it is.
 
     Raises `ValueError` for an unknown name."""
     if isinstance(objective, Objective):
@@ -498,7 +511,7 @@ def _named(model: Model, kind: type | tuple[type, ...]) -> list[tuple[str, nn.Mo
 
 
 def _of_model(model: Model) -> list[str]:
-    "What the modules of `model` do in training besides scoring."
+    "Return what the modules of `model` do in training besides scoring."
     terms = [
         f'{name}: {type(m).__name__}, weight {float(m.weight):g}'
         for name, m in _named(model, Regularizer)
@@ -521,9 +534,9 @@ def _of_model(model: Model) -> list[str]:
     norms = [name for name, m in _named(model, nn.modules.batchnorm._BatchNorm)]
     said = {
         'regularisation, a term of the batch and not of a triple': terms,
-        'constraints that move the weights after each step': bounds,
+        'constraints applied to the weights after each step': bounds,
         'dropout': drops,
-        'batch statistics, in place of which the running ones are used': norms,
+        'batch statistics, replaced by running ones': norms,
     }
     return [f'{what} ({", ".join(where)})' for what, where in said.items() if where]
 
@@ -532,7 +545,8 @@ _WATCHERS = ('tracker', 'evaluation', 'evaluationloss', 'checkpoint', 'keepcheck
 
 
 def _of_optimizer(run: Run) -> list[str]:
-    "What only the optimiser of `run` does, and what its parameter groups did not share or hold."
+    """Return what only the optimiser of `run` does, and what its parameter groups did not share
+    or hold."""
     said = habits_of(*run.optimizer) if run.optimizer else []
     if differ := run.settings.get('differ'):
         said.append(f'that parameter groups of the optimiser had {", ".join(differ)} of their own')
@@ -544,7 +558,7 @@ def _of_optimizer(run: Run) -> list[str]:
 
 
 def _of_steps(run: Run, model: Model) -> list[str]:
-    "What made the steps of `run` other than its learning rate times a loss gradient."
+    "Return what made the steps of `run` other than its learning rate times a loss gradient."
     given, (_, optimizer) = run.settings.get('training_kwargs'), run.optimizer or (None, {})
     kwargs, said = given or {}, []
     for name in ('weight_decay', 'momentum'):
@@ -564,16 +578,16 @@ def _of_steps(run: Run, model: Model) -> list[str]:
     if clips:
         said.append(f'gradient clipping ({", ".join(clips)})')
     if others := [c for c in kwargs.get('callbacks', ()) if _plain_name(c) not in _WATCHERS]:
-        said.append(f'whatever these callbacks did to the training: {", ".join(others)}')
+        said.append(f'any effect of these callbacks on the training: {", ".join(others)}')
     if sampler := kwargs.get('sampler'):
         said.append(
             f'batches drawn as subgraphs (sampler {sampler!r}), some triples more often than others'
         )
     norms = given is not None and bool(_named(model, nn.modules.batchnorm._BatchNorm))
     if kwargs.get('drop_last', norms):
-        said.append('that each epoch skipped its last batch if it was not full')
+        said.append('the last batch of each epoch, skipped if it was not full')
     if run.settings.get('precision') == 'bf16':
-        said.append('that training computed the scores in bfloat16')
+        said.append('scores in bfloat16 in training')
     return said
 
 
@@ -582,7 +596,8 @@ def _plain_name(callback: str) -> str:
 
 # %% ../../nbs/engine/00_objectives.ipynb #08f13ee0
 def _cancels(objective: Objective) -> bool:
-    "Does the loss divide by the sum of the weights, so that those of a single example say nothing?"
+    """Return whether the loss divides by the sum of the weights, so that the weights of a single
+    example cancel."""
     if getattr(objective, 'weighter', None) is None:
         return False
     lcwa, zero, one = isinstance(objective, LCWA), torch.zeros(1, 2), torch.ones(1, 1)
@@ -599,8 +614,8 @@ def _cancels(objective: Objective) -> bool:
 
 
 def left_out(run: Run, model: Model, objective: Objective) -> list[str]:
-    """What the training of `run`, whose `model` this is, did besides stepping along the losses
-    of its examples."""
+    """Return the effects in the training of `run`, with its `model`, other than steps along the
+    losses of its examples."""
     weights = [
         'the weight of an example against the others of its batch: the loss divides by the sum of '
         'the weights, '

@@ -17,7 +17,7 @@ from .factors import Block, Dense, Factors, Outer, Rows, Shared, _up
 
 # %% ../../nbs/engine/15_rounding.ipynb #19650672
 def _length(x: Tensor) -> Tensor:
-    "Lengths `[...]` of vectors `[..., n]`, or somewhat more; 0 only for zeros."
+    "Return lengths `[...]` of vectors `[..., n]`, or somewhat more; 0 only for zeros."
     x = _up(x)
     found = torch.linalg.vector_norm(x, dim=-1)
     odd = (found == 0) | found.isinf()
@@ -27,7 +27,7 @@ def _length(x: Tensor) -> Tensor:
 
 # %% ../../nbs/engine/15_rounding.ipynb #7fc42cae
 def _lengths(block: Block) -> Block:
-    "A block with lengths along its last axis, absolute values along the others."
+    "Return a block with lengths along its last axis, absolute values along the others."
     last = lambda t: _length(t)[..., None]
     if isinstance(block, Rows):
         return Rows(block.ids, last(block.grads))
@@ -38,14 +38,14 @@ def _lengths(block: Block) -> Block:
 
 
 def lengths(factors: Factors) -> Factors:
-    """Factors whose inner products are the sums over what two gradients share of length times
-    length."""
+    """Return factors whose inner products are the sums over what two gradients share of length
+    times length."""
     made = factors.map(_lengths)
     return made if factors.weight is None else replace(made, weight=factors.weight.abs().double())
 
 # %% ../../nbs/engine/15_rounding.ipynb #e30d2b24
 def _size(block: Block) -> Tensor:
-    "A bound `[B]` of the lengths of the gradients in `block`."
+    "Return a bound `[B]` of the lengths of the gradients in `block`."
     if isinstance(block, Rows):
         return _length(block.grads).sum(1)
     if isinstance(block, Dense):
@@ -59,7 +59,7 @@ def _size(block: Block) -> Tensor:
 
 
 def sizes(factors: Factors) -> Tensor:
-    "A bound `[B]` of the length of each gradient, in float64; 0 only if there is no slope."
+    "Return a bound `[B]` of the length of each gradient, in float64; 0 only if there is no slope."
     total = sum(_size(b) for blocks in factors.blocks.values() for b in blocks)
     return total if factors.weight is None else total * factors.weight.abs().double()
 
@@ -68,22 +68,22 @@ ROUNDINGS = 4  # of the numbers of either gradient, of their product and of the 
 
 
 def limit(dtype: torch.dtype) -> float:
-    "The part of |terms| below which their sum, in `dtype`, is rounding."
+    "Return the part of |terms| below which their sum, in `dtype`, is rounding."
     return ROUNDINGS * torch.finfo(dtype).eps
 
 # %% ../../nbs/engine/15_rounding.ipynb #965921ca
 def _sure(ends: Tensor, most: Tensor) -> Tensor:
-    "Is the last of the strongest `ends` `[M, k]` above `most` `[M]`?"
+    "Return whether the last of the strongest `ends` `[M, k]` is above `most` `[M]`."
     return ends[:, -1] > most
 
 
 def _small(ends: Tensor, most: Tensor) -> Tensor:
-    "Are some of `ends` `[M, k]` above 0, but not above `most` `[M]`?"
+    "Return whether some of `ends` `[M, k]` are above 0, but not above `most` `[M]`."
     return ((ends > 0) & (ends <= most[:, None])).any(1)
 
 
 def _ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    "The `k` highest of each row, and the `k` lowest with the opposite sign, `[M, k]` each."
+    "Return the `k` highest of each row, and the `k` lowest with the opposite sign, `[M, k]` each."
     k = min(k, scores.shape[1])
     return scores.topk(k, dim=1).values, -scores.topk(k, dim=1, largest=False).values
 
@@ -93,7 +93,7 @@ def doubtful(
     k: int,  # how many of the highest and of the lowest are wanted
     most: Tensor,  # `[M]`, what rounding can be at most
 ) -> bool:
-    "May one of the wanted scores be nothing but rounding?"
+    "Return whether one of the wanted scores may be only a rounding error."
     if not scores.numel():
         return False
     high, low = _ends(scores[:, :: max(1, scores.shape[1] // (8 * k))], k)
@@ -112,7 +112,7 @@ def cleared(
     most: Tensor,  # `[M]`, what rounding can be at most
     terms: Callable[[], Tensor],  # the sums `[M, n]` of |terms|
 ) -> Tensor:
-    "The scores with 0 in place of rounding, if any of those that are wanted is that."
+    "Return the scores with 0 in place of rounding, if any of those that are wanted is that."
     if not doubtful(scores, k, most):
         return scores
     return scores.masked_fill_(scores.abs() <= terms().mul_(limit(scores.dtype)), 0)

@@ -19,7 +19,7 @@ from .rounding import _length, lengths, limit
 
 # %% ../../nbs/engine/20_row_index.ipynb #b1fbc9bb
 def rows_only(*factors: Factors) -> bool:
-    "Do all gradients consist of embedding rows, one block for each table?"
+    "Return whether all gradients consist of embedding rows, one block for each table."
     return all(
         len(bs) == 1 and isinstance(bs[0], Rows) for f in factors for bs in f.blocks.values()
     )
@@ -53,13 +53,14 @@ class Index:
 
 # %% ../../nbs/engine/20_row_index.ipynb #78da9f7c
 def _flat(rows: Rows, weight: Tensor | None) -> Tensor:
-    "Gradients `[B * k, d]`, in float32 at least, times the triples' weights."
+    "Return gradients `[B * k, d]`, in float32 at least, times the triples' weights."
     grads = _up(rows.grads) if weight is None else _up(rows.grads) * weight[:, None, None]
     return grads.flatten(0, 1)
 
 # %% ../../nbs/engine/20_row_index.ipynb #d7c0c30e
 def _summed(grads: Tensor, run: Tensor, first: Tensor) -> Tensor:
-    "Sums `[r, d]` of the gradients `[n, d]` of each `run` `[n]`; `first` marks where a run begins."
+    """Return sums `[r, d]` of the gradients `[n, d]` of each `run` `[n]`; `first` marks where a
+    run begins."""
     if first.all():
         return grads
     return grads[first].index_add_(0, run[~first], grads[~first])
@@ -69,7 +70,7 @@ def make_index(
     ids: Tensor,  # `[B, k]`
     grads: dict[int, Tensor],  # checkpoint -> gradients `[B * k, d]`
 ) -> Index:
-    "The index of rows that triples touch."
+    "Return the index of rows that triples touch."
     B, k = ids.shape
     triples = torch.arange(B, device=ids.device).repeat_interleave(k)
     keys, order = (ids.flatten() * B + triples).sort()
@@ -86,7 +87,7 @@ def make_index(
 def make_indices(
     train: Sequence[Factors],  # of the same training triples, one entry for each checkpoint
 ) -> dict[str, list[Index]]:
-    "The indices of each parameter: one for all checkpoints with the same ids."
+    "Return the indices of each parameter: one for all checkpoints with the same ids."
     indices: dict[str, list[Index]] = {}
     for name in dict.fromkeys(name for f in train for name in f.blocks):
         rows = {c: f.blocks[name][0] for c, f in enumerate(train) if name in f.blocks}
@@ -100,7 +101,7 @@ def make_indices(
 
 # %% ../../nbs/engine/20_row_index.ipynb #9f9e055a
 def indexed_sizes(indices: dict[str, list[Index]], n: int) -> Tensor:
-    "The sizes `[K, n]` of the gradients of a tile of `n` triples at each checkpoint."
+    "Return the sizes `[K, n]` of the gradients of a tile of `n` triples at each checkpoint."
     totals: dict[int, Tensor] = {}
     for index in (index for found in indices.values() for index in found):
         for c, found in index.lengths.items():
@@ -114,7 +115,7 @@ Part = tuple[Tensor | slice, Tensor]  # places in the tile `[c]`, and values `[c
 
 # %% ../../nbs/engine/20_row_index.ipynb #f1e8469d
 def _found(index: Index, ids: Tensor) -> Iterator[tuple[Tensor, int, int]]:
-    """For every distinct one of the `ids` `[m]` that is in the index: where it is among them,
+    """Yield, for every distinct id of `ids` `[m]` that is in the index, its places among `ids`
     and its run in the index."""
     ordered, order = ids.sort()
     unique, counts = ordered.unique_consecutive(return_counts=True)
@@ -128,7 +129,7 @@ def _found(index: Index, ids: Tensor) -> Iterator[tuple[Tensor, int, int]]:
 
 # %% ../../nbs/engine/20_row_index.ipynb #2788b9a4
 def _places(triples: Tensor, ordered: bool) -> Tensor | slice:
-    "Places of a run, as a slice if they are consecutive."
+    "Return the places of a run, as a slice if they are consecutive."
     if not ordered:
         return triples
     first = int(triples[0])
@@ -136,7 +137,7 @@ def _places(triples: Tensor, ordered: bool) -> Tensor | slice:
 
 # %% ../../nbs/engine/20_row_index.ipynb #eca45469
 def _consecutive(index: Index) -> Tensor:
-    "Which runs `[U]` are of consecutive triples?"
+    "Return which runs `[U]` consist of consecutive triples."
     last = index.starts + index.counts - 1
     return index.triples[last] - index.triples[index.starts] == index.counts - 1
 
@@ -153,7 +154,8 @@ def _collect(parts: list[list[Part]], index: Index, test: dict[int, Tensor], ids
 
 # %% ../../nbs/engine/20_row_index.ipynb #363ee4cf
 def _sum(total: Tensor, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    "Places and values `[c]` of the sum of `parts`; `total` `[n]` is zeros, before and after."
+    """Return the places and values `[c]` of the sum of `parts`; `total` `[n]` is zeros, before
+    and after."""
     for places, v in parts:
         if isinstance(places, slice):
             total[places] += v
@@ -171,8 +173,8 @@ def _sum(total: Tensor, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/engine/20_row_index.ipynb #999cd278
 def _extreme(values: Tensor, k: int, largest: bool) -> Tensor:
-    """Places of the `k` highest values above 0 (or lowest below 0), and of all that equal the
-    last of them."""
+    """Return the places of the `k` highest values above 0 (or lowest below 0), and of all that
+    equal the last of them."""
     ends, places = values.topk(min(k + 1, len(values)), largest=largest)
     if len(ends) > k and bool(
         (ends[k] == ends[k - 1]) & ((ends[k] > 0) if largest else (ends[k] < 0))
@@ -185,12 +187,14 @@ PAIRS = 2**24  # values of a chunk of test triples
 
 # %% ../../nbs/engine/20_row_index.ipynb #a1c3e5d7
 def _known(test: Sequence[Factors], name: str, index: Index) -> list[int]:
-    "The checkpoints of an `index` at which the test triples have gradients by the table `name`."
+    """Return the checkpoints of an `index` at which the test triples have gradients by the table
+    `name`."""
     return [c for c in index.grads if name in test[c].blocks]
 
 # %% ../../nbs/engine/20_row_index.ipynb #3ecc288e
 def shared_counts(indices: dict[str, list[Index]], test: Sequence[Factors]) -> Tensor:
-    "How many rows each test triple shares with training triples, `[M]`: the values of its parts."
+    """Return how many rows each test triple shares with training triples, `[M]`: the values of
+    its parts."""
     total = torch.zeros(
         len(test[0]), dtype=torch.long, device=next(iter(test[0].blocks.values()))[0].ids.device
     )
@@ -205,7 +209,7 @@ def shared_counts(indices: dict[str, list[Index]], test: Sequence[Factors]) -> T
 
 # %% ../../nbs/engine/20_row_index.ipynb #97694699
 def _chunks(order: Tensor, sizes: Tensor) -> Iterator[Tensor]:
-    "`order` `[M]` cut where a chunk would have more than `PAIRS` values."
+    "Yield `order` `[M]` cut where a chunk would have more than `PAIRS` values."
     chunk = ((sizes[order].cumsum(0) - 1) // PAIRS).unique_consecutive(return_counts=True)[1]
     yield from order.split(chunk.tolist())
 
@@ -213,7 +217,8 @@ def _chunks(order: Tensor, sizes: Tensor) -> Iterator[Tensor]:
 def _parts(
     indices: dict[str, list[Index]], test: Sequence[Factors], rows: Tensor
 ) -> list[list[Part]]:
-    "The parts of the test triples `rows` `[m]`, whose factors already carry the learning rates."
+    """Return the parts of the test triples `rows` `[m]`, whose factors already carry the
+    learning rates."""
     parts: list[list[Part]] = [[] for _ in rows]
     for name, found in indices.items():
         for index in found:
@@ -226,13 +231,13 @@ def _parts(
 
 # %% ../../nbs/engine/20_row_index.ipynb #56040550
 def _order(test: Factors) -> Tensor:
-    "Test triples `[M]` with those together that share the row which most of them share."
+    "Return test triples `[M]` with those together that share the row which most of them share."
     columns = [b.ids[:, 0] for (b,) in test.blocks.values()]
     return min(columns, key=lambda ids: len(ids.unique())).argsort()
 
 # %% ../../nbs/engine/20_row_index.ipynb #0130a35d
 def _terms(test: Sequence[Factors], indices: dict[str, list[Index]], i: int, n: int) -> Tensor:
-    "The sums `[c]` of |terms| of test triple `i`, in the order of its parts."
+    "Return the sums `[c]` of |terms| of test triple `i`, in the order of its parts."
     by_length = {
         name: [replace(x, grads=x.lengths) for x in found] for name, found in indices.items()
     }
@@ -253,8 +258,8 @@ def _strongest_parts(
     k: int,
     clear: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each of the test triples `rows` its number, and columns and values of its outermost
-    pairs, `[c]` each."""
+    """Yield, for each of the test triples `rows`, its number, and columns and values of its
+    outermost pairs, `[c]` each."""
     for i, parts in zip(rows.tolist(), _parts(indices, test, rows)):
         if not parts:
             continue
@@ -268,7 +273,7 @@ def _strongest_parts(
 # %% ../../nbs/engine/20_row_index.ipynb #01ecbc4c
 @contextmanager
 def one_thread() -> Iterator[None]:
-    "PyTorch on one thread: several would only wait for each other where arrays are small."
+    "Run PyTorch on one thread, which is faster for small arrays."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -285,8 +290,8 @@ def shared_pairs(
     dtype: torch.dtype = torch.float32,  # of the sums
     most: Tensor | None = None,  # `[M]`, what rounding can be at most; by default not looked at
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Test rows, columns and influences `[c]` of the pairs that share a row of some table and
-    may be among the `k` highest or lowest of their test triple. Pairs that share nothing are
+    """Return test rows, columns and influences `[c]` of the pairs that share a row of some table
+    and may be among the `k` highest or lowest of their test triple. Pairs that share nothing are
     exactly 0, and what is rounding is 0."""
     order, counts = _order(test[0]), shared_counts(indices, test)
     total = torch.zeros(n, dtype=dtype, device=order.device)

@@ -24,7 +24,7 @@ from ..runs.run import Run
 
 # %% ../../nbs/engine/70_shortcuts.ipynb #2c69eef5
 def _owners(model: nn.Module) -> dict[nn.Module, tuple[str, list[str]]]:
-    "Each module that has trainable parameters of its own: its name, and theirs."
+    "Return each module that has trainable parameters of its own: its name, and theirs."
     names, found = set(trainable(model)), {}
     for path, module in model.named_modules():
         mine = [f'{path}.{n}' if path else n for n, _ in module.named_parameters(recurse=False)]
@@ -34,8 +34,8 @@ def _owners(model: nn.Module) -> dict[nn.Module, tuple[str, list[str]]]:
 
 # %% ../../nbs/engine/70_shortcuts.ipynb #d2a390b1
 def layers(model: Model) -> dict[str, list[str]]:
-    """Names of the layers with the names of their trainable parameters, from the input to the
-    output of a score."""
+    """Return the names of the layers with the names of their trainable parameters, from the
+    input to the output of a score."""
     owners, finished = _owners(model), []
     hooks = [module.register_forward_hook(lambda m, *_: finished.append(m)) for module in owners]
     try:
@@ -51,9 +51,9 @@ def layers(model: Model) -> dict[str, list[str]]:
 # %% ../../nbs/engine/70_shortcuts.ipynb #34af8125
 def chosen_layers(
     model: Model,
-    which: int | tuple[str, ...],  # the last so many, or names
+    which: int | tuple[str, ...],  # the number of last layers, or names
 ) -> list[str]:
-    "Names of layers of a model. Raises `ValueError` for a name that fits none."
+    "Return the names of layers of a model. Raises `ValueError` for a name that fits none."
     known = list(layers(model))
     if isinstance(which, Integral):
         if not 0 < which <= len(known):
@@ -67,7 +67,7 @@ def chosen_layers(
 
 # %% ../../nbs/engine/70_shortcuts.ipynb #ff96ecc8
 def _only(names: frozenset[str], then: Callable[[Factors], Factors], factors: Factors) -> Factors:
-    "`then` of the gradients by the parameters `names`."
+    "Return `then` of the gradients by the parameters `names`."
     kept = {name: blocks for name, blocks in factors.blocks.items() if name in names}
     if not kept:
         raise ValueError(f'no gradient reaches {", ".join(sorted(names))}; choose other layers')
@@ -78,15 +78,15 @@ def _only(names: frozenset[str], then: Callable[[Factors], Factors], factors: Fa
 class Only(Weighting):
     "Gradients by some layers only, weighed by `metric`. Approximate."
 
-    layers: int | tuple[str, ...] = 2  # the last so many, or names; see `chosen_layers`
+    layers: int | tuple[str, ...] = 2  # the number of last layers, or names; see `chosen_layers`
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Only':
-        "The same with a budget for `metric`."
+        "Return the weighting with a budget for `metric`."
         return replace(self, metric=self.metric.within(memory, checkpoints))
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        "Raises `ValueError` for layers that the model does not have."
+        "Raise `ValueError` for layers that the model does not have."
         chosen = chosen_layers(engine.model, self.layers)
         known = layers(engine.model)
         only = partial(_only, frozenset(n for layer in chosen for n in known[layer]))
@@ -112,11 +112,11 @@ class Projected(Weighting):
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Projected':
-        "The same with a budget for `metric`."
+        "Return the weighting with a budget for `metric`."
         return replace(self, metric=self.metric.within(memory, checkpoints))
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` unless `dim` is above 0 and two gradients of that many numbers fit
+        """Raise `ValueError` unless `dim` is above 0 and two gradients of that many numbers fit
         into memory."""
         if self.dim < 1:
             raise ValueError(f'projection: dim is {self.dim}, expected 1 or more')
@@ -128,7 +128,7 @@ class Projected(Weighting):
             )
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        "The metric, with gradients projected."
+        "Return the metric, with gradients projected."
         metric = self.metric.prepare(run, k, engine, factors)
         sketch = Sketch(
             {name: tuple(p.shape) for name, p in engine.params.items()}, self.dim, self.seed
@@ -152,7 +152,7 @@ STRATA = ('proportional', 'equal')
 
 
 def _quota(counts: Tensor, total: int) -> Tensor:
-    """Equal numbers `[R]` that sum to `total`, none above `counts` `[R]`; of what does not
+    """Return equal numbers `[R]` that sum to `total`, none above `counts` `[R]`; of what does not
     divide, the first get more."""
     quota = torch.zeros_like(counts)
     while (left := total - int(quota.sum())) > 0:
@@ -165,7 +165,7 @@ def _quota(counts: Tensor, total: int) -> Tensor:
 # %% ../../nbs/engine/70_shortcuts.ipynb #0147b394
 @dataclass(frozen=True)
 class Sample:
-    "A part of the training triples, drawn at random. Raises `ValueError` for a rate outside 0..1."
+    "A random sample of the training triples. Raises `ValueError` for a rate outside 0..1."
 
     rate: float  # above 0, 1 is all
     stratify_by: str = (
@@ -182,7 +182,7 @@ class Sample:
             raise ValueError(f'stratify_by is {self.stratify_by!r}, expected {" or ".join(STRATA)}')
 
     def rows(self, relations: Tensor) -> LongTensor:  # `[N]`, of the training triples
-        "Places of the sample, ascending."
+        "Return the places of the sample, ascending."
         counts = relations.bincount()
         if self.stratify_by == 'equal':
             quota = _quota(counts, max(1, round(self.rate * len(relations))))

@@ -31,7 +31,7 @@ def _same(factors: Factors) -> Factors:
 
 # %% ../../nbs/engine/40_weightings.ipynb #11ebc278
 def _moved(x: Any, device: str | torch.device) -> Any:
-    "What a partial function holds, on another device."
+    "Return what a partial function holds, on another device."
     if isinstance(x, partial):
         return partial(x.func, *(_moved(a, device) for a in x.args))
     if isinstance(x, dict):
@@ -59,14 +59,14 @@ class Metric:
     nbytes: int = 0  # that it holds
 
     def to(self, device: str | torch.device) -> 'Metric':
-        "The same on another device, for a worker."
+        "Return the metric on another device, for a worker."
         return replace(
             self, test=_moved(self.test, device), train=_moved(self.train, device), exact=None
         )
 
 # %% ../../nbs/engine/40_weightings.ipynb #afce5771
 class Weighting:
-    "How gradients are weighed. `prepare` makes the metric of one checkpoint."
+    "A rule that weights gradients. `prepare` makes the metric of one checkpoint."
 
     def prepare(
         self,
@@ -77,8 +77,8 @@ class Weighting:
             Factors
         ],  # engine's factors of all training triples, in tiles; read at most once
     ) -> Metric:
-        """The metric of checkpoint `k`. Only `Natural` reads `factors`, so a generator costs the
-        others nothing."""
+        """Return the metric of checkpoint `k`. Only `Natural` reads `factors`, so a generator
+        costs the others nothing."""
         raise NotImplementedError
 
     def within(
@@ -86,8 +86,8 @@ class Weighting:
         memory: int,  # bytes that metrics may take, and work on them
         checkpoints: int,  # how many metrics are held at a time
     ) -> 'Weighting':
-        """The same, kept within a budget: what would take more raises `ValueError` when it is
-        prepared."""
+        """Return the weighting within a memory budget. Preparing a metric that needs more raises
+        `ValueError`."""
         return self
 
 # %% ../../nbs/engine/40_weightings.ipynb #3de9ddb1
@@ -96,18 +96,19 @@ class Sgd(Weighting):
     "Gradients as they are: TracIn as published."
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        "The identity."
+        "Return the identity."
         return Metric(dict(weighting='sgd'))
 
 # %% ../../nbs/engine/40_weightings.ipynb #ff320222
 def _totals(rows: Rows) -> Tensor:
-    "For each entry the sum `[B, k, d]` of all entries of its triple that touch the same row."
+    """Return, for each entry, the sum `[B, k, d]` of all entries of its triple that touch the
+    same row."""
     same = rows.ids[:, :, None] == rows.ids[:, None]
     return same.to(rows.grads.dtype) @ rows.grads
 
 # %% ../../nbs/engine/40_weightings.ipynb #ea9094a2
 def _spelled(block: Block, shape: tuple[int, ...]) -> Tensor:
-    "The gradients in `block`, one by one: `[B, *shape]`."
+    "Return the gradients in `block`, one by one: `[B, *shape]`."
     if isinstance(block, Dense):
         return block.grad.reshape(-1, *shape)
     if isinstance(block, Rows):
@@ -122,31 +123,31 @@ def _spelled(block: Block, shape: tuple[int, ...]) -> Tensor:
 
 # %% ../../nbs/engine/40_weightings.ipynb #ab8fe4e0
 def _check_fits(count: int, name: str, like: Tensor, memory: int) -> None:
-    """Raises `ValueError` if `count` gradients of a parameter like `like` take more than
+    """Raise `ValueError` if `count` gradients of a parameter like `like` take more than
     `memory` bytes."""
     if (size := count * like.nbytes) > memory:
         raise ValueError(
             f'this weighting needs the gradients of {count} test triples by {name} '
             f'{tuple(like.shape)} in full, which are '
             f'{size:,} bytes, more than memory={memory:,}; explain fewer triples at a time, or '
-            f'raise the memory'
+            f'increase the memory'
         )
 
 # %% ../../nbs/engine/40_weightings.ipynb #e12d94cf
 def _check_budget(what: str, held: int, work: int, memory: int | None, checkpoints: int) -> None:
-    """Raises `ValueError` if `held` bytes for each of the `checkpoints`, and `work` bytes once,
+    """Raise `ValueError` if `held` bytes for each of the `checkpoints`, and `work` bytes once,
     are more than `memory`."""
     if memory is not None and (total := checkpoints * held + work) > memory:
         raise ValueError(
             f'{what}: {held:,} bytes for each of {checkpoints} checkpoints and {work:,} bytes to '
             f'work in, {total:,} in '
-            f'all, are more than memory={memory:,}; give more memory, or choose fewer checkpoints'
+            f'all, are more than memory={memory:,}; increase memory, or choose fewer checkpoints'
         )
 
 # %% ../../nbs/engine/40_weightings.ipynb #15dc6dd1
 def _computed_in(dtype: torch.dtype, f: Callable[[Block], Block], block: Block) -> Block:
-    """`f` of `block` computed in `dtype`; in its own precision, or in `dtype` for float16, whose
-    range is too short."""
+    """Return `f` of `block` computed in `dtype`; in its own precision, or in `dtype` for
+    float16, whose range is too short."""
     to = lambda block, dtype: block.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
     given = next(t.dtype for t in block.tensors() if t.is_floating_point())
     return to(f(to(block, dtype)), dtype if given == torch.float16 else given)
@@ -158,7 +159,7 @@ _NUMBERS = 2**24  # entries of a temporary tensor
 def _slices(
     blocks: tuple[Block, ...], each: int, numbers: int = _NUMBERS
 ) -> Iterator[tuple[Block, ...]]:
-    "`blocks` in parts of so many triples that `each` numbers per triple stay within `numbers`."
+    """Yield `blocks` in parts small enough that `each` numbers per triple stay within `numbers`."""
     size = max(1, numbers // max(1, each))
     for i in range(0, len(blocks[0]), size):
         yield tuple(b.map(lambda t: t[i : i + size]) for b in blocks)
@@ -167,7 +168,7 @@ def _slices(
 def _plain(
     blocks: tuple[Block, ...], weight: Tensor | None, dtype: torch.dtype
 ) -> tuple[Block, ...]:
-    "`blocks` in `dtype`, with each triple's `weight` `[B]` multiplied in."
+    "Return `blocks` in `dtype`, with each triple's `weight` `[B]` multiplied in."
 
     def one(block: Block) -> Block:
         tensors = [t.to(dtype) if t.is_floating_point() else t for t in block.tensors()]
@@ -181,8 +182,8 @@ def _plain(
 
 # %% ../../nbs/engine/40_weightings.ipynb #70288754
 def _times_power(block: Block, scale: Tensor) -> Block:
-    """Gradients times `scale` `[B]` in float64, powers of two; the factors of an `Outer` come out
-    alike."""
+    """Return gradients times `scale` `[B]` in float64, powers of two; the factors of an `Outer`
+    come out alike."""
     along = lambda c, t: c.view(-1, *[1] * (t.dim() - 1))
     if isinstance(block, Rows):
         grads = block.grads
@@ -197,7 +198,8 @@ def _times_power(block: Block, scale: Tensor) -> Block:
 
 
 def _power(x: Tensor) -> Tensor:
-    "The power of two that is not above `x` by more than a factor of two; 1 for what is not finite."
+    """Return the power of two that is not above `x` by more than a factor of two; 1 for what is
+    not finite."""
     near = torch.exp2(torch.frexp(x).exponent.double())
     return torch.where((x > 0) & x.isfinite(), near, 1.0)
 
@@ -236,7 +238,7 @@ class _Nudged(Objective):
 
 # %% ../../nbs/engine/40_weightings.ipynb #e39fa37b
 def _ulp(engine: Engine) -> float:
-    "The relative rounding error of the arithmetic that gradients are made in."
+    "Return the relative rounding error of the arithmetic that gradients are made in."
     like, low = next(iter(engine.params.values())), getattr(engine, 'low', None)
     short = like.is_cuda and torch.backends.cuda.matmul.allow_tf32
     kept = [torch.finfo(like.dtype).eps, 2**-12 * short, torch.finfo(low).eps / 4 if low else 0.0]
@@ -244,7 +246,7 @@ def _ulp(engine: Engine) -> float:
 
 
 def _nudged(engine: Engine, unit: float) -> Engine:
-    "A plain engine of the same model, with slopes larger or smaller by the part `unit`."
+    "Return a plain engine of the same model, with slopes larger or smaller by the part `unit`."
     loss = _Nudged(engine.objective, unit)
     if isinstance(engine, FactoredEngine):
         return FactoredEngine(engine.model, loss, engine.routes, engine.low)
@@ -252,7 +254,7 @@ def _nudged(engine: Engine, unit: float) -> Engine:
 
 # %% ../../nbs/engine/40_weightings.ipynb #c79477b0
 def _squares(blocks: tuple[Block, ...], shape: tuple[int, ...]) -> Tensor:
-    "Squared lengths `[B]` of the gradients in `blocks` by a parameter of that shape."
+    "Return squared lengths `[B]` of the gradients in `blocks` by a parameter of that shape."
     terms, size = (
         sum(b.factors[0].shape[1] for b in blocks if isinstance(b, Outer)),
         math.prod(shape),
@@ -268,7 +270,7 @@ def _squares(blocks: tuple[Block, ...], shape: tuple[int, ...]) -> Tensor:
 
 
 def _lengths(factors: Factors, engine: Engine) -> dict[str, Tensor]:
-    "Squared lengths `[B]` of the gradients by each parameter."
+    "Return squared lengths `[B]` of the gradients by each parameter."
     return {
         name: _squares(blocks, tuple(engine.params[name].shape))
         for name, blocks in factors.blocks.items()
@@ -285,12 +287,12 @@ class Rounding:
     errors: dict[str, float]
 
     def zero(self, name: str, second: float) -> bool:
-        """Are gradients by parameter `name` only rounding errors: those looked at, and all, with
-        this second moment?"""
+        """Return whether gradients by parameter `name` are only rounding errors: the sampled
+        ones, and all, with this second moment."""
         return 0 < max(second, self.sizes.get(name, 0.0)) <= _SURE**2 * self.errors.get(name, 0.0)
 
     def floor(self, name: str, second: float) -> float:
-        """What the second moment of a row or direction has to exceed, where cancellation has
+        """Return the threshold for the second moment of a row or direction, if cancellation has
         left few digits; else 0."""
         error, size = self.errors.get(name, 0.0), max(second, self.sizes.get(name, 0.0))
         return _SURE**2 * error if error > (_FEW_DIGITS * self.unit) ** 2 * size else 0.0
@@ -310,7 +312,7 @@ _FEW, _SLOPES, _TRIED = (
 
 
 def _looked_at(triples: Tensor) -> Sequence[Tensor]:
-    "Some of `triples` `[N, 3]` from everywhere, a few at a time."
+    "Return some of `triples` `[N, 3]` from everywhere, a few at a time."
     some = torch.linspace(0, len(triples) - 1, min(_TRIED, len(triples))).long()
     shuffled = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
     return triples[shuffled].split(_FEW)
@@ -346,7 +348,7 @@ _ADAMS = ('adam', 'adamw')
 
 # %% ../../nbs/engine/40_weightings.ipynb #5ab95b52
 def _adam_numbers(settings: dict[str, Any]) -> tuple[float, float]:
-    "beta2 and eps. Raises `ValueError` if they are no numbers of Adam."
+    "Return beta2 and eps. Raises `ValueError` if they are no numbers of Adam."
     betas, eps = settings['betas'], settings['eps']
     good = (
         isinstance(betas, (list, tuple))
@@ -362,8 +364,8 @@ def _adam_numbers(settings: dict[str, Any]) -> tuple[float, float]:
 
 
 def _adam_settings(run: Run, k: int) -> tuple[float, float, int]:
-    """beta2, eps and the number of steps made at checkpoint `k`. Raises `ValueError` for what is
-    not Adam or not known."""
+    """Return beta2, eps and the number of steps made at checkpoint `k`. Raises `ValueError` for
+    what is not Adam or not known."""
     if run.optimizer is None:
         raise ValueError(
             'weighting "adam" needs an optimiser, but this run does not know its own; see '
@@ -390,7 +392,7 @@ def _adam_settings(run: Run, k: int) -> tuple[float, float, int]:
 
 # %% ../../nbs/engine/40_weightings.ipynb #f9202006
 def _second_moments(run: Run, k: int, engine: Engine, correction: float) -> dict[str, Tensor]:
-    "v_hat by parameter, in its shape. Raises `ValueError` naming what has no saved moments."
+    "Return v_hat by parameter, in its shape. Raises `ValueError` naming what has no saved moments."
     moments, found = run.moments(k) or {}, {}
     for name, p in engine.params.items():
         if name not in moments:
@@ -410,7 +412,7 @@ def _second_moments(run: Run, k: int, engine: Engine, correction: float) -> dict
 
 # %% ../../nbs/engine/40_weightings.ipynb #561ef2fe
 def _elementwise(name: str, w: Tensor, memory: int, block: Block) -> Block:
-    "Gradients by the parameter `name` times `w`, which has its shape."
+    "Return gradients by the parameter `name` times `w`, which has its shape."
     if isinstance(block, Rows):
         return Rows(block.ids, block.grads * w.flatten(1)[block.ids])
     if isinstance(block, Outer):
@@ -419,7 +421,7 @@ def _elementwise(name: str, w: Tensor, memory: int, block: Block) -> Block:
 
 # %% ../../nbs/engine/40_weightings.ipynb #2ca0d19b
 def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) -> Factors:
-    "Applies to each parameter's blocks its own form; a parameter without one counts as zero."
+    "Return apply to each parameter's blocks its own form; a parameter without one counts as zero."
     known = {name: blocks for name, blocks in factors.blocks.items() if name in forms}
     if not known:
         return factors.scale(
@@ -433,7 +435,8 @@ def _by_parameter(forms: dict[str, Callable[[Block], Block]], factors: Factors) 
 def _in_units(
     forms: dict[str, Callable[[Block], Block]], exponents: dict[str, int], factors: Factors
 ) -> Factors:
-    "The same of forms whose results are times four to the power of minus their own exponent."
+    """Return the same of forms whose results are times four to the power of minus their own
+    exponent."""
     found, least = _by_parameter(forms, factors), min(exponents.values())
     like = next(iter(found.blocks.values()))[0].tensors()[-1]
     full = lambda e: like.new_full((len(found),), 4.0**e, dtype=torch.float64)
@@ -446,19 +449,20 @@ def _in_units(
 
 
 def _evened(factors: Factors) -> Factors:
-    "The gradients as numbers of ordinary size, and powers of two that undo it as their weights."
+    """Return the gradients as numbers of ordinary size, and powers of two that undo it as their
+    weights."""
     size = sizes(replace(factors, weight=None))
     scale = torch.where((size < 2.0**-30) | (size > 2.0**30), _power(1 / size), 1.0)
     return factors.map(lambda b: _times_power(b, scale)).scale(1 / scale)
 
 # %% ../../nbs/engine/40_weightings.ipynb #571d9858
 def _noise(second: float, error: float) -> str:
-    "Why something was left out."
+    "Return why something was left out."
     return f'zero up to rounding: second moment {second:.1e}, of rounding errors {error:.1e}'
 
 
 def _without_moments(moments: dict[str, Tensor], found: Rounding) -> dict[str, str]:
-    """The parameters whose gradients and second moments `v_hat` are no more than rounding
+    """Return the parameters whose gradients and second moments `v_hat` are no more than rounding
     errors, and why."""
     zero = [name for name in found.sizes if found.zero(name, moments[name].double().sum().item())]
     return {name: _noise(found.sizes[name], found.errors[name]) for name in zero}
@@ -476,12 +480,12 @@ class Adam(Weighting):
     budget: tuple[int, int] | None = None  # bytes for metrics, and how many there are; see `within`
 
     def within(self, memory: int, checkpoints: int) -> 'Adam':
-        "The same with a budget for the steps, and for the test triples' gradients."
+        "Return the weighting with a budget for the steps, and for the test triples' gradients."
         return replace(self, memory=min(self.memory, memory), budget=(memory, checkpoints))
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        """From the run's saved moments; reads no factors, but looks at a few training triples
-        for what is rounding."""
+        """Return the metric from the run's saved moments. It reads no factors, but a few
+        training triples to measure rounding."""
         beta2, eps, step = _adam_settings(run, k)
         held = sum(p.nbytes for p in engine.params.values())
         if self.budget:
@@ -498,7 +502,7 @@ class Adam(Weighting):
 
 # %% ../../nbs/engine/40_weightings.ipynb #29b848f6
 def _join(blocks: list[Block]) -> Block:
-    "One block with all entries of `blocks`, which are of one kind, side by side."
+    "Return one block with all entries of `blocks`, which are of one kind, side by side."
     if len(blocks) == 1:
         return blocks[0]
     columns = iter([torch.cat(c, 1) for c in zip(*[b.tensors() for b in blocks], strict=True)])
@@ -506,8 +510,8 @@ def _join(blocks: list[Block]) -> Block:
 
 # %% ../../nbs/engine/40_weightings.ipynb #862a3f5b
 def _joined(blocks: tuple[Block, ...], shape: tuple[int, ...]) -> tuple[Rows, Outer] | Tensor:
-    """The same gradients as one `Rows` and one `Outer`; `[B, *shape]` if a part of them is dense
-    already."""
+    """Return the same gradients as one `Rows` and one `Outer`; `[B, *shape]` if a part of them
+    is dense already."""
     if any(isinstance(b, Dense) for b in blocks):
         return sum(_spelled(b, shape) for b in blocks)
     B, like = len(blocks[0]), blocks[0].tensors()[-1]
@@ -522,14 +526,14 @@ def _joined(blocks: tuple[Block, ...], shape: tuple[int, ...]) -> tuple[Rows, Ou
 
 # %% ../../nbs/engine/40_weightings.ipynb #55e32117
 def _partners(rows: Rows, outer: Outer) -> Tensor:
-    "T + 2 O at each entry `[B, k, d]`: what it is multiplied with."
+    "Return T + 2 O at each entry `[B, k, d]`: what it is multiplied with."
     p, q = outer.factors
     at = p.gather(2, rows.ids[:, None].expand(-1, p.shape[1], -1))
     return _totals(rows) + 2 * torch.einsum('bsk,bsd->bkd', at, q)
 
 # %% ../../nbs/engine/40_weightings.ipynb #b36fc5e8
 def _rounds(ids: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Deals out `ids` `[m]`: (distinct ids `[u]`, their places `[u, width]` in `ids`), at most
+    """Yield deal out `ids` `[m]`: (distinct ids `[u]`, their places `[u, width]` in `ids`), at most
     `most` ids at a time.
 
     Places that a row has no use for are `m`."""
@@ -545,7 +549,7 @@ def _rounds(ids: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 # %% ../../nbs/engine/40_weightings.ipynb #10c05fa2
 def _take(x: Tensor, places: Tensor) -> Tensor:
-    "Entries `[u, width, d]` of `x` `[B, k, d]`; zero at the place behind the last."
+    "Return entries `[u, width, d]` of `x` `[B, k, d]`; zero at the place behind the last."
     flat = x.flatten(0, 1)
     return torch.cat([flat, flat.new_zeros(1, flat.shape[1])])[places]
 
@@ -570,6 +574,7 @@ class RowBlocks:
 
     @property
     def nbytes(self) -> int:
+        "Bytes of the second moments."
         return self.moments.nbytes
 
     @property
@@ -601,7 +606,7 @@ class RowBlocks:
             self.moments.flatten(1).addmm_((p[:, s] * p[:, t]).T, both)
 
     def energies(self, count: int) -> Tensor:
-        "The second moment of each row, over `count` triples, `[n]`."
+        "Return the second moment of each row, over `count` triples, `[n]`."
         return self.moments.diagonal(dim1=1, dim2=2).double().sum(1) / count / self.unit
 
     @property
@@ -616,8 +621,8 @@ class RowBlocks:
         self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
-        """What multiplies a gradient by `(C_e + lambda)^-1`, `C` the mean over `count` triples,
-        which is not zero; held times `1 / unit`.
+        """Return a function that multiplies a gradient by `(C_e + lambda)^-1`, `C` the mean over
+        `count` triples, which is not zero; held times `1 / unit`.
 
         Directions in which a row's second moment is not above `floor` are multiplied by zero."""
         mean = self.energies(count).sum() * self.unit / self.table.numel()
@@ -631,8 +636,8 @@ _LONGEST = 1024  # side of a matrix whose directions are looked at one by one
 
 
 def _inverted(C: Tensor, damping: Tensor, floor: float, name: str) -> Tensor:
-    """`(C + damping)^-1` of symmetric matrices `[..., n, n]` in float64; zero in directions that
-    are not above `floor`."""
+    """Return `(C + damping)^-1` of symmetric matrices `[..., n, n]` in float64; zero in
+    directions that are not above `floor`."""
     if floor and C.shape[-1] <= _LONGEST:
         values, vectors = torch.linalg.eigh(C)
         return (
@@ -658,13 +663,13 @@ class _Solver:
         self.blocks, self.count, self.damping, self.floor = blocks, count, damping, floor
 
     def to(self, device: str | torch.device) -> '_Solver':
-        "The same on another device."
+        "Return the same on another device."
         blocks = copy.copy(self.blocks)
         blocks.table, blocks.moments = blocks.table.to(device), blocks.moments.to(device)
         return _Solver(blocks, self.count, self.damping.to(device), self.floor)
 
     def inverses(self, ids: Tensor) -> Tensor:
-        "The damped inverses `[u, d, d]` of the rows `ids` `[u]`."
+        "Return the damped inverses `[u, d, d]` of the rows `ids` `[u]`."
         C = self.blocks.moments[ids].double() / self.count
         return _inverted((C + C.mT) / 2, self.damping, self.floor, self.blocks.name).to(
             self.blocks.moments.dtype
@@ -689,8 +694,8 @@ class _Solver:
 
 # %% ../../nbs/engine/40_weightings.ipynb #ca1f7c1e
 def _damped_inverse(side: Tensor, count: int, damping: float, floor: float, name: str) -> Tensor:
-    """Inverse of the mean `side / count`, `[n, n]` or a diagonal `[n]`, damped by `damping` times
-    its mean eigenvalue.
+    """Return the inverse of the mean `side / count`, `[n, n]` or a diagonal `[n]`, damped by
+    `damping` times its mean eigenvalue.
 
     Zero where that is not above `floor`."""
     if side.dim() == 2:
@@ -701,7 +706,7 @@ def _damped_inverse(side: Tensor, count: int, damping: float, floor: float, name
 
 # %% ../../nbs/engine/40_weightings.ipynb #638f200c
 def _times(x: Tensor, side: Tensor) -> Tensor:
-    "`x` `[..., n]` times a symmetric matrix `[n, n]`, or a diagonal `[n]`."
+    "Return `x` `[..., n]` times a symmetric matrix `[n, n]`, or a diagonal `[n]`."
     return x @ side if side.dim() == 2 else x * side
 
 # %% ../../nbs/engine/40_weightings.ipynb #ea30adac
@@ -739,6 +744,7 @@ class Kronecker:
 
     @property
     def nbytes(self) -> int:
+        "Bytes of the second moments."
         return sum(s.nbytes for s in self.sides)
 
     @property
@@ -786,7 +792,7 @@ class Kronecker:
         _add_gram(by_column, rows.grads, partners)
 
     def energies(self, count: int) -> Tensor:
-        "The second moment along the first axis, over `count` triples, `[n]`."
+        "Return the second moment along the first axis, over `count` triples, `[n]`."
         side = self.sides[0]
         return (side if side.dim() == 1 else side.diagonal()).double() / count / self.unit
 
@@ -802,8 +808,8 @@ class Kronecker:
         self.exponent = exponent
 
     def inverse(self, count: int, damping: float, floor: float = 0.0) -> Callable[[Block], Block]:
-        """What multiplies a gradient by the damped inverse, the mean being over `count` triples and
-        not zero; held times `1 / unit`.
+        """Return a function that multiplies a gradient by the damped inverse, with the mean over
+        `count` triples and not zero; held times `1 / unit`.
 
         What is not above `floor` along an axis is multiplied by zero."""
         damped = [self.whole or len(s) > 1 for s in self.sides]
@@ -818,7 +824,7 @@ class Kronecker:
 
 # %% ../../nbs/engine/40_weightings.ipynb #331f2c14
 def _kronecker(shape: tuple[int, ...], whole: bool, inverses: list[Tensor], block: Block) -> Block:
-    "Gradients times an inverse for each axis, or for all numbers in one."
+    "Return gradients times an inverse for each axis, or for all numbers in one."
     if whole:
         return Dense(
             _times(_spelled(block, shape).reshape(len(block), -1), inverses[0]).view(-1, *shape)
@@ -852,11 +858,12 @@ class Natural(Weighting):
             raise ValueError(f'damping is {self.damping!r}, expected a number above 0')
 
     def within(self, memory: int, checkpoints: int) -> 'Natural':
-        "The same with a budget for the second moments, and for the test triples' gradients."
+        """Return the weighting with a budget for the second moments, and for the test triples'
+        gradients."""
         return replace(self, memory=min(self.memory, memory), budget=(memory, checkpoints))
 
     def form(self, name: str, param: Tensor, table: bool) -> RowBlocks | Kronecker:
-        "The empty second moments of one parameter."
+        "Return the empty second moments of one parameter."
         param = param.detach().to(torch.promote_types(param.dtype, torch.float32))
         if table:
             if param.numel() <= self.table:
@@ -867,8 +874,8 @@ class Natural(Weighting):
         return Kronecker(param, [n > self.side for n in param.shape], name=name)
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        """From one pass over the training triples' `factors`; without a `run`, rounding errors
-        stay in."""
+        """Return the metric from one pass over the training triples' `factors`; without a `run`,
+        rounding errors stay in."""
         forms, count = _gathered(self, engine, factors)
         found = (
             Rounding(0.0, {}, {}) if run is None else rounding(engine, run.training.mapped_triples)
@@ -899,7 +906,7 @@ class Natural(Weighting):
 def _left_out(
     form: RowBlocks | Kronecker, count: int, second: float, found: Rounding
 ) -> str | None:
-    "What of a parameter counts as zero, and why; None if nothing does."
+    "Return what of a parameter counts as zero, and why; None if nothing does."
     if not second > 0:
         return 'no training triple has a gradient by it'
     if found.zero(form.name, second):
@@ -917,8 +924,8 @@ def _left_out(
 def _new_forms(
     natural: Natural, engine: Engine, names: Sequence[str]
 ) -> dict[str, RowBlocks | Kronecker]:
-    """The empty second moments of the parameters `names`. Raises `ValueError` if they do not fit
-    the budget."""
+    """Return the empty second moments of the parameters `names`. Raises `ValueError` if they do
+    not fit the budget."""
     tables = _tables(engine)
     shapes = [natural.form(n, engine.params[n].to('meta'), n in tables) for n in names]
     held, work = sum(f.nbytes for f in shapes), max(f.work for f in shapes)
@@ -937,12 +944,12 @@ def _new_forms(
 
 
 def _most(blocks: tuple[Block, ...], weight: Tensor | None) -> float:
-    "The largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat more."
+    "Return the largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat more."
     return sum(_largest_entry(b, weight) for b in blocks)
 
 
 def _largest_entry(block: Block, weight: Tensor | None) -> float:
-    "The largest entry of the gradients in `block`, times `weight` `[B]`, or somewhat more."
+    "Return the largest entry of the gradients in `block`, times `weight` `[B]`, or somewhat more."
     values = [t for t in block.tensors() if t.is_floating_point()]
     if not all(t.numel() for t in values):
         return 0.0
@@ -953,8 +960,8 @@ def _largest_entry(block: Block, weight: Tensor | None) -> float:
 
 
 def _exponent(most: float) -> int:
-    """The power of two that gradients with entries up to `most` are multiplied by; 0 where their
-    squares can be summed up."""
+    """Return the power of two that gradients with entries up to `most` are multiplied by; 0
+    where their squares can be summed up."""
     if not 0 < most < math.inf or 2.0**-40 < most < 2.0**40:
         return 0
     return -math.frexp(most)[1]
@@ -978,8 +985,8 @@ def _add(form: RowBlocks | Kronecker, blocks: tuple[Block, ...], weight: Tensor 
 def _gathered(
     natural: Natural, engine: Engine, factors: Iterable[Factors]
 ) -> tuple[dict[str, RowBlocks | Kronecker], int]:
-    """The second moments by parameter, and the number of training triples. Raises `ValueError`
-    if there are none."""
+    """Return the second moments by parameter, and the number of training triples. Raises
+    `ValueError` if there are none."""
     forms, count = {}, 0
     for tile in factors:
         count += len(tile)
@@ -993,7 +1000,7 @@ def _gathered(
 
 # %% ../../nbs/engine/40_weightings.ipynb #d05eb338
 def _tables(engine: Engine) -> set[str]:
-    "Names of the parameters that are embedding tables."
+    "Return the names of the parameters that are embedding tables."
     weights = {id(m.weight) for m in engine.model.modules() if isinstance(m, nn.Embedding)}
     return {name for name, p in engine.params.items() if id(p) in weights}
 
@@ -1006,13 +1013,14 @@ _LEAST = 2.0**-66  # squared lengths in float32; what is shorter has lost digits
 
 
 def _ordinary(factors: Factors, odd: Tensor) -> Factors:
-    "The gradients, those that are `odd` `[B]` times powers of two that make their sizes about 1."
+    """Return the gradients, those that are `odd` `[B]` times powers of two that make their sizes
+    about 1."""
     scale = torch.where(odd, _power(1 / sizes(factors)), 1.0)
     return factors.map(lambda b: _times_power(b, scale))
 
 
 def _unit(factors: Factors) -> Factors:
-    "Gradients of length 1; zero stays zero."
+    "Return the gradients of length 1; zero stays zero."
     bare = replace(factors, weight=None)  # a weight is a sign here: its square could underflow
     norm2 = paired_inner(bare, bare).clamp(min=0)
     if norm2.dtype == torch.float32 and ((norm2 < _LEAST) | (norm2 > 1 / _LEAST)).any():
@@ -1034,11 +1042,12 @@ class Cosine(Weighting):
     metric: Weighting = Sgd()
 
     def within(self, memory: int, checkpoints: int) -> 'Cosine':
-        "The same with a budget for `metric`."
+        "Return the weighting with a budget for `metric`."
         return replace(self, metric=self.metric.within(memory, checkpoints))
 
     def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
-        "From the metric of checkpoint `k`; reads `factors` only if that does."
+        """Return the metric on top of that of checkpoint `k`; it reads `factors` only if that
+        one does."""
         metric = self.metric.prepare(run, k, engine, factors)
         facts = dict(weighting='cosine', metric=metric.facts)
         return Metric(
@@ -1050,8 +1059,8 @@ class Cosine(Weighting):
 
 # %% ../../nbs/engine/40_weightings.ipynb #e2c4a6b8
 def joint_facts(metrics: dict[int, Metric]) -> dict[str, Any]:
-    """The facts of the last of `metrics`, by checkpoint; what was left out at some of them is
-    named with their places."""
+    """Return the facts of the last of `metrics`, by checkpoint; what was left out at some of
+    them is named with their places."""
 
     def joint(facts: list[dict[str, Any]]) -> dict[str, Any]:
         if 'metric' in facts[-1]:
@@ -1083,8 +1092,8 @@ WEIGHTINGS = {
 
 # %% ../../nbs/engine/40_weightings.ipynb #b82efdd2
 def make_weighting(weighting: str | Weighting) -> Weighting:
-    """The weighting of that name (see `WEIGHTINGS`); a `Weighting` is returned as it is. Raises
-    `ValueError` for others."""
+    """Return the weighting of that name (see `WEIGHTINGS`); a `Weighting` is returned as it is.
+    Raises `ValueError` for others."""
     if isinstance(weighting, Weighting):
         return weighting
     if weighting not in WEIGHTINGS:

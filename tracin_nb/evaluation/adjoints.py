@@ -56,7 +56,7 @@ class TripleRows:
         return (triples[..., 0] * self.sizes[1] + triples[..., 1]) * self.sizes[2] + triples[..., 2]
 
     def __call__(self, triples: Tensor) -> Tensor:
-        "Rows `[...]` of training triples `[..., 3]`."
+        "Return rows `[...]` of training triples `[..., 3]`."
         return self.order[torch.searchsorted(self.sorted, self._keys(triples.cpu()))]
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #35d0cf3c
@@ -92,7 +92,8 @@ class _Uncut(TorchFunctionMode):
 
 
 def slopes(value: Callable[..., Tensor], scores: Sequence[Tensor], again: bool) -> list[Tensor]:
-    "Derivatives of a loss `value` by `scores`; to be differentiated `again`, nothing is cut off."
+    """Return the derivatives of a loss `value` by `scores`; to be differentiated `again`,
+    nothing is cut off."""
     if not again:
         leaves = [s.detach().requires_grad_() for s in scores]
         return list(torch.autograd.grad(value(*leaves), leaves, materialize_grads=True))
@@ -132,8 +133,8 @@ def sampled_parts(positive: Tensor, batch: Mapping[str, Tensor], n: slice) -> Sa
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #06cef890
 def row_shares(loss: Loss, labels: Tensor) -> Tensor:
-    """Shares `[b, 2]` of each row's own means, over its positives and over its negatives, in the
-    loss of a batch with `labels` `[b, E]`."""
+    """Return shares `[b, 2]` of each row's own means, over its positives and over its negatives,
+    in the loss of a batch with `labels` `[b, E]`."""
     positives, rows = (labels == 1).sum(1).double(), labels.new_ones(len(labels)).double()
     if loss.reduction != 'mean':
         found = [rows, rows]
@@ -171,7 +172,8 @@ class RowParts:
     new: Tensor  # booleans `[P]`
 
     def slope(self, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        "Slopes of `rows` `[n]` with other `labels` `[n, E]`, counted as the batch counts the rows."
+        """Return the slopes of `rows` `[n]` with other `labels` `[n, E]`, counted as the batch
+        counts the rows."""
         value = _apart(self.loss, self.kwargs, rows)
         (found,) = slopes(partial(value, labels), [scores[rows]], again=False)
         mine = row_shares(self.loss, labels)
@@ -180,7 +182,7 @@ class RowParts:
         return found * torch.where(labels == 1, counts[:, :1], counts[:, 1:])
 
     def change(self, u: Tensor, scores: Tensor, some: Tensor) -> Tensor:
-        "What the labels `some` `[p]` add to the slopes of their rows: `[p, E]`."
+        "Return the contribution `[p, E]` of the labels `some` `[p]` to the slopes of their rows."
         rows, new, u = self.row[some], self.new[some, None], u.detach()
         other = self.labels[rows].scatter(1, self.at[some, None], new.to(self.labels))
         filled = other.sum(1, keepdim=True) > 0
@@ -346,7 +348,7 @@ class Norms:
         return {f'{name}.{key}': x for name, found in pairs for key, x in found.items()}
 
     def forward(self, name: str, x: Tensor) -> Tensor:
-        "`x` `[n, C, ...]` as batch norm `name` leaves it."
+        "Return `x` `[n, C, ...]` as batch norm `name` leaves it."
         m, shape = self.modules[name], (1, -1, *[1] * (x.dim() - 2))
         mean, var = self._seen(name, x) if m.training or name not in self.now else self._kept(name)
         out = (x - mean.view(shape)) * (var + m.eps).rsqrt().view(shape)
@@ -355,11 +357,11 @@ class Norms:
         return out
 
     def _kept(self, name: str) -> list[Tensor]:
-        "The running mean and variance, constants once a batch has been seen, as in PyTorch."
+        "Return the running mean and variance, constants once a batch has been seen, as in PyTorch."
         return [x if x.is_leaf else x.detach() for x in self.now[name]]
 
     def _seen(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        "Mean and variance `[C]` of a batch; the running ones follow."
+        "Return the mean and variance `[C]` of a batch; the running ones follow."
         m, dims, n = self.modules[name], [0, *range(2, x.dim())], x.numel() // x.shape[1]
         mean, var = x.mean(dims), x.var(dims, correction=0)
         if name in self.now:
@@ -485,7 +487,7 @@ class Gradient:
         inner: Mapping[str, Tensor] | None = None,  # the batch in other ids, for the model
         joined: Joined | None = None,  # candidates that join this step apart, in such ids, too
     ) -> tuple[list[Tensor | None], list[Scored]]:
-        "Gradients by the parameters (None: not in the loss), and what they were made of."
+        "Return gradients by the parameters (None: not in the loss), and what they were made of."
         params, total, made = self.params, [None] * len(self.params), []
 
         def add(some: Scored) -> None:
@@ -562,7 +564,7 @@ def second_half(
     moment: Moment,
     grads: Mapping[str, Tensor],  # of the parameters that have one
 ) -> Stepped:
-    "Return what the optimiser makes of `grads` at `moment`."
+    "Return the optimiser's update for `grads` at `moment`."
     leaves, values = {}, {}
 
     def leaf(name: str, x: Tensor) -> Tensor:
@@ -661,7 +663,8 @@ class _Pull:
     def __call__(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        "`given` `[M, ...]` for each output; for each input `[M, ...]`, None where nothing depends."
+        """Return `given` `[M, ...]` for each output; for each input `[M, ...]`, None where
+        nothing depends."""
         use = [i for i, x in enumerate(outputs) if x.requires_grad]
         outputs, given = [outputs[i] for i in use], [given[i] for i in use]
         if not outputs:
@@ -745,7 +748,7 @@ class Backwards:
         grads: Mapping[str, Tensor],
         adjoint: Adjoint,
     ) -> Adjoint:
-        "The `adjoint` before the second half of a step: by the gradients, too."
+        "Return the `adjoint` before the second half of a step: by the gradients, too."
         half = second_half(self.optimizer, group, self.clipping, self.bounds, moment, grads)
         known = [n for n in half.values if n in adjoint]
         rest = {n: x for n, x in adjoint.items() if n not in half.values}
@@ -764,7 +767,7 @@ class Backwards:
         total: Tensor,
         rows: Mapping[str, Tensor] | None = None,  # of the tables, where not all are there
     ) -> Adjoint:
-        "The `adjoint` before the first half of a step."
+        "Return the `adjoint` before the first half of a step."
         by = [(g, adjoint.pop(f'gradient {n}', None)) for n, g in grads.items()]
         by += [(x, adjoint.pop(f'buffer {n}', None)) for n, x in after.items()]
         by = [(x, g) for x, g in by if g is not None]

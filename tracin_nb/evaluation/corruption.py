@@ -36,7 +36,7 @@ def _keys(
     triples: np.ndarray,  # `[n, 3]`
     factory: CoreTriplesFactory,
 ) -> np.ndarray:
-    "One number `[n]` for each triple."
+    "Return one number `[n]` for each triple."
     return (
         triples[:, 0] * factory.real_num_relations + triples[:, 1]
     ) * factory.num_entities + triples[:, 2]
@@ -45,7 +45,7 @@ def _keys(
 def _redrawn(
     triples: np.ndarray, columns: list[int], num_entities: int, rng: np.random.Generator
 ) -> np.ndarray:
-    "`triples` `[n, 3]` with another entity in one of `columns`."
+    "Return `triples` `[n, 3]` with another entity in one of `columns`."
     drawn = triples.copy()
     drawn[np.arange(len(drawn)), rng.choice(columns, len(drawn))] = rng.integers(
         num_entities, size=len(drawn)
@@ -54,8 +54,8 @@ def _redrawn(
 
 # %% ../../nbs/evaluation/30_corruption.ipynb #9ac38395
 def _wanted(n: int, share: float) -> int:
-    """How many of `n` triples are `share`. Raises `ValueError` for a share that leaves no triple
-    wrong, or none right."""
+    """Return how many of `n` triples are `share`. Raises `ValueError` for a share that leaves no
+    triple wrong, or none right."""
     if not isinstance(share, float) or not 0 < share < 1:
         raise ValueError(f'share is {share!r}, expected a number between 0 and 1')
     if not 0 < (size := round(share * n)) < n:
@@ -73,7 +73,7 @@ def _replace(
     factory: CoreTriplesFactory,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    "Replaces the triples at `places`; returns the places of those for which nothing new was found."
+    "Replace the triples at `places`; returns the places of those for which nothing new was found."
     for _ in range(DRAWS):
         drawn = _redrawn(ids[places], columns, factory.num_entities, rng)
         fresh = []
@@ -97,8 +97,8 @@ def corrupt(
         CoreTriplesFactory
     ] = (),  # new triples are in none of these either, nor in `training`
 ) -> tuple[TriplesFactory, Tensor]:
-    """A training set with wrong triples: a sorted factory with the same label maps, and which were
-    replaced, `[N]`.
+    """Return a training set with wrong triples: a sorted factory with the same label maps, and
+    which were replaced, `[N]`.
 
     Raises `ValueError` for a bad share or side, and where too few triples can be replaced."""
     if side not in SIDES:
@@ -132,7 +132,7 @@ TIE = 1e-6  # relative; scores that are closer are equal
 def tied(
     scores: np.ndarray,  # `[N]`
 ) -> np.ndarray:
-    """Number `[N]` of the tie that each score belongs to, from 0 for the lowest. Raises
+    """Return the number `[N]` of the tie that each score belongs to, from 0 for the lowest. Raises
     `ValueError` for a NaN."""
     if np.isnan(scores).any():
         raise ValueError(f'score {int(np.isnan(scores).argmax())} is not a number')
@@ -147,10 +147,10 @@ def tied(
 def detection(
     scores: np.ndarray,  # `[N]`, high: suspicious
     mask: np.ndarray,  # `[N]`, booleans of the wrong triples
-    share: float = 0.1,  # of the ranking that is looked at for the precision
+    share: float = 0.1,  # of the ranking that is checked for the precision
     counts: np.ndarray | None = None,  # `[B, N]`: how often each triple counts; by default once
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUC `[B]` and precision `[B]` of the first `share`, ties shared out evenly (AUC:
+    """Return AUC `[B]` and precision `[B]` of the first `share`, ties shared out evenly (AUC:
     Mann-Whitney, midranks).
 
     Raises `ValueError` unless there are right and wrong triples."""
@@ -173,8 +173,8 @@ def resampled(
     replicates: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """How often `[B, N]` each triple is drawn when the wrong ones and the right ones are drawn
-    anew with replacement."""
+    """Return how often `[B, N]` each triple is drawn when the wrong ones and the right ones are
+    drawn anew with replacement."""
     counts = np.empty((replicates, len(mask)))
     for part in (mask, ~mask):
         n = part.sum()
@@ -188,8 +188,8 @@ def detection_row(
     replicates: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Mean AUC and precision over seeds with 95 % bootstrap intervals over seeds and triples;
-    the largest tie's share."""
+    """Return the mean AUC and precision over seeds with 95 % bootstrap intervals over seeds and
+    triples; the largest tie's share."""
     rng = np.random.default_rng([seed, 1])  # another stream than the one that corrupted
     found = {'auc': [], 'precision': []}
     for scores, mask in scored:
@@ -211,7 +211,7 @@ def self_influences(
     objective: str | Objective = 'training',
     device: str | torch.device | Sequence[str] = 'auto',
 ) -> np.ndarray:
-    """Influence `[N]` of each training triple on its own loss, in the order of
+    """Return the influence `[N]` of each training triple on its own loss, in the order of
     `run.training.mapped_triples`."""
     tracin = TracIn(run, objective, weighting=weighting, devices=device, progress=False)
     frame = tracin.self_influence(k=run.training.num_triples).frame
@@ -225,7 +225,7 @@ def last_losses(
     device: str | torch.device | None = None,
     size: int = 1024,  # triples at a time
 ) -> np.ndarray:
-    """Loss `[N]` of each training triple at the last checkpoint, in the order of
+    """Return the loss `[N]` of each training triple at the last checkpoint, in the order of
     `run.training.mapped_triples`."""
     objective, model, found = make_objective(objective, run), run.model(-1, device), []
     for triples in run.training.mapped_triples.split(size):
@@ -269,8 +269,8 @@ MODELS = {
 
 
 def corruption_settings(model: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Settings of `train` for a model of `MODELS`, some replaced. Raises `ValueError` for a
-    model that is not there."""
+    """Return the settings of `train` for a model of `MODELS`, some replaced. Raises `ValueError`
+    for a model that is not there."""
     if model not in MODELS:
         raise ValueError(f'unknown model {model!r}; known are {", ".join(MODELS)}')
     return {**MODELS[model], **(settings or {})}
@@ -287,7 +287,8 @@ def corrupted_run(
     settings: Mapping[str, Any] | None = None,  # of `train`, instead of those in `MODELS`
     device: str | torch.device | None = None,
 ) -> tuple[Run, np.ndarray]:
-    "A run trained on a corrupted data set, and the booleans `[N]` of its wrong training triples."
+    """Return a run trained on a corrupted data set, and the booleans `[N]` of its wrong training
+    triples."""
     how = corruption_settings(model, settings)
     data = load_dataset(dataset, inverse=how.get('inverse', False))
     known = [f for f in (data.validation, data.testing) if f is not None]
@@ -303,8 +304,8 @@ def suspicions(
     seed: int = 0,  # of the random order
     device: str | torch.device | None = None,
 ) -> dict[str, np.ndarray]:
-    """Scores `[N]` of the training triples by method: self-influence under each weighting, loss,
-    random."""
+    """Return scores `[N]` of the training triples by method: self-influence under each
+    weighting, loss, random."""
     own = {
         f'self-influence, {w}': self_influences(run, w, objective, device or 'auto')
         for w in weightings
@@ -322,7 +323,7 @@ def corruption(
     weightings: Sequence[str] = WEIGHED,
     seeds: int = 3,  # how many, from 0: of corruption and training
     *,
-    share: float = 0.1,  # of the triples that are replaced, and of the ranking that is looked at
+    share: float = 0.1,  # of the triples that are replaced, and of the ranking that is checked
     side: str = 'both',
     objective: str = 'training',
     replicates: int = 500,  # of the bootstrap
@@ -330,7 +331,7 @@ def corruption(
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """How well wrong triples are found. Fit for JSON: `settings`, and `rows` with `dataset`,
+    """Return how well wrong triples are found. Fit for JSON: `settings`, and `rows` with `dataset`,
     `model`, `method`, `auc` and `precision` (each with `_low` and `_high`, 95 %), and
     `largest_tie`, the share of the triples in it."""
     if seeds < 1:

@@ -37,13 +37,13 @@ def lds(
     kept: Tensor,  # booleans `[S, N]`: the training triples of each subset
     losses: Tensor,  # `[S, M]` of the test triples, by the models trained on them
 ) -> np.ndarray:
-    "Linear datamodeling score `[M]` of each test triple."
+    "Return the linear datamodeling score `[M]` of each test triple."
     predicted = kept.double() @ scores.double().T
     return rank_correlation(predicted.T.numpy(), -losses.T.double().numpy())
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #a79204c1
 def distmult(training: TriplesFactory, dim: int, seed: int) -> ERModel:
-    "An untrained DistMult that is nothing but its two tables."
+    "Return an untrained DistMult that is nothing but its two tables."
     return DistMult(
         triples_factory=training,
         embedding_dim=dim,
@@ -54,8 +54,8 @@ def distmult(training: TriplesFactory, dim: int, seed: int) -> ERModel:
 
 
 def conve(training: TriplesFactory, dim: int, seed: int) -> ERModel:
-    """An untrained small ConvE, with batch norms and without dropout. Raises `ValueError` for a
-    `dim` that does not fit."""
+    """Return an untrained small ConvE, with batch norms and without dropout. Raises `ValueError`
+    for a `dim` that does not fit."""
     if dim % 4 or dim < 12:
         raise ValueError(f'dim is {dim}, expected a multiple of 4 from 12 on')
     return ConvE(
@@ -100,7 +100,7 @@ class Design:
                 )
 
     def at(self) -> list[int]:
-        "Epochs of the checkpoints: evenly spaced, the last one among them."
+        "Return the epochs of the checkpoints: evenly spaced, the last one among them."
         return [round(self.epochs * (i + 1) / self.checkpoints) for i in range(self.checkpoints)]
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #bc34f589
@@ -115,7 +115,7 @@ SAMPLED = dict(
 def training_loss(
     design: Design, model: ERModel, training: TriplesFactory, seed: int
 ) -> tuple[Objective, dict]:
-    "The objective to train by, and what a `Run` has to know of it."
+    "Return the objective to train by, and the fields of a `Run` for it."
     if design.loss == 'softmax':
         return Softmax(), dict(loop='lcwa', loss='crossentropy', seed=seed)
     about = SAMPLED | dict(seed=seed)
@@ -135,7 +135,7 @@ class Trained:
 
 
 def softmax_losses(model: ERModel, stack: Stack, test: Tensor, device: torch.device) -> Tensor:
-    "Losses `[G, M]` of the test triples `[M, 3]` among all tails, by each of the models."
+    "Return losses `[G, M]` of the test triples `[M, 3]` among all tails, by each of the models."
     program = StackedProgram(model, test, Softmax(), device)
     move = lambda tensors: {n: x.to(device) for n, x in tensors.items()}
     with torch.no_grad():
@@ -150,7 +150,7 @@ def train_seed(
     seed: int,
     device: str | torch.device | None = None,
 ) -> Trained:
-    "The run of a seed, and its retrainings on the subsets `kept` (booleans `[S, N]`)."
+    "Return the run of a seed, and its retrainings on the subsets `kept` (booleans `[S, N]`)."
     model, triples = MODELS[design.model](training, design.dim, seed), training.mapped_triples
     objective, about = training_loss(design, model, training, seed)
     recipe = Recipe(objective, design.epochs, design.batch_size, design.lr, seed=seed)
@@ -177,7 +177,7 @@ def halves(
     share: float,  # how many a subset keeps
     seed: int = 0,
 ) -> Tensor:
-    "Booleans `[count, n]`: random subsets of equal size."
+    "Return booleans `[count, n]`: random subsets of equal size."
     order = torch.rand(count, n, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
     return order < round(share * n)
 
@@ -208,21 +208,21 @@ def estimate(
     test: Tensor,  # `[M, 3]`
     settings: Mapping[str, Any],  # of `TracIn`; the objective is by default what was trained by
 ) -> Tensor:
-    "Influence `[M, N]`."
+    "Return the influence `[M, N]`."
     return TracIn(
         trained.run, **(dict(objective=trained.objective, progress=False) | settings)
     ).scores(test)
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #d2d569f5
 def shared_entities(train: Tensor, test: Tensor) -> Tensor:
-    """How many of its two entities each training triple `[N, 3]` shares with each test triple:
-    `[M, N]`."""
+    """Return how many of its two entities each training triple `[N, 3]` shares with each test
+    triple: `[M, N]`."""
     a, c = test[:, None, 0], test[:, None, 2]
     return sum(((train[:, i] == a) | (train[:, i] == c)).double() for i in (0, 2))
 
 
 def embedding_similarity(model: ERModel, train: Tensor, test: Tensor) -> Tensor:
-    "Cosine `[M, N]` of the triples' embeddings: head, relation and tail side by side."
+    "Return the cosine `[M, N]` of the triples' embeddings: head, relation and tail side by side."
     tables = [
         model.entity_representations[0],
         model.relation_representations[0],
@@ -235,7 +235,7 @@ def embedding_similarity(model: ERModel, train: Tensor, test: Tensor) -> Tensor:
 
 
 def simple_baselines(trained: Trained, test: Tensor, seed: int) -> dict[str, Tensor]:
-    "Scores `[M, N]` of each training triple for each test triple, by name."
+    "Return scores `[M, N]` of each training triple for each test triple, by name."
     train = trained.run.training.mapped_triples
     overlap = shared_entities(train, test)
     random = torch.rand(overlap.shape, generator=torch.Generator().manual_seed(seed))
@@ -258,7 +258,8 @@ def own_and_other(
     losses: Sequence[Tensor],  # by seed, `[S, M]`
     kept: Tensor,
 ) -> dict[str, np.ndarray]:
-    "LDS `[M]`: with the outcomes of the run's own seed, of another one, and of an ensemble's."
+    """Return LDS `[M]`: with the outcomes of the run's own seed, of another one, and of an
+    ensemble's."""
     seeds = range(len(losses))
     mean = lambda values: np.mean(list(values), axis=0)
     found = dict(own=mean(lds(scores[s], kept, losses[s]) for s in seeds))
@@ -280,7 +281,7 @@ def _standard(losses: Tensor) -> Tensor:
 
 
 def seed_agreement(losses: Sequence[Tensor]) -> np.ndarray:
-    """Spearman's correlation `[M]` over the subsets of two seeds' losses, the mean over all
+    """Return Spearman's correlation `[M]` over the subsets of two seeds' losses, the mean over all
     pairs of seeds."""
     pairs = [(s, t) for s in range(len(losses)) for t in range(s)]
     return np.mean(
@@ -298,7 +299,7 @@ def datamodel(
     device: str | torch.device | None = None,  # where to train
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    "LDS by estimator, with 95 % intervals over the test triples; JSON can hold it."
+    "Return LDS by estimator, with 95 % intervals over the test triples; JSON can hold it."
     if seeds < 1:
         raise ValueError(f'seeds is {seeds}, expected at least 1')
     start, data = time.perf_counter(), load_dataset(design.dataset)
@@ -335,7 +336,7 @@ def datamodel_table(
     results: Sequence[Mapping[str, Any]],  # of `datamodel`
     of: str = 'own',  # or "other", "ensemble", ...
 ) -> pd.DataFrame:
-    """LDS by estimator and experiment, with the interval; empty where an experiment does not
+    """Return LDS by estimator and experiment, with the interval; empty where an experiment does not
     have it."""
     text = lambda x: f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}]'
     columns = {

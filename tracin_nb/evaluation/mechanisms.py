@@ -72,8 +72,8 @@ def column_places(
     names: Sequence[str],  # of a header line
     where: str,
 ) -> list[int]:
-    """Places of `COLUMNS` among `names`, which may be `ALIASES`. Raises `ValueError` if they are
-    not these six."""
+    """Return the places of `COLUMNS` among `names`, which may be `ALIASES`. Raises `ValueError`
+    if they are not these six."""
     known = [ALIASES.get(name.strip().lower(), name.strip().lower()) for name in names]
     if sorted(known) != sorted(COLUMNS):
         raise ValueError(
@@ -102,9 +102,9 @@ def one_pair_each(
 def read_paths(
     path: str | os.PathLike,  # tab-separated, six columns, with a header line
 ) -> pd.DataFrame:
-    """The edges of mechanism paths: columns record, h, t, head, relation, tail, as labels; the
-    index is the line. Raises `TriplesFileError` naming file and line. Labels are taken as they
-    are, as by `read_triples`."""
+    """Return the edges of mechanism paths: columns record, h, t, head, relation, tail, as
+    labels; the index is the line. Raises `TriplesFileError` naming file and line. Labels are
+    taken as they are, as by `read_triples`."""
     rows, _ = read_table(path, len(COLUMNS), set(), header=False)
     try:
         order = column_places(rows[0].tolist(), f'{path}: line 1')
@@ -157,12 +157,12 @@ class Mechanisms:
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #811a1259
 def source(paths: pd.DataFrame) -> str:
-    "Where paths come from, for messages: the file, if there is one."
+    "Return the source of paths for messages: the file, if there is one."
     return paths.attrs.get('file', 'paths')
 
 
 def in_columns(paths: pd.DataFrame | str | os.PathLike) -> pd.DataFrame:
-    """Paths as a frame with `COLUMNS`. Raises `ValueError` for other columns, no rows, or
+    """Return paths as a frame with `COLUMNS`. Raises `ValueError` for other columns, no rows, or
     records about two pairs."""
     if not isinstance(paths, pd.DataFrame):
         return read_paths(paths)
@@ -179,8 +179,8 @@ def known_labels(
     paths: pd.DataFrame,  # `[P]` rows
     training: TriplesFactory,
 ) -> pd.DataFrame:
-    """Which labels the graph knows: booleans, columns h, t, head, relation, tail. Ids count as
-    known."""
+    """Return which labels the graph knows: booleans, columns h, t, head, relation, tail. Ids
+    count as known."""
     maps = dict.fromkeys(COLUMNS[1:], training.entity_to_id) | {'relation': training.relation_to_id}
     known = {
         name: [not isinstance(x, str) or x in maps[name] for x in paths[name]] for name in maps
@@ -189,7 +189,7 @@ def known_labels(
 
 
 def unseen_error(paths: pd.DataFrame, known: pd.DataFrame, training: TriplesFactory) -> ValueError:
-    "The error for the first edge with a label that the graph lacks."
+    "Return the error for the first edge with a label that the graph lacks."
     i, j = np.argwhere(~known.to_numpy())[0]
     name = known.columns[j]
     label, kind = paths.iloc[i][name], 'relation' if name == 'relation' else 'entity'
@@ -209,7 +209,7 @@ def with_rows(
     paths: pd.DataFrame,  # with `COLUMNS`, all labels known
     training: TriplesFactory,
 ) -> pd.DataFrame:
-    """The paths by ids, repeated edges of a record once, with column row: the place of the
+    """Return the paths by ids, repeated edges of a record once, with column row: the place of the
     training triple, or -1."""
     ids = to_ids(paths[['head', 'relation', 'tail']], training).numpy()
     pairs = to_ids(
@@ -238,7 +238,7 @@ def about(
     self: Mechanisms,
     pair: tuple[int, int],  # head and tail of the test triple, as ids
 ) -> pd.DataFrame:
-    "The rows of `edges` about a pair."
+    "Return the rows of `edges` about a pair."
     return self.edges.iloc[self.of_pair.get(tuple(map(int, pair)), [])]
 
 
@@ -247,7 +247,7 @@ def rows(
     self: Mechanisms,
     pair: tuple[int, int],  # head and tail of the test triple, as ids
 ) -> np.ndarray:
-    "Places `[K]` of the training triples on a path of the pair, ascending."
+    "Return places `[K]` of the training triples on a path of the pair, ascending."
     rows = self.about(pair)['row'].to_numpy()
     return np.unique(rows[rows >= 0])
 
@@ -258,8 +258,8 @@ def marks(
     pair: tuple[int, int],  # head and tail of the test triple, as ids
     triples: np.ndarray,  # `[K, 3]` ids
 ) -> dict[str, Any]:
-    """Columns IsGroundTruth `[K]`, In_path `[K]` and On_specific_path (K lists of records) for
-    training triples."""
+    """Return columns IsGroundTruth `[K]`, In_path `[K]` and On_specific_path (K lists of
+    records) for training triples."""
     inside, on = np.zeros(len(triples), dtype=bool), [[] for _ in triples]
     for record, edges in self.about(pair).groupby('record', sort=True):
         entities = np.unique(edges[['head', 'tail']])
@@ -279,8 +279,8 @@ def marked_frame(
     frame: pd.DataFrame,
     mechanisms: Mechanisms,
 ) -> pd.DataFrame:
-    """The frame with the columns of `Mechanisms.marks`. Raises `ValueError` for a missing column
-    or an unknown label."""
+    """Return the frame with the columns of `Mechanisms.marks`. Raises `ValueError` for a missing
+    column or an unknown label."""
     sides = [[prefix + name for name in ('head', 'relation', 'tail')] for prefix in ('test_', '')]
     if missing := [name for side in sides for name in side if name not in frame.columns]:
         raise ValueError(
@@ -306,9 +306,9 @@ def marked_frame(
 
 
 def mark(found: Result | pd.DataFrame, mechanisms: Mechanisms) -> Result | pd.DataFrame:
-    """`found` with the columns IsGroundTruth, In_path and On_specific_path (lists). A result's
-    `tests` get path_records and path_triples, its `facts` what the paths are and how many test
-    triples have none."""
+    """Return `found` with the columns IsGroundTruth, In_path and On_specific_path (lists). A
+    result's `tests` get path_records and path_triples, its `facts` what the paths are and how
+    many test triples have none."""
     if isinstance(found, pd.DataFrame):
         return marked_frame(found, mechanisms)
     pairs = found.tests[['head_id', 'tail_id']].to_numpy()
@@ -327,8 +327,8 @@ def groups(
     truth: np.ndarray,  # booleans `[n]`
     last: np.ndarray | None = None,  # booleans `[n]`: candidates that come after all others
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each group of equal scores with truth in it, best first: triples before it, its size,
-    path triples in it."""
+    """Return, for each group of equal scores with truth in it, best first: triples before it,
+    its size, path triples in it."""
     if last is not None:
         first, second = groups(score[~last], truth[~last]), groups(score[last], truth[last])
         second = second[0] + int((~last).sum()), *second[1:]
@@ -340,15 +340,15 @@ def groups(
 
 
 def expected_reciprocal(before: int, size: int, hits: int) -> float:
-    """Expected reciprocal rank of the first of `hits` path triples among `size` in any order,
-    `before` others ahead."""
+    """Return expected reciprocal rank of the first of `hits` path triples among `size` in any
+    order, `before` others ahead."""
     left = size - np.arange(size - hits + 1)  # candidates from place j on
     none_yet = np.concatenate([[1.0], np.cumprod((left - hits)[:-1] / left[:-1])])
     return float((none_yet * hits / left / (before + 1 + np.arange(len(left)))).sum())
 
 
 def expected_precision(before: np.ndarray, size: np.ndarray, hits: np.ndarray) -> float:
-    "Expected average precision; arrays `[G]` from `groups`."
+    "Return expected average precision; arrays `[G]` from `groups`."
     found = np.cumsum(hits) - hits
     spread = digamma(before + size + 1) - digamma(before + 1)
     within = (hits - 1) / np.maximum(size - 1, 1) * (size - (before + 1) * spread)
@@ -358,8 +358,8 @@ def expected_precision(before: np.ndarray, size: np.ndarray, hits: np.ndarray) -
 def expected(
     before: np.ndarray, size: np.ndarray, hits: np.ndarray, ks: Sequence[int]
 ) -> list[float]:
-    """Reciprocal rank, average precision, recall at each k; arrays `[G]` from `groups`. NaN if
-    nothing is to be found."""
+    """Return reciprocal rank, average precision, recall at each k; arrays `[G]` from `groups`.
+    NaN if nothing is to be found."""
     if not len(hits):
         return [np.nan] * (2 + len(ks))
     recall = [float((hits * np.clip((k - before) / size, 0, 1)).sum() / hits.sum()) for k in ks]
@@ -384,8 +384,8 @@ def nearness(
     ways: Graph,  # where one may walk: `graph` or a part of it
     triple: tuple[int, int, int],
 ) -> np.ndarray:
-    """Scores `[N]` of the triples of `graph`: minus the length of the shortest way head..tail
-    through each."""
+    """Return scores `[N]` of the triples of `graph`: minus the length of the shortest way
+    head..tail through each."""
     h, _, t = triple
     skip, far = ways.rows_of(triple), ways.num_entities
     from_h, to_t = (ways.distances(end, far, skip=skip).astype(np.int64) for end in (h, t))
@@ -394,7 +394,7 @@ def nearness(
 
 
 def at_ends(graph: Graph, triple: tuple[int, int, int]) -> np.ndarray:
-    "Which triples `[N]` are at the head or the tail of a triple."
+    "Return which triples `[N]` are at the head or the tail of a triple."
     return np.isin(graph.head, triple[::2]) | np.isin(graph.tail, triple[::2])
 
 
@@ -403,7 +403,7 @@ def graph_baselines(
     triple: tuple[int, int, int],  # ids
     parts: dict[int, Graph],  # the graph without a relation; filled here, kept by the caller
 ) -> dict[str, np.ndarray]:
-    "Scores `[N]` by each of `BASELINES`."
+    "Return scores `[N]` by each of `BASELINES`."
     relation = triple[1]
     if relation not in parts:
         parts[relation] = graph.part(np.flatnonzero(graph.relation != relation))
@@ -425,8 +425,8 @@ def candidate_rows(
     triple: tuple[int, int, int],
     within: Mapping[str, Mapping[str, Any]],  # name -> conditions of `neighbourhood`
 ) -> dict[str, np.ndarray]:
-    """Rows `[n]` of the candidates everywhere, at head or tail, and in each neighbourhood; never
-    the triple itself."""
+    """Return rows `[n]` of the candidates everywhere, at head or tail, and in each
+    neighbourhood; never the triple itself."""
     own = np.isin(np.arange(len(graph)), graph.rows_of(triple))
     scopes = {
         EVERYWHERE: np.flatnonzero(~own),
@@ -445,8 +445,8 @@ def one_test(
     scopes: dict[str, np.ndarray],  # rows
     ks: Sequence[int],
 ) -> Iterator[tuple]:
-    """Scope, method, relation last?, candidates, path triples, those among the candidates, how
-    many candidates and how many path triples are put last, and the `expected` numbers."""
+    """Yield scope, method, relation last?, candidates, path triples, those among the candidates,
+    how many candidates and how many path triples are put last, and the `expected` numbers."""
     on_path = np.isin(np.arange(len(graph)), rows)
     for scope, chosen in scopes.items():
         truth, last = on_path[chosen], graph.relation[chosen] == triple[1]
@@ -470,7 +470,8 @@ def random_places(
     m: int,  # path triples
     draws: int,
 ) -> np.ndarray:
-    "Places `[draws, m]` of m among n, from 1, ascending, all choices equally likely (Floyd 1987)."
+    """Return places `[draws, m]` of m among n, from 1, ascending, all choices equally likely
+    (Floyd 1987)."""
     chosen = np.zeros((draws, m), dtype=np.int64)
     for i, top in enumerate(range(n - m + 1, n + 1)):
         pick = rng.integers(1, top + 1, size=draws)
@@ -483,8 +484,8 @@ def random_means(
     rng: np.random.Generator,
     draws: int,
 ) -> dict[str, np.ndarray]:
-    """Mean reciprocal rank and average precision `[draws]` of random rankings, those `put_last`
-    after all others."""
+    """Return the mean reciprocal rank and average precision `[draws]` of random rankings, those
+    `put_last` after all others."""
     rr, ap = np.zeros(draws), np.zeros(draws)
     columns = ['candidates', 'inside', 'put_last', 'inside_last']
     for n, m, n_last, m_last in per_triple[columns].itertuples(index=False):
@@ -514,7 +515,7 @@ class Truth:
         return 'Truth: {} test triples, {} with path triples, {} without'.format(*asked)
 
     def to_dict(self) -> dict[str, Any]:
-        "Facts and table as plain values for JSON; None for what there is not."
+        "Return the facts and table as plain values for JSON; None for what there is not."
         return dict(facts=self.facts, table=plain_records(self.table))
 
     def _repr_html_(self) -> str:
@@ -522,7 +523,7 @@ class Truth:
 
 
 def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    "Rows as dictionaries, None in the place of NaN."
+    "Return rows as dictionaries, None in the place of NaN."
     return [
         {name: None if isinstance(x, float) and np.isnan(x) else x for name, x in row.items()}
         for row in records(table)
@@ -534,8 +535,8 @@ def brief(
     self: Truth,
     scope: str | None = None,  # only this one
 ) -> pd.DataFrame:
-    """The table as texts for reading: means with their intervals, p, and the difference to the
-    best baseline."""
+    """Return the table as texts for reading: means with their intervals, p, and the difference
+    to the best baseline."""
     some = self.table if scope is None else self.table[self.table['scope'] == scope]
     if not len(some):
         raise ValueError(
@@ -579,8 +580,8 @@ def block(
     rows: slice,
     n: int,  # training triples
 ) -> np.ndarray:
-    """Scores `[m, n]` of some test triples. Raises `ValueError` for another shape or what is not
-    finite."""
+    """Return scores `[m, n]` of some test triples. Raises `ValueError` for another shape or what
+    is not finite."""
     whole = not callable(scores)
     found, wanted = (scores, test) if whole else (scores(test[rows]), test[rows])
     found = (
@@ -621,7 +622,7 @@ def measured(
     chunk: int,
     progress: bool | Progress,
 ) -> Iterator[tuple]:
-    "The rows of `Truth.per_triple`."
+    "Yield the rows of `Truth.per_triple`."
     graph, parts = Graph(mechanisms.training), {}
     with bar(progress, len(test), 'test triples') as add:
         for start in range(0, len(test), chunk):
@@ -644,7 +645,8 @@ def measured(
 def means(
     per_triple: pd.DataFrame, ks: Sequence[int], rng: np.random.Generator, draws: int
 ) -> pd.DataFrame:
-    "A row for each scope and method: means, intervals, and how many test triples they are over."
+    """Return a row for each scope and method: means, intervals, and how many test triples they
+    are over."""
     rows, recalls, seed = [], [f'recall@{k}' for k in ks], rng.integers(2**32)
     for keys, part in per_triple.groupby(KEYS, sort=False):
         some = part[part['inside'] > 0]
@@ -667,7 +669,7 @@ def best_rule(
     table: pd.DataFrame,  # the rows of one scope
     metric: str,  # "mrr" or "map"
 ) -> pd.Series:
-    "The row of the baseline with the highest mean."
+    "Return the row of the baseline with the highest mean."
     rules = table[table['method'].isin(BASELINES)]
     return rules.loc[rules[metric].idxmax()]
 
@@ -678,8 +680,8 @@ def with_p(
     rng: np.random.Generator,
     draws: int,
 ) -> pd.DataFrame:
-    """Adds, for each model: p against random rankings, and the best baseline, the mean
-    difference to it, and its p."""
+    """Return the table with, for each model: p against random rankings, and the best baseline,
+    the mean difference to it, and its p."""
     new = {
         f'{metric}_{what}': np.nan
         for metric in METRICS
@@ -721,8 +723,8 @@ def evaluate(
     seed: int = 0,
     progress: bool | Progress = True,  # a bar when it takes longer than a second
 ) -> Truth:
-    """Where the path triples stand in rankings of all training triples, beside `BASELINES`, in
-    the whole graph, at head or tail, and in neighbourhoods. Numbers are expected values over the
+    """Measure where path triples rank among all training triples, beside `BASELINES`, in the
+    whole graph, at head or tail, and in neighbourhoods. Numbers are expected values over the
     order of equal scores. Raises `ValueError` for scores of another shape or not finite, a name
     twice, or if no test triple has any path triple."""
     for name, value in [('chunk', chunk), ('resamples', resamples), *(('ks', k) for k in ks)]:
@@ -792,7 +794,8 @@ def tail_prediction(
     test: Tensor,  # `[M, 3]` ids
     known: Sequence[Tensor],  # triples that do not count as wrong answers
 ) -> dict[str, float]:
-    "MRR and Hits@10 of the tails of test triples at the last checkpoint, filtered, by PyKEEN."
+    """Return MRR and Hits@10 of the tails of test triples at the last checkpoint, filtered, by
+    PyKEEN."""
     with log_silenced('torch_max_mem'):  # about a size that is given here
         found = RankBasedEvaluator().evaluate(
             run.model(-1),
@@ -810,7 +813,7 @@ def tail_prediction(
 
 
 def timing(f: Callable[[], Any], seconds: dict[str, float], name: str) -> Any:
-    "What `f` returns; its time is added to `seconds`."
+    "Return the result of `f`, and add its time to `seconds`."
     start = time.perf_counter()
     found = f()
     seconds[name] = round(time.perf_counter() - start, 2)
@@ -829,7 +832,7 @@ def mechanism_experiment(
     progress: bool | Progress = True,
     **options: Any,  # of `evaluate`
 ) -> dict[str, Any]:
-    """Train, predict, explain, and compare with mechanism paths: a dictionary for JSON with
+    """Train, predict, explain, and compare with mechanism paths. Return a JSON dictionary with
     settings, link_prediction, seconds, facts and table. Raises `ValueError` for files that
     cannot be read or a run on other triples."""
     data, seconds, scores = Path(data), dict(scores={}), {}
@@ -907,18 +910,18 @@ class CuratedPairs:
         return cls(test, graph, truth, tiers, rules)
 
     def numbers(self, scores: Iterable[np.ndarray]) -> np.ndarray:
-        "Expected reciprocal rank and average precision `[M, 2]` of rankings, `[N]` each."
+        "Return expected reciprocal rank and average precision `[M, 2]` of rankings, `[N]` each."
         return np.array(
             [expected(*groups(s.astype(float), on), ()) for s, on in zip(scores, self.truth)]
         )
 
     def viewed(self, influence: np.ndarray) -> np.ndarray:
-        "The same of influences `[M, N]` in the mechanism view."
+        "Return the same of influences `[M, N]` in the mechanism view."
         return self.numbers(map(in_tiers, self.tiers, influence))
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #daaa87ff
 def as_drawn(form: Mapping[str, Any]) -> dict[str, Any]:
-    "Arguments of `train` for weights of the same form as they were drawn."
+    "Return the arguments of `train` for weights of the same form as they were drawn."
     return {**form, 'lr': 1e-12, 'epochs': 1, 'keep_every': 1}
 
 
@@ -926,7 +929,7 @@ def halved(
     influence: np.ndarray,  # `[V + M, N]`
     pairs: Sequence[CuratedPairs],  # V for the choice and M for the figures
 ) -> list[np.ndarray]:
-    "Numbers `[V, 2]` and `[M, 2]` in the mechanism view."
+    "Return numbers `[V, 2]` and `[M, 2]` in the mechanism view."
     first = len(pairs[0].test)
     return [p.viewed(x) for p, x in zip(pairs, (influence[:first], influence[first:]))]
 
@@ -941,7 +944,7 @@ def form_rows(
     seconds: dict[str, float],
     progress: bool | Progress = True,
 ) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
-    "Rows of a model's form, trained and as drawn, with the numbers of both halves."
+    "Yield the rows of a model's form, trained and as drawn, with the numbers of both halves."
     test, scores = torch.cat([p.test for p in pairs]), {}
     for weights, kwargs in dict(trained=form, random=as_drawn(form)).items():
         out, key = folder / f'{name}-{weights}', f'{name}, {weights}'
@@ -960,7 +963,7 @@ def form_rows(
 
 # %% ../../nbs/evaluation/50_mechanisms.ipynb #58afbf18
 def rule_rows(pairs: Sequence[CuratedPairs]) -> Iterator[tuple[dict[str, Any], list[np.ndarray]]]:
-    "Rows of the rules that know no model."
+    "Yield the rows of the rules that know no model."
     for name in pairs[0].rules:
         row = dict(model='none', ranking=name, weights='', link_mrr=None)
         yield row, [p.numbers(p.rules[name]) for p in pairs]
@@ -994,7 +997,7 @@ def view_rows(
 
 
 def chosen_row(table: pd.DataFrame) -> dict[str, Any]:
-    "The trained row with the highest sum of both means on the validation pairs."
+    "Return the trained row with the highest sum of both means on the validation pairs."
     some = table[table['weights'] == 'trained']
     return records(some.loc[[(some['valid_mrr'] + some['valid_map']).idxmax()]])[0]
 
@@ -1008,8 +1011,8 @@ def view_experiment(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> dict[str, Any]:
-    """The mechanism view on DrugMechDB: a dictionary for JSON with settings, seconds, chosen (on
-    validation pairs) and table."""
+    """Return the mechanism view on DrugMechDB: a dictionary for JSON with settings, seconds,
+    chosen (on validation pairs) and table."""
     data, seconds = DrugMechDB(), {}
     known = Mechanisms(curated_paths(), data.training, unseen='drop')
     halves = [data.validation.mapped_triples[:limit], data.testing.mapped_triples[:limit]]
@@ -1031,7 +1034,7 @@ def view_experiment(
 
 
 def view_table(report: Mapping[str, Any]) -> pd.DataFrame:
-    "The table for reading: means with intervals, differences with p."
+    "Return the table for reading: means with intervals, differences with p."
     some, columns = pd.DataFrame(report['table']), {}
     for name in ('model', 'ranking', 'weights'):
         columns[name] = some[name]

@@ -96,7 +96,8 @@ class TrainingSettings:
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #d12c1461
 def replayed_scores(gradient: Gradient, test: Tensor, objective: Any, together: int = 16) -> Tensor:
-    "Influence `[M, N]` of all training triples, from the end of a training back through it."
+    """Return the influence `[M, N]` of all training triples, from the end of a training back
+    through it."""
     backwards, found = Backwards(gradient), []
     for some in test.split(together):
         put(gradient.loop, backwards.end)
@@ -109,7 +110,7 @@ def replayed_scores(gradient: Gradient, test: Tensor, objective: Any, together: 
 
 
 def retrained_losses(gradient: Gradient, test: Tensor, objective: Any, kept: Tensor) -> Tensor:
-    "Losses `[S, M]` of the `test` triples after training on each subset `kept` `[S, N]`."
+    "Return losses `[S, M]` of the `test` triples after training on each subset `kept` `[S, N]`."
     found = []
     for subset in kept:
         weighted_training(gradient, subset.float(), lambda n: None)
@@ -118,7 +119,8 @@ def retrained_losses(gradient: Gradient, test: Tensor, objective: Any, kept: Ten
 
 
 def reciprocal_ranks(run: Run) -> np.ndarray:
-    "Mean of the filtered reciprocal ranks of tail and head, for each test triple of the graph."
+    """Return the mean of the filtered reciprocal ranks of tail and head, for each test triple of
+    the graph."""
     held = beliefs(run, run.testing.mapped_triples, ('tail', 'head'))
     return (1 / held[['tail_rank', 'head_rank']].to_numpy()).mean(1)
 
@@ -128,7 +130,8 @@ TRACIN = {'TracIn': 'sgd', 'natural': 'natural'}  # name -> weighting
 
 
 def own_check(run: Run, test: Tensor, device: str | torch.device | None) -> dict[str, Any]:
-    "What a replay itself says of the training: how smooth it is, and the rank correlation of that."
+    """Return what a replay itself says of the training: how smooth it is, and the rank
+    correlation of that."""
     facts = replay(run, test, device=device, **TEST).facts
     return dict(training=facts['training'], correlation=facts['dropped']['correlation'])
 
@@ -140,7 +143,8 @@ def lds_row(
     tests: int = 16,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    "LDS of replay and TracIn for one training, and its mean reciprocal rank, with intervals."
+    """Return LDS of replay and TracIn for one training, and its mean reciprocal rank, with
+    intervals."""
     with tempfile.TemporaryDirectory() as folder:
         run = training.train(f'{folder}/run', device)
         loop, tape = record_training(run, 10**6, device)
@@ -175,7 +179,7 @@ def chosen_deletions(
     near: Tensor,  # booleans `[M, N]`: training triples at an entity of each prediction
     seed: int = 0,
 ) -> list[Deletion]:
-    "Deletions of one triple and of four, each once."
+    "Return the deletions of one triple and of four, each once."
     found, rng = [], torch.Generator().manual_seed(seed)
     for i in range(len(near)):
         for some in scores.values():
@@ -231,7 +235,8 @@ class Deleted:
     happened: np.ndarray  # `[S, D]`
 
     def correlation(self, name: str, size: int, mean: bool) -> dict[str, Any]:
-        "Rank correlation of one estimator, for deletions of so many triples, with its interval."
+        """Return the rank correlation of one estimator, for deletions of so many triples, with
+        its interval."""
         use = [i for i, d in enumerate(self.deletions) if len(d.rows) == size]
         of = np.array([self.deletions[i].test for i in use])
         a, b = self.predicted[name][:, use], self.happened[:, use]
@@ -252,7 +257,7 @@ class Deleted:
         )
 
     def correlations(self) -> dict[str, Any]:
-        "All of them: by `same` or `mean`, estimator, and number of triples."
+        "Return all of them: by `same` or `mean`, estimator, and number of triples."
         return {
             of: {
                 name: {str(n): self.correlation(name, n, of == 'mean') for n in (1, 4)}
@@ -263,7 +268,7 @@ class Deleted:
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #6a3dae29
 def influence_by_row(result: Result, tests: int, count: int) -> Tensor:
-    "Influence `[M, N]` of all training triples, from a result that names them all."
+    "Return the influence `[M, N]` of all training triples, from a result that names them all."
     total, frame = torch.zeros(tests, count), result.frame
     at = [torch.tensor(frame[n].to_numpy()) for n in ('test_index', 'training_index')]
     total[at[0], at[1]] = torch.tensor(frame['influence'].to_numpy(), dtype=total.dtype)
@@ -271,7 +276,7 @@ def influence_by_row(result: Result, tests: int, count: int) -> Tensor:
 
 
 def influences(run: Run, test: Tensor, device: str | torch.device | None) -> dict[str, Tensor]:
-    "Influence `[M, N]` by replay, and by TracIn with its two usual weightings."
+    "Return the influence `[M, N]` by replay, and by TracIn with its two usual weightings."
     n = run.training.num_triples
     whole = replay(run, test, k=n, check=0, device=device, **TEST)
     found = dict(replay=influence_by_row(whole, len(test), n))
@@ -281,7 +286,7 @@ def influences(run: Run, test: Tensor, device: str | torch.device | None) -> dic
 
 
 def ranked_first(run: Run, tests: int) -> Tensor:
-    "Test triples `[M, 3]` whose tail the run ranks first, at most so many."
+    "Return test triples `[M, 3]` whose tail the run ranks first, at most so many."
     triples = run.testing.mapped_triples
     first = (beliefs(run, triples)['tail_rank'] <= 1).to_numpy()
     some = triples[torch.tensor(first)]
@@ -295,7 +300,7 @@ def deleted(
     tests: int = 8,  # predictions
     device: str | torch.device | None = None,
 ) -> tuple[Deleted, dict[str, Any]]:
-    "Deletions for predictions that the first seed ranks first, and a row of the table."
+    "Return deletions for predictions that the first seed ranks first, and a row of the table."
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             replace(training, seed=training.seed + s).train(f'{folder}/{s}', device)
@@ -334,7 +339,7 @@ def deletion_experiment(
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    "`deleted` for several trainings; JSON can hold it."
+    "Return `deleted` for several trainings; JSON can hold it."
     rows, asks = [], [TrainingSettings.of(t) for t in trainings]
     for ask in asks:
         rows.append(deleted(ask, seeds, tests, device)[1])
@@ -347,7 +352,7 @@ def _said(x: Mapping[str, float]) -> str:
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, str]:
-    "The columns of a table that say which training a row is about."
+    "Return the columns of a table that say which training a row is about."
     s = row['settings']
     kind = f'{s["dataset"]} {s["model"]}{", plain" if s["plain"] else ""}, {s["loss"]}'
     return {
@@ -359,7 +364,7 @@ def _columns(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def deletions_table(result: Mapping[str, Any]) -> pd.DataFrame:
-    "A row for each training and estimator: its rank correlations with intervals."
+    "Return a row for each training and estimator: its rank correlations with intervals."
     rows, numbers = [], {'1': 'one', '4': 'four'}
     titles = dict(same='same seed', mean='mean of seeds')
     for row in result['rows']:
@@ -404,7 +409,7 @@ def replay_lds(
     processes: int = 1,  # trainings at the same time
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    "`lds_row` for several trainings; JSON can hold it."
+    "Return `lds_row` for several trainings; JSON can hold it."
     how = dict(keep=tuple(keep), subsets=subsets, tests=tests, device=device)
     asks, rows = [(asdict(TrainingSettings.of(t)), how) for t in trainings], []
     spawn = multiprocessing.get_context('spawn')
@@ -422,7 +427,7 @@ class _Here:
 
 
 def replay_lds_table(result: Mapping[str, Any]) -> pd.DataFrame:
-    "A row for each training: what it was, its mean reciprocal rank, and LDS with intervals."
+    "Return a row for each training: what it was, its mean reciprocal rank, and LDS with intervals."
     rows = []
     for row in result['rows']:
         scores = {

@@ -37,7 +37,7 @@ from ..runs.run import Run
 
 # %% ../../nbs/evaluation/10_removal.ipynb #0147b91d
 def in_file_order(training: TriplesFactory, path: str | Path) -> Tensor:
-    "Ids `[N, 3]` of the triples of `training` in the order of the file that they came from."
+    "Return ids `[N, 3]` of the triples of `training` in the order of the file that they came from."
     return to_ids(read_triples(path), training)
 
 # %% ../../nbs/evaluation/10_removal.ipynb #09f4cd37
@@ -54,7 +54,7 @@ class Protocol:
 
 # %% ../../nbs/evaluation/10_removal.ipynb #af347d1a
 def first_model(training: TriplesFactory, setting: Protocol, seed: int) -> DistMult:
-    "The untrained model."
+    "Return the untrained model."
     model = DistMult(
         triples_factory=training,
         embedding_dim=setting.dim,
@@ -69,7 +69,7 @@ def first_model(training: TriplesFactory, setting: Protocol, seed: int) -> DistM
 
 
 def about(setting: Protocol, seed: int) -> dict[str, Any]:
-    "Loss and sampler, as a `Run` knows them."
+    "Return the loss and sampler, as a `Run` knows them."
     return dict(
         loop='slcwa',
         loss=CrossEntropyLoss(),
@@ -82,7 +82,7 @@ def about(setting: Protocol, seed: int) -> dict[str, Any]:
 
 # %% ../../nbs/evaluation/10_removal.ipynb #bca06321
 def make_recipe(model: ERModel, training: TriplesFactory, setting: Protocol, seed: int) -> Recipe:
-    """How the model is trained: by the `training` objective that a `Run` of it has, with its
+    """Return how the model is trained: by the `training` objective that a `Run` of it has, with its
     negatives."""
     untrained = Run.from_model(model, training, learning_rates=[setting.lr], **about(setting, seed))
     return Recipe(
@@ -131,19 +131,19 @@ class OneByOne(StackedProgram):
         self.lazy = [self.scores.relations]
 
     def touched(self, rows: Tensor) -> dict[str, slice]:
-        "The row of the triple's relation."
+        "Return the row of the triple's relation."
         r = self.triples[int(rows)][1]
         return {self.scores.relations: slice(r, r + 1)}
 
     def stack(self, G: int) -> tuple[Tensors, Tensors]:
-        "Parameters `[n, d, G]` of `G` models, all as the first one."
+        "Return parameters `[n, d, G]` of `G` models, all as the first one."
         return {n: p.to(self.device)[..., None].repeat(1, 1, G) for n, p in self.params.items()}, {}
 
     def gradients(
         self, params: Tensors, buffers: Tensors, rows: Tensor, kept: Tensor
     ) -> tuple[dict, Tensors]:
-        """Gradients of the triple at `rows` `[1]`, for the models that keep it and for those
-        that do not."""
+        """Return the gradients of the triple at `rows` `[1]`, for the models that keep it and
+        for those that do not."""
         i, E, R = int(rows), params[self.scores.entities], params[self.scores.relations]
         h, r, t = self.triples[i]
         x = E[h] * R[r]
@@ -163,14 +163,14 @@ def row_scores(
     pairs: Tensor,  # `[G, 2]`: head and relation, one pair for each model
     names: Sequence[str],  # of the two tables
 ) -> Tensor:
-    "Scores `[G, E]` of all tails, by DistMult."
+    "Return scores `[G, E]` of all tails, by DistMult."
     E, R = (params[n] for n in names)
     g = torch.arange(len(pairs))
     return torch.einsum('gd,ged->ge', E[g, pairs[:, 0]] * R[g, pairs[:, 1]], E)
 
 
 def known_tails(known: Tensor, pairs: Tensor, entities: int) -> Tensor:
-    "Booleans `[M, E]`: the tails of `pairs` `[M, 2]` in the triples `known` `[K, 3]`."
+    "Return booleans `[M, E]`: the tails of `pairs` `[M, 2]` in the triples `known` `[K, 3]`."
     mask = torch.zeros(len(pairs), entities, dtype=torch.bool)
     test, row = (pairs[:, None] == known[None, :, :2]).all(-1).nonzero().T
     mask[test, known[row, 2]] = True
@@ -179,19 +179,20 @@ def known_tails(known: Tensor, pairs: Tensor, entities: int) -> Tensor:
 # %% ../../nbs/evaluation/10_removal.ipynb #a34fb11c
 @dataclass(frozen=True)
 class Outcomes:
-    "What models say about their predictions."
+    "The predictions of models."
 
     probability: Tensor  # `[M]` of the predicted tail among all entities
     top: Tensor  # `[M]` the best tail among those not known
 
 
 def best_tails(scores: Tensor, known: Tensor) -> Tensor:
-    "The best tail `[M]` of each row of scores `[M, E]`, among those not known (booleans `[M, E]`)."
+    """Return the best tail `[M]` of each row of scores `[M, E]`, among those not known (booleans
+    `[M, E]`)."""
     return scores.masked_fill(known, -torch.inf).argmax(1)
 
 
 def outcomes(scores: Tensor, tails: Tensor, known: Tensor) -> Outcomes:
-    "From scores `[M, E]`, predicted tails `[M]` and known ones `[M, E]`."
+    "Return the outcomes from scores `[M, E]`, predicted tails `[M]` and known ones `[M, E]`."
     probability = scores.softmax(1).gather(1, tails[:, None])[:, 0]
     return Outcomes(probability, best_tails(scores, known))
 
@@ -200,8 +201,8 @@ def sharing(
     triples: Tensor,  # training triples `[N, 3]`
     predictions: Tensor,  # `[M, 3]`
 ) -> Tensor:
-    """Booleans `[M, N]`: does the training triple share an entity, in either position, or the
-    relation?"""
+    """Return booleans `[M, N]`: does the training triple share an entity, in either position, or
+    the relation?"""
     h, r, t = predictions.T[:, :, None]
     a, b, c = triples.T[:, None]
     return (a == h) | (a == t) | (c == h) | (c == t) | (b == r)
@@ -212,8 +213,8 @@ def best_allowed(
     allowed: Tensor,  # booleans `[M, N]`
     k: int | None,  # how many; None: all
 ) -> Tensor:
-    """Booleans `[M, N]`: the best `k` of those allowed that are not below 0, or as many as there
-    are."""
+    """Return booleans `[M, N]`: the best `k` of those allowed that are not below 0, or as many
+    as there are."""
     scores = scores.masked_fill(~allowed | (scores < 0), -torch.inf)
     place = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (place < (scores.shape[1] if k is None else k)) & scores.isfinite()
@@ -224,7 +225,7 @@ def some(
     counts: Tensor,  # `[M]`
     seed: int,
 ) -> Tensor:
-    "Booleans `[M, N]`: so many of those allowed, drawn at random."
+    "Return booleans `[M, N]`: the given number of allowed triples, drawn at random."
     drawn = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(
         ~allowed, -1
     )
@@ -257,7 +258,7 @@ class Trial:
 
     setting: Protocol
     seed: int
-    limit: int | None = None  # how many predictions; None: all
+    limit: int | None = None  # number of predictions; None: all
     device: str | torch.device | None = None  # where to train
 
     def __post_init__(self) -> None:
@@ -270,7 +271,7 @@ class Trial:
         self.predict(self.train(nothing, at=range(1, self.setting.epochs + 1)))
 
     def train(self, kept: Tensor, **kwargs: Any) -> dict[int, Stack]:
-        "Models trained on what is kept (booleans `[G, N]`)."
+        "Return models trained on what is kept (booleans `[G, N]`)."
         return retrain(
             self.first,
             self.triples,
@@ -301,12 +302,13 @@ class Trial:
         self.before = self.judge(last)
 
     def scores(self, params: Tensors, pairs: Tensor) -> Tensor:
-        "Scores `[M, E]` by one model (`[1, n, d]`) for all `pairs` `[M, 2]`, or by one for each."
+        """Return scores `[M, E]` by one model (`[1, n, d]`) for all `pairs` `[M, 2]`, or by one
+        for each."""
         each = {n: p.expand(len(pairs), -1, -1) for n, p in params.items()}
         return row_scores(each, pairs, list(params))
 
     def judge(self, params: Tensors) -> Outcomes:
-        "What one model says about all predictions, or one model for each about its own."
+        "Return the outcomes of one model for all predictions, or of one model for each prediction."
         return outcomes(
             self.scores(params, self.predictions[:, :2]), self.predictions[:, 2], self.known
         )
@@ -316,7 +318,8 @@ def influence(
     trial: Trial,
     **settings: Any,  # of `TracIn`
 ) -> Tensor:
-    "Influence `[M, N]` of the training triples, in the order of the file, on the predictions."
+    """Return the influence `[M, N]` of the training triples, in the order of the file, on the
+    predictions."""
     tracin = TracIn(
         trial.run,
         'training',
@@ -331,7 +334,7 @@ def influence(
 def deletions(
     trial: Trial, methods: Mapping[str, Mapping[str, Any]], ks: Sequence[int | None]
 ) -> dict[tuple[str, int | None], Tensor]:
-    "What each row deletes: booleans `[M, N]`."
+    "Return the deletions of each row: booleans `[M, N]`."
     allowed, M, made = sharing(trial.triples, trial.predictions), len(trial.predictions), {}
     made[NOTHING, None] = torch.zeros_like(allowed)
     for name, settings in methods.items():
@@ -354,8 +357,8 @@ def measure(
     trial: Trial,
     deleted: Mapping[Any, Tensor],  # by row: booleans `[M, N]`
 ) -> tuple[dict[Any, dict[str, float]], int]:
-    """By row: PD, TC (in %) and the mean number of deleted triples; and how many models were
-    trained for that."""
+    """Return PD, TC (in %) and the mean number of deleted triples by row, and the number of
+    models trained for them."""
     every = torch.cat(list(deleted.values()))
     distinct, which = every.unique(dim=0, return_inverse=True)
     params = trial.train(~distinct)[trial.setting.epochs].params
@@ -369,7 +372,7 @@ def measure(
 
 
 def pd_and_tc(before: Outcomes, after: Outcomes) -> dict[str, float]:
-    "PD and TC in %. Probabilities are compared by five decimals, as published."
+    "Return PD and TC in %. Probabilities are compared by five decimals, as published."
     drop = (after.probability * 1e5).round() < (before.probability * 1e5).round()
     return dict(
         PD=100 * drop.double().mean().item(),
@@ -379,7 +382,8 @@ def pd_and_tc(before: Outcomes, after: Outcomes) -> dict[str, float]:
 # %% ../../nbs/evaluation/10_removal.ipynb #fb1c95b9
 @contextmanager
 def map_over(processes: int) -> Iterator[Callable[..., Iterator]]:
-    "`map` by so many processes with one thread each; 1 is this process itself."
+    """Yield a `map` over the given number of processes, with one thread each; 1 is this process
+    itself."""
     if processes == 1:
         return (yield map)
     how = dict(
@@ -399,7 +403,7 @@ def one_seed(
     device: str | torch.device | None,
     seed: int,
 ) -> tuple[dict[Any, dict[str, float]], dict[str, Any]]:
-    "What `measure` finds, and what it took."
+    "Return the result of `measure`, and its cost."
     start, trial = time.perf_counter(), Trial(setting, seed, limit, device)
     found, models = measure(trial, deletions(trial, methods, ks))
     return found, dict(
@@ -415,14 +419,14 @@ def removal(
     methods: Mapping[str, Mapping[str, Any]] = METHODS,  # name of a row -> settings of `TracIn`
     ks: Sequence[int | None] = (1, 10, None),  # how many to delete; None: all that are not below 0
     *,
-    limit: int | None = None,  # explain so many predictions only
+    limit: int | None = None,  # explain only this many predictions
     setting: Protocol = Protocol(),
     device: str | torch.device | None = None,  # where to train
     processes: int = 1,  # that share out the seeds
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """PD and TC on Nations, by row and number of deleted triples: mean, least and greatest over
-    the seeds."""
+    """Return PD and TC on Nations, by row and number of deleted triples: mean, least and
+    greatest over the seeds."""
     if seeds < 1:
         raise ValueError(f'seeds is {seeds}, expected at least 1')
     found, facts = [], []
@@ -445,7 +449,7 @@ def removal(
 def removal_row(
     row: tuple[str, int | None], by_seed: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    "One row of the table."
+    "Return one row of the table."
     said = PUBLISHED.get(row)
     spread = lambda values: dict(
         mean=sum(values) / len(values), min=min(values), max=max(values), seeds=values
@@ -464,8 +468,8 @@ def removal_row(
 def removal_table(
     result: Mapping[str, Any],  # of `removal`
 ) -> pd.DataFrame:
-    """PD / TC by method and number of deleted triples, as mean [least-greatest]; published rows
-    below."""
+    """Return PD / TC by method and number of deleted triples, as mean [least-greatest];
+    published rows below."""
     text = lambda x: f'{x["mean"]:.0f} [{x["min"]:.0f}-{x["max"]:.0f}]'
     cells = {(r['method'], r['k']): f'{text(r["PD"])} / {text(r["TC"])}' for r in result['rows']}
     cells |= {

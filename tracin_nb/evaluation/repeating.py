@@ -71,7 +71,8 @@ class TapeStep:
         return sum(x.nbytes for x in held if isinstance(x, Tensor))
 
     def without(self, triples: Tensor) -> 'TapeStep | None':
-        "The step with `triples` `[n, 3]` taken out of its batch; None: nothing is left of it."
+        """Return the step with `triples` `[n, 3]` taken out of its batch; None if nothing is
+        left of it."""
         left = batch_without(batch := self.batch, triples)
         if left is batch:
             return self
@@ -165,14 +166,17 @@ class Recorder(TrainingCallback):
         self.tape, self.arrived, self.told = tape, arrived, told
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Keep the state before the step if it is its turn."
         self.tape.keep(lambda: moment_of(self.training_loop))
         self.before, self.drawn = _random(self.model.device), False
 
     def on_batch(self, epoch: int, batch: Any, batch_loss: float, **kwargs: Any) -> None:
+        "Note the random state that the step began with."
         after = _random(self.model.device)
         self.drawn |= not all(map(torch.equal, self.before, after))
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Record the step."
         (group,) = self.optimizer.param_groups
         settings = {n: x for n, x in group.items() if n != 'params'}
         rng = self.before if self.drawn else None
@@ -180,6 +184,7 @@ class Recorder(TrainingCallback):
         self.told(1)
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        "Compare the state after the epoch with a checkpoint."
         self.arrived(epoch, self.model.state_dict())
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #f08317ab
@@ -201,15 +206,16 @@ def _refusal(run: Run, epoch: int, distance: float, name: str) -> RunError:
     other = [f'{n} {v}, now {versions()[n]}' for n, v in kept.items() if versions().get(n) != v]
     why = f'; the run was made with {", ".join(other)}' if other else ''
     return RunError(
-        f'{run.folder} cannot be replayed: repeated, its training is at epoch {epoch} not where it '
-        f'was: {name!r} is off by {distance:.2g} of its size (up to {TOLERANCE:g} is let pass)'
-        f'{why}; TracIn needs the checkpoints only, and train with the same settings makes a run '
-        'that can be replayed here'
+        f'{run.folder} cannot be replayed: repeated, its training does not reach the same state '
+        f'at epoch {epoch}: {name!r} differs by {distance:.2g} of its size (tolerance '
+        f'{TOLERANCE:g})'
+        f'{why}; TracIn needs only the checkpoints, and train with the same settings makes a run '
+        f'that can be replayed here'
     )
 
 
 def _comparing(run: Run, tape: Tape) -> Callable[[int, dict[str, Tensor]], None]:
-    "Return what compares a training with the checkpoints of `run`; `RunError` if it is off."
+    "Return what compares a training with the checkpoints of `run`. Raises `RunError` if it is off."
     kept = {c.epoch: k for k, c in enumerate(run.checkpoints)}
 
     def arrived(epoch: int, state: dict[str, Tensor]) -> None:
@@ -224,11 +230,12 @@ def _comparing(run: Run, tape: Tape) -> Callable[[int, dict[str, Tensor]], None]
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #749bb83a
 def check_repeatable(run: Run) -> dict[str, Any]:
-    "Return the settings of `run`; `RunError` says why its training cannot be replayed."
+    """Return the settings of `run`. Raises `RunError`, which says why its training cannot be
+    replayed."""
     if run.folder is None or 'epochs' not in run.settings:
         raise RunError(
-            'only a run of train can be replayed: this one holds checkpoints, but not how its '
-            'training went from one to the next; TracIn needs no more than checkpoints'
+            'only a run of train can be replayed: this one contains checkpoints, but not the '
+            'steps between them; TracIn needs only checkpoints'
         )
     check_told(run)
     settings = read_facts(run.folder)['settings']
@@ -236,7 +243,7 @@ def check_repeatable(run: Run) -> dict[str, Any]:
     if settings['precision'] != 'fp32':
         raise RunError(
             f'{run.folder}: precision={settings["precision"]!r}: a training in bfloat16 has no '
-            "derivative worth having; train with precision='fp32' to replay"
+            f"usable derivative; train with precision='fp32' to replay"
         )
     return settings
 
@@ -284,7 +291,8 @@ class Repeater:
         self.loop.optimizer.zero_grad(set_to_none=True)
 
     def parts(self, batch: Mapping[str, Tensor]) -> Iterator[tuple[int, int, int]]:
-        "First and last place, and the size of the batch, for each part that is scored at once."
+        """Yield the first and last place, and the size of the batch, for each part that is
+        scored at once."""
         n = self.loop._get_batch_size(batch)
         size = self.part or n
         yield from ((i, min(i + size, n), n) for i in range(0, n, size))

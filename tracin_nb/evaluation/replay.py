@@ -49,7 +49,7 @@ from ..runs.settings import RunError
 # %% ../../nbs/evaluation/60_replay.ipynb #e2528601
 @dataclass(frozen=True)
 class Room:
-    "How a budget of memory is spent."
+    "The division of a memory budget."
 
     budget: int
     state: int  # bytes of a state of the training
@@ -68,8 +68,8 @@ def tape_bytes(run: Run) -> int:
 
 
 def room_for(run: Run, budget: int, tests: int, candidates: int = 0) -> Room:
-    """Return how `budget` bytes are spent on so many `tests` and `candidates`; `RunError` if they
-    do not suffice."""
+    """Return how `budget` bytes are spent on so many `tests` and `candidates`. Raises `RunError`
+    if they do not suffice."""
     model = sum(x.nbytes for x in run.state(-1).values())
     kept = run.optimizer_state(-1) if run.optimizer_state else {}
     moments = [x for s in kept.values() for x in s.values() if isinstance(x, Tensor)]
@@ -125,9 +125,9 @@ class Dropped:
         return 'fairly smooth' if self.correlation >= _FAIR and good else 'rough'
 
     def words(self) -> str:
-        "What has to be said of it."
+        "Return the verdict in words."
         n = len(self.rows)
-        ratio = 'not to be had' if self.ratio is None else f'{self.ratio:.2f}'
+        ratio = 'not available' if self.ratio is None else f'{self.ratio:.2f}'
         kind, done, ways = (
             ('candidate', 'added', 'with') if self.added else ('triple', 'dropped', 'without')
         )
@@ -138,12 +138,12 @@ class Dropped:
             f'correlation with what was predicted {self.correlation:.2f}, middle ratio {ratio}'
         )
         advice = {
-            'smooth': 'the training is smooth, and its derivative tells what happens',
-            'fairly smooth': 'the derivative tells the direction, hardly the size',
-            'rough': f'this training is too rough for its derivative to tell what happens {ways} a '
-            f'{kind}: use TracIn with weighting "natural", and verify by training again',
-            'not known': f'whether the training is smooth enough for its derivative cannot be told '
-            f'from fewer than {_ENOUGH}',
+            'smooth': 'the training is smooth: its derivative predicts what happens',
+            'fairly smooth': 'the derivative predicts the direction, but hardly the size',
+            'rough': f'this training is too rough for its derivative to predict what happens '
+            f'{ways} a {kind}: use TracIn with weighting "natural", and verify by retraining',
+            'not known': f'whether the training is smooth enough for its derivative cannot be '
+            f'judged from fewer than {_ENOUGH}',
         }
         return f'{found}; {advice[self.smooth]}'
 
@@ -215,7 +215,7 @@ class Halfway:
         self.saved = time.monotonic()
 
     def at(self, last: int, adjoint: Adjoint) -> None:
-        "The way back is before step `last`: save that if it is time."
+        "Save the way back before step `last` if it is time."
         self.last, self.adjoint = last, adjoint
         if time.monotonic() - self.saved > _EVERY:
             self.save()
@@ -320,7 +320,7 @@ def steps_of(run: Run) -> int:
 def replay_facts(
     run: Run, objective: Objective, backwards: Backwards, room: Room
 ) -> dict[str, Any]:
-    "Return what a result has to say of how it was made."
+    "Return the facts of a result: how it was computed."
     tape = backwards.repeater.tape
     own = make_objective('training', run)
     other = {} if str(own) == str(objective) else dict(test_objective=str(objective))
@@ -330,7 +330,7 @@ def replay_facts(
         objective=str(own),
         **other,
         checkpoints=checkpoint_facts(run, range(len(run.checkpoints))),
-        arrives='to the last bit' if tape.bits else f'within {tape.distance:.2g}',
+        arrives='bit for bit' if tape.bits else f'within {tape.distance:.2g}',
         steps=len(tape.steps),
         replayed=dict(
             states_kept=len(tape.moments),
@@ -393,15 +393,15 @@ def _objectives(run: Run, objective: str, test_objective: Any) -> Objective:
     "Return the objective of the predictions. Raises `ValueError` for another of the training."
     if objective != 'training':
         raise ValueError(
-            f'objective is {objective!r}: a replay goes back through the training that happened, '
-            'whose loss is objective "training"; test_objective chooses the loss of the predictions'
+            f'objective is {objective!r}: a replay follows the recorded training, whose loss is '
+            f'objective "training"; test_objective selects the loss of the predictions'
         )
     return make_objective('training' if test_objective is None else test_objective, run)
 
 
 @dataclass(frozen=True)
 class OneReplay:
-    "What is asked of one run."
+    "The question to one run."
 
     run: Run
     test: Tensor  # `[M, 3]`
@@ -504,19 +504,21 @@ def replay(
     test_objective: str | Objective | None = None,  # of the triples to explain; None: the same
     *,
     k: int = 10,  # proponents and opponents per triple
-    candidates: Any = None,  # in place of training triples: what would adding each of these do?
-    check: int = 8,  # triples that are really dropped, or candidates added, to see; 0: none
+    # rank these triples instead of training triples, by the effect of adding each
+    candidates: Any = None,
+    # number of check trainings, each without one triple (or with one candidate); 0: none
+    check: int = 8,
     memory: str | int = '4GiB',
     device: str | torch.device | None = None,  # None: CUDA if there
     progress: bool | Progress = True,
-    out: Path | str | None = None,  # save in this folder, and go on there if it was begun
+    out: Path | str | None = None,  # save in this folder, and resume there
     overwrite: bool = False,  # replace what is in the folder
 ) -> Result:
     """Return the training triples without which the loss of each of `triples` would have ended
-    highest (proponents) and lowest (opponents), by the derivative of the training that happened.
-
-    Of several runs on the same triples: the mean of their influences, with `spread` (the standard
-    deviation over the runs) and `agreement` (the share of the runs whose sign is that of the mean).
+    highest (proponents) and lowest (opponents), by the derivative of the recorded training. Several
+    runs on the same triples are explained by the mean of their influences, with `spread` (the
+    standard deviation over the runs) and `agreement` (the share of the runs whose sign is that of
+    the mean).
 
     With `candidates`, labels or ids: those of them with which the loss would have ended lowest
     (proponents) and highest (opponents). `ValueError` for one that is a training triple.

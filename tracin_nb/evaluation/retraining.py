@@ -59,7 +59,7 @@ def batches(
     self: Recipe,
     n: int,  # training triples
 ) -> Iterator[tuple[Tensor, ...]]:
-    "For each epoch its batches, as places `[B]` of training triples."
+    "Yield the batches of each epoch, as places `[B]` of training triples."
     generator = torch.Generator().manual_seed(self.seed or 0)
     for _ in range(self.epochs):
         order = torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator)
@@ -67,7 +67,7 @@ def batches(
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #2b40296f
 def _along(x: Tensor, like: Tensor, axis: int) -> Tensor:
-    "Numbers `[G]`, one for each model, in the type and along the models' axis of `like`."
+    "Return numbers `[G]`, one for each model, in the type and along the models' axis of `like`."
     x = x.to(like.dtype)
     return x if axis == -1 else x.view(-1, *[1] * (like.dim() - 1))
 
@@ -98,7 +98,7 @@ class StackedSGD:
         "Rows without gradient do not move, so none is ever late."
 
     def moments(self) -> dict[str, Tensor] | None:
-        "There are none."
+        "Return None: plain SGD has no moments."
         return None
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #5d813496
@@ -141,7 +141,7 @@ def _take_out(self: StackedAdam) -> None:
 
 @patch
 def moments(self: StackedAdam) -> dict[str, Tensor]:
-    """The second moments (`exp_avg_sq`) by parameter, in its shape. All parameters are up to
+    """Return the second moments (`exp_avg_sq`) by parameter, in its shape. All parameters are up to
     date then."""
     self._take_out()
     return {name: v.clone() for name, v in self.square.items()}
@@ -189,7 +189,7 @@ def _gather(self: StackedAdam, grads: dict[str, Any], c1: Tensor, c2: Tensor) ->
 # %% ../../nbs/evaluation/00_retraining.ipynb #04a55b2c
 @patch
 def _note(self: StackedAdam, weight: Tensor, e: Tensor) -> None:
-    "A step that lazy rows have missed, with its numbers `[G]`."
+    "Record a step that lazy rows have missed, with its numbers `[G]`."
     for sums in self.sums:
         sums += weight
         weight = weight * e
@@ -246,7 +246,7 @@ class KeptBatchNorm(nn.Module):
         self.kept: Tensor | None = None  # `[B]`, 1 for examples that count; None: eval mode
 
     def forward(self, x: Tensor) -> Tensor:
-        "`x` is `[B * c, C, ...]`."
+        "Return `x` is `[B * c, C, ...]`."
         whole = x.flatten(2) if x.dim() > 2 else x[..., None]
         centred, var = self._centred(whole) if self.kept is None else self._follow(whole)
         scale = (
@@ -260,13 +260,13 @@ class KeptBatchNorm(nn.Module):
 # %% ../../nbs/evaluation/00_retraining.ipynb #4b0b1237
 @patch
 def _centred(self: KeptBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    "`x` `[n, C, L]` less the running mean, and the running variance `[C]`."
+    "Return `x` `[n, C, L]` less the running mean, and the running variance `[C]`."
     return x - self.running_mean[:, None], self.running_var
 
 
 @patch
 def _follow(self: KeptBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` `[n, C, L]` less the mean of the kept examples, and their variance `[C]`; running
+    """Return `x` `[n, C, L]` less the mean of the kept examples, and their variance `[C]`; running
     statistics are updated."""
     kept = self.kept.repeat_interleave(x.shape[0] // self.kept.shape[0])
     n = kept.sum() * x.shape[2]
@@ -294,12 +294,12 @@ def check_plain(model: ERModel) -> None:
         for what in ('regularizer', 'constrainer'):
             if getattr(m, what, None) is not None:
                 raise ValueError(
-                    f"{name or type(m).__name__} has a {what}, which is no part of a triple's "
+                    f"{name or type(m).__name__} has a {what}, which is not part of a triple's "
                     f'loss: give {what}=None'
                 )
     if list(model.weight_regularizers):
         raise ValueError(
-            f"{type(model).__name__} has weight regularizers, which are no part of a triple's loss"
+            f"{type(model).__name__} has weight regularizers, which are not part of a triple's loss"
         )
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #16ab799e
@@ -338,13 +338,13 @@ class _Scorer(nn.Module):
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #3f523922
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    "`batched_dot` of PyKEEN; a matrix product for `a` `[B, 1, d]` and `b` `[1, E, d]`."
+    "Return `batched_dot` of PyKEEN; a matrix product for `a` `[B, 1, d]` and `b` `[1, E, d]`."
     rows = a.dim() == b.dim() == 3 and a.shape[1] == b.shape[0] == 1
     return a.squeeze(1) @ b.squeeze(0).mT if rows else (a * b).sum(-1)
 
 
 def _devices(module: nn.Module) -> set[torch.device]:
-    "`get_devices` of PyKEEN, which reads `.data`; within `vmap` that is an error."
+    "Return `get_devices` of PyKEEN, which reads `.data`; within `vmap` that is an error."
     return {x.device for x in (*module.parameters(), *module.buffers())}
 
 
@@ -379,7 +379,7 @@ class AnyScores:
         queries: Queries,  # of `B` examples
         kept: Tensor | None = None,  # `[G, B]`, 1 for examples that count; None: eval mode
     ) -> tuple[Tensor, Tensors]:
-        "Scores `[G, B, c]`, and buffers after them."
+        "Return scores `[G, B, c]`, and buffers after them."
 
         def one(params: Tensors, buffers: Tensors, kept: Tensor | None) -> tuple[Tensor, Tensors]:
             state = {f'model.{n}': x for n, x in (params | buffers).items()}
@@ -401,7 +401,7 @@ class DistMultScores:
     def __call__(
         self, params: Tensors, buffers: Tensors, queries: Queries, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensors]:
-        "Scores `[G, B, c]`, and buffers, of which there are none."
+        "Return scores `[G, B, c]`, and buffers, of which there are none."
         E, R = params[self.entities], params[self.relations]
         a, b, *c = queries.ids.unbind(-1)
         if queries.kind == 'hrt':
@@ -412,8 +412,8 @@ class DistMultScores:
 
 
 def _table_names(model: ERModel) -> list[str]:
-    """Names of the tables of entities and relations, if these are all that a DistMult has; else
-    none."""
+    """Return the names of the tables of entities and relations, if these are all that a DistMult
+    has; else none."""
     names = {id(p): n for n, p in model.named_parameters()}
     tables = [*model.entity_representations, *model.relation_representations]
     bare = all(
@@ -448,7 +448,7 @@ class StackedProgram:
 # %% ../../nbs/evaluation/00_retraining.ipynb #4014d466
 @patch
 def stack(self: StackedProgram, G: int) -> tuple[Tensors, Tensors]:
-    "Parameters and buffers of `G` models, all as the first one."
+    "Return the parameters and buffers of `G` models, all as the first one."
     return tuple(
         {n: x.to(self.device).expand(G, *x.shape).clone() for n, x in given.items()}
         for given in (self.params, self.buffers)
@@ -457,13 +457,13 @@ def stack(self: StackedProgram, G: int) -> tuple[Tensors, Tensors]:
 
 @patch
 def touched(self: StackedProgram, rows: Tensor) -> dict[str, slice]:
-    "The rows of lazy parameters that the triples at `rows` `[B]` need."
+    "Return the rows of lazy parameters that the triples at `rows` `[B]` need."
     return {}
 
 
 @patch
 def part(self: StackedProgram, rows: Tensor) -> Queries:
-    "The queries of the training triples at `rows` `[B]`."
+    "Return the queries of the training triples at `rows` `[B]`."
     q, rows = self.queries, rows.to(self.device)
     return Queries(q.kind, q.ids[rows], tuple(x[rows] for x in q.extra))
 
@@ -476,7 +476,7 @@ def losses(
     queries: Queries,
     kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensors]:
-    "Losses `[G, B]`, in eval mode unless it is given what is kept `[G, B]`; and buffers."
+    "Return losses `[G, B]`, in eval mode unless it is given what is kept `[G, B]`; and buffers."
     scores, buffers = self.scores(params, buffers, queries, kept)
     one = lambda s: torch.vmap(self.objective.loss)(s, *queries.extra)
     return torch.vmap(one)(scores), buffers
@@ -486,8 +486,8 @@ def losses(
 def gradients(
     self: StackedProgram, params: Tensors, buffers: Tensors, rows: Tensor, kept: Tensor
 ) -> tuple[Tensors, Tensors]:
-    """Gradients of the mean loss of the triples at `rows` `[B]` that are kept (booleans `[G,
-    B]`); and buffers."""
+    """Return the gradients of the mean loss of the triples at `rows` `[B]` that are kept
+    (booleans `[G, B]`); and buffers."""
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
     ones = kept.to(next(iter(params.values())).dtype)
     losses, after = self.losses(leaves, buffers, self.part(rows), ones)
@@ -499,7 +499,7 @@ def gradients(
 
 
 def _unless(active: Tensor, new: Tensors, old: Tensors) -> Tensors:
-    "Buffers that are `new` for the models that are `active` `[G]`."
+    "Return buffers that are `new` for the models that are `active` `[G]`."
     return {
         n: torch.where(active.view(-1, *[1] * (x.dim() - 1)), new[n], x) for n, x in old.items()
     }
@@ -519,12 +519,12 @@ class Stack:
         return len(self.steps)
 
     def state(self, g: int) -> Tensors:
-        "The state of model `g`, as `load_state_dict` takes it."
+        "Return the state of model `g`, as `load_state_dict` takes it."
         return {n: x[g].clone() for n, x in (self.params | self.buffers).items()}
 
 
 def _joined(parts: Sequence[Stack]) -> Stack:
-    "The models of several stacks in one."
+    "Return the models of several stacks in one."
     join = lambda these: {n: torch.cat([x[n] for x in these]) for n in these[0]}
     moments = None if parts[0].moments is None else join([p.moments for p in parts])
     return Stack(
@@ -552,14 +552,14 @@ class _Group:
         self.steps = torch.zeros(len(self.kept), dtype=torch.long)
 
     def step(self, rows: Tensor) -> None:
-        "A step on the training triples at `rows` `[B]`."
+        "Take a step on the training triples at `rows` `[B]`."
         kept = self.columns[rows.to(self.columns.device)].T
         self.optimizer.bring(self.program.touched(rows))
         grads, self.buffers = self.program.gradients(self.params, self.buffers, rows, kept)
         self.optimizer.step(grads, kept.any(1))
 
     def stack(self, epoch: int) -> Stack:
-        "The models as they are now."
+        "Return the models as they are now."
         bring = lambda tensors: {
             n: x.movedim(self.program.axis, 0).cpu().clone(memory_format=torch.contiguous_format)
             for n, x in tensors.items()
@@ -578,7 +578,7 @@ class _Group:
 @patch
 @torch.no_grad()
 def train(self: _Group, at: Sequence[int]) -> dict[int, Stack]:
-    "The models after each of the epochs `at`."
+    "Return the models after each of the epochs `at`."
     found = {0: self.stack(0)} if 0 in at else {}
     for epoch, batches in enumerate(self.recipe.batches(self.kept.shape[1]), start=1):
         for rows in batches:
@@ -622,8 +622,8 @@ def retrain(
     program: Callable[..., StackedProgram] = StackedProgram,
     progress: Progress = silent,
 ) -> dict[int, Stack]:
-    """The trained models, by epoch: the same as training one after the other on the kept triples,
-    batch by batch.
+    """Return the trained models, by epoch: the same as training one after the other on the kept
+    triples, batch by batch.
 
     Raises `ValueError` for dropout, regularisers, constrainers, and for `kept` of another shape."""
     made = program(copy.deepcopy(model), triples, recipe.objective, device or model.device)
@@ -646,8 +646,8 @@ def run_of(
     g: int = 0,  # which of the models
     **about: Any,  # loop, loss, sampler, seed: as `Run.from_model` takes them
 ) -> Run:
-    """A `Run` of the checkpoints in `stacks`. Ask it about `recipe.objective`, which is what it
-    was trained by."""
+    """Return a `Run` of the checkpoints in `stacks`. Ask it about `recipe.objective`, which is
+    what it was trained by."""
     states, adam = list(stacks.values()), recipe.optimizer == 'adam'
     return Run.from_model(
         model,

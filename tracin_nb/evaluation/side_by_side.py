@@ -43,7 +43,7 @@ class _Table(nn.Module):
         self.weight = table.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        "Rows `[..., d]`."
+        "Return rows `[..., d]`."
         return nn.functional.embedding(ids, self.weight).contiguous()
 
 
@@ -68,7 +68,7 @@ class _Step(nn.Module):
                     setattr(parent, name, _Table(child))
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        "The loss, a number."
+        "Return the loss, a number."
         return self.process(batch, 0, self.size(batch), self.smoothing, None).sum()
 
 
@@ -114,10 +114,12 @@ class SideBySide(TrainingCallback):
         self.loop.optimizer.param_groups[0]['params'] = list(self.params.values())
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Set up the models before the first batch."
         if self.step is None:
             self._begin()
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Take the step of each model."
         start, random = time.perf_counter(), torch.get_rng_state()
         self._losses(batch).backward()
         if not torch.equal(torch.get_rng_state(), random):
@@ -126,7 +128,7 @@ class SideBySide(TrainingCallback):
         self.spent.append(time.perf_counter() - start)
 
     def _losses(self, batch: Mapping[str, Tensor]) -> Tensor:
-        "The sum of the losses of all models, each of its own part of the batch."
+        "Return the sum of the losses of all models, each of its own part of the batch."
         missing = self.without & lacking(batch, self.triples)
         if not missing.any():
             return self._loss(batch, self.params)
@@ -142,13 +144,13 @@ class SideBySide(TrainingCallback):
         return total
 
     def _loss(self, batch: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Tensor:
-        "The sum of the losses of some models, by their weights `[G, ...]`, of one batch."
+        "Return the sum of the losses of some models, by their weights `[G, ...]`, of one batch."
         call = lambda p: functional_call(self.step, (p, self.rest), (batch,), tie_weights=False)
         with _on(self.training_loop.model.device):
             return torch.vmap(call)(params).sum()
 
     def _move(self) -> None:
-        "Make the step that the gradients say, and keep what has to be kept in bounds."
+        "Make the step that the gradients say, and keep what must be kept in bounds."
         group = self.training_loop.optimizer.param_groups[0]
         mine = self.loop.optimizer.param_groups[0]
         mine.update({n: x for n, x in group.items() if n != 'params'})
@@ -174,7 +176,7 @@ MEMORY = 2**30  # bytes of rows, of all models together
 
 
 def _parts_against(model: Model) -> str:
-    "Which part of a model speaks against it?"
+    "Return which part of a model speaks against it?"
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return 'it has dropout'
@@ -188,7 +190,7 @@ def _parts_against(model: Model) -> str:
 
 
 def _settings_against(settings: Mapping[str, Any]) -> str:
-    "Which of the settings speaks against it?"
+    "Return the setting that rules it out."
     if settings['optimizer'] not in _BY_NUMBER:
         return f'{settings["optimizer"]} does not change each weight by itself'
     if settings['early_stopping']:
@@ -201,7 +203,7 @@ def _settings_against(settings: Mapping[str, Any]) -> str:
 
 
 def _last_batch(settings: Mapping[str, Any], training: CoreTriplesFactory) -> int:
-    "The number of examples in the last batch of an epoch, at least."
+    "Return the number of examples in the last batch of an epoch, at least."
     n, triples = training.num_triples, training.mapped_triples
     if settings['loop'] == 'lcwa':
         n = len(triples[:, :2].unique(dim=0))
@@ -212,7 +214,7 @@ def _last_batch(settings: Mapping[str, Any], training: CoreTriplesFactory) -> in
 
 
 def _rows_bytes(settings: Mapping[str, Any], model: Model) -> int:
-    "About how many bytes of rows a step reads."
+    "Return about how many bytes of rows a step reads."
     table = max(p.numel() for p in model.parameters())
     if settings['loop'] == 'lcwa':
         return 4 * settings['batch_size'] * table
@@ -265,6 +267,7 @@ class _Clock(TrainingCallback):
         self.steps, self.times = steps, [time.perf_counter()]
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Set up the models before the first batch."
         self.times.append(time.perf_counter())
         if len(self.times) > self.steps + 1:
             raise _Enough

@@ -40,7 +40,7 @@ def top_mask(
     scores: np.ndarray,  # `[M, N]`
     k: int,
 ) -> np.ndarray:
-    "Booleans `[M, N]` of the `k` highest scores above 0 of each row, equal ones by place."
+    "Return booleans `[M, N]` of the `k` highest scores above 0 of each row, equal ones by place."
     order = np.argsort(-scores, axis=1, kind='stable')[:, :k]
     chosen = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(chosen, order, True, axis=1)
@@ -48,15 +48,15 @@ def top_mask(
 
 
 def overlap(a: np.ndarray, b: np.ndarray, k: int) -> np.ndarray:
-    """Share `[M]` of the first `k` proponents (or of the longer list) that `a` and `b` `[M, N]`
-    agree on."""
+    """Return share `[M]` of the first `k` proponents (or of the longer list) that `a` and `b`
+    `[M, N]` agree on."""
     a, b = top_mask(a, k), top_mask(b, k)
     return (a & b).sum(1) / np.maximum(a.sum(1), b.sum(1)).clip(1)
 
 # %% ../../nbs/evaluation/40_stability.ipynb #46678e90
 def near_triples(test: Tensor, training: CoreTriplesFactory) -> np.ndarray:
-    """Booleans `[M, N]`: does training triple j share an entity (at either end) or the relation
-    with test triple i?"""
+    """Return booleans `[M, N]`: does training triple j share an entity (at either end) or the
+    relation with test triple i?"""
     (h, r, t), (a, s, b) = (x.cpu().numpy().T for x in (test, training.mapped_triples))
     ends = [np.equal.outer(x, y) for x in (h, t) for y in (a, b)]
     return np.logical_or.reduce([np.equal.outer(r, s), *ends])
@@ -68,7 +68,7 @@ def ranking_similarity(
     near: np.ndarray,  # booleans `[M, N]`, see `near_triples`
     ks: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """How alike two matrices of scores `[M, N]` are, `[M]`: `spearman`, `spearman_near` and
+    """Return how alike two matrices of scores `[M, N]` are, `[M]`: `spearman`, `spearman_near` and
     `top_k` for each of `ks`."""
     inside = [rank_correlation(x[None, n], y[None, n])[0] for x, y, n in zip(a, b, near)]
     return dict(spearman=rank_correlation(a, b), spearman_near=np.array(inside)) | {
@@ -77,8 +77,8 @@ def ranking_similarity(
 
 
 def chance(near: np.ndarray, ks: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
-    """What `ranking_similarity` is expected to give for random orders of all training triples,
-    and of those `near`."""
+    """Return the expected `ranking_similarity` of random orders of all training triples, and of
+    those `near`."""
     M, N = near.shape
     none = dict(spearman=np.zeros(M), spearman_near=np.zeros(M))
     return {
@@ -104,14 +104,14 @@ def averaged(
 
 # %% ../../nbs/evaluation/40_stability.ipynb #73e3f8ff
 def _fresh(run: Run, seed: int) -> dict[str, Tensor]:
-    "State of the run's model as it might have been before training."
+    "Return the state of the run's model as it might have been before training."
     with kept_rng():
         set_random_seed(seed)
         return run.build().reset_parameters_().state_dict()
 
 
 def _mixed(run: Run, fresh: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    "State of checkpoint `k` with some of it `fresh`."
+    "Return the state of checkpoint `k` with some of it `fresh`."
     return {**run.state(k), **fresh}
 
 
@@ -120,7 +120,7 @@ def randomised(
     names: Collection[str],  # of layers, see `layers`
     seed: int = 1,
 ) -> Run:
-    """The run with weights and buffers of some layers as before training, the same at each
+    """Return the run with weights and buffers of some layers as before training, the same at each
     checkpoint.
 
     Learning rates and Adam's moments stay as they were. Raises `ValueError` for a layer that is
@@ -137,20 +137,21 @@ def randomised(
 
 
 def cascade(run: Run, seed: int = 1) -> Iterator[tuple[str, Run]]:
-    "From the output to the input: a layer, and the run with it and all behind it randomised."
+    """Yield, from the output to the input, a layer and the run with it and all later layers
+    randomised."""
     order = list(layers(run.build()))[::-1]
     for i, name in enumerate(order):
         yield name, randomised(run, order[: i + 1], seed)
 
 # %% ../../nbs/evaluation/40_stability.ipynb #2710b42e
 def _of_one(method: str, runs: list[Run], places: list[tuple[int, int]], k: int) -> Any:
-    "What run and checkpoint number `k` of all of them say."
+    "Return what run and checkpoint number `k` of all of them say."
     i, at = places[k]
     return getattr(runs[i], method)(at)
 
 
 def _common(run: Run) -> dict[str, Any]:
-    "What runs must share to be one, by name."
+    "Return what runs must share to be one, by name."
     return dict(
         triples=triples_fingerprint(run.training),
         loop=(run.loop, run.target),
@@ -166,7 +167,7 @@ def _common(run: Run) -> dict[str, Any]:
 def ensemble(
     runs: Sequence[Run],  # trained alike, with different seeds
 ) -> Run:
-    """One run with all their checkpoints: its influences are the means of theirs.
+    """Return one run with all their checkpoints: its influences are the means of theirs.
 
     Under sLCWA all are asked with the negatives that the seed of the first one draws. Raises
     `ValueError` if they differ in triples, loss, or parameters."""
@@ -208,15 +209,16 @@ def by_checkpoint(
     objective: str = 'training',
     device: str | torch.device | None = None,
 ) -> np.ndarray:
-    "Influence `[K, M, N]` of each training triple on each test triple, at each checkpoint."
+    """Return the influence `[K, M, N]` of each training triple on each test triple, at each
+    checkpoint."""
     how = dict(weighting=weighting, devices=device or 'auto', progress=False)
     one = lambda k: TracIn(run, objective, checkpoints=[k], **how)
     return np.stack([one(k).scores(test).double().numpy() for k in range(len(run.checkpoints))])
 
 
 def subsets(n: int) -> dict[str, list[int]]:
-    """Subsets of `n` checkpoints by name, those that are not all of them; every second one
-    counts back from the last."""
+    """Return the subsets of `n` checkpoints by name, those that are not all of them; every
+    second one counts back from the last."""
     named = {
         'last only': [n - 1],
         'every second': list(range(n - 1, -1, -2)),
@@ -232,7 +234,7 @@ def of_seeds(
     near: np.ndarray,
     ks: Sequence[int],
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    "Every pair of seeds, all checkpoints; and every pair at the last one only."
+    "Return every pair of seeds, all checkpoints; and every pair at the last one only."
     pairs = list(itertools.combinations(found, 2))
     return {
         'all checkpoints': [ranking_similarity(a.sum(0), b.sum(0), near, ks) for a, b in pairs],
@@ -243,7 +245,7 @@ def of_seeds(
 def of_subsets(
     found: np.ndarray, near: np.ndarray, ks: Sequence[int]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    "Subsets of the checkpoints `[K, M, N]` against all of them."
+    "Return the subsets of the checkpoints `[K, M, N]` against all of them."
     return {
         name: [ranking_similarity(found[some].sum(0), found.sum(0), near, ks)]
         for name, some in subsets(len(found)).items()
@@ -260,7 +262,7 @@ def of_weights(
     ks: Sequence[int],
     device: str | torch.device | None,
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    "Each step of the cascade against what was trained."
+    "Return each step of the cascade against what was trained."
     rows = {}
     for i, (name, other) in enumerate(cascade(run), 1):
         scores = by_checkpoint(other, test, weighting, objective, device).sum(0)
@@ -280,8 +282,8 @@ def comparisons(
     ks: Sequence[int] = (10, 100),
     device: str | torch.device | None = None,
 ) -> Iterator[tuple[str, str, str, list[dict[str, np.ndarray]]]]:
-    """Weighting, what is compared (`seeds`, `checkpoints`, `weights`, `floor`), which of these,
-    and the numbers `[M]`."""
+    """Yield weighting, what is compared (`seeds`, `checkpoints`, `weights`, `floor`), which of
+    these, and the numbers `[M]`."""
     near = near_triples(test, runs[0].training)
     for name, numbers in chance(near, ks).items():
         yield '', 'floor', name, [numbers]
@@ -311,9 +313,10 @@ def stability(
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """What rankings depend on. Fit for JSON: `settings`, and `rows` with `dataset`, `model`,
-    `weighting`, `compared`, `case`, and `spearman` (not for random neighbours), `spearman_near`,
-    `top_10`, ..., each with `_low` and `_high` (95 %, over test triples)."""
+    """Return how rankings depend on seed, checkpoints, weights and layers. JSON can store it:
+    `settings`, and `rows` with `dataset`, `model`, `weighting`, `compared`, `case`, and
+    `spearman` (not for random neighbours), `spearman_near`, `top_10`, ..., each with `_low` and
+    `_high` (95 %, over test triples)."""
     for name, n in dict(seeds=seeds, tests=tests).items():
         if n < 1:
             raise ValueError(f'{name} is {n}, expected at least 1')
@@ -368,8 +371,8 @@ def stability_table(
     result: Mapping[str, Any],  # of `stability`
     of: str | None = None,  # which measure; by default the overlap of the shortest lists
 ) -> pd.DataFrame:
-    """Agreement as mean [95 %]: of two seeds, of fewer checkpoints with all, of the trained run
-    with one whose layers all have random weights, and of lists of random neighbours."""
+    """Return agreement as mean [95 %]: of two seeds, of fewer checkpoints with all, of the
+    trained run with one whose layers all have random weights, and of lists of random neighbours."""
     of, cells, floor = of or f'top_{min(result["settings"]["ks"])}', {}, {}
     for row in result['rows']:
         text = (

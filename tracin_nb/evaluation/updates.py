@@ -18,12 +18,12 @@ from ..runs.settings import RunError
 
 # %% ../../nbs/evaluation/52_updates.ipynb #ccdc1cf6
 def _root(v: Tensor) -> Tensor:
-    "The root of `v`, with derivative 0 where `v` is 0."
+    "Return the root of `v`, with derivative 0 where `v` is 0."
     return torch.where(v > 0, v, torch.ones_like(v)).sqrt() * (v > 0)
 
 
 def _divided(m: Tensor, root: Tensor, eps: float) -> Tensor:
-    "`m / (root + eps)`, a constant where the root is 0."
+    "Return `m / (root + eps)`, a constant where the root is 0."
     return torch.where(root > 0, m, m.detach()) / (root + eps)
 
 # %% ../../nbs/evaluation/52_updates.ipynb #6d383e5f
@@ -34,7 +34,7 @@ Update = Callable[[Mapping[str, Any], int, Tensor, Tensor, State], tuple[Tensor,
 def _sgd(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    "Gradient descent with momentum (Sutskever et al. 2013)."
+    "Take a step of gradient descent with momentum (Sutskever et al. 2013)."
     if group['weight_decay']:
         g = g + group['weight_decay'] * p
     if not (momentum := group['momentum']):
@@ -48,7 +48,8 @@ def _sgd(
 def _adam(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    "Adam (Kingma & Ba 2015), or AdamW (Loshchilov & Hutter 2019) with `decoupled_weight_decay`."
+    """Take a step of Adam (Kingma & Ba 2015), or of AdamW (Loshchilov & Hutter 2019) with
+    `decoupled_weight_decay`."""
     (b1, b2), decay, lr = group['betas'], group['weight_decay'], group['lr']
     if decay and group.get('decoupled_weight_decay'):
         p = p * (1 - lr * decay)
@@ -66,14 +67,14 @@ def _adam(
 def _adamw(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    "AdamW, whatever this PyTorch calls its setting."
+    "Take a step of AdamW, under either name of its setting in PyTorch."
     return _adam({**group, 'decoupled_weight_decay': True}, step, p, g, state)
 
 
 def _adagrad(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    "Adagrad (Duchi et al. 2011)."
+    "Take a step of Take a step of Adagrad (Duchi et al. 2011)."
     if group['weight_decay']:
         g = g + group['weight_decay'] * p
     total = state['sum'] + g * g
@@ -84,7 +85,8 @@ def _adagrad(
 def _rmsprop(
     group: Mapping[str, Any], step: int, p: Tensor, g: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    "RMSprop (Tieleman & Hinton 2012), centred or not, with momentum or not."
+    """Take a step of Take a step of RMSprop (Tieleman & Hinton 2012), centred or not, with
+    momentum or not."""
     if group['weight_decay']:
         g = g + group['weight_decay'] * p
     a = group['alpha']
@@ -108,8 +110,8 @@ def check_update(optimizer: str) -> None:
     "Raise `RunError` unless the optimiser of that name has a form that can be differentiated."
     if optimizer not in UPDATES:
         raise RunError(
-            f'optimizer={optimizer!r} has no form here that can be differentiated, and a replay '
-            f'needs one: it has those of {", ".join(UPDATES)}; TracIn and verify need none'
+            f'optimizer={optimizer!r} has no differentiable form here, which a replay needs; '
+            f'available are {", ".join(UPDATES)}; TracIn and verify need none'
         )
 
 
@@ -135,7 +137,7 @@ _MORE = dict(amsgrad='max_exp_avg_sq', centered='grad_avg', momentum='momentum_b
 
 
 def first_state(optimizer: str, group: Mapping[str, Any], p: Tensor) -> State:
-    "The state of a parameter before its first step, which PyTorch makes in it."
+    "Return the state of a parameter before its first step, which PyTorch makes in it."
     if optimizer == 'sgd':
         return {}
     names = [*_NAMES[optimizer], *(name for key, name in _MORE.items() if group.get(key))]
@@ -144,7 +146,7 @@ def first_state(optimizer: str, group: Mapping[str, Any], p: Tensor) -> State:
 
 
 def moments_of(state: Mapping[str, Any]) -> State:
-    "The tensors of PyTorch's state of a parameter that have its shape, without the step."
+    "Return the tensors of PyTorch's state of a parameter that have its shape, without the step."
     return {n: x for n, x in state.items() if isinstance(x, Tensor) and n != 'step'}
 
 # %% ../../nbs/evaluation/52_updates.ipynb #02c09175
@@ -188,7 +190,8 @@ _BLOCK = 2**18  # numbers of a table that are worked on at once
 
 
 def _blocks(p: Tensor, width: int) -> list[slice]:
-    "Rows of a table `p` `[n, ...]`, so many at a time that `width` copies of them stay in cache."
+    """Return the rows of a table `p` `[n, ...]`, so many at a time that `width` copies of them
+    stay in cache."""
     each = max(1, _BLOCK // max(1, width * p[0].numel()))
     return [slice(i, i + each) for i in range(0, len(p), each)]
 

@@ -50,13 +50,13 @@ from ..runs.training import BATCHES, check_again, train_again
 
 # %% ../../nbs/evaluation/70_verify.ipynb #8be58d02
 def triple_of(result: Result, i: int) -> list[str]:
-    "Labels of test triple `i`. Raises `IndexError` if there is no such test triple."
+    "Return the labels of test triple `i`. Raises `IndexError` if there is no such test triple."
     result.block(i)
     return [str(result.tests[f'test_{part}'].iloc[i]) for part in TRIPLE]
 
 
 def first_proponents(result: Result, i: int, k: int) -> pd.DataFrame:
-    "The first `k` proponents of test triple `i`. Raises `ValueError` if it names fewer."
+    "Return the first `k` proponents of test triple `i`. Raises `ValueError` if it names fewer."
     found = result.block(i)[1]['proponents'].head(k)
     if len(found) < k:
         raise ValueError(
@@ -85,7 +85,7 @@ def control_rows(
     named: Sequence[int],  # rows of the named triples
     control: str,  # 'neighbour': only triples at an entity of the prediction; or 'any'
 ) -> Tensor:
-    "Rows `[n]` of training triples that may serve as controls."
+    "Return rows `[n]` of training triples that may serve as controls."
     ends, heads, tails = prediction[[0, 2]], triples[:, 0], triples[:, 2]
     allowed = (triples != prediction).any(1)
     if control == 'neighbour':
@@ -95,7 +95,7 @@ def control_rows(
 
 
 def drawn(rows: Tensor, n: int, seed: int, control: str) -> list[int]:
-    "`n` of the `rows`, drawn by the seed. Raises `ValueError` if there are fewer."
+    "Return `n` of the `rows`, drawn by the seed. Raises `ValueError` if there are fewer."
     if len(rows) < n:
         raise ValueError(
             f'{len(rows)} training triples that are not named can serve as controls '
@@ -121,7 +121,7 @@ class Without:
 
 
 def held_by(run: Run, model: Model, prediction: Tensor, objective: Objective) -> dict[str, float]:
-    "Loss, score, probability and filtered tail rank of a prediction `[3]` by a model."
+    "Return the loss, score, probability and filtered tail rank of a prediction `[3]` by a model."
     one, inverse = prediction[None], run.training.create_inverse_triples
     believed = ranked(run, model, one, ('tail',)).iloc[0]
     with torch.no_grad():
@@ -156,7 +156,7 @@ def trained_outcomes(
     some: Sequence['Without'],  # of one seed; several are trained side by side, the first whole
     told: Callable[[float], Any] = lambda share: None,  # how much of it is done
 ) -> list[Outcome]:
-    "What came of each of some trainings."
+    "Return what came of each of some trainings."
     start, triples = time.perf_counter(), run.training.mapped_triples
     out = [triples[list(x.rows)] for x in some]
     seed, watching = some[0].seed, [_Told(told, run.checkpoints[-1].step or 0)]
@@ -212,12 +212,12 @@ class Verification:
         return len(self.sets) // len(self.seeds)
 
     def _triples(self, sets: Sequence[Without]) -> list[Tensor]:
-        "The triples that some sets leave out, but for nothing."
+        "Return the triples that some sets leave out, but for nothing."
         triples = self.run.training.mapped_triples
         return [triples[list(x.rows)] for x in sets if x.rows]
 
     def _sets(self, seed: int) -> Iterator[Without]:
-        "What is left out with one seed: nothing, the named, and as many controls."
+        "Yield what is left out with one seed: nothing, the named, and as many controls."
         named = [row for rows in self.rows for row in rows]
         pool = control_rows(self.run.training.mapped_triples, self.prediction, named, self.control)
         controls = drawn(pool, len(self.rows), seed, self.control)
@@ -228,11 +228,11 @@ class Verification:
                 yield from (Without(dropped, tuple(rows), seed, alone=True) for rows in sets)
 
     def __len__(self) -> int:
-        "The number of trainings."
+        "Return the number of trainings."
         return len(self.sets)
 
     def todo(self) -> list[list[Without]]:
-        "What is not trained yet, in lists of those that go together."
+        "Return what is not trained yet, in lists of those that go together."
         size = 1 if self.alone else self.of_seed
         return [self.sets[i : i + size] for i in range(len(self.found), len(self), size)]
 
@@ -260,12 +260,12 @@ class Verification:
         return partial(trained_outcomes, self.run, self.prediction, self.objective, how)
 
     def total(self, processes: int = 1) -> float:
-        "About how many seconds what is not trained yet will take."
+        "Return about how many seconds what is not trained yet will take."
         self.first(processes)
         return self.seconds * math.ceil(len(self.todo()) / processes)
 
     def price(self, processes: int = 1) -> str:
-        "How many trainings, and how long they will take."
+        "Return how many trainings, and how long they will take."
         total, n = self.total(processes), len(self) - len(self.found)
         several = f' in {processes} processes' if processes > 1 else ''
         together = '' if self.alone else f', {self.of_seed} at a time side by side'
@@ -273,7 +273,7 @@ class Verification:
 
     @cached_property
     def asked(self) -> dict[str, Any]:
-        "What has to be the same where a verification goes on: plain values."
+        "What must be the same where a verification goes on: plain values."
         told = 'kind each seeds control batches alone'.split()
         how = {n: getattr(self, n) for n in told} | dict(seeds=list(self.seeds))
         what = dict(prediction=self.prediction.tolist(), named=self.named.tolist())
@@ -283,21 +283,20 @@ class Verification:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #a9d78fcb
 NOT_TESTED = (
-    'Not tested: whether the named triples would be enough by themselves, and what they would do '
-    'with other settings. A triple that can be replaced by its neighbours may matter and yet '
-    'change nothing when it alone is dropped.'
+    'Not tested: whether the named triples alone suffice, and their effect with other settings. '
+    'Dropping a triple that its neighbours can replace may change nothing, although it matters.'
 )
 ENDINGS = ('.json', '.csv')
 COUNTED = 'one two three four five six seven eight nine ten'.split()
 
 
 def in_words(n: int) -> str:
-    "A number up to ten as a word."
+    "Return a number up to ten as a word."
     return COUNTED[n - 1] if 0 < n <= 10 else f'{n:,}'
 
 
 def range_text(values: Sequence[float], digits: int = 3) -> str:
-    "The median of some numbers, and in brackets the least and the greatest if they differ."
+    "Return the median of some numbers, and in brackets the least and the greatest if they differ."
     text = lambda x: f'{x:.{digits}g}'
     low, mid, high = (
         text(x) for x in (min(values), float(pd.Series(values).median()), max(values))
@@ -306,19 +305,19 @@ def range_text(values: Sequence[float], digits: int = 3) -> str:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #0a4c74bc
 def fall(rows: pd.DataFrame) -> pd.Series:
-    "By how much the log probability of the prediction fell; negative where it rose."
+    "Return the fall of the log probability of the prediction; negative where it rose."
     logs = rows[['probability_before', 'probability_after']].clip(lower=1e-45).map(math.log)
     return logs['probability_before'] - logs['probability_after']
 
 
 def moved(rows: pd.DataFrame) -> str:
-    "From which rank to which, over the seeds."
+    "Return the ranks before and after, over the seeds, as text."
     before, after = (range_text(rows[f'rank_{when}']) for when in WHEN)
     return f'rank {before} to {after}'
 
 
 def fate(rows: pd.DataFrame) -> str:
-    "What became of the prediction's rank, as a part of a sentence."
+    "Return what became of the prediction's rank, as a part of a sentence."
     before, after = (float(rows[f'rank_{when}'].median()) for when in WHEN)
     if after == before:
         text = range_text(rows['rank_before'])
@@ -332,7 +331,7 @@ def judgement(named: pd.DataFrame, controls: pd.DataFrame) -> str:
     mine, others = fall(named), fall(controls)
     seeds = f'in each of {in_words(len(mine))} seeds'
     if len(mine) == 1:
-        return 'one seed, so nothing tells this from chance: ask for more seeds'
+        return 'one seed cannot distinguish this from chance: use more seeds'
     if mine.min() > max(0.0, others.max()):
         return f'it needs them: {seeds} it loses more than with any of the controls'
     if mine.max() < min(0.0, others.min()):
@@ -343,7 +342,7 @@ def judgement(named: pd.DataFrame, controls: pd.DataFrame) -> str:
 
 
 def seeds_text(named: pd.DataFrame, nothing: pd.DataFrame) -> str:
-    "What has to be said if another seed moves the prediction more than the named triples do."
+    "Return a warning if another seed moves the prediction more than the named triples do."
     logs = nothing['probability_after'].clip(lower=1e-45).map(math.log)
     if abs(fall(named).mean()) >= logs.max() - logs.min():
         return ''
@@ -351,7 +350,7 @@ def seeds_text(named: pd.DataFrame, nothing: pd.DataFrame) -> str:
 
 
 def alone_text(rows: pd.DataFrame, controls: pd.DataFrame) -> str:
-    "How many of the named triples do something alone, and which does most."
+    "Return how many of the named triples do something alone, and which does most."
     falls = fall(rows).groupby([rows[part] for part in TRIPLE], sort=False)
     beyond = (falls.min() > max(0.0, fall(controls).max())).sum()
     most = falls.mean().idxmax()
@@ -366,7 +365,7 @@ def alone_text(rows: pd.DataFrame, controls: pd.DataFrame) -> str:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #dbc59452
 def table_lines(verified: 'Verified') -> list[list[str]]:
-    "A header and a line for each set, as cells."
+    "Return a header and a line for each set, as cells."
     rows, facts = [['dropped', *MEASURES]], verified.facts
     n, s = len(facts['named']), 's' * (len(facts['named']) > 1)
     parts = [
@@ -385,7 +384,7 @@ def table_lines(verified: 'Verified') -> list[list[str]]:
 
 
 def title_line(verified: 'Verified') -> str:
-    "What was verified, and by how many trainings."
+    "Return what was verified, and by how many trainings."
     facts = verified.facts
     n = len(facts['seeds'])
     return (
@@ -395,7 +394,7 @@ def title_line(verified: 'Verified') -> str:
 
 
 def text_of(verified: 'Verified') -> str:
-    "Title, table, verdict, and what was not tested, as plain text."
+    "Return title, table, verdict, and what was not tested, as plain text."
     header, *rows = table_lines(verified)
     lines = ['  ' + line for line in aligned([header, *rows], right=0)]
     notes = verified.notes()
@@ -403,7 +402,7 @@ def text_of(verified: 'Verified') -> str:
 
 
 def html_of(verified: 'Verified') -> str:
-    "The same for a notebook."
+    "Return the same for a notebook."
     header, *rows = table_lines(verified)
     table = pd.DataFrame(rows, columns=header).to_html(index=False, border=0)
     notes = verified.notes()
@@ -423,17 +422,18 @@ class Verified:
     facts: dict[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
-        "A copy of the frame."
+        "Return a copy of the frame."
         return self.frame.copy()
 
     def of(self, dropped: str, together: bool = True) -> pd.DataFrame:
-        "Rows of what was dropped: 'nothing', 'named' or 'control', together or each alone."
+        """Return the rows of what was dropped: 'nothing', 'named' or 'control', together or each
+        alone."""
         kind = self.facts['kind'] if dropped == 'named' else dropped
         sets = 'together' if together else 'alone'
         return self.frame[(self.frame['dropped'] == kind) & (self.frame['set'] == sets)]
 
     def verdict(self) -> str:
-        "What follows from it, in words."
+        "Return what follows from it, in words."
         n, named, controls = len(self.facts['named']), self.of('named'), self.of('control')
         called = f'these {in_words(n)}' if n > 1 else 'this one'
         random = f'{in_words(n)} random {self.facts["called"]}{"s" * (n > 1)}'
@@ -447,21 +447,21 @@ class Verified:
         return '. '.join(x[0].upper() + x[1:] for x in said) + '.'
 
     def _seeds_said(self) -> str:
-        "Which ranks other seeds give, if there are some."
+        "Return which ranks other seeds give, if there are some."
         ranks = self.of('nothing')['rank_after']
         return f'; another seed alone: rank {range_text(ranks)}' if len(ranks) > 1 else ''
 
     def notes(self) -> list[str]:
-        "What has to be said of the numbers: verdict, how they were made, what is not tested."
+        "Return the text on the numbers: verdict, how they were made, what is not tested."
         told = [self.facts[name] for name in ('repeats', 'way') if self.facts.get(name)]
         return [self.verdict(), *told, NOT_TESTED]
 
     def __repr__(self) -> str:
-        "Table and verdict as plain text."
+        "Return the table and verdict as plain text."
         return text_of(self)
 
     def _repr_html_(self) -> str:
-        "Table and verdict for a notebook."
+        "Return the table and verdict for a notebook."
         return html_of(self)
 
     def save(
@@ -498,7 +498,7 @@ class Verified:
 
 # %% ../../nbs/evaluation/70_verify.ipynb #cddfd12c
 def _labels(plan: Verification, rows: Sequence[int]) -> list[list[str]]:
-    "Labels of training triples in some rows."
+    "Return the labels of training triples in some rows."
     training = plan.run.training
     columns = label_columns(training.mapped_triples[list(rows)], training)
     return [[str(x) for x in row] for row in zip(*(columns[part] for part in TRIPLE))]
@@ -507,7 +507,7 @@ def _labels(plan: Verification, rows: Sequence[int]) -> list[list[str]]:
 def _row(
     plan: Verification, x: Without, before: dict[str, float], after: dict[str, float]
 ) -> dict[str, Any]:
-    "A row of the frame: what was dropped, and what the model held before and after."
+    "Return a row of the frame: what was dropped, and what the model held before and after."
     one, found = x.alone or x.rows and len(plan.rows) == 1, _labels(plan, x.rows)
     labels = found[0] if one else [''] * len(TRIPLE)
     members = dict(members='; '.join(map('  '.join, found)))
@@ -518,7 +518,7 @@ def _row(
 
 
 def frame_of(plan: Verification) -> pd.DataFrame:
-    "All trainings as rows, by seed. Before nothing was dropped is the first seed."
+    "Return all trainings as rows, by seed. Before nothing was dropped is the first seed."
     made = list(zip(plan.sets, plan.found))
     before = {x.seed: found for x, (found, *_) in made if x.dropped == 'nothing'}
     first = before[plan.seeds[0]]
@@ -528,20 +528,20 @@ def frame_of(plan: Verification) -> pd.DataFrame:
 
 
 def repeats_text(plan: Verification) -> str:
-    "Is the first training the run itself?"
+    "Return whether the first training is the run itself."
     found, weights, _ = plan.found[0]
     if weights == plan.run.fingerprint(-1):
-        return 'Trained again on all triples, the run came out the same to the last bit.'
+        return 'Retrained on all triples, the run was reproduced bit for bit.'
     ours = held_by(plan.run, plan.run.model(-1, plan.device), plan.prediction, plan.objective)
     return (
-        '"Before" is a new training by the settings of the run, which did not come out the same '
-        f'to the last bit: rank {found["rank"]:g} and probability {found["probability"]:.3g}, '
+        '"Before" is a new training with the settings of the run, which was not reproduced bit '
+        'for bit: rank {found["rank"]:g} and probability {found["probability"]:.3g}, '
         f'in the run {ours["rank"]:g} and {ours["probability"]:.3g}.'
     )
 
 
 def way_text(plan: Verification) -> str:
-    "Which way the trainings were made, and why."
+    "Return which way the trainings were made, and why."
     if plan.alone:
         return f'Trained one after another, not side by side: {plan.alone}.'
     return f'The {plan.of_seed} trainings of each seed were made side by side, in its batches.'
@@ -642,7 +642,7 @@ def carry_out(
 
 
 def facts_of(plan: Verification) -> dict[str, Any]:
-    "Which prediction, triples, seeds and trainings."
+    "Return which prediction, triples, seeds and trainings."
     controls = {
         str(x.seed): _labels(plan, x.rows)
         for x in plan.sets
@@ -672,17 +672,17 @@ def facts_of(plan: Verification) -> dict[str, Any]:
 def _asked(
     run: Run, result: Any, test: int | None, triples: Any, k: int
 ) -> tuple[Tensor, Tensor, str]:
-    "The prediction `[3]`, the named triples `[n, 3]`, and what these are called."
+    "Return the prediction `[3]`, the named triples `[n, 3]`, and what these are called."
     if not isinstance(result, Result):
         if triples is None:
-            raise ValueError('without a result, triples= has to name what is to be dropped')
+            raise ValueError('without a result, triples= must name the triples to drop')
         prediction = to_ids(result, run.training)
         if len(prediction) != 1:
             raise ValueError(f'expected one prediction, got {len(prediction)}')
     else:
         check_ours(result, run)
         if test is None and len(result) > 1:
-            raise ValueError(f'the result explains {len(result)} triples: say which by test=0 ...')
+            raise ValueError(f'the result explains {len(result)} triples: select one by test=0 ...')
         test = test or 0
         prediction = to_ids([tuple(triple_of(result, test))], run.training)
     if triples is None:
@@ -709,8 +709,8 @@ def verification(
     device: str | torch.device | None = None,  # None: CUDA if there
     side_by_side: bool = True,  # train those of a seed side by side, where that can be done
 ) -> Verification:
-    """What `verify` will train, and by `price` how long that takes. Raises `RunError` for a run
-    that cannot be trained again, and `ValueError` for what does not fit."""
+    """Return what `verify` will train, and by `price` how long that takes. Raises `RunError` for
+    a run that cannot be retrained, and `ValueError` for what does not fit."""
     at_least_one('k', k)
     at_least_one('seeds', seeds)
     check_again(run := as_run(run))
@@ -726,7 +726,7 @@ def check_proof_path(path: Path) -> None:
     if path.suffix not in ENDINGS:
         raise ValueError(f'{path}: expected a file ending in {" or ".join(ENDINGS)}')
     if path.exists():
-        raise ValueError(f'{path} exists already: give another file, or remove it')
+        raise ValueError(f'{path} already exists: give another file, or remove it')
 
 
 def verify(

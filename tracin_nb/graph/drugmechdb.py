@@ -23,7 +23,8 @@ DRUGMECHDB = Path(str(files('tracin_nb.graph'))) / 'data' / 'drugmechdb'
 def read_part(
     name: str,  # of a file in the package
 ) -> pd.DataFrame:
-    "The rows of a tab-separated file with a header line, all as strings, in the file's order."
+    """Return the rows of a tab-separated file with a header line, all as strings, in the file's
+    order."""
     return pd.read_csv(
         DRUGMECHDB / name,
         sep='\t',
@@ -35,13 +36,14 @@ def read_part(
 
 
 def names() -> pd.DataFrame:
-    "What the entities are: columns id (the label in the triples), name and type, 5,128 rows."
+    """Return the names and types of the entities: columns id (the label in the triples), name
+    and type, 5,128 rows."""
     return read_part('nodes.tsv.gz')[['id', 'name', 'type']]
 
 # %% ../../nbs/graph/20_drugmechdb.ipynb #ef15398c
 @parse_docdata
 class DrugMechDB(PathDataset):
-    """Drugs, diseases, and the steps by which the ones act on the others: 14,756 training triples.
+    """Drugs, diseases, and the mechanisms that link them: 14,756 training triples.
 
     ---
     name: DrugMechDB
@@ -78,15 +80,15 @@ class DrugMechDB(PathDataset):
 
 
 def _named(factory: TriplesFactory) -> TriplesFactory:
-    "The same triples with the names of the entities."
+    "Return the triples with the names of the entities."
     from tracin_nb.graph.names import as_names, name_triples  # needs `pykeen.datasets` complete
 
     return name_triples(factory, as_names(names(), factory))
 
 # %% ../../nbs/graph/20_drugmechdb.ipynb #4b14433e
 def mechanisms() -> pd.DataFrame:
-    """The steps of the curated paths: columns record, drug, disease, head, relation, tail, as
-    labels; 32,597 rows of 4,846 records."""
+    """Return the steps of the curated paths: columns record, drug, disease, head, relation,
+    tail, as labels; 32,597 rows of 4,846 records."""
     paths = read_part('paths.tsv.gz')
     paths.attrs['file'] = 'DrugMechDB'  # what messages call it
     return paths

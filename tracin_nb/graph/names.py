@@ -30,17 +30,17 @@ from .triples import TriplesFileError, naming_of, nearest_labels, read_bytes
 
 # %% ../../nbs/graph/05_names.ipynb #595a9431
 def on_one_line(text: str) -> str:
-    "A text without line breaks, outer and repeated spaces."
+    "Return a text without line breaks, outer and repeated spaces."
     return ' '.join(text.split())
 
 
 def _folded(name: str) -> str:
-    "What two names have in common that differ by case or spaces only."
+    "Return what two names have in common that differ by case or spaces only."
     return on_one_line(name).casefold()
 
 
 def label_shown(label: str, name: str) -> str:
-    "A label with the name that people use, if there is one."
+    "Return a label with its readable name, if there is one."
     return f'{name} [{label}]' if name else label
 
 # %% ../../nbs/graph/05_names.ipynb #9dcfa670
@@ -53,7 +53,7 @@ class Names:
     others: int = field(default=0, compare=False)  # rows of the table about what the graph lacks
 
     def __len__(self) -> int:
-        "How many have a name."
+        "Return how many have a name."
         return len(self.name)
 
     def __repr__(self) -> str:
@@ -66,15 +66,15 @@ class Names:
         return f'names of {len(self):,} label{"s" * (len(self) != 1)}{types}{others}'
 
     def shown(self, label: str) -> str:
-        "A label, with its name if it has one."
+        "Return a label, with its name if it has one."
         return label_shown(label, self.name.get(label, ''))
 
     def called(self, label: str) -> str:
-        "The name of a label, or the label if it has none."
+        "Return the name of a label, or the label if it has none."
         return self.name.get(label, label)
 
     def typed(self, label: str) -> str:
-        "A label, with its type if it has one."
+        "Return a label, with its type if it has one."
         kind = self.type.get(label)
         return f'{label} ({kind})' if kind else label
 
@@ -87,8 +87,8 @@ class Names:
         return dict(found)
 
     def resolve(self, text: str, known: Collection[str]) -> list[str]:
-        """The labels among `known` that go by the name `text`: exactly, if there are any, else
-        whatever its case; or the one that tables show as `text`, a name and its label."""
+        """Return the labels among `known` that go by the name `text`: exactly, if there are any,
+        else whatever its case; or the one that tables show as `text`, a name and its label."""
         label = text[:-1].rpartition(' [')[2] if text.endswith(']') else ''
         if label in known and self.shown(label) == text:
             return [label]
@@ -96,12 +96,12 @@ class Names:
         return [x for x in found if self.name[x] == text] or found
 
     def nearest(self, text: str, known: Collection[str], k: int = 3) -> list[str]:
-        "Up to `k` labels among `known` whose names are closest to `text`."
+        "Return up to `k` labels among `known` whose names are closest to `text`."
         names = nearest_labels(on_one_line(text), self._labels, k)
         return [x for name in names for x in self._labels[name] if x in known][:k]
 
     def among(self, labels: Iterable[str]) -> 'Names':
-        "The names of these labels only."
+        "Return the names of these labels only."
         labels = set(labels)
         name, kind = ({x: m[x] for x in labels if x in m} for m in (self.name, self.type))
         return Names(name, kind)
@@ -118,7 +118,8 @@ _KNOWN = {word: part for part, words in WORDS.items() for word in words.split()}
 
 
 def _part(title: str) -> str | None:
-    "What a column of that `title` holds: id, name, type, or label; `None` if it is no known word."
+    """Return what a column of that `title` holds: id, name, type, or label; `None` if it is no
+    known word."""
     if title.strip() == ':LABEL':  # of Neo4j
         return 'type'
     words = re.findall('[^\\W_]+', re.sub(r'([a-z])([A-Z])', r'\1 \2', title).casefold())
@@ -127,8 +128,8 @@ def _part(title: str) -> str | None:
 
 
 def columns_named(titles: Sequence[str]) -> dict[str, list[int]]:
-    """The places of the columns that hold id, name and type; empty for what is no header. Raises
-    `ValueError` for a header without names or identifiers."""
+    """Return the places of the columns that hold id, name and type; empty for what is no header.
+    Raises `ValueError` for a header without names or identifiers."""
     parts = [_part(title) for title in titles]
     at = {part: [i for i, x in enumerate(parts) if x == part] for part in WORDS}
     labels = at.pop('label')
@@ -146,13 +147,13 @@ def columns_named(titles: Sequence[str]) -> dict[str, list[int]]:
 
 # %% ../../nbs/graph/05_names.ipynb #05dec8c8
 def _unquoted(text: str) -> str:
-    "A field between tabs, without quotes around the whole of it."
+    "Return a field between tabs, without quotes around the whole of it."
     whole = len(text) > 1 and text[0] == text[-1] == '"'
     return text[1:-1].replace('""', '"') if whole else text
 
 
 def _fields(lines: Iterable[str], tabs: bool) -> Iterable[tuple[int, list[str]]]:
-    "The number of the first line of each row, from 1, and the fields of the row."
+    "Return the number of the first line of each row, from 1, and the fields of the row."
     if tabs:
         for i, line in enumerate(lines, 1):
             yield i, list(map(_unquoted, line.rstrip('\r\n').split('\t')))
@@ -164,7 +165,7 @@ def _fields(lines: Iterable[str], tabs: bool) -> Iterable[tuple[int, list[str]]]
 
 
 def _fault(data: bytes, tabs: bool, width: int) -> str:
-    "What is wrong with the first line of `data` that is malformed; nothing if none is."
+    "Return what is wrong with the first line of `data` that is malformed; nothing if none is."
     for i, raw in enumerate(data.split(b'\n'), 1):
         try:
             raw.decode('utf-8')
@@ -186,7 +187,8 @@ def _fault(data: bytes, tabs: bool, width: int) -> str:
 
 # %% ../../nbs/graph/05_names.ipynb #ebd36220
 def _column(data: bytes, tabs: bool, width: int, wanted: Sequence[int]) -> list[np.ndarray]:
-    "The `wanted` columns of `data` as texts `[N]`. Raises `ValueError` for a malformed line."
+    """Return the `wanted` columns of `data` as texts `[N]`. Raises `ValueError` for a malformed
+    line."""
     titles = [str(i) for i in range(width)]
     quotes = dict(quote_char=False) if tabs else dict(newlines_in_values=True)
     table = pacsv.read_csv(
@@ -208,8 +210,8 @@ def _column(data: bytes, tabs: bool, width: int, wanted: Sequence[int]) -> list[
 
 # %% ../../nbs/graph/05_names.ipynb #89a758fc
 def _read_table(path: Path) -> tuple[dict[str, list[np.ndarray]], Any]:
-    """The columns of a file that hold id, name and type, and what gives the line of a row. Raises
-    `TriplesFileError` naming file and line."""
+    """Return the columns of a file that hold id, name and type, and what gives the line of a
+    row. Raises `TriplesFileError` naming file and line."""
     data = read_bytes(path)
     tabs = b'\t' in data.partition(b'\n')[0]
     try:
@@ -243,19 +245,19 @@ def _read_table(path: Path) -> tuple[dict[str, list[np.ndarray]], Any]:
 
 # %% ../../nbs/graph/05_names.ipynb #f55bad46
 def _fits(ids: np.ndarray, labels: Collection[str]) -> np.ndarray:
-    "Which of `ids` `[N]` are labels, as booleans `[N]`."
+    "Return which of `ids` `[N]` are labels, as booleans `[N]`."
     return np.fromiter((x in labels for x in ids), dtype=bool, count=len(ids))
 
 
 def _one_lines(texts: np.ndarray) -> np.ndarray:
-    "`on_one_line` of each of the texts `[N]`."
+    "Return `on_one_line` of each of the texts `[N]`."
     single = pc.replace_substring_regex(pa.array(texts, pa.string()), r'\s+', ' ')
     found = pc.utf8_trim_whitespace(single).dictionary_encode()
     return found.dictionary.to_numpy(zero_copy_only=False)[found.indices.to_numpy()]  # few types
 
 
 def _no_label(ids: np.ndarray, others: Sequence[np.ndarray], labels: Collection[str]) -> str:
-    "Why a table names nothing: what it has, and what the graph has."
+    "Return why a table names nothing: what it has, and what the graph has."
     if not len(ids):
         return 'there is nothing below the header'
     show = lambda some: ', '.join(map(repr, some))
@@ -293,7 +295,7 @@ def _check_rows(table: pd.DataFrame, where: Any) -> None:
 def _gathered(
     columns: Mapping[str, Sequence[np.ndarray]], where: Any, title: str, labels: Collection[str]
 ) -> Names:
-    "Names from columns id, name and type; `where(row)` says where a row stands."
+    "Return names from columns id, name and type; `where(row)` says where a row stands."
     fits = [_fits(ids, labels) for ids in columns['id']]
     best = max(range(len(fits)), key=lambda i: fits[i].sum())
     ids, mine = columns['id'][best], fits[best]
@@ -328,7 +330,7 @@ def read_names(
     path: Path | str,  # TSV or CSV, gzip if its name ends in `.gz`
     labels: Collection[str],  # of the entities and relations that it may name
 ) -> Names:
-    """Names and types in a table, keyed by label; see `WORDS` for its header.
+    """Return the names and types in a table, keyed by label; see `WORDS` for its header.
 
     Raises `TriplesFileError`, with the line, for what cannot be read, an empty name, an
     identifier with two names, and a table that names none of the labels."""
@@ -342,7 +344,7 @@ _Factory = TypeVar('_Factory', bound=CoreTriplesFactory)
 
 
 def _frame_names(frame: pd.DataFrame, labels: Collection[str]) -> Names:
-    "Names in the columns of a frame."
+    "Return names in the columns of a frame."
     try:
         at = columns_named(list(map(str, frame.columns)))
     except ValueError as e:
@@ -358,8 +360,8 @@ def _frame_names(frame: pd.DataFrame, labels: Collection[str]) -> Names:
 
 
 def as_names(given: NamesGiven, training: TriplesFactory) -> Names:
-    """Names for the triples of `training`, as they are or from a table. Raises `ValueError` if
-    they name nothing in it."""
+    """Return names for the triples of `training`, as they are or from a table. Raises
+    `ValueError` if they name nothing in it."""
     if not isinstance(training, TriplesFactory):
         raise ValueError('names belong to labels, and these triples have none')
     labels = {**training.entity_to_id, **training.relation_to_id}
@@ -380,7 +382,7 @@ def as_names(given: NamesGiven, training: TriplesFactory) -> Names:
 
 
 def name_triples(factory: _Factory, names: Names | None) -> _Factory:
-    "A factory of the same triples that carries `names`; None: that carries none."
+    "Return a factory of the same triples that carries `names`; None: that carries none."
     named = copy(factory)
     rest = {key: x for key, x in factory.metadata.items() if key != 'names'}
     named.metadata = rest if names is None else dict(rest, names=names)
@@ -391,19 +393,19 @@ NAMELESS = Names({})
 
 
 def names_of(factory: CoreTriplesFactory) -> Names | None:
-    "The names that the triples carry, if they carry any."
+    "Return the names that the triples carry, if they carry any."
     return naming_of(factory)
 
 # %% ../../nbs/graph/05_names.ipynb #2e2ad8f1
 def names_text(names: Names) -> str:
-    "A header, and a line of label, name and type for each label."
+    "Return a header, and a line of label, name and type for each label."
     labels = dict.fromkeys([*names.name, *names.type])
     lines = (f'{x}\t{names.name.get(x, "")}\t{names.type.get(x, "")}\n' for x in labels)
     return 'id\tname\ttype\n' + ''.join(lines)
 
 
 def names_of_text(text: str) -> Names:
-    "Names from what `names_text` wrote. Raises `ValueError` for anything else."
+    "Return names from what `names_text` wrote. Raises `ValueError` for anything else."
     rows = [line.rsplit('\t', 2) for line in text.split('\n')[1:-1]]
     if not text.startswith('id\tname\ttype\n') or any(len(row) != 3 for row in rows):
         raise ValueError('expected a header, and lines of label, name and type')
@@ -418,8 +420,8 @@ def named_frame(
     frame: pd.DataFrame,  # columns head, relation, tail, or with `test_` before, as labels
     names: Names | None,
 ) -> pd.DataFrame:
-    """The frame with the name and type of each label in further columns, '' where there is none;
-    relations have them only if one of them has."""
+    """Return the frame with the name and type of each label in further columns, '' where there
+    is none; relations have them only if one of them has."""
     frame = frame.drop(columns=[name for name in NAME_COLUMNS if name in frame])
     more = {}
     for what, known in (('name', names.name), ('type', names.type)) if names else ():

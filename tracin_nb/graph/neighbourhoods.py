@@ -34,8 +34,8 @@ def checked_ids(
     triples: Any,  # `[N, 3]`, tensor or array of ids
     num_entities: int | None,  # by default one more than the highest id
 ) -> tuple[np.ndarray, int]:
-    """Triples as an array, and the number of entities. Raises `ValueError` for another shape or
-    an id out of range."""
+    """Return triples as an array, and the number of entities. Raises `ValueError` for another
+    shape or an id out of range."""
     table = triples.cpu().numpy() if isinstance(triples, Tensor) else np.asarray(triples)
     if table.ndim != 2 or table.shape[1] != 3 or table.dtype.kind not in 'iu':
         raise ValueError(
@@ -56,8 +56,8 @@ def grouped(
     tail: np.ndarray,  # `[N]`
     num_entities: int,
 ) -> csr_array:
-    """`[num_entities, N]`: in row e and column i, for each triple i at entity e, the entity at
-    its other end."""
+    """Return `[num_entities, N]`: in row e and column i, for each triple i at entity e, the
+    entity at its other end."""
     back = np.flatnonzero(head != tail).astype(np.int32)
     here, other = np.concatenate([head, tail[back]]), np.concatenate([tail, head[back]])
     column = np.concatenate([np.arange(len(head), dtype=np.int32), back])
@@ -87,10 +87,10 @@ class Graph:
         self.touch = csr_array(
             (yes, self.edges.data, self.edges.indptr), shape=(self.num_entities, self.num_entities)
         )
-        self.reads = 0  # entries of the arrays looked at so far
+        self.reads = 0  # entries of the arrays checked so far
 
     def __len__(self) -> int:
-        "The number of triples."
+        "Return the number of triples."
         return len(self.head)
 
     def __repr__(self) -> str:
@@ -102,8 +102,8 @@ def entity(
     self: Graph,
     entity: str | int,  # label or id
 ) -> int:
-    """The id of an entity. Raises `UnknownLabelError` (with the nearest labels) or `ValueError`
-    if there is none such."""
+    """Return the id of an entity. Raises `UnknownLabelError` (with the nearest labels) or
+    `ValueError` if there is none such."""
     if isinstance(entity, str):
         if not isinstance(self.training, TriplesFactory):
             raise ValueError(f'entity {entity!r}: this graph has no labels, expected an id')
@@ -125,7 +125,7 @@ def ids(
     self: Graph,
     triple: Any,  # `[3]`: labels, or ids
 ) -> tuple[int, int, int]:
-    "The ids of one triple. Raises `UnknownLabelError` or `ValueError`."
+    "Return the ids of one triple. Raises `UnknownLabelError` or `ValueError`."
     given, triple = triple, triple.tolist() if hasattr(triple, 'tolist') else list(triple)
     if len(triple) != 3:
         raise ValueError(f'expected one triple (head, relation, tail), got {triple!r}')
@@ -145,7 +145,7 @@ def frame(
     self: Graph,
     rows: Sequence[int] | np.ndarray,  # row numbers of triples
 ) -> pd.DataFrame:
-    """Head, relation and tail of triples by label; the index is the row number. Raises
+    """Return head, relation and tail of triples by label; the index is the row number. Raises
     `ValueError` without labels."""
     rows = np.array(rows, dtype=np.int64)
     if not isinstance(self.training, TriplesFactory):
@@ -160,8 +160,8 @@ def at(
     self: Graph,
     entities: np.ndarray,  # `[E]` ids; one may stand there several times
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every triple at each of `entities`: place `[K]` in `entities`, entity `[K]` at the other
-    end, row `[K]`."""
+    """Return every triple at each of `entities`: place `[K]` in `entities`, entity `[K]` at the
+    other end, row `[K]`."""
     count = self.degree[entities].astype(np.int64)
     place = np.repeat(np.arange(len(entities)), count)
     within = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
@@ -175,7 +175,8 @@ def few_at(
     self: Graph,
     entities: np.ndarray,  # `[E]` ids
 ) -> bool:
-    "Are the triples at `entities` so few that picking them out is quicker than reading all?"
+    """Return whether the triples at `entities` are few enough that selecting them is faster than
+    reading all."""
     return bool(8 * self.degree[entities].sum(dtype=np.int64) < self.edges.nnz)
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #59a17c5c
@@ -184,7 +185,7 @@ def next_to(
     self: Graph,
     entities: np.ndarray,  # `[E]` ids
 ) -> np.ndarray:
-    "Which entities have a neighbour among `entities`, as booleans `[num_entities]`."
+    "Return which entities have a neighbour among `entities`, as booleans `[num_entities]`."
     found = np.zeros(self.num_entities, dtype=bool)
     if self.few_at(entities):
         found[self.at(entities)[1]] = True
@@ -199,7 +200,7 @@ def among(
     self: Graph,
     entities: np.ndarray,  # booleans `[num_entities]`
 ) -> np.ndarray:
-    "Rows of the triples with both ends among `entities`, ascending."
+    "Return the rows of the triples with both ends among `entities`, ascending."
     chosen = np.flatnonzero(entities)
     if self.few_at(chosen):
         _, other, rows = self.at(chosen)
@@ -217,8 +218,8 @@ def distances(
     without: int | None = None,  # an entity that is not stepped on
     skip: Sequence[int] = (),  # rows of triples at `start` that are not walked along
 ) -> np.ndarray:
-    """Number of edges `[num_entities]` from `start` to each entity; `most + 1` where that is
-    further or there is no way."""
+    """Return the number of edges `[num_entities]` from `start` to each entity; `most + 1` where
+    that is further or there is no way."""
     distance = np.full(
         self.num_entities, most + 1, dtype=np.min_scalar_type(-2 * most - 4)
     )  # two can be added
@@ -241,7 +242,7 @@ def rows_without(
     rows: np.ndarray,  # `[K]`
     skip: Sequence[int],  # few
 ) -> np.ndarray:
-    "`rows` less those in `skip`."
+    "Return `rows` less those in `skip`."
     return rows[~np.isin(rows, skip)] if len(skip) else rows
 
 
@@ -262,8 +263,8 @@ def n_hop(
         int
     ] = (),  # rows of edges between h and t that are neither walked along nor kept
 ) -> np.ndarray:
-    """Rows `[K]` of the triples whose both ends are within `n` hops of h and within `n` hops of
-    t, or are h or t."""
+    """Return rows `[K]` of the triples whose both ends are within `n` hops of h and within `n`
+    hops of t, or are h or t."""
     at_least_one('n', n)
     h, t = graph.entity(h), graph.entity(t)
     inside = (graph.distances(h, n, skip=skip) <= n) & (graph.distances(t, n, skip=skip) <= n)
@@ -275,7 +276,7 @@ def n_hop(
 def on_walks(
     graph: Graph, h: int, t: int, max_edges: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows `[K]` on walks of at most `max_edges` edges that meet h only at their start and t
+    """Return rows `[K]` on walks of at most `max_edges` edges that meet h only at their start and t
     only at their end, and the distances `[num_entities]` from h and to t."""
     from_h = graph.distances(h, max_edges - 1, without=t)
     to_t = graph.distances(t, max_edges - 1, without=h)
@@ -293,8 +294,8 @@ def two_ways(
     distance: np.ndarray,  # `[num_entities]` to one of the ends
     far: int,  # stands for "no way"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each entity `[num_entities]`: its distance, the first step of one such way, shortest
-    length by another step."""
+    """Return, for each entity `[num_entities]`, its distance, the first step of one such way,
+    and the shortest length by another step."""
     first, second = np.full(len(distance), -1), np.full_like(distance, far)
     for entity, step in ((head, tail), (tail, head)):
         best = distance[step] + 1 == distance[entity]
@@ -310,7 +311,8 @@ def ways_around(
     entity: np.ndarray,  # `[K]`
     avoid: np.ndarray,  # `[K]`
 ) -> np.ndarray:
-    "Length `[K]` of the shortest way of each entity that does not begin with a step to `avoid`."
+    """Return the length `[K]` of the shortest way of each entity that does not begin with a step
+    to `avoid`."""
     distance, first, second = ways
     return np.where(first[entity] == avoid, second[entity], distance[entity])
 
@@ -322,7 +324,7 @@ def fitting(
     to_t: np.ndarray,
     max_edges: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Which triples `[K]` may be on a simple path, and which `[K]` certainly are."
+    "Return which triples `[K]` may be on a simple path, and which `[K]` certainly are."
     from_h, to_t = (two_ways(u, v, distance, max_edges) for distance in (from_h, to_t))
     fits, sure = np.zeros(len(u), dtype=bool), np.zeros(len(u), dtype=bool)
     for here, there in ((u, v), (v, u)):
@@ -341,7 +343,7 @@ def ways_to(
     far: list[int],  # distance of each entity to `goal`
     avoid: set[int],
 ) -> Iterator[tuple[int, ...]]:
-    "Simple paths from `at` to `goal`, both included, past no entity in `avoid`."
+    "Yield simple paths from `at` to `goal`, both included, past no entity in `avoid`."
     if at == goal:
         yield (goal,)
         return
@@ -359,7 +361,7 @@ def path_through(
     far: tuple[list[int], list[int]],  # distances to h and to t
     max_edges: int,
 ) -> tuple[int, ...] | None:
-    "A simple path h..u, v..t of at most `max_edges` edges, if there is one."
+    "Return a simple path h..u, v..t of at most `max_edges` edges, if there is one."
     h, t = ends
     for onward in ways_to(around, v, t, max_edges - 1 - far[0][u], far[1], {h, u}):
         for back in ways_to(around, u, h, max_edges - len(onward), far[0], set(onward)):
@@ -371,7 +373,7 @@ def neighbours_of(
     pairs: np.ndarray,  # `[P, 2]`, each pair of entities once
     num_entities: int,
 ) -> list[list[int]]:
-    "The neighbours of each entity."
+    "Return the neighbours of each entity."
     around = [[] for _ in range(num_entities)]
     for u, v in pairs.tolist():
         around[u].append(v)
@@ -386,7 +388,7 @@ def searched(
     far: tuple[list[int], list[int]],  # distances to h and to t
     max_edges: int,
 ) -> np.ndarray:
-    "Which pairs `[P]` are on a simple path of at most `max_edges` edges."
+    "Return which pairs `[P]` are on a simple path of at most `max_edges` edges."
     around, every = neighbours_of(pairs, len(far[0])), list(map(tuple, pairs.tolist()))
     on = {pair for pair, known in zip(every, sure) if known}
     for u, v in every:
@@ -406,7 +408,7 @@ def settled(
     distances: tuple[np.ndarray, np.ndarray],  # `[num_entities]`, to h and to t
     max_edges: int,
 ) -> np.ndarray:
-    "Which triples `[K]` are on a simple path of at most `max_edges` edges."
+    "Return which triples `[K]` are on a simple path of at most `max_edges` edges."
     entities, local = np.unique(np.concatenate([u, v, ends]), return_inverse=True)
     h, t = local[-2:].tolist()
     pairs, pair = np.unique(np.sort(local[:-2].reshape(2, -1).T), axis=0, return_inverse=True)
@@ -424,8 +426,8 @@ def on_paths(
     *,
     skip: Sequence[int] = (),  # rows of edges between h and t that do not count as a path
 ) -> np.ndarray:
-    """Rows `[K]` of the triples on simple paths h..t, in any direction, of at most `max_edges`
-    edges. None if h is t."""
+    """Return rows `[K]` of the triples on simple paths h..t, in any direction, of at most
+    `max_edges` edges. None if h is t."""
     at_least_one('max_edges', max_edges)
     h, t = graph.entity(h), graph.entity(t)
     if h == t:
@@ -449,7 +451,7 @@ def well_connected(
     min_degree: int,
     spare: Sequence[int] = (),  # entities whose triples are kept in any case
 ) -> np.ndarray:
-    "Those of `rows` whose both ends have at least `min_degree` triples."
+    "Return those of `rows` whose both ends have at least `min_degree` triples."
     head, tail = graph.head[rows], graph.tail[rows]
     keep = (graph.degree[head] >= min_degree) & (graph.degree[tail] >= min_degree)
     for entity in spare:
@@ -481,7 +483,7 @@ def rows_of(
     self: Graph,
     triple: tuple[int, int, int],  # ids
 ) -> np.ndarray:
-    "Rows of a triple: none, one, or several where it was given several times."
+    "Return the rows of a triple: none, one, or several where it was given several times."
     h, r, t = triple
     _, other, rows = self.at(np.array([h]))
     rows = rows[other == t]
@@ -493,13 +495,13 @@ def neighbourhood(
     triple: Any,  # the prediction (h, r, t), by labels or ids
     *,
     hops: int | None = None,  # both ends of a triple at most so far from h and from t
-    path_length: int | None = None,  # on a simple path from h to t of at most so many edges
-    min_degree: int | None = None,  # at least so many triples at both ends
+    path_length: int | None = None,  # maximum number of edges of a simple path from h to t
+    min_degree: int | None = None,  # minimum number of triples at both ends
     keep_test_edges: bool = True,  # spare triples at h or t from `min_degree`
     strict_hops: bool = False,  # no exception from `hops` for h and t themselves
     strict_paths: bool = False,  # paths only through triples that fulfil the other conditions
 ) -> np.ndarray:
-    """Rows `[K]`, ascending, of the triples near (h, r, t): those that fulfil all conditions
+    """Return rows `[K]`, ascending, of the triples near (h, r, t): those that fulfil all conditions
     given, without itself."""
     check_conditions(
         dict(hops=hops, path_length=path_length, min_degree=min_degree),
@@ -522,7 +524,7 @@ def part(
     self: Graph,
     rows: np.ndarray,  # `[K]`
 ) -> Graph:
-    "The graph of some triples, with the same entities; row i there is `rows[i]` here."
+    "Return the graph of some triples, with the same entities; row i there is `rows[i]` here."
     return Graph(
         np.stack([self.head[rows], self.relation[rows], self.tail[rows]], axis=1), self.num_entities
     )
@@ -560,7 +562,7 @@ def near(
     restrict: bool = True,  # leave out all other training triples; if not, only tell which are near
     **conditions: Any,  # of `neighbourhood`
 ) -> Near:
-    """The neighbourhood of each prediction. Raises `ValueError` for a graph of other triples
+    """Return the neighbourhood of each prediction. Raises `ValueError` for a graph of other triples
     than a factory's."""
     if graph.training is None:
         raise ValueError("near: expected a Graph that was made from the training triples' factory")
@@ -578,7 +580,8 @@ def longer_paths(
     near: np.ndarray,  # booleans `[num_entities]`: where the next edge may lead
     directed: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Every simple path that is longer by one edge: its entities `[Q, k + 2]` and rows `[Q, k + 1]`."
+    """Return every simple path that is longer by one edge: its entities `[Q, k + 2]` and rows
+    `[Q, k + 1]`."""
     place, other, row = graph.at(entities[:, -1])
     fresh = near[other] & (graph.tail[row] == other if directed else True)
     place, other, row = place[fresh], other[fresh], row[fresh]
@@ -596,7 +599,8 @@ def longer(
     directed: bool,
     limit: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "As `longer_paths`, piece by piece. Raises `ValueError` for more than `limit` paths."
+    """Return what `longer_paths` does, computed in pieces. Raises `ValueError` for more than
+    `limit` paths."""
     pieces = int(graph.degree[entities[:, -1]].sum(dtype=np.int64)) // 4_000_000 + 1
     found, count = [], 0
     for some in np.array_split(np.arange(len(entities)), pieces):
@@ -609,15 +613,16 @@ def longer(
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #a510874c
 @dataclass(frozen=True)
 class Through:
-    "What a path has to pass: one of some entities between head and tail, or one of some relations."
+    """A condition on paths: they pass one of some entities between head and tail, or one of some
+    relations."""
 
     entities: frozenset[int]
     relations: frozenset[int]
 
     @classmethod
     def named(cls, graph: Graph, through: str | int) -> 'Through':
-        """Return what a label, a name or a type means in `graph`; a number is an entity's id.
-        Raises `UnknownLabelError` or `ValueError` for what it does not know."""
+        """Return the entities or relations that a label, a name or a type stands for in `graph`;
+        a number is an entity's id. Raises `UnknownLabelError` or `ValueError` if it is unknown."""
         training = graph.training
         if not isinstance(through, str) or not isinstance(training, TriplesFactory):
             return cls(frozenset([graph.entity(through)]), frozenset())
@@ -633,12 +638,12 @@ class Through:
             near += [*nearest_labels(through, ids), *names.nearest(through, ids)]
             raise ValueError(
                 f'{through!r} is no entity, no type of one and no relation'
-                + f'; near it: {", ".join(map(repr, dict.fromkeys(near)))}' * bool(near)
+                + f'; nearest: {", ".join(map(repr, dict.fromkeys(near)))}' * bool(near)
             )
         return cls(*map(frozenset, found))
 
     def has(self, graph: Graph, path: Sequence[int], ends: tuple[int, int]) -> bool:
-        "Does a path, row numbers, between two entities pass it?"
+        "Return whether a path (row numbers) between two entities passes it."
         rows = list(path)
         if not self.relations.isdisjoint(graph.relation[rows].tolist()):
             return True
@@ -657,7 +662,7 @@ def paths(
     limit: int = 1_000_000,  # paths of one length, begun or complete, above which to give up
     through: str | int | None = None,  # an entity between, the type of one, or a relation
 ) -> list[tuple[int, ...]]:
-    """Simple paths h..t as row numbers in order, the shorter ones first; none if h is t.
+    """Yield the simple paths h..t as row numbers in order, shorter ones first; none if h is t.
     `ValueError` beyond `limit`, and for a `through` that is neither entity, type nor relation."""
     at_least_one('min_edges', min_edges)
     at_least_one('max_edges', max_edges)
@@ -687,8 +692,8 @@ def edge_influence(
     influence: Tensor | np.ndarray | pd.Series,  # `[N]`, or a series indexed by row number
     rows: np.ndarray,  # `[K]`
 ) -> np.ndarray:
-    """Influence `[K]` of triples; NaN for those that a series lacks. Raises `ValueError` for too
-    short an array."""
+    """Return the influence `[K]` of triples; NaN for those that a series lacks. Raises
+    `ValueError` for too short an array."""
     if isinstance(influence, pd.Series):
         return influence.reindex(rows).to_numpy(dtype=np.float64)
     values = (
@@ -704,7 +709,7 @@ def edge_influence(
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #c582165d
 def above_zero(x: np.ndarray) -> np.ndarray:
-    "`x` with NaN for what is not above 0."
+    "Return `x` with NaN for what is not above 0."
     return np.where(x > 0, x, np.nan)
 
 
@@ -726,7 +731,7 @@ def score_paths(
     | pd.Series,  # `[N]` of one test triple, or a series by row number
     how: str = 'mean',  # one of `SCORES`
 ) -> np.ndarray:
-    "Scores `[P]` of paths. Raises `ValueError` for another `how`."
+    "Return scores `[P]` of paths. Raises `ValueError` for another `how`."
     if how not in SCORES:
         raise ValueError(f'how={how!r}, expected one of {", ".join(SCORES)}')
     if not len(paths):
@@ -743,7 +748,8 @@ def entities_along(
     path: Sequence[int],  # row numbers
     h: int,  # where it begins
 ) -> list[int]:
-    "The entities of a path, in order. Raises `ValueError` if its triples do not hang together."
+    """Return the entities of a path, in order. Raises `ValueError` if its triples do not hang
+    together."""
     along = [h]
     for row in path:
         ends = int(graph.head[row]), int(graph.tail[row])
@@ -762,7 +768,7 @@ def chain_text(
     relations: Sequence[str],  # k
     forward: Sequence[bool],  # k: along the triple's direction
 ) -> str:
-    "`a -r-> b <-s- c`."
+    "Return `a -r-> b <-s- c`."
     steps = [
         f' -{r}-> {name}' if ahead else f' <-{r}- {name}'
         for name, r, ahead in zip(names[1:], relations, forward)
@@ -777,7 +783,7 @@ def pattern(
     h: int,
     name: Callable[[str], str] = str,  # what stands for an entity's label
 ) -> str:
-    "A path in words. Raises `ValueError` without labels."
+    "Return a path in words. Raises `ValueError` without labels."
     if not isinstance(self.training, TriplesFactory):
         raise ValueError('this graph was not made from a TriplesFactory, so it has no labels')
     along = entities_along(self, path, h)
@@ -797,7 +803,8 @@ def path_table(
     paths: Sequence[Sequence[int]],
     scores: np.ndarray,  # `[P]`
 ) -> pd.DataFrame:
-    "Columns score, edges, path (in words) and rows; the best first, those without a score last."
+    """Return columns score, edges, path (in words) and rows; the best first, those without a
+    score last."""
     h, names = graph.entity(h), graph.training and names_of(graph.training)
     shown = (names or NAMELESS).shown
     table = pd.DataFrame(
@@ -812,7 +819,7 @@ def path_table(
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #61ad3c81
 def curie_prefix(label: str) -> str:
-    "`MONDO` of `MONDO:0004979`. Raises `ValueError` for a label that is no CURIE."
+    "Return `MONDO` of `MONDO:0004979`. Raises `ValueError` for a label that is no CURIE."
     prefix, colon, rest = label.partition(':')
     if not (prefix and colon and rest):
         raise ValueError(
@@ -826,8 +833,8 @@ def read_types(
     id: str = 'id',  # name of the column with the entities' labels
     type: str = 'type',  # name of the column with their types
 ) -> dict[str, str]:
-    """Type of each entity. Raises `ValueError` naming the file for what is no table, a missing
-    column, an empty type, or an entity with two types."""
+    """Return the type of each entity. Raises `ValueError` naming the file for what is no table,
+    a missing column, an empty type, or an entity with two types."""
     try:
         table = pd.read_csv(
             path,
@@ -855,7 +862,7 @@ def read_types(
 
 
 def type_function(types: Mapping[str, str] | Callable[[str], str]) -> Callable[[str], str]:
-    "A function from label to type. It raises `ValueError` for an entity that a table lacks."
+    "Return a function from label to type. It raises `ValueError` for an entity that a table lacks."
     if callable(types):
         return types
 
@@ -874,7 +881,7 @@ def metapaths(
     scores: np.ndarray,  # `[P]`
     types: Mapping[str, str] | Callable[[str], str] = curie_prefix,  # label -> type
 ) -> pd.DataFrame:
-    """Columns metapath, paths (their number), scored (how many have a score), mean_score (of
+    """Return columns metapath, paths (their number), scored (how many have a score), mean_score (of
     those), example (the best path) and example_score; the highest mean first. Raises
     `ValueError` for an entity without a type."""
     table, name = path_table(graph, h, paths, scores), type_function(types)
@@ -901,8 +908,8 @@ def path_tiers(
     max_edges: int = PATHS_FIRST,
     others: Graph | None = None,  # `graph` without the triple's relation, if it is there already
 ) -> np.ndarray:
-    """Tiers `[N]`: edges of the shortest path head..tail over other relations that a triple is
-    on; `max_edges` + 1 if it is on none; + 2 if it has the prediction's relation."""
+    """Return tiers `[N]`: edges of the shortest path head..tail over other relations that a
+    triple is on; `max_edges` + 1 if it is on none; + 2 if it has the prediction's relation."""
     h, relation, t = map(int, triple)
     kept = np.flatnonzero(graph.relation != relation)
     others = graph.part(kept) if others is None else others
@@ -916,7 +923,7 @@ def in_tiers(
     tiers: np.ndarray,  # `[N]`, lower first
     influence: Tensor | np.ndarray,  # `[N]`, higher first inside a tier
 ) -> np.ndarray:
-    "Scores `[N]` by which to rank, higher first; equal where tier and influence are equal."
+    "Return scores `[N]` by which to rank, higher first; equal where tier and influence are equal."
     values, place = np.unique(np.asarray(influence), return_inverse=True)
     return place.reshape(-1) - len(values) * tiers.astype(np.int64)
 
@@ -927,7 +934,7 @@ def best_path_of(
     rows: np.ndarray,  # `[K]` rows of triples on paths, the best first
     max_edges: int = PATHS_FIRST,
 ) -> dict[int, str]:
-    "In words, the best path head..tail through each of `rows` that has one among `rows`."
+    "Return the best path head..tail in words through each of `rows` that has one among `rows`."
     h, _, t = map(int, triple)
     names = graph.training and names_of(graph.training)
     place, found = {row: i for i, row in enumerate(rows.tolist())}, {}

@@ -44,18 +44,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 # %% ../../nbs/graph/00_triples.ipynb #711b644f
 class TriplesFileError(ValueError):
-    """A file of triples or labels that cannot be read as it stands; the message names the file
-    and the line."""
+    """A file of triples or labels that cannot be read; the message names the file and the line."""
 
 
 class TriplesWarning(UserWarning):
-    """Triples or labels that may be meant otherwise than they were read; the message says how
-    they were."""
+    """Triples or labels that may have been misread; the message states how they were read."""
 
 # %% ../../nbs/graph/00_triples.ipynb #b1f20c44
 def machine_memory() -> int:
-    """Bytes of memory that a process can have here: what the machine has, or less if its
-    container says so."""
+    """Return the bytes of memory that a process can have here: the machine's memory, or less if
+    its container limits it."""
     limits = [
         os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
         if hasattr(os, 'sysconf')
@@ -70,7 +68,7 @@ def machine_memory() -> int:
 
 # %% ../../nbs/graph/00_triples.ipynb #c7720ab1
 def size_text(n: int) -> str:
-    "A number of bytes for a person, such as 1.5 GiB."
+    "Return a number of bytes for a person, such as 1.5 GiB."
     power = min((max(n, 1).bit_length() - 1) // 10, 6)
     return f'{n:,} bytes' if not power else f'{n / 1024**power:.3g} {"KMGTPE"[power - 1]}iB'
 
@@ -82,7 +80,7 @@ def _check_file(path: Path) -> None:
     if stat.S_ISFIFO(kind.st_mode) or stat.S_ISCHR(kind.st_mode) or stat.S_ISBLK(kind.st_mode):
         what = 'a pipe' if stat.S_ISFIFO(kind.st_mode) else 'a device'
         raise TriplesFileError(
-            f'{path}: {what}, not a file: it may have no end, and can be read only once'
+            f'{path}: {what}, not a file: it may be endless, and can be read only once'
         )
     if kind.st_size > most:
         need, size = size_text(4 * kind.st_size), size_text(kind.st_size)
@@ -144,13 +142,13 @@ def read_blocks(path: Path) -> Iterator[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    "The content of `path`, unzipped, without byte order mark and final line ends."
+    "Return the content of `path`, unzipped, without byte order mark and final line ends."
     return b''.join(read_blocks(path))
 
 # %% ../../nbs/graph/00_triples.ipynb #9a00dd67
 @dataclass(frozen=True)
 class _Column:
-    "A column of a file: its different texts, and which of them stands in each line."
+    "A column of a file: its distinct texts, and the one in each line."
 
     texts: pa.Array  # strings `[U]`
     codes: np.ndarray  # `[N]`
@@ -159,15 +157,15 @@ class _Column:
         return len(self.codes)
 
     def text(self, row: int) -> str:
-        "The text in a row."
+        "Return the text in a row."
         return self.texts[int(self.codes[row])].as_py()
 
     def strings(self) -> np.ndarray:
-        "The text of each row `[N]`."
+        "Return the text of each row `[N]`."
         return np.array(self.texts.to_pylist(), dtype=object)[self.codes]
 
     def below(self, row: int) -> '_Column':
-        "The rows from number `row` on, with the texts in them."
+        "Return the rows from number `row` on, with the texts in them."
         codes = self.codes[row:]
         if not row:
             return self
@@ -184,8 +182,8 @@ def _has_blank(texts: pa.Array) -> bool:
 
 
 def _parse(data: bytes, width: int) -> list[list[pa.DictionaryArray]]:
-    """The pieces of each of `width` columns of tab-separated `data`; raises `ValueError` if any
-    line is not as it should be."""
+    """Return the pieces of each of `width` columns of tab-separated `data`. Raises `ValueError`
+    if any line is not as it should be."""
     if b'\0' in data or (n := data.count(b'\r')) and n != data.count(b'\r\n'):
         raise ValueError('NUL byte or lone carriage return')
     if data.startswith(codecs.BOM_UTF8):  # of a label: Arrow leaves one out
@@ -209,23 +207,23 @@ def _parse(data: bytes, width: int) -> list[list[pa.DictionaryArray]]:
 
 
 def _joined(pieces: Sequence[pa.DictionaryArray]) -> _Column:
-    "The column of which these are the pieces."
+    "Return the column of which these are the pieces."
     chunks = pa.chunked_array(pieces).unify_dictionaries().chunks
     return _Column(chunks[0].dictionary, np.concatenate([c.indices.to_numpy() for c in chunks]))
 
 # %% ../../nbs/graph/00_triples.ipynb #fc9871c4
 def _short(text: str) -> str:
-    "`text`, shortened to 80 characters."
+    "Return `text`, shortened to 80 characters."
     return text if len(text) <= 80 else text[:77] + '...'
 
 
 def _show(x: Any) -> str:
-    "`repr(x)`, shortened to 80 characters."
+    "Return `repr(x)`, shortened to 80 characters."
     return _short(repr(x[:200] if isinstance(x, (str, bytes)) else x))
 
 
 def _exactly(label: str) -> str:
-    "The same with escapes for all that is not ASCII, where two labels look alike."
+    "Return the same with escapes for all that is not ASCII, where two labels look alike."
     return _short(ascii(label[:200]))
 
 # %% ../../nbs/graph/00_triples.ipynb #5b7ac85b
@@ -234,7 +232,7 @@ _RDF = re.compile(r'@(prefix|base)\b|PREFIX\b|(<[^>]*>|_:\S+)\s.*\.\s*$')
 
 
 def _column_hint(line: str, found: int, width: int) -> str:
-    """What a `line` with `found` columns looks like, in brackets; empty if like nothing in
+    """Return what a `line` with `found` columns looks like, in brackets; empty if like nothing in
     particular."""
     if _RDF.match(line):
         return ' (N-Triples or Turtle? that is not read: write labels separated by tabs)'
@@ -256,13 +254,13 @@ def _column_hint(line: str, found: int, width: int) -> str:
 
 
 def _column_fault(line: str, found: int, width: int) -> str:
-    "Why `line` has `found` tab-separated columns where `width` belong."
+    "Return why `line` has `found` tab-separated columns where `width` belong."
     text = f'expected {width} columns separated by tabs, found {found}: {_show(line)}'
     return text + _column_hint(line, found, width)
 
 # %% ../../nbs/graph/00_triples.ipynb #3543c4a7
 def _line_fault(raw: bytes, width: int) -> str | None:
-    "What is wrong with one line, given without its line end; `None` if nothing is."
+    "Return what is wrong with one line, given without its line end; `None` if nothing is."
     try:
         line = raw.decode('utf-8')
     except UnicodeDecodeError as e:
@@ -281,7 +279,7 @@ def _line_fault(raw: bytes, width: int) -> str | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #c82a1ad7
 def _first_fault(data: bytes, width: int, first: int = 1) -> str | None:
-    "The first wrong line of `data`, which begins in line `first`, and its fault."
+    "Return the first wrong line of `data`, which begins in line `first`, and its fault."
     for n, raw in enumerate(data.removesuffix(b'\n').split(b'\n'), start=first):
         if fault := _line_fault(raw.removesuffix(b'\r'), width):
             return f'line {n}: {fault}'
@@ -302,7 +300,8 @@ HEADERS = {
 
 # %% ../../nbs/graph/00_triples.ipynb #84c4514f
 def _read_columns(path: Path, width: int) -> list[_Column]:
-    "The columns of a file. Raises `TriplesFileError` that names the first line that is wrong."
+    """Return the columns of a file. Raises `TriplesFileError` that names the first line that is
+    wrong."""
     pieces: list[list[pa.DictionaryArray]] = [[] for _ in range(width)]
     first = 1
     for block in read_blocks(path):
@@ -316,26 +315,26 @@ def _read_columns(path: Path, width: int) -> list[_Column]:
 
 
 def _texts(columns: Sequence[_Column], row: int = 0) -> tuple[str, ...]:
-    "The texts of a row."
+    "Return the texts of a row."
     return tuple(c.text(row) for c in columns)
 
 
 def _below(columns: Sequence[_Column], header: bool, path: Path) -> tuple[list[_Column], int]:
-    "The rows below a `header`, and the number of the line that the first one comes from."
+    "Return the rows below a `header`, and the number of the line that the first one comes from."
     if header and len(columns[0]) == 1:
         raise TriplesFileError(f'{path}: there is nothing below the header in line 1')
     return [c.below(int(header)) for c in columns], 1 + int(header)
 
 
 def _rows_of(columns: Sequence[_Column]) -> np.ndarray:
-    "The texts `[N, width]` of columns."
+    "Return the texts `[N, width]` of columns."
     return np.stack([c.strings() for c in columns], axis=1)
 
 
 def read_table(
     path: str | Path, width: int, headers: set[tuple[str, ...]], header: bool | None = None
 ) -> tuple[np.ndarray, int]:
-    "Strings `[N, width]` of the file and the number of the line that row 0 comes from."
+    "Return strings `[N, width]` of the file and the number of the line that row 0 comes from."
     columns = _read_columns(path := Path(path), width)
     if header is None:
         header = tuple(x.lower() for x in _texts(columns)) in headers
@@ -353,7 +352,7 @@ _FILLERS = {'id', 'ids', 'label', 'name', 'node', 'entity', 'uri', 'iri', 'curie
 
 
 def _role(name: str) -> str | None:
-    "Which part of a triple a column of that `name` holds; `None` if it is no usual name."
+    "Return which part of a triple a column of that `name` holds; `None` if it is no usual name."
     plain = re.sub(r'\(.*\)', '', re.sub(r'([a-z])([A-Z])', r'\1 \2', name[:99]))
     words = re.findall('[^\\W_]+', plain.casefold())
     roles = {_ROLE.get(w) for w in [w for w in words if w not in _FILLERS] or words}
@@ -361,8 +360,8 @@ def _role(name: str) -> str | None:
 
 
 def _named_columns(row: Sequence[str]) -> tuple[str, ...] | None:
-    """What the columns hold if `row` is a header; `None` if it is not, as far as one can tell
-    from the names."""
+    """Return what the columns hold if `row` is a header; `None` if it is not, as far as one can
+    tell from the names."""
     names = tuple(x.lower() for x in row)
     for known in HEADERS:
         if sorted(names) == sorted(known):
@@ -372,8 +371,8 @@ def _named_columns(row: Sequence[str]) -> tuple[str, ...] | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #e139a347
 def _is_header(row: Sequence[str], path: Path) -> bool:
-    """Is line 1 a header by its names? Warns of unusual ones; raises `TriplesFileError` for
-    columns in another order."""
+    """Return whether line 1 is a header by its names. Warns about unusual ones. Raises
+    `TriplesFileError` for columns in another order."""
     if (columns := _named_columns(row)) is None:
         return False
     if columns != _COLUMNS:
@@ -409,7 +408,7 @@ def _shares_relation(columns: Sequence[_Column]) -> bool:
 
 
 def _counted(texts: Sequence[str], columns: Sequence[_Column]) -> np.ndarray:
-    "How often each of the `texts` stands in the columns."
+    "Return how often each of the `texts` occurs in the columns."
     found = np.zeros(len(texts), dtype=np.int64)
     for column in columns:
         at = _places(pa.array(texts, pa.string()), column.texts)
@@ -418,7 +417,7 @@ def _counted(texts: Sequence[str], columns: Sequence[_Column]) -> np.ndarray:
 
 
 def _places(texts: pa.Array, known: pa.Array) -> np.ndarray:
-    "Where each of the `texts` `[U]` is among the `known` ones, -1 where it is not."
+    "Return the place of each of the `texts` `[U]` among the `known` ones, -1 if it is not there."
     return pc.fill_null(pc.index_in(texts, value_set=known), -1).to_numpy()
 
 
@@ -434,7 +433,7 @@ def _first_alone(columns: Sequence[_Column]) -> bool:
 
 # %% ../../nbs/graph/00_triples.ipynb #e64c0559
 def _numbered(path: Path, header: bool | None) -> tuple[list[_Column], int]:
-    "Heads, relations and tails of a file, and the number of the line of row 0."
+    "Return heads, relations and tails of a file, and the number of the line of row 0."
     columns = _read_columns(path, 3)
     row = _texts(columns)
     _check_rdf(row, path)
@@ -451,7 +450,7 @@ def _numbered(path: Path, header: bool | None) -> tuple[list[_Column], int]:
 
 
 def read_numbered(path: str | Path, header: bool | None = None) -> tuple[np.ndarray, int]:
-    "The labels of `read_triples` and the number of the line that row 0 comes from."
+    "Return the labels of `read_triples` and the number of the line that row 0 comes from."
     columns, first = _numbered(Path(path), header)
     return _rows_of(columns), first
 
@@ -463,7 +462,7 @@ def read_triples(
     # is line 1 a header? `None`: if it consists of names of columns such as in `HEADERS`
     | None = None,
 ) -> np.ndarray:  # labels `[N, 3]`, one row per line, in the order of the file
-    """Read labelled triples strictly; raises `TriplesFileError` that names file, line and fault.
+    """Read labelled triples strictly. Raises `TriplesFileError` that names file, line and fault.
 
     Labels are taken as they are: no spaces are cut off, quotes are ordinary characters, `NA` is
     a label. Blank lines are errors except at the end. Duplicate lines stay: `load_files` counts
@@ -473,7 +472,8 @@ def read_triples(
 
 # %% ../../nbs/graph/00_triples.ipynb #9f26a5d8
 def _index(label: str, text: str, first: bool = False) -> int:
-    "`text` as an index; raises `ValueError` that says what it is instead; `first`: in line 1."
+    """Return `text` as an index. Raises `ValueError` that says what it is instead; `first`: in
+    line 1."""
     if re.fullmatch('[0-9]+', text):
         return int(text)
     if re.fullmatch('-[0-9]+', text):
@@ -502,7 +502,7 @@ _LABEL_NAMES, _INDEX_NAMES = ('label', 'name', 'entity', 'relation', 'node'), ('
 
 
 def _counts_up(column: _Column) -> bool:
-    "Are these texts `[N]` the numbers 0, 1, ..., N - 1 in this order?"
+    "Return whether these texts `[N]` are the numbers 0, 1, ..., N - 1 in this order."
     if column.text(0) != '0':
         return False
     numbers = pa.array(np.arange(len(column))).cast(pa.string())
@@ -510,7 +510,7 @@ def _counts_up(column: _Column) -> bool:
 
 
 def _map_columns(path: Path) -> tuple[list[_Column], int]:
-    "Labels and indices, as a header may name them, and the line of row 0."
+    "Return the labels and indices, as a header may name them, and the line of row 0."
     columns = _read_columns(path, 2)
     a, b = (x.strip().lower() for x in _texts(columns))
     turned = a in _INDEX_NAMES and b in _LABEL_NAMES
@@ -550,7 +550,7 @@ def _check_map(rows: Iterable[Sequence[str]], first: int, path: Path) -> None:
 
 
 def _order_of(indices: _Column) -> np.ndarray | None:
-    "In which row each index stands, `[N]`; `None` unless they are 0 to N - 1, each once."
+    "Return the row of each index, `[N]`; `None` unless they are 0 to N - 1, each once."
     texts, n = indices.texts, len(indices)
     if len(texts) != n or not pc.all(pc.ascii_is_decimal(texts)).as_py():
         return None
@@ -565,7 +565,7 @@ def _order_of(indices: _Column) -> np.ndarray | None:
 
 
 def _read_labels(path: Path) -> pa.Array:
-    "The labels of a label map, each at the place of its index."
+    "Return the labels of a label map, each at the place of its index."
     columns, first = _map_columns(path)
     labels, indices = columns
     order = _order_of(indices) if len(labels.texts) == len(labels) else None
@@ -582,7 +582,7 @@ def _read_labels(path: Path) -> pa.Array:
 
 
 def _numbers(labels: pa.Array) -> dict[str, int]:
-    "Labels with their places."
+    "Return labels with their places."
     return {label: i for i, label in enumerate(labels.to_pylist())}
 
 
@@ -596,7 +596,8 @@ def read_label_map(path: str | Path) -> dict[str, int]:
 
 # %% ../../nbs/graph/00_triples.ipynb #fec4b87a
 def _label_map(source: Mapping[str, int] | str | Path | None, name: str) -> pa.Array | None:
-    "The labels of a label map, each at the place of its index; given as mapping, file, or None."
+    """Return the labels of a label map, each at the place of its index; given as mapping, file,
+    or None."""
     if source is None:
         return None
     if isinstance(source, (str, Path)):
@@ -611,7 +612,7 @@ def _label_map(source: Mapping[str, int] | str | Path | None, name: str) -> pa.A
 
 
 def _by_number(known: Mapping[str, int]) -> pa.Array:
-    "Labels, each at the place of its number."
+    "Return labels, each at the place of its number."
     labels = [''] * len(known)
     for label, i in known.items():
         labels[i] = label
@@ -622,14 +623,15 @@ _ORDERS = {(0, 1): 'head, tail, relation', (1, 2): 'relation, head, tail'}
 
 
 def _share(a: pa.Array, b: pa.Array) -> float:
-    "The part of all labels of `a` and `b`, each without repetition, that both have."
+    "Return the part of all labels of `a` and `b`, each without repetition, that both have."
     few, many = sorted((a, b), key=len)
     both = pc.sum(pc.is_in(many, value_set=few)).as_py() or 0
     return both / (len(a) + len(b) - both)
 
 
 def _likely_order(columns: Sequence[pa.Array]) -> tuple[int, int]:
-    "Which two of three columns of different labels hold heads and tails, by what they share."
+    """Return which two of three columns of different labels hold heads and tails, by what they
+    share."""
     shares = {pair: _share(*(columns[i] for i in pair)) for pair in ((0, 2), (0, 1), (1, 2))}
     sizes, likely = list(map(len, columns)), max(shares, key=shares.get)
     if not any(shares.values()):
@@ -639,7 +641,7 @@ def _likely_order(columns: Sequence[pa.Array]) -> tuple[int, int]:
 
 
 def _order_hint(columns: Sequence[pa.Array]) -> str | None:
-    "What is odd about the order of three columns of different labels."
+    "Return what is odd about the order of three columns of different labels."
     if (likely := _likely_order(columns)) == (0, 2):
         return None
     one, two, three = (len(x) for x in columns)
@@ -651,7 +653,7 @@ def _order_hint(columns: Sequence[pa.Array]) -> str | None:
 
 # %% ../../nbs/graph/00_triples.ipynb #88d6c81c
 def _plain(label: str) -> str:
-    "`label` in one Unicode form, without invisible characters, outer and repeated spaces."
+    "Return `label` in one Unicode form, without invisible characters, outer and repeated spaces."
     if not label.isascii():
         label = ''.join(
             c for c in unicodedata.normalize('NFKC', label) if unicodedata.category(c) != 'Cf'
@@ -660,7 +662,8 @@ def _plain(label: str) -> str:
 
 
 def _odd_spaces(labels: pa.Array) -> np.ndarray:
-    "Which labels have a space at an end, two in a row, or one that is no plain space, `[U]`."
+    """Return which labels have a space at an end, two in a row, or one that is no plain space,
+    `[U]`."""
     _, offsets, content = labels.buffers()
     bounds = np.frombuffer(offsets, np.int32)[labels.offset :][: len(labels) + 1]
     text = np.frombuffer(content, np.uint8)[bounds[0] : bounds[-1]]
@@ -675,7 +678,7 @@ def _odd_spaces(labels: pa.Array) -> np.ndarray:
 
 
 def _formed(labels: pa.Array, these: np.ndarray, form: Callable[[str], str]) -> pa.Array:
-    "The labels `[U]`, with the `form` of `these` instead of themselves."
+    "Return the labels `[U]`, with the `form` of `these` instead of themselves."
     if not these.any():
         return labels
     mask = pa.array(these)
@@ -684,7 +687,7 @@ def _formed(labels: pa.Array, these: np.ndarray, form: Callable[[str], str]) -> 
 
 
 def _twins(labels: pa.Array, forms: pa.Array) -> list[list[str]]:
-    "Those of the different `labels` `[U]` that have the same form `[U]`, together."
+    "Return those of the different `labels` `[U]` that have the same form `[U]`, together."
     coded = forms.dictionary_encode()
     if len(coded.dictionary) == len(labels):
         return []
@@ -697,7 +700,7 @@ def _twins(labels: pa.Array, forms: pa.Array) -> list[list[str]]:
 
 
 def _twin_hints(labels: pa.Array, what: str) -> Iterator[str]:
-    "How many pairs of different `labels` differ by almost nothing."
+    "Yield how many pairs of different `labels` differ by almost nothing."
     if not len(labels):
         return
     wide = ~pc.string_is_ascii(labels).to_numpy(zero_copy_only=False)
@@ -719,19 +722,19 @@ def _twin_hints(labels: pa.Array, what: str) -> Iterator[str]:
 
 # %% ../../nbs/graph/00_triples.ipynb #ee9bc841
 def _named(labels: Iterable[str], most: int = 3) -> str:
-    "The first few of `labels`."
+    "Return the first few of `labels`."
     labels = sorted(labels)
     return ', '.join(map(_show, labels[:most])) + (', ...' if len(labels) > most else '')
 
 
 def _together(a: pa.Array, b: pa.Array) -> pa.Array:
-    "The labels of both, each once."
+    "Return the labels of both, each once."
     return pa.concat_arrays([a, b]).unique()
 
 
 def _graph_hints(columns: Sequence[pa.Array], maps: Sequence[pa.Array | None]) -> Iterator[str]:
-    """What is odd about the labels of training triples, given the different labels of each column
-    and the label maps."""
+    """Yield what is odd about the labels of training triples, given the different labels of each
+    column and the label maps."""
     if hint := _order_hint(columns):
         yield hint
     for labels, known, what in zip(
@@ -748,24 +751,25 @@ def _graph_hints(columns: Sequence[pa.Array], maps: Sequence[pa.Array | None]) -
 
 # %% ../../nbs/graph/00_triples.ipynb #bc904ef4
 def _ids(columns: Sequence[_Column], maps: Sequence[pa.Array]) -> list[np.ndarray]:
-    "The places `[N]` of each column's labels in the map of its kind; -1 for what it does not hold."
+    """Return the places `[N]` of each column's labels in the map of its kind; -1 for what it
+    does not hold."""
     return [_places(c.texts, maps[i % 2])[c.codes] for i, c in enumerate(columns)]
 
 
 def _unseen(ids: Sequence[np.ndarray]) -> np.ndarray:
-    "Which labels the maps do not hold, as booleans `[N, 3]`."
+    "Return which labels the maps do not hold, as booleans `[N, 3]`."
     return np.stack([column < 0 for column in ids], axis=1)
 
 # %% ../../nbs/graph/00_triples.ipynb #67f7f393
 def _swapped(label: str, kind: str, other: Collection[str]) -> str:
-    "A hint for an unknown `label` of `kind` that is known as the `other` kind."
+    "Return a hint for an unknown `label` of `kind` that is known as the `other` kind."
     if label not in other:
         return ''
     return f'; it is {"a relation" if kind == "entity" else "an entity"}: are the columns swapped?'
 
 # %% ../../nbs/graph/00_triples.ipynb #d174325b
 def _twin_of(label: str, known: Iterable[str]) -> str:
-    "A hint for an unknown `label` that almost nothing distinguishes from one that is known."
+    "Return a hint for an unknown `label` that almost nothing distinguishes from one that is known."
     plain = _plain(label)
     twin = next((x for x in known if _plain(x) == plain), None)
     return (
@@ -796,7 +800,7 @@ _BLOCK = 1 << 20  # triples that are looked at together
 
 
 def _parts_of(keys: np.ndarray, entities: int, relations: int) -> np.ndarray:
-    "Triples `[N, 3]` of which these are the keys."
+    "Return triples `[N, 3]` of which these are the keys."
     triples = np.empty((len(keys), 3), dtype=np.int64)
     for start in range(0, len(keys), _BLOCK):
         pair, triples[start : start + _BLOCK, 2] = np.divmod(keys[start : start + _BLOCK], entities)
@@ -805,7 +809,7 @@ def _parts_of(keys: np.ndarray, entities: int, relations: int) -> np.ndarray:
 
 
 def _distinct(ids: Sequence[np.ndarray], entities: int, relations: int) -> np.ndarray:
-    "Different triples `[n, 3]`, sorted, of the ids `[N]` of heads, relations and tails."
+    "Return different triples `[n, 3]`, sorted, of the ids `[N]` of heads, relations and tails."
     h, r, t = ids
     if entities * relations * entities >= 2**63:
         return np.unique(np.stack(ids, axis=1).astype(np.int64), axis=0)
@@ -824,7 +828,7 @@ def _factory(
     relation_to_id: Mapping[str, int],
     inverse: bool = False,
 ) -> TriplesFactory:
-    "PyKEEN's factory of the triples with these ids `[N]`; says how many were duplicates."
+    "Return PyKEEN's factory of the triples with these ids `[N]`; says how many were duplicates."
     triples = _distinct(ids, len(entity_to_id), len(relation_to_id))
     if n := len(ids[0]) - len(triples):
         warnings.warn(
@@ -843,8 +847,8 @@ def _factory(
 def _training_factory(
     path: Path, maps: Sequence[pa.Array | None], header: bool | None, inverse: bool
 ) -> TriplesFactory:
-    """The training triples; labels missing from a given label map are an error, and what looks
-    odd is a warning."""
+    """Return the training triples; labels missing from a given label map are an error, and what
+    looks odd is a warning."""
     columns, first = _numbered(path, header)
     texts = [c.texts for c in columns]
     entities = _together(texts[0], texts[2]).sort() if maps[0] is None else maps[0]
@@ -875,8 +879,8 @@ def _training_factory(
 
 # %% ../../nbs/graph/00_triples.ipynb #29594274
 def _dropped_hint(rows: np.ndarray, first: np.ndarray, maps: Sequence[Iterable[str]]) -> str:
-    """What is odd about the `rows` `[n, 3]` that are left out for labels that the maps do not
-    hold; `first` `[3]`: which of line 1 they do not hold."""
+    """Return what is odd about the `rows` `[n, 3]` that are left out for labels that the maps do
+    not hold; `first` `[3]`: which of line 1 they do not hold."""
     forms = [set(map(_plain, m)) for m in maps]
     near = sum(all(_plain(x) in forms[i % 2] for i, x in enumerate(row)) for row in rows)
     twins = f'; {near} of them only for spaces or another Unicode form' if near else ''
@@ -886,7 +890,7 @@ def _dropped_hint(rows: np.ndarray, first: np.ndarray, maps: Sequence[Iterable[s
 def _evaluation_factory(
     path: Path, training: TriplesFactory, header: bool | None, unseen: str
 ) -> TriplesFactory:
-    "Test or validation triples, numbered by the label maps of `training`."
+    "Return test or validation triples, numbered by the label maps of `training`."
     columns, first = _numbered(path, header)
     numbers = training.entity_to_id, training.relation_to_id
     maps = [_by_number(m) for m in numbers]
@@ -945,8 +949,8 @@ def load_files(
 
 # %% ../../nbs/graph/00_triples.ipynb #b6ea2846
 def _find(text: str, piece: str, limit: int) -> list[int]:
-    """Where the first `limit` labels that hold `piece` begin, in a `text` of labels each between
-    two NUL characters."""
+    """Return the places where the first `limit` labels that contain `piece` begin, in a `text`
+    of labels each between two NUL characters."""
     starts, at = [], text.find(piece)
     while at >= 0 and len(starts) < limit:
         starts.append(text.rfind('\0', 0, at + 1) + 1)
@@ -955,7 +959,7 @@ def _find(text: str, piece: str, limit: int) -> list[int]:
 
 # %% ../../nbs/graph/00_triples.ipynb #8feb183a
 def _alike(label: str, known: Sequence[str], limit: int = 300) -> list[str]:
-    "Labels of `known` that share a beginning or an end with `label`, ignoring case."
+    "Return the labels of `known` that share a beginning or an end with `label`, ignoring case."
     text, key = '\0' + '\0'.join(known).casefold() + '\0', label.casefold()
     found = set()
     for piece in (lambda n: '\0' + key[:n], lambda n: key[-n:] + '\0'):
@@ -971,7 +975,7 @@ def _alike(label: str, known: Sequence[str], limit: int = 300) -> list[str]:
 
 # %% ../../nbs/graph/00_triples.ipynb #f4a36018
 def nearest_labels(label: str, known: Iterable[str], k: int = 3) -> list[str]:
-    """Up to `k` labels of `known` closest to `label` (`difflib`, ignoring case); made for a
+    """Return up to `k` labels of `known` closest to `label` (`difflib`, ignoring case); made for a
     million of them."""
     known, label = list(known), label[:200]
     if len(known) > 5000:
@@ -981,29 +985,29 @@ def nearest_labels(label: str, known: Iterable[str], k: int = 3) -> list[str]:
 
 # %% ../../nbs/graph/00_triples.ipynb #74a77b3c
 def _nearest_hint(near: Sequence[str]) -> str:
-    "The end of an error message that tells what is near, if there is anything."
+    "Return the end of an error message that tells what is near, if there is anything."
     return f'; nearest: {", ".join(near)}' if near else ''
 
 
 def _did_you_mean(near: Sequence[str]) -> str:
-    "The end of an error message that names the labels `near`, if there are any."
+    "Return the end of an error message that names the labels `near`, if there are any."
     return _nearest_hint([*map(repr, near)])
 
 # %% ../../nbs/graph/00_triples.ipynb #c6885e10
 def _split_file(folder: Path, name: str) -> Path | None:
-    "The one file of `folder` that holds the split `name`, if there is one."
+    "Return the one file of `folder` that holds the split `name`, if there is one."
     files = [
         p for s in ('.txt', '.tsv', '.txt.gz', '.tsv.gz') if (p := folder / f'{name}{s}').is_file()
     ]
     if len(files) > 1:
         raise TriplesFileError(
-            f'{folder}: both {files[0].name} and {files[1].name}: which is meant?'
+            f'{folder}: both {files[0].name} and {files[1].name}: which one is meant?'
         )
     return files[0] if files else None
 
 # %% ../../nbs/graph/00_triples.ipynb #d8f4a0d3
 def _load_folder(folder: Path, inverse: bool, **options: Any) -> Dataset:
-    "The data set in `folder`; `options` go to `load_files`."
+    "Return the data set in `folder`; `options` go to `load_files`."
     train, test, valid = (_split_file(folder, name) for name in ('train', 'test', 'valid'))
     if train is None:
         there = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'
@@ -1012,7 +1016,7 @@ def _load_folder(folder: Path, inverse: bool, **options: Any) -> Dataset:
 
 # %% ../../nbs/graph/00_triples.ipynb #3aeedb83
 def _load_named(name: str, inverse: bool) -> Dataset:
-    "PyKEEN's data set of that name, downloaded by PyKEEN where it does not come inside."
+    "Return PyKEEN's data set of that name, downloaded by PyKEEN where it does not come inside."
     dataset = dataset_resolver.make(name, create_inverse_triples=inverse)
     try:
         dataset.training
@@ -1067,23 +1071,23 @@ _NAMES = 'names'  # where PyKEEN's factory keeps them, among its metadata
 
 
 class Naming(Protocol):
-    "What people call entities and relations; `Names` of the next chapter is one."
+    "The names of entities and relations; `Names` of the next chapter is one."
 
     def shown(self, label: str) -> str:
-        "A label, with its name if it has one."
+        "Return a label, with its name if it has one."
 
     def typed(self, label: str) -> str:
-        "A label, with its type if it has one."
+        "Return a label, with its type if it has one."
 
     def resolve(self, text: str, known: Mapping[str, Any]) -> list[str]:
-        "The labels among `known` that go by that name."
+        "Return the labels among `known` that go by that name."
 
     def nearest(self, text: str, known: Mapping[str, Any]) -> list[str]:
-        "The labels among `known` whose names are closest to `text`."
+        "Return the labels among `known` whose names are closest to `text`."
 
 
 def naming_of(factory: CoreTriplesFactory) -> Any:
-    "The names that `factory` carries (see `name_triples`), or `None`."
+    "Return the names that `factory` carries (see `name_triples`), or `None`."
     return factory.metadata.get(_NAMES)
 
 # %% ../../nbs/graph/00_triples.ipynb #423281d6
@@ -1109,7 +1113,7 @@ def _label_error(
     row: int | None,
     nearest: list[str],
 ) -> UnknownLabelError:
-    "An error about a label, which says in which row that is."
+    "Return an error about a label, which says in which row that is."
     error = sort(f'{"" if row is None else f"row {row}: "}{text}')
     error.label, error.kind, error.row, error.nearest = (
         label,
@@ -1123,7 +1127,7 @@ def _label_error(
 def _unknown_label(
     label: str, kind: str, factory: TriplesFactory, row: int | None = None
 ) -> UnknownLabelError:
-    "The error for `label`, which `factory` does not know as an entity or relation (`kind`)."
+    "Return the error for `label`, which `factory` does not know as an entity or relation (`kind`)."
     known, other = factory.entity_to_id, factory.relation_to_id
     if kind == 'relation':
         known, other = other, known
@@ -1144,8 +1148,9 @@ def label_named(
     kind: str = 'entity',  # or 'relation'
     row: int | None = None,  # of a table, for the error
 ) -> str:
-    """The label that `text` means: itself, or the only one of that name. Raises
-    `UnknownLabelError` with the nearest, `AmbiguousNameError` with all that have the name."""
+    """Return the label that `text` means: itself, or the only one of that name. Raises
+    `UnknownLabelError` with the nearest. Raises `AmbiguousNameError` with all that have the
+    name."""
     known = factory.entity_to_id if kind == 'entity' else factory.relation_to_id
     if text in known:
         return text
@@ -1168,7 +1173,7 @@ def label_named(
 
 # %% ../../nbs/graph/00_triples.ipynb #084f921a
 def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[int]:
-    "Ids of a column of `labels`; raises `UnknownLabelError` for the first unknown one."
+    "Return the ids of a column of `labels`. Raises `UnknownLabelError` for the first unknown one."
     if not isinstance(factory, TriplesFactory):
         raise ValueError(f'{type(factory).__name__} has no labels: give the triples as ids')
     known = factory.entity_to_id if kind == 'entity' else factory.relation_to_id
@@ -1184,7 +1189,7 @@ def _lookup(labels: Sequence[str], kind: str, factory: TriplesFactory) -> list[i
 
 # %% ../../nbs/graph/00_triples.ipynb #a07f58fa
 def _as_label(number: int, known: Mapping[str, int]) -> str | None:
-    """The label in `known` that is the integer `number`, with leading zeros or as a decimal
+    """Return the label in `known` that is the integer `number`, with leading zeros or as a decimal
     perhaps; `None` if there is none."""
     text = str(number) if abs(number) < 10**20 else '-'
     forms = (*(text.zfill(width) for width in range(len(text), 21)), f'{text}.0', f'{text}.')
@@ -1192,12 +1197,12 @@ def _as_label(number: int, known: Mapping[str, int]) -> str | None:
 
 
 def _maps(factory: TriplesFactory) -> tuple[Mapping[str, int], ...]:
-    "The label map of each column."
+    "Return the label map of each column."
     return factory.entity_to_id, factory.relation_to_id, factory.entity_to_id
 
 
 def _label_hint(row: Sequence[int], column: int, factory: CoreTriplesFactory) -> str:
-    "What to do with an integer of a `row` that is no id but may be a label."
+    "Return what to do with an integer of a `row` that is no id but may be a label."
     label = (
         _as_label(int(row[column]), _maps(factory)[column])
         if isinstance(factory, TriplesFactory)
@@ -1226,7 +1231,7 @@ def _check_range(ids: np.ndarray, factory: CoreTriplesFactory) -> None:
 
 # %% ../../nbs/graph/00_triples.ipynb #6c8ab0ce
 def _frame_columns(triples: pd.DataFrame) -> np.ndarray:
-    "The columns head, relation and tail of a data frame, `[M, 3]`."
+    "Return the columns head, relation and tail of a data frame, `[M, 3]`."
     if missing := [c for c in _COLUMNS if c not in triples.columns]:
         raise ValueError(
             f'a frame of triples needs the columns head, relation, tail; it lacks '
@@ -1237,8 +1242,8 @@ def _frame_columns(triples: pd.DataFrame) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #58f024f9
 def _list_rows(triples: Iterable[Any]) -> np.ndarray:
-    """One triple or a list of triples as objects `[M, 3]`; raises `ValueError` for a row that
-    has not three parts."""
+    """Return one triple or a list of triples as objects `[M, 3]`. Raises `ValueError` for a row
+    that has not three parts."""
     rows = [r.tolist() if hasattr(r, 'tolist') else r for r in triples]
     if rows and all(not isinstance(r, (list, tuple)) for r in rows):
         rows = [rows]
@@ -1254,7 +1259,7 @@ def _list_rows(triples: Iterable[Any]) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #2a47f01b
 def _as_table(triples: Any) -> np.ndarray:
-    "`triples` in any of the accepted forms as an array `[M, 3]`, M > 0."
+    "Return `triples` in any of the accepted forms as an array `[M, 3]`, M > 0."
     if isinstance(triples, torch.Tensor):
         table = triples.detach().cpu().numpy()
     elif isinstance(triples, pd.DataFrame):
@@ -1281,8 +1286,8 @@ def _as_table(triples: Any) -> np.ndarray:
 
 # %% ../../nbs/graph/00_triples.ipynb #21e1a59a
 def _is_labels(table: np.ndarray) -> bool:
-    """Does `table` `[M, 3]` hold labels (True) or ids (False)? `TypeError` names the first cell
-    that is neither."""
+    """Return whether `table` `[M, 3]` holds labels (True) or ids (False). Raises `TypeError`
+    that names the first cell that is neither."""
     if table.dtype.kind in 'iu':
         return False
     cells = table.ravel().tolist()
@@ -1301,14 +1306,14 @@ def _is_labels(table: np.ndarray) -> bool:
 
 # %% ../../nbs/graph/00_triples.ipynb #62592b4a
 def _two_readings(number: int, label: str, column: int, factory: TriplesFactory) -> str:
-    "Why it is open what the integer `number` means."
+    "Return why it is open what the integer `number` means."
     where = f'the {_KINDS[column]} with id {_maps(factory)[column][label]}'
     return f'{_COLUMNS[column]}: {number} is an id, and {label!r} is the label of {where}'
 
 
 def _labels_meant(table: np.ndarray, factory: TriplesFactory) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that integers `[M, 3]` could be, `None` where there are none, and the ids of
-    these, -1 there."""
+    """Return the labels that integers `[M, 3]` could be, `None` where there are none, and the
+    ids of these, -1 there."""
     labels, ids = np.full(table.shape, None, dtype=object), np.full(table.shape, -1)
     for j, known in enumerate(_maps(factory)):
         column = table[:, j].tolist()
@@ -1338,13 +1343,13 @@ def _check_meant(table: np.ndarray, factory: CoreTriplesFactory) -> None:
 
 
 def _is_tensor(triples: Any) -> bool:
-    "A tensor, or a list of tensors? Then they are ids."
+    "Return a tensor, or a list of tensors? Then they are ids."
     rows = triples if isinstance(triples, (list, tuple)) else [triples]
     return all(isinstance(x, torch.Tensor) for x in rows)
 
 
 def _mapped(table: np.ndarray, labels: bool, factory: CoreTriplesFactory) -> torch.LongTensor:
-    "Ids `[M, 3]` of labels or ids `[M, 3]`, checked."
+    "Return ids `[M, 3]` of labels or ids `[M, 3]`, checked."
     if labels:
         columns = [_lookup(c.tolist(), kind, factory) for c, kind in zip(table.T, _KINDS)]
         return torch.tensor(columns, dtype=torch.long).T.contiguous()
@@ -1356,14 +1361,14 @@ def to_ids(
     triples: Any,  # labels or ids: `[3]` or `[M, 3]` as tuples, lists, array or tensor; or a frame
     factory: CoreTriplesFactory,  # the training triples, whose numbering counts
 ) -> torch.LongTensor:  # ids `[M, 3]`, in the order given, on the device of a given tensor
-    """Ids of `triples` given as labels or ids, checked. Relation ids are those without inverse
-    relations.
+    """Return the ids of `triples` given as labels or ids, checked. Relation ids are those without
+    inverse relations.
 
     A frame has the columns head, relation and tail; others are ignored. Raises
-    `UnknownLabelError` (label, kind, row, nearest known labels), `ValueError` for an id out of
-    range, a wrong shape or no triples at all, and `TypeError` for anything that is neither label
-    nor id. Integers that are not a tensor and could be labels of another triple are a
-    `ValueError`, too; if only some could, a warning says how they are read."""
+    `UnknownLabelError` (label, kind, row, nearest known labels). Raises `ValueError` for an id
+    out of range, a wrong shape or no triples at all, and `TypeError` for anything that is
+    neither label nor id. Integers that are not a tensor and could be labels of another triple
+    are a `ValueError`, too; if only some could, a warning says how they are read."""
     table = _as_table(triples)
     found = _mapped(table, labels := _is_labels(table), factory)
     if not (labels or _is_tensor(triples)):
@@ -1375,7 +1380,7 @@ def to_labels(
     ids: Any,  # ids `[3]` or `[M, 3]`; M may be 0
     factory: TriplesFactory,  # the training triples, whose numbering counts
 ) -> list[tuple[str, str, str]]:
-    "Labels of triples given as ids, checked like those of `to_ids`."
+    "Return the labels of triples given as ids, checked like those of `to_ids`."
     if isinstance(ids, (torch.Tensor, np.ndarray)) and ids.shape == (0, 3):
         return []
     if not isinstance(factory, TriplesFactory):
@@ -1392,7 +1397,7 @@ def named(
     ids: np.ndarray,  # `[N]`
     labeling: Labeling,  # of the entities or of the relations
 ) -> np.ndarray:
-    "Labels `[N]` of ids. Raises `ValueError` for an id that has none."
+    "Return labels `[N]` of ids. Raises `ValueError` for an id that has none."
     unique, inverse = np.unique(ids, return_inverse=True)
     unknown = [i for i in unique.tolist() if i not in labeling.id_to_label]
     if unknown:
@@ -1401,7 +1406,7 @@ def named(
 
 
 def label_columns(ids: Tensor, training: TriplesFactory, prefix: str = '') -> dict[str, np.ndarray]:
-    "Columns head, relation and tail of triples `[N, 3]`, their names preceded by `prefix`."
+    "Return columns head, relation and tail of triples `[N, 3]`, their names preceded by `prefix`."
     if not isinstance(training, TriplesFactory):
         raise ValueError(
             f'training: expected a TriplesFactory with labels, got {type(training).__name__}'
@@ -1417,7 +1422,7 @@ def label_columns(ids: Tensor, training: TriplesFactory, prefix: str = '') -> di
 def _wanted(
     labels: str | int | Iterable[str | int], column: int, factory: CoreTriplesFactory
 ) -> torch.LongTensor:
-    "Ids of one label or id, or several, of one column."
+    "Return the ids of one label or id, or several, of one column."
     sure = _is_tensor(labels)
     if hasattr(labels, 'tolist'):
         labels = labels.tolist()
@@ -1441,8 +1446,8 @@ def _wanted(
 
 # %% ../../nbs/graph/00_triples.ipynb #f38e425c
 def _rows(indices: Any, n: int) -> torch.LongTensor:
-    """Row numbers `[K]` given as one number, numbers, a slice or booleans `[n]`; `ValueError` if
-    out of range."""
+    """Return the row numbers `[K]` given as one number, numbers, a slice or booleans `[n]`.
+    Raises `ValueError` if out of range."""
     if isinstance(indices, slice):
         return torch.arange(n)[indices]
     rows = np.atleast_1d(
@@ -1467,8 +1472,8 @@ def select(
     tail: str | int | Iterable[str | int] | None = None,  # label(s) or id(s) of the tail
     indices: Any = None,  # rows of `factory.mapped_triples`: numbers, a slice or booleans
 ) -> torch.LongTensor:  # ids `[M, 3]` in the order of `indices` or of the factory; M may be 0
-    """Triples of `factory` that fit all conditions; `UnknownLabelError` or `ValueError` for what
-    the graph lacks."""
+    """Return the triples of `factory` that fit all conditions; `UnknownLabelError` or
+    `ValueError` for what the graph lacks."""
     triples = factory.mapped_triples
     if indices is not None:
         triples = triples[_rows(indices, len(triples))]
@@ -1482,7 +1487,7 @@ _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _seen(factory: CoreTriplesFactory) -> tuple[torch.Tensor, torch.Tensor]:
-    "Which entities `[E]` and which relations `[R]` are in a triple of `factory`."
+    "Return which entities `[E]` and which relations `[R]` are in a triple of `factory`."
     triples = factory.mapped_triples
     if triples not in _SEEN:
         entities, relations = (
@@ -1498,8 +1503,8 @@ def never_seen(
     ids: Tensor,  # triples `[M, 3]`
     training: CoreTriplesFactory,  # the training triples
 ) -> str | None:
-    """Which entities and relations of triples no training triple has, in a few words; `None` if
-    all are there."""
+    """Return which entities and relations of triples no training triple has, in a few words;
+    `None` if all are there."""
     ids, parts = ids.cpu(), []
     for seen, columns, what in zip(
         _seen(training), (ids[:, [0, 2]], ids[:, 1]), ('entity', 'relation')
@@ -1517,7 +1522,7 @@ _PRINTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _map_text(known: Mapping[str, int]) -> Iterator[bytes]:
-    "A label map as JSON, in pieces: a list of pairs of label and index, by index."
+    "Yield a label map as JSON, in pieces: a list of pairs of label and index, by index."
     pairs = sorted(known.items(), key=lambda x: x[1])
     yield b'['
     for start in range(0, len(pairs), _BLOCK):
@@ -1526,7 +1531,7 @@ def _map_text(known: Mapping[str, int]) -> Iterator[bytes]:
 
 
 def _facts_text(factory: CoreTriplesFactory) -> Iterator[bytes]:
-    "Numbers and label maps of a factory as JSON, in pieces."
+    "Yield the numbers and label maps of a factory as JSON, in pieces."
     yield f'[{factory.num_entities}, {factory.real_num_relations}, '.encode()
     if not isinstance(factory, TriplesFactory):
         yield b'null]'
@@ -1539,7 +1544,7 @@ def _facts_text(factory: CoreTriplesFactory) -> Iterator[bytes]:
 
 
 def _keys_of(triples: np.ndarray, factory: CoreTriplesFactory) -> np.ndarray:
-    "One number for each triple `[N, 3]`, in the same order."
+    "Return one number for each triple `[N, 3]`, in the same order."
     h, r, t = triples.T
     return (h * factory.num_relations + r) * factory.num_entities + t
 
@@ -1554,7 +1559,7 @@ def _increase(triples: np.ndarray, factory: CoreTriplesFactory) -> bool:
 
 
 def _sorted_set(factory: CoreTriplesFactory) -> np.ndarray:
-    "The different triples `[n, 3]` of a factory, sorted by their ids."
+    "Return the different triples `[n, 3]` of a factory, sorted by their ids."
     triples = factory.mapped_triples.cpu().numpy()
     E, R = factory.num_entities, factory.num_relations
     if E * R * E < 2**63 and _increase(triples, factory):
@@ -1563,7 +1568,7 @@ def _sorted_set(factory: CoreTriplesFactory) -> np.ndarray:
 
 
 def _print_of(factory: CoreTriplesFactory) -> str:
-    "The fingerprint of a factory, computed."
+    "Return the fingerprint of a factory, computed."
     digest = hashlib.sha256()
     for piece in _facts_text(factory):
         digest.update(piece)
@@ -1574,7 +1579,8 @@ def _print_of(factory: CoreTriplesFactory) -> str:
 
 
 def _print_key(factory: CoreTriplesFactory) -> tuple[tuple[int, ...], list[Any]]:
-    "What a fingerprint that is remembered with the triples belongs to: numbers, and label maps."
+    """Return what a fingerprint that is remembered with the triples belongs to: numbers, and
+    label maps."""
     labels = [getattr(factory, f'{kind}_labeling', None) for kind in ('entity', 'relation')]
     counts = factory.num_entities, factory.real_num_relations
     return (factory.mapped_triples._version, *counts), labels
@@ -1586,8 +1592,8 @@ def note_fingerprint(factory: CoreTriplesFactory, fingerprint: str) -> None:
 
 
 def triples_fingerprint(factory: CoreTriplesFactory) -> str:
-    """SHA-256 (hex) over the set of `factory`'s triples (as sorted ids), its label maps, and the
-    lengths of these; computed once.
+    """Return SHA-256 (hex) over the set of `factory`'s triples (as sorted ids), its label maps, and
+    the lengths of these; computed once.
 
     Order and duplicates of the triples do not count, nor whether inverse triples are created."""
     numbers, labels = _print_key(factory)

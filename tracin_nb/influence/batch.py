@@ -56,7 +56,7 @@ class Item:
 
 
 def _short(label: str) -> str:
-    "A label as a part of a file's name, of at most 60 bytes."
+    "Return a label as a part of a file's name, of at most 60 bytes."
     return re.sub(r'[^\w.+-]+', '_', label).encode()[:60].decode(errors='ignore')
 
 
@@ -67,8 +67,8 @@ def read_items(
     maximum: int | None = None,  # how many; by default all
     header: bool | None = None,  # is line 1 a header? None: see `read_triples`
 ) -> list[Item]:
-    """The predictions in a file. Raises `TriplesFileError` for a malformed line, `ValueError` if
-    none is left."""
+    """Return the predictions in a file. Raises `TriplesFileError` for a malformed line. Raises
+    `ValueError` if none is left."""
     triples = [(str(h), str(r), str(t)) for h, r, t in read_triples(path, header)]
     chosen = range(len(triples))[start:][:maximum]
     if not len(chosen):
@@ -88,22 +88,22 @@ MANIFEST, SUMMARY = 'batch_manifest.json', 'batch_tracin_summary.json'
 
 
 def read_batch_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest of a batch says; nothing if there is none. Raises `ValueError` if it is
-    damaged."""
+    """Return the manifest of a batch; empty if there is none. Raises `ValueError` if
+    it is damaged."""
     path = folder / MANIFEST
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is damaged ({e}): remove it to do all anew') from e
+        raise ValueError(f'{path} is damaged ({e}): remove it to start over') from e
     if not isinstance(found, dict):
-        raise ValueError(f'{path} is damaged: expected an object; remove it to do all anew')
+        raise ValueError(f'{path} is damaged: expected an object; remove it to start over')
     return found
 
 
 def is_done(folder: Path, manifest: Mapping[str, Any], item: Item, asked: str) -> bool:
-    "Are the files of an item those that this question gave?"
+    "Return whether the files of an item are those that this question wrote."
     found = manifest.get(item.stem)
     if not isinstance(found, dict) or found.get('asked') != asked:
         return False
@@ -121,7 +121,7 @@ def _row(
     files: Sequence[str] = (),
     held: Mapping[str, Any] | None = None,  # what the model holds of it
 ) -> dict[str, Any]:
-    "What the summary says about an item."
+    "Return what the summary says about an item."
     row = dict(
         index=item.index, **dict(zip(('head', 'relation', 'tail'), item.triple)), status=status
     )
@@ -129,12 +129,12 @@ def _row(
 
 
 def held_in(result: Result) -> dict[str, Any]:
-    "What the model holds of the one test triple of a result: score, ranks, known or new."
+    "Return the model's beliefs about the one test triple of a result: score, ranks, known or new."
     return records(result.tests.filter([*BELIEFS, *RANGES, *COUNTS]))[0]
 
 
 def held_before(found: Any) -> dict[str, Any]:
-    "What an entry of the manifest tells of the same; one from before it was kept tells nothing."
+    """Return the beliefs stored in a manifest entry; empty for entries of older versions."""
     return found['held'] if isinstance(found, dict) and isinstance(found.get('held'), dict) else {}
 
 
@@ -144,13 +144,13 @@ def _write_object(content: Mapping[str, Any], path: Path) -> None:
 
 
 def unwritten(item: Item, error: Exception) -> Item:
-    "The item, with why its files could not be written."
+    "Return the item, with why its files could not be written."
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return replace(item, error=f'its files cannot be written: {why}')
 
 
 def _is_of(name: str, kind: str) -> bool:
-    "Is it the name of a file of some prediction?"
+    "Return whether this is the name of a file of some prediction."
     return re.fullmatch(rf'triple_\d{{3,}}_.*_{kind}', name, re.DOTALL) is not None
 
 # %% ../../nbs/influence/95_batch.ipynb #60c438d7
@@ -166,7 +166,7 @@ def check_same_question(
     ]
     if others:
         raise ValueError(
-            f'{folder} holds the answers of another question for {len(others)} of the '
+            f'{folder} holds answers to another question for {len(others)} of the '
             f'predictions, such as {others[0].files[0]}: give another folder, or overwrite them'
         )
 
@@ -195,7 +195,7 @@ class Batch:
         return self.tracin.run.training
 
     def neighbourhoods(self, items: Sequence[Item]) -> Near | None:
-        "The training triples near each item."
+        "Return the training triples near each item."
         if self.around is None:
             return None
         return near(
@@ -206,7 +206,7 @@ class Batch:
         )
 
     def questions(self, items: Sequence[Item], around: Near | None) -> list[str]:
-        "The fingerprint of the question about each item."
+        "Return the fingerprint of the question about each item."
         ids = torch.tensor([item.ids for item in items])
         every = torch.arange(self.training.num_triples)
         ask = dict(
@@ -238,12 +238,12 @@ class Batch:
         ]
 
     def work(self, asked: Sequence[str]) -> Path:
-        "The folder of a pass for questions with these fingerprints."
+        "Return the folder of a pass for questions with these fingerprints."
         return self.folder / f'.parts-{digest(list(asked))[:16]}'
 
     def explained(self, items: Sequence[Item], around: Near | None, work: Path) -> Result:
-        """The result of a pass for all items, which goes on from what is in the folder `work`, and
-        stays there."""
+        """Return the result of a pass for all items, which resumes from the folder `work` and is
+        stored there."""
         test, k = torch.tensor([item.ids for item in items]), min(self.k, self.training.num_triples)
         result = self.tracin.explain(test, k, near=around, sample=self.sample, out=work)
         return result.by_strength(self.k) if self.strength else result
@@ -271,7 +271,7 @@ class Batch:
         overwrite: bool = False,  # replace what another question gave; so does `skip_existing`
     ) -> dict[str, Any]:
         """Explain all items; returns the summary, which is also written. Raises `ValueError` if
-        the folder is not one, holds the answers of another question, or if another process
+        the folder is not one, holds answers to another question, or if another process
         works there."""
         start, known = time.perf_counter(), [item for item in items if item.error is None]
         around = self.neighbourhoods(known) if known else None

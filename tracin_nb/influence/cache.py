@@ -43,7 +43,7 @@ from ..runs.run import Run
 
 # %% ../../nbs/influence/00_cache.ipynb #479abcba
 def _bytes(t: Tensor) -> memoryview:
-    "The bytes of a tensor on the CPU."
+    "Return the bytes of a tensor on the CPU."
     t = t.detach().resolve_conj().resolve_neg().contiguous()
     return t.as_strided((t.numel(),), (1,)).view(torch.uint8).numpy().data
 
@@ -69,13 +69,13 @@ _PASSING = {
 
 # %% ../../nbs/influence/00_cache.ipynb #6a59c1c8
 def _named(x: type | types.FunctionType) -> str | None:
-    "The name of a library's class or function, if there is only one of that name."
+    "Return the name of a library's class or function, if there is only one of that name."
     known = (x.__module__ or '').partition('.')[0] in _LIBRARIES and '<' not in x.__qualname__
     return f'{x.__module__}.{x.__qualname__}' if known else None
 
 # %% ../../nbs/influence/00_cache.ipynb #cfa604eb
 def _names(code: types.CodeType) -> set[str]:
-    "Global names that `code` and the code inside it look up."
+    "Return global names that `code` and the code inside it look up."
     inside = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     return {
         i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')
@@ -89,7 +89,7 @@ class _Content:
         self.seen: dict[int, tuple[int, Any]] = {}
 
     def __call__(self, x: Any) -> Any:
-        "What `x` is, for all types that are values."
+        "Return what `x` is, for all types that are values."
         match x:
             case None | bool() | int() | str():
                 return x
@@ -119,7 +119,7 @@ class _Content:
         return self._object(x)
 
     def _numbers(self, x: torch.Tensor | np.ndarray | np.generic) -> Any:
-        "Tensors and arrays: type, shape and a checksum of their bytes."
+        "Return the tensors and arrays: type, shape and a checksum of their bytes."
         match x:
             case torch.Tensor() if x.layout is not torch.strided:
                 sparse = x.detach().to_sparse_coo().coalesce()
@@ -134,7 +134,7 @@ class _Content:
         return self(x.item())
 
     def _object(self, x: Any) -> Any:
-        "Classes, functions and other objects."
+        "Return classes, functions and other objects."
         match x:
             case type():
                 return self._type(x)
@@ -163,7 +163,7 @@ class _Content:
         return self._state(x)
 
     def _state(self, x: Any) -> Any:
-        "Class and state of an object. Raises `ValueError` for one that hides its state."
+        "Return the class and state of an object. Raises `ValueError` for one that hides its state."
         try:
             made = x.__reduce_ex__(2)
         except Exception as e:
@@ -180,7 +180,7 @@ class _Content:
         return [*map(self, (how, args, state)), *[self(list(i or ())) for i in items]]
 
     def _type(self, x: type) -> Any:
-        "A class: its name, and its code if it belongs to no library."
+        "Return a class: its name, and its code if it belongs to no library."
         if name := _named(x):
             return name
         own = {
@@ -191,7 +191,7 @@ class _Content:
         return [x.__qualname__, own, *map(self, x.__bases__)]
 
     def _function(self, x: types.FunctionType) -> Any:
-        "A function: its name, or its code with all that the code refers to."
+        "Return a function: its name, or its code with all that the code refers to."
         if name := _named(x):
             return name
         cells = [c.cell_contents for c in x.__closure__ or ()]
@@ -203,13 +203,14 @@ class _Content:
 
 # %% ../../nbs/influence/00_cache.ipynb #46cffa23
 def digest(x: Any) -> str:
-    "SHA-256 (hex) of the content of `x`. Raises `ValueError` for an object that hides its content."
+    """Return SHA-256 (hex) of the content of `x`. Raises `ValueError` for an object that hides
+    its content."""
     return hashlib.sha256(json.dumps(_Content()(x), sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/influence/00_cache.ipynb #e0bac80b
 def objective_key(objective: str | Objective, run: Run) -> str:
-    """The key of an objective, or of the one of that name for `run`: its class, and the digest of
-    its content.
+    """Return the key of an objective, or of the one of that name for `run`: its class, and the
+    digest of its content.
 
     Objectives with the same key have the same gradients. Raises `ValueError` for one that hides
     its content."""
@@ -226,7 +227,7 @@ _CODE = hashlib.sha256(
 # %% ../../nbs/influence/00_cache.ipynb #35fde7ed
 @functools.cache
 def _versions() -> str:
-    "The versions, and the code, that gradients and negatives come from."
+    "Return the versions, and the code, that gradients and negatives come from."
     versions = [
         f'{name} {importlib.metadata.version(name)}' for name in ('tracin_nb', 'pykeen', 'torch')
     ]
@@ -248,8 +249,8 @@ def gradient_key(
     objective: str,  # `objective_key` of its objective
     arithmetic: str = '',  # what else was chosen, such as "tf32"
 ) -> Key:
-    """The key of the gradients that `engine` computes: its name, the type of the parameters, and
-    that of the scores."""
+    """Return the key of the gradients that `engine` computes: its name, the type of the
+    parameters, and that of the scores."""
     types = [next(iter(engine.params.values())).dtype, getattr(engine, 'low', None)]
     names = [str(t).removeprefix('torch.') for t in types if t]
     return Key(
@@ -263,8 +264,8 @@ _KINDS: dict[str, Callable[[list[Tensor]], Block]] = dict(
 
 # %% ../../nbs/influence/00_cache.ipynb #7f47b3dd
 def flatten(factors: Factors) -> dict[str, Tensor]:
-    """The tensors of `factors`, named parameter/place of the block/kind of the block/place in
-    the block; and `weight`."""
+    """Return the tensors of `factors`, named parameter/place of the block/kind of the
+    block/place in the block; and `weight`."""
     tensors = {
         f'{name}/{i}/{b.__class__.__name__}/{j}': t
         for name, blocks in factors.blocks.items()
@@ -275,7 +276,7 @@ def flatten(factors: Factors) -> dict[str, Tensor]:
 
 # %% ../../nbs/influence/00_cache.ipynb #3a977d25
 def unflatten(tensors: Mapping[str, Tensor]) -> Factors:
-    "The factors that `flatten` took apart, in the same order."
+    "Return the factors that `flatten` took apart, in the same order."
     found: dict[str, dict[tuple[str, str], list[Tensor]]] = {}
     for place, t in tensors.items():
         if place == 'weight':
@@ -292,12 +293,12 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Factors:
 
 # %% ../../nbs/influence/00_cache.ipynb #da63d817
 def _layout(factors: Factors) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    "Type and shape, without the first axis, of each tensor."
+    "Return the type and shape, without the first axis, of each tensor."
     return {name: (t.dtype, tuple(t.shape[1:])) for name, t in flatten(factors).items()}
 
 # %% ../../nbs/influence/00_cache.ipynb #11bebe34
 def _check_alike(layout: Mapping[str, tuple], factors: Factors, weights: bool = True) -> None:
-    """Raises `ValueError` that names the first tensor of `factors` that does not fit `layout`;
+    """Raise `ValueError` that names the first tensor of `factors` that does not fit `layout`;
     without `weights` either may have some."""
     other = _layout(factors)
     if not weights and ('weight' in layout) != ('weight' in other):
@@ -312,7 +313,7 @@ def _check_alike(layout: Mapping[str, tuple], factors: Factors, weights: bool = 
 
 # %% ../../nbs/influence/00_cache.ipynb #4fcddeeb
 def _own(factors: Factors) -> Factors:
-    "A copy on the CPU that shares memory with nothing."
+    "Return a copy on the CPU that shares memory with nothing."
     copy = lambda t: t.detach().cpu().clone(memory_format=torch.contiguous_format)
     return unflatten({name: copy(t) for name, t in flatten(factors).items()})
 
@@ -333,7 +334,7 @@ class CacheFileError(ValueError):
 
 # %% ../../nbs/influence/00_cache.ipynb #d173297d
 def _checksum(facts: Mapping[str, str], parts: Mapping[str, list]) -> str:
-    "One SHA-256 over the metadata and each tensor's type, shape and SHA-256."
+    "Return one SHA-256 over the metadata and each tensor's type, shape and SHA-256."
     known = {k: v for k, v in facts.items() if k != 'checksum'}
     return hashlib.sha256(json.dumps([known, parts], sort_keys=True).encode()).hexdigest()
 
@@ -365,7 +366,7 @@ class _Writer:
         self.at = {name: len(self.header) + begin for name, (begin, _) in self._offsets().items()}
 
     def _offsets(self) -> dict[str, tuple[int, int]]:
-        "Where the bytes of each tensor begin and end after the header."
+        "Return where the bytes of each tensor begin and end after the header."
         sizes = [
             self.n * math.prod(shape) * dtype.itemsize for dtype, shape in self.layout.values()
         ]
@@ -373,7 +374,7 @@ class _Writer:
         return {name: (end - size, end) for name, size, end in zip(self.layout, sizes, ends)}
 
     def _header(self) -> bytes:
-        "The header of a safetensors file: its length in 8 bytes, then JSON."
+        "Return the header of a safetensors file: its length in 8 bytes, then JSON."
         entries = {
             name: dict(
                 dtype=_CODES[dtype], shape=[self.n, *shape], data_offsets=self._offsets()[name]
@@ -390,7 +391,7 @@ class _Writer:
         return len(self.header) + max(end for _, end in self._offsets().values())
 
     def append(self, triples: Tensor, factors: Factors) -> None:
-        "Writes the next tile: `triples` `[B, 3]` and their factors."
+        "Write the next tile: `triples` `[B, 3]` and their factors."
         _check_alike(self.like, factors)
         for name, t in {'triples': triples.long(), **flatten(factors)}.items():
             data = _bytes(t.cpu())
@@ -400,7 +401,7 @@ class _Writer:
             self.at[name] += data.nbytes
 
     def finish(self) -> None:
-        "Writes the header. Raises `ValueError` if there were more or fewer triples than announced."
+        "Write the header. Raises `ValueError` if there were more or fewer triples than announced."
         ends = {name: len(self.header) + end for name, (_, end) in self._offsets().items()}
         if self.at != ends:
             raise ValueError(f'the tiles are not those of {self.n} triples')
@@ -418,8 +419,8 @@ class _Writer:
 # %% ../../nbs/influence/00_cache.ipynb #9f123ca7
 @contextmanager
 def writing(path: Path, facts: Mapping[str, str], n: int, like: Factors) -> Iterator[_Writer]:
-    """A writer of `path`, which takes the place of what was there if the block ends without an
-    error."""
+    """Yield a writer of `path`, which takes the place of what was there if the block ends
+    without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft, open(draft, 'wb') as file:
         yield (writer := _Writer(file, facts, n, like))
@@ -433,7 +434,7 @@ class FactorFile:
         self,
         path: Path,  # of a safetensors file
         facts: Mapping[str, str],
-    ):  # metadata that it has to have
+    ):  # metadata that it must have
         self.path = path
         try:
             self.file = safe_open(path, 'pt')
@@ -450,7 +451,7 @@ class FactorFile:
         self.names, self.triples = json.loads(self.facts['order']), self.file.get_tensor('triples')
 
     def _parts(self) -> dict[str, list]:
-        "Type, shape and SHA-256 of each tensor."
+        "Return type, shape and SHA-256 of each tensor."
         views = {name: self.file.get_slice(name) for name in self.file.keys()}
         return {
             name: [v.get_dtype(), v.get_shape(), hashlib.sha256(_bytes(v[:])).hexdigest()]
@@ -458,11 +459,11 @@ class FactorFile:
         }
 
     def __getitem__(self, rows: slice) -> Factors:
-        "The factors of a slice of the triples, not to be written to."
+        "Return the factors of a slice of the triples, not to be written to."
         return unflatten({name: self.file.get_slice(name)[rows] for name in self.names})
 
     def tiles(self, size: int) -> Iterator[tuple[slice, Factors]]:
-        "Slices of `size` triples, and their factors."
+        "Yield the slices of `size` triples, and their factors."
         for start in range(0, len(self.triples), size):
             rows = slice(start, min(start + size, len(self.triples)))
             yield rows, self[rows]
@@ -488,7 +489,7 @@ class _Batch:
         self.places = {t: i for i, t in enumerate(triples)}
 
     def take(self, wanted: Iterable[tuple[int, ...]]) -> '_Batch':
-        "Those of the `wanted` triples that are here, in any order."
+        "Return those of the `wanted` triples that are here, in any order."
         here = [t for t in wanted if t in self.places]
         if len(here) == len(self.places):
             return self
@@ -500,12 +501,12 @@ class _Batch:
 
 # %% ../../nbs/influence/00_cache.ipynb #a7620878
 def _path(folder: Path, kind: str, facts: Mapping[str, str]) -> Path:
-    "The file for `facts`: a name that nothing else has."
+    "Return the file for `facts`: a name that nothing else has."
     return folder / f'{kind}-{digest(dict(facts))[:32]}.safetensors'
 
 # %% ../../nbs/influence/00_cache.ipynb #d45608b7
 def _identity(path: Path) -> tuple[int, ...] | None:
-    "Which file is at `path`; None if there is none."
+    "Return which file is at `path`; None if there is none."
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -514,14 +515,14 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 # %% ../../nbs/influence/00_cache.ipynb #a3dd2606
 def _open_kept(path: Path, facts: Mapping[str, str]) -> FactorFile | None:
-    "The file at `path` if it is there and right; one that is not right is reported."
+    "Return the file at `path` if it is there and right; one that is not right is reported."
     while seen := _identity(path):
         try:
             return FactorFile(path, facts)
         except CacheFileError as e:
             error = e
         if _identity(path) == seen:
-            warnings.warn(f'{error}. It is not used, and made anew.', stacklevel=4)
+            warnings.warn(f'{error}. It is ignored and replaced.', stacklevel=4)
             return None
     return None
 
@@ -549,10 +550,10 @@ class FactorCache:
         triples: Tensor,  # `[M, 3]`; some may be equal
         compute: Callable[[Tensor], Factors],  # factors of triples `[B, 3]`, such as an engine
     ) -> Factors:  # in the order of `triples`, on the CPU
-        """The factors of `triples`. What is not kept is computed in one call.
+        """Return the factors of `triples`. What is not kept is computed in one call.
 
         Raises `ValueError` for no triples at all, and for gradients that cannot be stacked. A file
-        that is damaged or belongs to something else is reported by a warning and written anew."""
+        that is damaged or belongs to something else is reported by a warning and replaced."""
         asked = list(map(tuple, triples.tolist()))
         if not asked:
             raise ValueError('there are no triples')
@@ -569,8 +570,8 @@ class FactorCache:
         return concat([p.factors for p in parts])[torch.tensor([places[t] for t in asked])]
 
     def _recall(self, key: Key, missing: dict[tuple[int, ...], None]) -> list[_Batch]:
-        """Parts of the batches in memory; what is found is no longer `missing`, and its batch was
-        used last."""
+        """Return the parts of the batches in memory; what is found is no longer `missing`, and
+        its batch was used last."""
         parts = []
         for batch in [b for b in self._held if b.key == key]:
             if not (part := batch.take(missing)).places:
@@ -582,7 +583,7 @@ class FactorCache:
         return parts
 
     def _keep(self, batch: _Batch) -> None:
-        """Takes `batch` into memory, or as much of it as the budget allows, in the place of what
+        """Take `batch` into memory, or as much of it as the budget allows, in the place of what
         was used longest ago."""
         n, size = len(batch.places), batch.factors.nbytes
         if size > self.budget:
@@ -594,7 +595,7 @@ class FactorCache:
         self._held.append(batch)
 
     def _open(self, key: Key) -> FactorFile | None:
-        "The file of `key`."
+        "Return the file of `key`."
         if self.folder is None:
             return None
         file = _open_kept(_path(self.folder, 'factors', asdict(key)), asdict(key))
@@ -604,7 +605,7 @@ class FactorCache:
     def _read(
         self, key: Key, file: FactorFile, missing: dict[tuple[int, ...], None]
     ) -> list[_Batch]:
-        "Those of the `missing` triples that the file has, now in memory, too."
+        "Return those of the `missing` triples that the file has, now in memory, too."
         places = {t: i for i, t in enumerate(map(tuple, file.triples.tolist())) if t in missing}
         if not places:
             return []
@@ -625,7 +626,7 @@ class FactorCache:
         compute: Callable[[Tensor], Factors],
         file: FactorFile | None,
     ) -> _Batch:
-        "Computes the factors of `triples`, and keeps them in memory and beside those in `file`."
+        "Compute the factors of `triples`, and keeps them in memory and beside those in `file`."
         ids = torch.tensor(triples)
         made = _Batch(key, triples, _own(compute(ids)))
         if len(made.factors) != len(ids):
@@ -640,7 +641,7 @@ class FactorCache:
     def _write(
         self, folder: Path, key: Key, triples: Tensor, factors: Factors, file: FactorFile | None
     ) -> None:
-        "Replaces the file of `key` by one that also has `triples`."
+        "Replace the file of `key` by one that also has `triples`."
         path, old = _path(folder, 'factors', asdict(key)), len(file.triples) if file else 0
         if file and file[:1].weight is not None:
             factors = with_weights(factors)
@@ -655,8 +656,8 @@ class FactorCache:
 
 # %% ../../nbs/influence/00_cache.ipynb #5a3b94ea
 def rounding_error(factors: Factors, dtype: torch.dtype | None) -> float:
-    """Relative error of the inner products of `factors` with themselves if one side is rounded
-    to `dtype`."""
+    """Return the relative error of the inner products of `factors` with themselves if one side
+    is rounded to `dtype`."""
     exact, rounded = (f.to(dtype=torch.float64) for f in (factors, factors.to(dtype=dtype)))
     true = inner(exact, exact)
     return (
@@ -665,18 +666,17 @@ def rounding_error(factors: Factors, dtype: torch.dtype | None) -> float:
 
 # %% ../../nbs/influence/00_cache.ipynb #cf083256
 def _sample(triples: Tensor, n: int = 64) -> Tensor:
-    "Rows of `n` of the `triples`, spread evenly; all of them if they are fewer."
+    "Return the rows of `n` of the `triples`, spread evenly; all of them if they are fewer."
     return torch.linspace(0, len(triples) - 1, min(n, len(triples))).long()
 
 # %% ../../nbs/influence/00_cache.ipynb #7d5ed370
 def _check_budget(need: int, n: int, budget: int) -> None:
-    """Raises `ValueError` with both numbers if the file of `n` triples `need`s more bytes than
+    """Raise `ValueError` with both numbers if the file of `n` triples `need`s more bytes than
     `budget`."""
     if need > budget:
         raise ValueError(
             f'the factors of {n:,} training triples take {need:,} bytes, more than the budget of '
-            f'{budget:,} bytes: '
-            'give more, store them in fewer bits, or choose fewer triples'
+            f'{budget:,} bytes: increase it, store them in fewer bits, or choose fewer triples'
         )
 
 # %% ../../nbs/influence/00_cache.ipynb #0f5f4020
@@ -689,7 +689,7 @@ def _build(
     dtype: torch.dtype | None,
     size: int,
 ) -> None:
-    "Writes the store."
+    "Write the store."
     facts, n, sample, kept = {**facts, 'error': '0.000e+00'}, len(triples), _sample(triples), []
     like = (exact := compute(triples[:size])).to(dtype=dtype)
     _check_budget(_Writer(io.BytesIO(), facts, n, like).nbytes, n, budget)
@@ -731,8 +731,8 @@ class TrainingStore:
         return len(self.triples)
 
     def tiles(self, size: int) -> Iterator[tuple[slice, Factors]]:
-        """Slices of `size` triples and their factors, in the type of the store, on the CPU, not
-        to be written to."""
+        """Yield the slices of `size` triples and their factors, in the type of the store, on the
+        CPU, not to be written to."""
         return self.file.tiles(size)
 
     @classmethod
@@ -747,11 +747,11 @@ class TrainingStore:
         dtype: torch.dtype | None = None,  # "None": as computed
         size: int = 1024,  # triples computed at once
     ) -> 'TrainingStore':
-        """The store of `triples`, from its file if that is there, else computed: each triple once,
-        a tile at a time.
+        """Return the store of `triples`, from its file if that is there, else computed: each triple
+        once, a tile at a time.
 
         Raises `ValueError` if it takes more than `budget` or `dtype` cannot hold it. A file that is
-        damaged or belongs to something else is reported by a warning and written anew."""
+        damaged or belongs to something else is reported by a warning and replaced."""
         if not len(triples):
             raise ValueError('there are no triples')
         if dtype not in _STORED:
@@ -767,7 +767,7 @@ class TrainingStore:
 
 # %% ../../nbs/influence/00_cache.ipynb #0a84bce8
 def default_folder() -> Path:
-    "The folder for caches that this operating system gives a user."
+    "Return the folder for caches that this operating system gives a user."
     import platformdirs
 
     return Path(platformdirs.user_cache_dir('tracin_nb'))
@@ -777,13 +777,13 @@ _OURS = re.compile(r'\.?(factors|store)-[0-9a-f]{32}\.safetensors(\.\w+)?')
 
 # %% ../../nbs/influence/00_cache.ipynb #988f310f
 def _files(folder: Path | str | None) -> list[Path]:
-    "The files in `folder` that this module wrote."
+    "Return the files in `folder` that this module wrote."
     folder = default_folder() if folder is None else Path(folder)
     return sorted(p for p in folder.glob('*') if _OURS.fullmatch(p.name)) if folder.is_dir() else []
 
 # %% ../../nbs/influence/00_cache.ipynb #c3f4241d
 def _size(path: Path) -> int:
-    "Bytes of a file, or of all files below a folder."
+    "Return the bytes of a file, or of all files below a folder."
     return sum(
         p.stat().st_size for p in (path.rglob('*') if path.is_dir() else [path]) if p.is_file()
     )
@@ -793,7 +793,7 @@ _COLUMNS = ('file', 'kind', 'triples', 'objective', 'engine', 'dtype', 'error', 
 
 # %% ../../nbs/influence/00_cache.ipynb #caa6c65f
 def _info(path: Path) -> tuple:
-    "One row of `cache_info`."
+    "Return one row of `cache_info`."
     if path.is_dir():
         return path.name, 'unfinished', 0, '', '', '', '', _size(path)
     try:
@@ -814,13 +814,13 @@ def _info(path: Path) -> tuple:
 
 # %% ../../nbs/influence/00_cache.ipynb #04d002df
 def cache_info(folder: Path | str | None = None) -> pd.DataFrame:
-    """The cache files in `folder` (by default the user's), one per row; their checksums are not
-    compared."""
+    """Return the cache files in `folder` (by default the user's), one per row; their checksums
+    are not compared."""
     return pd.DataFrame(map(_info, _files(folder)), columns=_COLUMNS)
 
 # %% ../../nbs/influence/00_cache.ipynb #e5640687
 def clear_cache(folder: Path | str | None = None) -> int:
-    """Removes the cache files in `folder` (by default the user's) and nothing else; returns
+    """Remove the cache files in `folder` (by default the user's) and nothing else; returns
     their bytes."""
     files = _files(folder)
     freed = sum(map(_size, files))

@@ -134,8 +134,8 @@ def slope_facts(
 
 
 def has_slope(steps: Steps, objective: Objective, test: Tensor) -> bool:
-    """Has the objective a slope at each of the triples, at the last checkpoint? No, if it cannot
-    be differentiated."""
+    """Return booleans `[M]`: whether the objective has a slope at each triple at the last
+    checkpoint. False if it cannot be differentiated."""
     try:
         return bool((sizes(steps.maker.engine(steps[-1].train.model, objective)(test)) > 0).all())
     except ValueError:
@@ -149,7 +149,7 @@ def held(
     test: Tensor,  # `[M, 3]`
     looked_at: int,  # training triples, at each checkpoint
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    "Return what `believed` does, of the model of the last checkpoint."
+    "Return the result of `believed` for the model of the last checkpoint."
     model, passes = steps[places.index(max(places))].train.model, looked_at * len(steps)
     with stage('beliefs', whole=True), bar(steps.telling.progress, 2 * len(test), 'ranks') as add:
         return believed(run, model, test, passes, add)

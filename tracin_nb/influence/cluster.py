@@ -19,7 +19,7 @@ from ..runs.settings import pick_device
 
 # %% ../../nbs/influence/45_cluster.ipynb #0c51c263
 def _ray() -> types.ModuleType:
-    "The module `ray`. Raises `ImportError` with advice if it is not installed."
+    "Return the module `ray`. Raises `ImportError` with advice if it is not installed."
     try:
         import ray
     except ImportError as e:
@@ -39,7 +39,7 @@ class _Member:
         "Answers when the job is loaded."
 
     def told(self) -> int:
-        "Work done since the last call; 0 if there was none for a second."
+        "Return work done since the last call; 0 if there was none for a second."
         for _ in range(20):
             if self.count:
                 break
@@ -48,7 +48,7 @@ class _Member:
         return count
 
     def do(self, shard: int) -> tuple[int, Any]:
-        "Work done that was not told of, and the result."
+        "Return work done that was not told of, and the result."
 
         def alive(n: int) -> None:
             self.count += n
@@ -59,7 +59,7 @@ class _Member:
 
 # %% ../../nbs/influence/45_cluster.ipynb #9ea0df44
 def _packed(job: Job) -> bytes:
-    "`job` as bytes."
+    "Return `job` as bytes."
     buffer = io.BytesIO()
     torch.save(job, buffer)
     return buffer.getvalue()
@@ -89,7 +89,7 @@ class Cluster:
             raise
 
     def _gather(self, job: bytes) -> None:
-        "An actor for each GPU, or for each core."
+        "Start an actor for each GPU, or for each core."
         resources = self.ray.cluster_resources()
         gpus = int(resources.get('GPU', 0))
         device, needs = (
@@ -104,6 +104,7 @@ class Cluster:
         self.asked = {member.ready.remote(): (i, 'ready') for i, member in enumerate(self.members)}
 
     def give(self, worker: int, shard: int) -> None:
+        "Send a shard to a worker."
         self.asked[self.members[worker].do.remote(shard)] = worker, 'done'
         self._ask_progress(worker)
 
@@ -115,6 +116,7 @@ class Cluster:
             self.asked[self.members[worker].told.remote()] = worker, 'alive'
 
     def wait(self, seconds: float) -> Iterator[News]:
+        "Yield messages from the workers, after `seconds` at most."
         if not self.asked:
             return time.sleep(seconds)
         answered, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
@@ -123,7 +125,7 @@ class Cluster:
                 yield from self._heard(ref, *self.asked.pop(ref))
 
     def _heard(self, ref: Any, worker: int, kind: str) -> Iterator[News]:
-        "What an answer says; where a shard is not finished, its progress is asked for again."
+        "Yield what an answer says; where a shard is not finished, its progress is asked for again."
         try:
             value = self.ray.get(ref)
         except self.ray.exceptions.RayError as e:
@@ -141,10 +143,12 @@ class Cluster:
             self._ask_progress(worker)
 
     def drop(self, worker: int) -> None:
+        "Stop a worker at once."
         self.asked = {ref: what for ref, what in self.asked.items() if what[0] != worker}
         self.ray.kill(self.members[worker])
 
     def close(self) -> None:
+        "Stop all workers."
         if not self.ray.is_initialized():
             return
         for member in self.members:
@@ -156,8 +160,8 @@ class Cluster:
 def pick_workers(
     devices: str | torch.device | Sequence[str],  # "auto", a device, a list of devices, or "ray"
 ) -> tuple[torch.device, list[str] | str]:
-    """The device of this process, and those of its workers (none: it does all itself). Raises
-    `ValueError`."""
+    """Return the device of this process, and those of its workers (none: it does all itself).
+    Raises `ValueError`."""
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     if isinstance(devices, str) and devices == 'auto':
         return pick_device(None), gpus if len(gpus) > 1 else []
@@ -171,7 +175,7 @@ def pick_workers(
 
 
 def make_team(job: Job, devices: Sequence[str] | str) -> Team:
-    "A worker for each device, or a team on a Ray cluster."
+    "Return a worker for each device, or a team on a Ray cluster."
     if not isinstance(devices, str):
         return Processes(job, devices)
     return Cluster(job, None if devices == 'ray' else devices)

@@ -32,7 +32,7 @@ SIGNS = torch.int16  # counts of runs
 
 
 def moment_bytes(tests: int, train: int, dtype: torch.dtype) -> int:
-    "Bytes of the moments of so many pairs."
+    "Return the bytes of the moments of the given number of pairs."
     return tests * train * 2 * (dtype.itemsize + SIGNS.itemsize)
 
 
@@ -48,7 +48,7 @@ class Moments:
 
     @classmethod
     def blank(cls, tests: int, train: int, dtype: torch.dtype) -> 'Moments':
-        "Those of no run, on the CPU."
+        "Return those of no run, on the CPU."
         zeros = lambda dtype: torch.zeros(tests, train, dtype=dtype)
         return cls(zeros(dtype), zeros(dtype), zeros(SIGNS), zeros(SIGNS))
 
@@ -62,28 +62,28 @@ class Moments:
         self.below[:, columns] += x < 0
 
     def spread(self, test: Tensor, column: Tensor) -> Tensor:
-        "The standard deviation `[c]` over the runs of some pairs, each a row and a column."
+        "Return the standard deviation `[c]` over the runs of some pairs, each a row and a column."
         return (self.squares[test, column] / max(1, self.runs - 1)).clamp(min=0).sqrt()
 
     def agreement(self, test: Tensor, column: Tensor) -> Tensor:
-        "The share `[c]` of the runs whose influence has the sign of the mean."
+        "Return the share `[c]` of the runs whose influence has the sign of the mean."
         up, down = (x[test, column].double() / self.runs for x in (self.above, self.below))
         mean = self.mean[test, column]
         return torch.where(mean > 0, up, torch.where(mean < 0, down, 1 - up - down))
 
 # %% ../../nbs/influence/85_means.ipynb #98564eb9
-MOMENTS, PASS, KEPT = 4, 2, 8  # each takes one part in so many of the budget
+MOMENTS, PASS, KEPT = 4, 2, 8  # each takes one of this many parts of the budget
 
 
 def check_moments(tests: int, train: int, dtype: torch.dtype, memory: int) -> None:
-    "Raise `ValueError` if the moments of so many pairs are more than their part of `memory`."
+    "Raise `ValueError` if the moments of the given number of pairs exceed their part of `memory`."
     need, room = moment_bytes(tests, train, dtype), memory // MOMENTS
     if need > room:
         most = room // moment_bytes(1, train, dtype)
         fewer = f', or explain at most {most:,} at a time' if most else ''
         raise ValueError(
             f'the mean over several runs of {tests:,} x {train:,} influences takes '
-            f'{size_text(need)}, more than a quarter of memory={memory:,}; give more memory{fewer}'
+            f'{size_text(need)}, more than a quarter of memory={memory:,}; increase memory{fewer}'
         )
 
 # %% ../../nbs/influence/85_means.ipynb #afc15b8f
@@ -126,7 +126,7 @@ class EveryJob:
 
 
 def shard_bytes(steps: Steps) -> int:
-    "Bytes that the influences of a shard may take."
+    "Return bytes that the influences of a shard may take."
     return min(_SHARD, max(1, budget(steps.settings) // 32))
 
 
@@ -188,7 +188,7 @@ def keep_moments(parts: Parts, moments: Moments, told: Sequence[Any]) -> None:
 
 
 def kept_moments(parts: Parts) -> tuple[Moments, list[Any]] | None:
-    "The moments after the last run that was kept, and what was told of the runs, if any."
+    "Return the moments after the last stored run, and the facts of the runs, if any."
     for run in reversed(range(len(parts))):
         if (found := parts.read(run)) is not None:
             told = json.loads(bytes(found.pop('told').tolist()))
@@ -225,7 +225,7 @@ def joint_facts_of(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def joint_measured(beliefs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    "Return what is said of the beliefs of all runs: how good the models are on average."
+    "Return the average quality of the models of all runs."
     joint = {n: x for n, x in beliefs[0].items() if n != 'measured'}
     measured = [b['measured'] for b in beliefs if 'measured' in b]
     if measured:

@@ -82,14 +82,14 @@ class _Live(TorchDispatchMode):
         self.usage.peak = max(self.usage.peak, self.usage.left)
 
     def gone(self, key: int, n: int) -> None:
-        "A storage of `n` bytes died."
+        "Count `n` bytes of a freed storage."
         del self.alive[key]
         self.usage.left -= n
 
 # %% ../../nbs/influence/10_memory.ipynb #ad98571e
 @contextmanager
 def _tensors_counted(device: torch.device) -> Iterator[Usage]:
-    "The bytes of the tensors made inside, on any device."
+    "Yield the bytes of the tensors made inside, on any device."
     with ExitStack() as stack:
         if 'torch._dynamo' in sys.modules:
             stack.enter_context(torch.compiler.set_stance('force_eager'))
@@ -104,7 +104,7 @@ def _tensors_counted(device: torch.device) -> Iterator[Usage]:
 # %% ../../nbs/influence/10_memory.ipynb #227301c5
 @contextmanager
 def _allocator_counted(device: torch.device) -> Iterator[Usage]:
-    "What PyTorch's CUDA allocator counts; its statistics of the peak start anew."
+    "Yield what PyTorch's CUDA allocator counts; its statistics of the peak start anew."
     torch.cuda.reset_peak_memory_stats(device)
     start, usage = torch.cuda.memory_allocated(device), Usage()
     try:
@@ -116,7 +116,8 @@ def _allocator_counted(device: torch.device) -> Iterator[Usage]:
 # %% ../../nbs/influence/10_memory.ipynb #935700e5
 @contextmanager
 def metered(device: torch.device) -> Iterator[Usage]:
-    """What the code inside uses of the memory of `device`: a `Usage` that is complete at the end.
+    """Yield what the code inside uses of the memory of `device`: a `Usage` that is complete at the
+    end.
 
     On CUDA the count of PyTorch's allocator, which is free. Elsewhere the bytes of all tensors,
     exactly, without what single operations need for themselves; takes time with every operation."""
@@ -125,7 +126,7 @@ def metered(device: torch.device) -> Iterator[Usage]:
 
 # %% ../../nbs/influence/10_memory.ipynb #e61057df
 def _resident(field: str) -> int:
-    'Bytes of one of the process\'s counters, "VmRSS" (now) or "VmHWM" (the peak).'
+    'Return the bytes of one of the process\'s counters, "VmRSS" (now) or "VmHWM" (the peak).'
     status = Path('/proc/self/status').read_text()
     if not (found := re.search(rf'^{field}:\s+(\d+) kB', status, re.MULTILINE)):
         raise OSError(f'/proc/self/status has no {field}')
@@ -133,8 +134,8 @@ def _resident(field: str) -> int:
 
 # %% ../../nbs/influence/10_memory.ipynb #034bc303
 def resident_peak(work: Callable[[], Any]) -> int:
-    """Bytes by which the process's resident memory rises at most while `work()` runs. Linux only
-    (`OSError` elsewhere).
+    """Return bytes by which the process's resident memory rises at most while `work()` runs. Linux
+    only (`OSError` elsewhere).
 
     Sets back the kernel's peak (`VmHWM`) of this process."""
     release()
@@ -149,7 +150,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 # %% ../../nbs/influence/10_memory.ipynb #eba1a238
 def release(cycles: bool = False) -> None:
-    "Give freed memory back to the system, after a search for reference `cycles` if wanted."
+    "Return freed memory to the system, after garbage collection of reference `cycles` on request."
     if cycles:
         gc.collect()
     if torch.cuda.is_initialized():
@@ -159,8 +160,8 @@ def release(cycles: bool = False) -> None:
 
 # %% ../../nbs/influence/10_memory.ipynb #12466c48
 def _line(peaks: dict[int, int], n: int) -> tuple[float, float]:
-    """Bytes of no triple, and bytes per triple, on the line through the two measured sizes
-    nearest to `n`."""
+    """Return the bytes of no triple, and bytes per triple, on the line through the two measured
+    sizes nearest to `n`."""
     sizes = sorted(peaks)
     if len(sizes) == 1:
         return 0, peaks[sizes[0]] / sizes[0]
@@ -171,7 +172,7 @@ def _line(peaks: dict[int, int], n: int) -> tuple[float, float]:
 
 # %% ../../nbs/influence/10_memory.ipynb #a7ecb731
 def _largest(peaks: dict[int, int], room: int, most: int) -> int:
-    """The largest tile, of at most `most` triples, that takes `room` bytes by the measured
+    """Return the largest tile, of at most `most` triples, that takes `room` bytes by the measured
     `peaks`, or a guess."""
     fitting = max((n for n, peak in peaks.items() if peak <= room), default=0)
     if not fitting:
@@ -183,7 +184,7 @@ def _largest(peaks: dict[int, int], room: int, most: int) -> int:
 
 # %% ../../nbs/influence/10_memory.ipynb #33481280
 def _next_size(peaks: dict[int, int], room: int, most: int) -> int:
-    "The size to measure next; one that was measured is the answer."
+    "Return the size to measure next; one that was measured is the answer."
     n, tried = _largest(peaks, room, most), max(peaks)
     fitting = max((n for n, peak in peaks.items() if peak <= room), default=0)
     if not fitting:
@@ -198,7 +199,7 @@ def _next_size(peaks: dict[int, int], room: int, most: int) -> int:
 # %% ../../nbs/influence/10_memory.ipynb #e40f9e15
 @dataclass(frozen=True)
 class Plan:
-    "Tiles that keep to a budget. All numbers but `size` are bytes above the models."
+    "Tiles within a budget. All numbers but `size` are bytes above the models."
 
     size: int  # triples per tile
     peak: int  # in use at most, predicted
@@ -210,7 +211,7 @@ class Plan:
 
 # %% ../../nbs/influence/10_memory.ipynb #be496f72
 def out_of_memory(error: BaseException) -> bool:
-    "Does `error` say that an allocation failed, on any device?"
+    "Return whether `error` says that an allocation failed, on any device."
     said = (
         "can't allocate memory",
         'not enough memory',
@@ -224,7 +225,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 # %% ../../nbs/influence/10_memory.ipynb #32ddb338
 def _used(work: Callable[[slice], Any], rows: slice, device: torch.device) -> Usage | None:
-    "What `work(rows)` uses; None if memory runs out."
+    "Return what `work(rows)` uses; None if memory runs out."
     try:
         with metered(device) as used:
             work(rows)
@@ -242,7 +243,8 @@ _SMALL = 128  # triples of a tile that is tried in five places
 def _most_used(
     work: Callable[[slice], Any], n: int, total: int, device: torch.device
 ) -> int | None:
-    "The peak of tiles of `n` out of `total` triples in different places; None if memory runs out."
+    """Return the peak of tiles of `n` out of `total` triples in different places; None if memory
+    runs out."""
     starts = sorted({(total - n) * i // 4 for i in (range(5) if n <= _SMALL else (2,))})
     used = [_used(work, slice(start, start + n), device) for start in starts]
     return None if None in used else max(u.peak for u in used if u)
@@ -251,8 +253,8 @@ def _most_used(
 def _roomy(
     work: Callable[[slice], Any], n: int, most: int, total: int, room: int, device: torch.device
 ) -> dict[int, int]:
-    """The peaks of tiles of `n` and of `most`, if by the first the second takes less than half
-    the room; else nothing."""
+    """Return the peaks of tiles of `n` and of `most`, if by the first the second takes less than
+    half the room; else nothing."""
     if n >= most:
         return {}
     used = _used(work, slice((total - n) // 2, (total - n) // 2 + n), device)
@@ -268,12 +270,11 @@ def plan_tiles(
     budget: int,  # bytes above the models
     device: torch.device,
     *,
-    most: int,  # triples per tile that are worth having
+    most: int,  # upper limit of triples per tile
     held: int = 0,  # bytes of the budget that are in use already
 ) -> Plan:
-    """The largest tile that keeps to the budget, and what it takes, both measured.
-
-    Raises `ValueError` if not even one triple fits, with the bytes that it takes."""
+    """Return the largest tile within the budget, and the memory that it takes, both measured.
+    Raises `ValueError` with the bytes needed if not even one triple fits."""
     first = _used(work, slice(0, 1), device) or Usage(
         2 * budget
     )  # loads code, draws negatives: what is left stays
@@ -290,7 +291,7 @@ def plan_tiles(
         less = ', or explain fewer triples at a time' if held else ''
         raise ValueError(
             f'{tests}a tile of one training triple takes {one:,} bytes, which is more than '
-            f'memory={budget:,}; give more memory{less}'
+            f'memory={budget:,}; increase memory{less}'
         )
     fixed, slope = _line(peaks, n)
     peak = held + max(first.peak, first.left + peaks[n])
@@ -312,8 +313,8 @@ class Tiles:
             [slice], T
         ],  # what is done with a tile; without effect until its result is given out
     ) -> Iterator[tuple[slice, T]]:
-        """Every slice of `range(n)` with the result of `step`. Raises `MemoryError` if a single
-        triple is too much."""
+        """Yield every slice of `range(n)` with the result of `step`. Raises `MemoryError` if a
+        single triple is too much."""
         start = 0
         while start < n:
             rows, failed = slice(start, min(start + self.size, n)), None
@@ -333,7 +334,7 @@ class Tiles:
                 del done
 
     def _halve(self, n: int, why: str) -> None:
-        "Go on with half of the `n` triples that were too many."
+        "Halve the tile size after `n` triples were too many."
         if n == 1:
             raise MemoryError(
                 f'memory ran out at a tile of one training triple, after {self.halvings} halvings, '
@@ -345,7 +346,7 @@ class Tiles:
 
 # %% ../../nbs/influence/10_memory.ipynb #3f3e5b28
 def _take_one(tiles: Iterator[tuple[slice, T]], take: Callable[[slice, T], Any]) -> bool:
-    "Was there another tile?"
+    "Return whether there was another tile."
     for rows, done in islice(tiles, 1):
         take(rows, done)
         return True
@@ -356,7 +357,7 @@ def consume(
     tiles: Iterable[tuple[slice, T]],  # as from `Tiles.each`
     take: Callable[[slice, T], Any],  # what is done with a finished tile
     device: torch.device,
-    every: int = 32,  # on other devices than CUDA, one tile in so many is counted
+    every: int = 32,  # on devices other than CUDA, one of this many tiles is counted
 ) -> int:
     "Take in all tiles; the most bytes that were in use above the level at the start of a tile."
     tiles, peak, i, more = iter(tiles), 0, 0, True

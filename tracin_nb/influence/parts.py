@@ -28,7 +28,7 @@ QUESTION = 'question.json'
 
 # %% ../../nbs/influence/47_parts.ipynb #6784ff38
 def json_differences(asked: Any, found: Any, name: str = '') -> Iterator[str]:
-    "Names of the entries in which two values of JSON differ, such as `weights[2]`."
+    "Yield the names of the entries in which two values of JSON differ, such as `weights[2]`."
     if isinstance(asked, Mapping) and isinstance(found, Mapping):
         for k in sorted({*asked, *found}):
             yield from json_differences(asked.get(k), found.get(k), f'{name}.{k}' if name else k)
@@ -54,12 +54,12 @@ def _keep_shard(folder: Path, shard: int, tensors: Mapping[str, Tensor]) -> None
         raise OSError(
             e.errno,
             f'{path}: shard {shard} cannot be kept ({e.strerror}). The parts written before are '
-            f'whole: once there is room, the same call goes on from them',
+            f'whole: once there is room, the same call resumes from them',
         ) from e
 
 
 def _kept_shard(folder: Path, shard: int) -> dict[str, Tensor] | None:
-    """The tensors of a shard. A file that is not what was written is removed, and None is
+    """Return the tensors of a shard. A file that is not what was written is removed, and None is
     returned."""
     for path in sorted(folder.glob(f'{shard:05d}-*.safetensors')):
         with stage('read'):
@@ -74,7 +74,7 @@ COST = 'cost.'  # begins the names of tensors that count work
 
 
 def cost(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Tensor]:
-    "What counters have gained, as tensors to keep beside those of a shard."
+    "Return the increase of counters, as tensors to store with those of a shard."
     return {
         COST + name: torch.tensor(n - before[name])
         for name, n in after.items()
@@ -83,18 +83,18 @@ def cost(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Tenso
 
 
 def summed(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    "Sums by name."
+    "Return sums by name."
     return {name: some.get(name, 0) + more.get(name, 0) for name in {**some, **more}}
 
 # %% ../../nbs/influence/47_parts.ipynb #5238d434
 def checksum(question: Mapping[str, Any]) -> str:
-    "SHA-256 of how a question is worked on; `asked` is compared anyway."
+    "Return SHA-256 of how a question is worked on; `asked` is compared anyway."
     text = json.dumps([question.get('pass'), question.get('again')], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_question(folder: Path) -> dict[str, Any]:
-    "What was asked in a folder. Raises `ValueError` if it does not say so."
+    "Return the question stored in a folder. Raises `ValueError` if there is none."
     path = folder / QUESTION
     if not path.is_file():
         raise ValueError(f'{path} is missing, expected a folder that explain(out=...) began')
@@ -128,15 +128,15 @@ class Parts:
         return len(self.bounds) - 1  # shards
 
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
-        "Keep a finished shard. Raises `OSError` naming the file if it cannot be written."
+        "Store a finished shard. Raises `OSError` naming the file if it cannot be written."
         _keep_shard(self.folder / 'parts', shard, tensors)
 
     def read(self, shard: int) -> dict[str, Tensor] | None:
-        "The tensors of a finished shard; None if there are none that are whole."
+        "Return the tensors of a finished shard; None if it is missing or incomplete."
         return _kept_shard(self.folder / 'parts', shard)
 
     def finished(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        "Numbers and tensors of all finished shards."
+        "Yield the numbers and tensors of all finished shards."
         for shard in range(len(self)):
             if (tensors := self.read(shard)) is None:
                 continue
@@ -154,7 +154,7 @@ class Parts:
         )
 
     def note(self, **more: Any) -> None:
-        "Write the question down, with `more` about it."
+        "Write the question to the folder, with `more` facts."
         self.question |= more
         self.question['check'] = checksum(self.question)
         with replacing(self.folder / QUESTION) as draft:
@@ -162,19 +162,19 @@ class Parts:
 
     @property
     def complete(self) -> bool:
-        "Is the result there?"
+        "Return whether the result is stored."
         manifest = self.folder / 'manifest.json'
         return manifest.is_file() and self.question.get('result') == entry(manifest)
 
     def close(self, saved: Path) -> None:
-        "The result was saved: the shards are not needed any more."
+        "Remove the shards, once the result is saved."
         with stage('write', whole=True):
             self.note(result=entry(saved / 'manifest.json'))
             self.clear()
 
 # %% ../../nbs/influence/47_parts.ipynb #d4e484e4
 def continued(folder: Path, asked: Mapping[str, Any]) -> Parts | None:
-    """The parts of the same question in a folder; None if nothing was asked there. Raises
+    """Return the parts of the same question in a folder; None if nothing was asked there. Raises
     `ValueError` for another one."""
     if not (folder / QUESTION).exists():
         return None
@@ -187,13 +187,13 @@ def continued(folder: Path, asked: Mapping[str, Any]) -> Parts | None:
     )
     more = f', and {len(names) - 3} more differ' if len(names) > 3 else ''
     raise ValueError(
-        f'{folder} belongs to another question: {shown}{more}; ask that again, or give another '
-        f'folder'
+        f'{folder} belongs to another question: {shown}{more}; ask that question again, or give '
+        f'another folder'
     )
 
 # %% ../../nbs/influence/47_parts.ipynb #5b81c58c
 def _entry(values: Any, name: str) -> str:
-    "The value of an entry by the name that `json_differences` gives it, as a short text."
+    "Return the value of an entry by the name that `json_differences` gives it, as a short text."
     for key in name.replace('[', '.[').split('.'):
         values = values[int(key[1:-1])] if key.startswith('[') else (values or {}).get(key)
     text = json.dumps(values, ensure_ascii=False)
@@ -205,16 +205,16 @@ def begin(
     asked: Mapping[str, Any],  # fingerprints and options: strings, numbers, lists and dictionaries
     how: Mapping[str, Any],  # the pass, with the `bounds` of its shards
     again: Mapping[str, Any] | None,  # what is needed to ask the same
-    # start anew, whatever is there; an older result stays until the new one
+    # start over; an older result stays until the new one
     overwrite: bool = False,
 ) -> Parts:
-    "Write down a new question. Raises `ValueError` if the folder holds something else."
+    "Return store a new question. Raises `ValueError` if the folder holds something else."
     folder.mkdir(parents=True, exist_ok=True)
     others = sorted(p.name for p in folder.iterdir() if not p.name.startswith('.'))
     if others and not overwrite:
         raise ValueError(
-            f'{folder} holds {others[0]}, but no {QUESTION}; expected a new folder, or one in '
-            f'which this was asked before'
+            f'{folder} holds {others[0]}, but no {QUESTION}; expected a new folder, or one with '
+            f'this question'
         )
     parts = Parts(
         folder, dict(format=FORMAT, asked=dict(asked), **{'pass': dict(how)}, again=again)

@@ -42,12 +42,12 @@ _FEW_TESTS = 64  # test triples for which an index is tried out
 
 
 def few_tests(test: TestSide) -> bool:
-    "Are there so few test triples that an index's tensors are counted one by one?"
+    "Return whether the test triples are few enough to count an index's tensors one by one."
     return len(test) <= _FEW_TESTS
 
 
 def trial(steps: Steps, test: TestSide, whole: Pass, k: int) -> Callable[[slice], None]:
-    "Return what the tile at some places of a pass does, thrown away."
+    "Return a function that computes the tile at some places of a pass and discards it."
 
     def work(places: slice) -> None:
         some = whole[places]
@@ -140,7 +140,7 @@ class Planner:
             raise ValueError(
                 f'the gradients of {len(test)} test triples at {len(self.steps)} checkpoints take '
                 f'{held:,} bytes, more '
-                f'than memory={memory:,}; give more memory, or explain fewer triples at a time'
+                f'than memory={memory:,}; increase memory, or explain fewer triples at a time'
             )
         few = test[:_FEW_TESTS] if whole.sparse else test
         tiles = plan_tiles(

@@ -36,7 +36,7 @@ class Prepared:
     facts: dict[str, Any]
 
     def serves(self, test: TestSide, rows: Tensor, planner: Planner) -> bool:
-        "Does it serve a pass over `rows`: over all training triples, and in this form?"
+        "Return whether it serves a pass over `rows`: over all training triples, and in this form."
         sparse = rows_only(*test.factors) and planner.rows_only
         return len(self.whole.rows) == len(rows) and self.whole.sparse == sparse
 
@@ -61,7 +61,7 @@ def too_much(need: int, budget: int, n: int, steps: Steps) -> ValueError:
     return ValueError(
         f'the gradients of {n:,} training triples at {len(steps)} checkpoints take about {need:,} '
         f'bytes, more than the '
-        f'budget of {budget:,}; give more, keep them in 16 bits (precision="bf16"), or choose '
+        f'budget of {budget:,}; increase it, store them in 16 bits (precision="bf16"), or choose '
         f'fewer checkpoints'
     )
 
@@ -69,7 +69,7 @@ def too_much(need: int, budget: int, n: int, steps: Steps) -> ValueError:
 def in_memory(
     steps: Steps, whole: Pass, budget: int, dtype: torch.dtype | None
 ) -> tuple[Callable[[slice], Tile | None], int]:
-    "Return what gives a tile by its places, and the bytes of all tiles."
+    "Return a function from places to their tile, and the bytes of all tiles."
     kept: dict[tuple[int, int], Tile] = {}
     total = 0
 
@@ -92,7 +92,7 @@ def in_files(
     dtype: torch.dtype | None,
     folder: Path | str,
 ) -> tuple[Callable[[slice], Tile | None], int]:
-    "Return what reads a tile by its places, and the bytes of all files."
+    "Return a function that reads a tile by its places, and the bytes of all files."
     stores: list[TrainingStore] = []
     for step in steps:
 

@@ -41,7 +41,7 @@ from ..runs.run import Run
 
 # %% ../../nbs/influence/70_question.ipynb #89255260
 def _triple_keys(triples: Tensor, E: int, R: int) -> Tensor:
-    "One number `[N]` for each triple `[N, 3]`."
+    "Return one number `[N]` for each triple `[N, 3]`."
     h, r, t = triples.T
     return (h * R + r) * E + t
 
@@ -110,7 +110,7 @@ def untaught(test: Tensor, training: TriplesFactory) -> dict[str, str]:
     if (found := never_seen(test, training)) is None:
         return {}
     warnings.warn(
-        f'the triples to explain have what the model never saw: {found}',
+        f'the triples to explain contain what the model never saw: {found}',
         TriplesWarning,
         stacklevel=4,
     )
@@ -118,8 +118,8 @@ def untaught(test: Tensor, training: TriplesFactory) -> dict[str, str]:
 
 
 def check_answers(triples: int, k: int) -> None:
-    """Raise `ValueError` if `k` proponents and opponents of so many triples do not fit into
-    memory as a table."""
+    """Raise `ValueError` if a table of `k` proponents and opponents for each of the triples does
+    not fit into memory."""
     need, most = 1000 * 2 * k * triples, machine_memory()
     if need > most:
         raise ValueError(
@@ -167,7 +167,7 @@ class Question:
     restricted: bool = False  # were training triples named?
 
     def ask(self) -> dict[str, Any]:
-        "Return what `explain` was told, as plain values."
+        "Return the arguments of `explain`, as plain values."
         near = self.near and near_digest(self.near)
         return dict(
             k=self.k,
@@ -192,8 +192,8 @@ class Question:
             )
 
     def again(self, workers: Sequence[str] | str, auto: bool) -> dict[str, Any] | None:
-        """Return what `resume` needs to ask the same; None if that is more than a run's folder
-        and names."""
+        """Return the arguments with which `resume` repeats the question; None if a run's folder
+        and names do not suffice."""
         if self.run.folder is None or not self.settings.named or self.near:
             return None
         options = self.settings.to_dict()

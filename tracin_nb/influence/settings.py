@@ -28,20 +28,20 @@ GROUPS = ('What', 'Model', 'How', 'Output', 'Devices', 'Approximations')
 
 @dataclass(frozen=True)
 class Option:
-    "What is told of an option besides its name, its type and its default."
+    "Metadata of an option, besides its name, type and default."
 
     help: str
     group: str  # one of `GROUPS`
-    kind: str = 'text'  # how a value is written: a name in `terminal.KINDS`
+    kind: str = 'text'  # form of a value: a name in `terminal.KINDS`
     flags: tuple[str, ...] = ()  # on the command line; by default `--` and the name
     choices: Iterable[str] = ()  # all values there are; by default any
-    shown: str | None = None  # what is meant by a default of None
-    metavar: str | None = None  # what stands for the value in the help
+    shown: str | None = None  # meaning of a default of None
+    metavar: str | None = None  # placeholder for the value in the help
     multiple: bool = False  # may be repeated
     commands: tuple[str, ...] = ()  # the commands that have it; by default all that take its class
     advanced: bool = False  # not in `--help`, but in `--help-all`
-    asked: bool = True  # is it part of a question that a folder holds, as it is?
-    argument: bool = False  # its place on the command line tells it, no flag
+    asked: bool = True  # is it part of a stored question, unchanged?
+    argument: bool = False  # positional on the command line, without a flag
 
     @property
     def sentence(self) -> str:
@@ -58,7 +58,7 @@ def option(default: Any, help: str, group: str, **more: Any) -> Any:
 
 
 def options_of(cls: type) -> Iterator[tuple[Field, Option]]:
-    "Yield those fields of a dataclass that are options, with what is told of them."
+    "Yield the fields of a dataclass that are options, with their metadata."
     yield from ((f, f.metadata['option']) for f in fields(cls) if 'option' in f.metadata)
 
 # %% ../../nbs/influence/05_settings.ipynb #15176403
@@ -123,12 +123,12 @@ def positive(n: int | None, name: str) -> int | None:
 # %% ../../nbs/influence/05_settings.ipynb #372a5771
 @dataclass(frozen=True)
 class Settings:
-    """How influence is computed. An objective or a weighting can also be an object instead of a
-    name. Raises `ValueError` for values that are unknown or do not go together."""
+    """The options for computing influence. An objective or a weighting can be an object instead
+    of a name. Raises `ValueError` for unknown or incompatible values."""
 
     objective: 'str | Objective' = option(
         'training',
-        "The loss whose gradients are taken; 'training' is the one that the model was trained "
+        "The loss whose gradients are computed; 'training' is the loss that the model was trained "
         'with.',
         'How',
         choices=OBJECTIVE_NAMES,
@@ -136,7 +136,7 @@ class Settings:
     )
     test_objective: 'str | Objective | None' = option(
         None,
-        'The loss of the triples to explain, if it shall differ.',
+        'The loss of the triples to explain, if different.',
         'How',
         choices=OBJECTIVE_NAMES,
         shown='the same',
@@ -145,7 +145,7 @@ class Settings:
     )
     weighting: 'str | Weighting' = option(
         'natural',
-        "The metric in which gradients are compared; 'adam' needs the optimiser's kept moments.",
+        "The metric in which gradients are compared; 'adam' needs the optimiser's stored moments.",
         'How',
         choices=WEIGHTING_NAMES,
         asked=False,
@@ -159,15 +159,15 @@ class Settings:
     )
     precision: str = option(
         'fp32',
-        'tf32 (GPU), bf16, fp16: approximate, and faster on some machines; the result tells the '
-        'error.',
+        'tf32 (GPU), bf16 and fp16 are approximate, and faster on some machines; the result '
+        'states the error.',
         'Approximations',
         choices=PRECISION_NAMES,
     )
     compile: bool = option(
         False,
-        'Compile the scoring with torch.compile, if that is faster here; the result says what was '
-        'done.',
+        'Compile the scoring with torch.compile if that is faster here; the result says whether '
+        'it was.',
         'Devices',
         kind='switch',
         flags=('--compile/--no-compile', '--use-torch-compile'),
@@ -175,7 +175,7 @@ class Settings:
     )
     checkpoints: Sequence[int] | None = option(
         None,
-        'Only these checkpoints, counted from 0; -1 is the last.',
+        'Use only these checkpoints, counted from 0; -1 is the last.',
         'How',
         kind='numbers',
         metavar='K,K,...',
@@ -184,8 +184,8 @@ class Settings:
     )
     devices: 'str | torch.device | Sequence[str]' = option(
         'auto',
-        'Where to compute: cpu or cuda:1; several, for a process on each (cuda:0,cuda:1); '
-        "'auto': every GPU there is; 'ray' or 'ray://HOST:PORT': a Ray cluster.",
+        'Where to compute: cpu or cuda:1; several devices, with one process each (cuda:0,cuda:1); '
+        "'auto': every GPU; 'ray' or 'ray://HOST:PORT': a Ray cluster.",
         'Devices',
         kind='devices',
         flags=('--devices', '--device'),
@@ -193,7 +193,7 @@ class Settings:
     )
     timeout: float = option(
         600.0,
-        'Give up a process that is silent for so many seconds; another does its work.',
+        'Abandon a worker that sends nothing for this many seconds; another takes over its work.',
         'Devices',
         kind='seconds',
         advanced=True,
@@ -201,7 +201,7 @@ class Settings:
     )
     memory: str | int = option(
         '4GiB',
-        'What a pass may use above the models, on each device, such as 500MB.',
+        'Memory that a pass may use in addition to the models, on each device, such as 500MB.',
         'Devices',
         metavar='SIZE',
     )
@@ -210,7 +210,7 @@ class Settings:
         'Training triples per tile.',
         'Devices',
         kind='count',
-        shown='what fits in the memory',
+        shown='what fits in memory',
         advanced=True,
     )
 
@@ -224,12 +224,12 @@ class Settings:
             raise ValueError(f'engine {self.engine!r} has no {what}; only "factored" has')
 
     def to_dict(self) -> dict[str, Any]:
-        "Return the options by name, as they were given."
+        "Return the options by name, as given."
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def asked(self) -> dict[str, Any]:
-        """Return those options that a result depends on, as they were given. Losses, weighting and
-        checkpoints are not among them: a question holds what they stand for."""
+        """Return the options that a result depends on, as given. Losses, weighting and
+        checkpoints are excluded: a question stores their resolved values."""
         return {f.name: getattr(self, f.name) for f, told in options_of(type(self)) if told.asked}
 
     def chosen(self) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class Settings:
 
     @property
     def named(self) -> bool:
-        "Do names say all, so that the settings can be written down?"
+        "Return whether names determine all settings, so that they can be stored as text."
         return all(
             isinstance(x, str | None) for x in (self.objective, self.test_objective, self.weighting)
         )

@@ -44,10 +44,10 @@ Kept = Callable[[slice], Tile | None]  # the tile at those places of a pass, if 
 
 
 class Job(Protocol):
-    "What is done with each shard of a pass."
+    "The work on each shard of a pass."
 
     whole: Pass
-    label: str  # what progress is told
+    label: str  # label of the progress bar
     metric: bool  # does a worker need the whole metric, and not only the training triples' part?
 
     def do(self, steps: Steps, some: Pass) -> dict[str, Tensor]:
@@ -256,7 +256,7 @@ class Work:
         return self.job.whole[self.bounds[shard] : self.bounds[shard + 1]]
 
     def do(self, todo: Sequence[int], into: Callable[[int, dict[str, Tensor]], Any]) -> None:
-        "Have shards done, and give each with its number to `into`."
+        "Process shards, and pass each result with its number to `into`."
         left, whole = sum(self.bounds[i + 1] - self.bounds[i] for i in todo), len(self.job.whole)
         with self.steps.telling.bar(whole, self.job.label, whole - left) as tell:
             if self.crew and todo:
@@ -297,10 +297,10 @@ _SHARDS = 64  # of a pass, or fewer if it has fewer tiles
 
 @dataclass
 class Crew:
-    "Who may share a pass."
+    "The workers that may share a pass."
 
     workers: list[str] | str  # devices, the address of a cluster, or nobody
-    auto: bool  # only where it is worth their while
+    auto: bool  # only if the pass is long enough to gain from them
 
     @property
     def shards(self) -> int:
@@ -308,7 +308,7 @@ class Crew:
         return 8 * _SHARDS if isinstance(self.workers, str) else max(_SHARDS, 8 * len(self.workers))
 
     def work(self, job: Job, steps: Steps, bounds: list[int] | None = None) -> Work:
-        "Return a job as shards, for the workers if there are any and it is worth their while."
+        "Return a job as shards, for the workers if there are any and the pass is long enough."
         shards = job.whole.bounds(self.shards)
         crew = [] if self.auto and len(shards) <= 8 * len(self.workers) else self.workers
         return Work(job, steps, bounds or (shards if crew else [0, len(job.whole)]), crew)

@@ -60,7 +60,7 @@ def chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
 # %% ../../nbs/influence/20_steps.ipynb #56eabb37
 @dataclass
 class Counters:
-    "What was really done; the tests hold it to the loop law."
+    "Counters of the work done; tests compare them with the loop law."
 
     loads: int = 0  # checkpoints loaded
     test_passes: int = 0  # gradient passes over the test triples
@@ -91,7 +91,7 @@ T = TypeVar('T')
 # %% ../../nbs/influence/20_steps.ipynb #1207e9e6
 @dataclass
 class Telling:
-    "Who is told of the work, and how tiles are gone through."
+    "The progress callback, and the loop over tiles."
 
     progress: bool | Progress = True
     inside: Callable[[int], Any] | None = (
@@ -100,7 +100,7 @@ class Telling:
 
     @contextmanager
     def bar(self, n: int, label: str, done: int = 0) -> Iterator[Callable[[int], Any]]:
-        "What to call with numbers of training triples out of `n`."
+        "Yield what to call with numbers of training triples out of `n`."
         if self.inside:
             yield self.inside
         else:
@@ -108,7 +108,7 @@ class Telling:
                 yield add
 
     def each(self, label: str, things: Sequence[T]) -> Iterator[T]:
-        "Yield each of `things`; a function as progress is told of it when it is done."
+        "Yield each of `things`; a progress function is called after each."
         add = counter(self.progress if callable(self.progress) else silent, label, len(things))
         for thing in things:
             yield thing
@@ -152,7 +152,7 @@ class Maker:
 
     def _tried(self) -> Tensor:
         if self.every is None:
-            raise ValueError('there are no training triples to settle routes on')
+            raise ValueError('there are no training triples to choose routes by')
         return self.every
 
     def settled(
@@ -190,7 +190,7 @@ class Maker:
         return made
 
     def sent(self) -> 'Maker':
-        "Return what a worker needs to make engines: it is told their routes."
+        "Return what a worker needs to make engines, with their routes."
         return Maker(self.settings, self.low)
 
 # %% ../../nbs/influence/20_steps.ipynb #261fad70
@@ -214,7 +214,7 @@ _PER_TEST = 2**12  # more for each test triple: the more there are, the more the
 
 
 def handy(factors: Factors, n: int, tests: int = 0) -> int:
-    "Return triples per tile out of `n` that are worth having, from the factors of some."
+    "Return an efficient number of triples per tile, out of `n`, from the factors of some."
     return max(
         1, min(n, max(64, min(4096, (_TILE + _PER_TEST * tests) * len(factors) // factors.nbytes)))
     )
@@ -256,7 +256,7 @@ class TestSide:
         return replace(self, factors=[f[some] for f in self.factors])
 
     def to(self, *args: Any, **kwargs: Any) -> 'TestSide':
-        "Return it on another device, or in another dtype, as `Tensor.to`."
+        "Return the test side on another device, or in another dtype, as `Tensor.to`."
         return replace(self, factors=[f.to(*args, **kwargs) for f in self.factors])
 
     @cached_property
@@ -295,7 +295,7 @@ class Steps:
 
     @property
     def made(self) -> bool:
-        "Are they loaded?"
+        "Whether they are loaded."
         return 'every' in self.__dict__
 
     def forget(self) -> None:
@@ -334,7 +334,7 @@ class Steps:
         self, n: int, size: int, label: str, step: Callable[[slice], T]
     ) -> Iterator[tuple[slice, T]]:
         """Yield slices of `range(n)`, of `size` triples or fewer, with the results of `step`;
-        progress is told."""
+        progress is reported."""
         tiles = Tiles(size, budget(self.settings))
         with self.telling.bar(n, label) as tell:
             try:
@@ -371,7 +371,7 @@ class Sent:
         return Steps(self.settings, self.objective, torch.device(device), self._make, self.maker)
 
     def _make(self, steps: Steps) -> list[Step]:
-        "The steps, of the models that were sent."
+        "Return the steps, of the models that were sent."
         made = []
         for rate, model, metric, routes in self.models:
             engine = self.maker.engine(model.to(steps.device), self.objective, routes)
@@ -460,8 +460,8 @@ def check_finite(scores: Tensor, rows: Tensor) -> None:
 
 @contextmanager
 def naming(test: Tensor | None, train: Tensor, training: TriplesFactory) -> Iterator[None]:
-    """A `NotFinite` inside becomes a `ValueError` that names the triples; without `test` they
-    are on themselves."""
+    """Turn a `NotFinite` into a `ValueError` that names the triples; without `test` they are
+    self-influences."""
     try:
         yield
     except NotFinite as e:

@@ -32,7 +32,7 @@ from .steps import Steps, TestSide
 # %% ../../nbs/influence/25_tiles.ipynb #abaaa629
 @dataclass(frozen=True)
 class Pass:
-    "How the training triples are passed over."
+    "The order and tiles of a pass over the training triples."
 
     rows: Tensor  # `[N]` places of the training triples, in the order of the pass
     triples: Tensor  # `[N, 3]` they themselves
@@ -64,11 +64,11 @@ class Pass:
         return [*range(0, len(self), self.size * max(1, -(-tiles // shards))), len(self)]
 
     def cut(self, size: int) -> 'Pass':
-        "Return the same pass in tiles of at most `size` training triples."
+        "Return the pass in tiles of at most `size` training triples."
         return replace(self, size=min(self.size, size), part=min(self.part, size))
 
     def facts(self) -> dict[str, Any]:
-        "Return what is needed to make the same pass again."
+        "Return the facts from which the pass can be rebuilt."
         return dict(sparse=self.sparse, size=self.size, part=self.part, peak=self.peak)
 
 # %% ../../nbs/influence/25_tiles.ipynb #a02e391a
@@ -138,7 +138,7 @@ class DenseTile:
         return added(inner(mine, theirs).mul_(rate) for rate, mine, theirs in steps)
 
     def ranking(self, test: TestSide, some: Pass, k: int) -> Matrix:
-        "Return what is to be ranked: all influences; 0 outside of a neighbourhood that restricts."
+        "Return the influences to rank; 0 outside of a neighbourhood that restricts."
         found = self.scores(test)
         if some.near is not None and some.restrict:
             found = found.mul_(some.inside(found.device))
@@ -151,7 +151,7 @@ class DenseTile:
         return DenseTile(list(map(lengths, self.factors))).scores(mine)
 
     def rounded(self, dtype: torch.dtype) -> 'DenseTile':
-        "Return it with its gradients in `dtype`."
+        "Return the tile with its gradients in `dtype`."
         return replace(self, factors=[f.to(dtype=dtype) for f in self.factors])
 
 
@@ -186,7 +186,7 @@ class IndexTile:
         return Pairs(*found, self.slopes)
 
     def rounded(self, dtype: torch.dtype) -> 'IndexTile':
-        "Return it with its gradients in `dtype`."
+        "Return the tile with its gradients in `dtype`."
         low = lambda index: replace(index, grads={c: g.to(dtype) for c, g in index.grads.items()})
         return replace(
             self, indices={name: list(map(low, found)) for name, found in self.indices.items()}

@@ -156,7 +156,7 @@ def score_schema(
 def ordered_writer(
     write: Callable[[int, Tensor], None],
 ) -> Callable[[int, dict[str, Tensor]], None]:
-    "Return what takes shards in any order, and writes them in theirs."
+    "Return a function that accepts shards in any order and writes them in order."
     waiting: dict[int, Tensor] = {}
     turn = 0
 
@@ -240,7 +240,7 @@ def each_settings(settings: Settings, runs: int) -> Settings:
 
 
 def each_run(tracin: 'TracIn') -> list['TracIn']:
-    "Return what explains each of the runs."
+    "Return a `TracIn` for each of the runs."
     return [tracin, *tracin.others]
 
 
@@ -283,12 +283,13 @@ class TracIn:
         | str
         | Model
         | PipelineResult
-        | Sequence[Run | Path | str],  # a run, its folder, a model, a pipeline's result; several
+        # a run, its folder, a model, a pipeline's result; or several runs
+        | Sequence[Run | Path | str],
         objective: str | Objective = 'training',  # loss of the training triples
         *,
-        cache: FactorCache | None = None,  # keeps test triples' gradients for the next question
+        cache: FactorCache | None = None,  # stores test triples' gradients for the next question
         progress: bool
-        | Progress = True,  # show a bar when it takes longer than a second; or tell a function
+        | Progress = True,  # show a bar for work longer than a second; or call a function
         **options: Any,
     ):  # the options in `Settings`; `names`; for a model: `training`, `learning_rates`, ...
         named = {f.name for f in fields(Settings)}
@@ -318,7 +319,7 @@ class TracIn:
 
     @property
     def counters(self) -> Counters:
-        "What was really done."
+        "Counters of the work done."
         return self.steps.counters
 
     @alone_in_out
@@ -327,27 +328,31 @@ class TracIn:
         test: Any,  # triples to explain: labels or ids, one or many
         k: int = 20,  # proponents and opponents per triple
         *,
-        train: Any = None,  # look at these training triples only, at every row that holds one
-        near: Near | None = None,  # of each test triple: look only there, or see what is there
-        sample: Sample | None = None,  # only a random part of the training triples; by default all
+        # rank only these training triples (every row that contains one); by default all
+        train: Any = None,
+        near: Near
+        | None = None,  # neighbourhoods of the test triples: rank only those triples, or mark them
+        sample: Sample
+        | None = None,  # use only a random sample of the training triples; by default all
         against: str
         | int
-        | None = None,  # "why this tail and not that one": another tail, by label or id
-        breakdown: bool = False,  # also the shares of entity rows, relation rows and shared weights
-        candidates: Any = None,  # in place of training triples: what would adding each of these do?
+        | None = None,  # explain why the tail is preferred to this one, given by label or id
+        # also return the shares of entity rows, relation rows and shared weights
+        breakdown: bool = False,
+        # rank these triples instead of training triples, by the effect of adding each
+        candidates: Any = None,
         view: str = 'influence',  # or 'mechanism': the pair's own evidence first, path by path
-        out: Path
-        | str
-        | None = None,  # save in this folder, and each part as soon as it is finished
-        # replace what is in the folder; by default the question goes on there
+        out: Path | str | None = None,  # save in this folder, each part as soon as it is finished
+        # replace the contents of the folder; by default the question resumes there
         overwrite: bool = False,
     ) -> Result:
         """Return the training triples that pushed the model most towards (proponents) and away from
-        (opponents) each test triple. Of several runs: by the mean influence, with its `spread` (the
-        standard deviation over the runs) and `agreement` (the share of the runs with its sign).
+        (opponents) each test triple. Several runs are explained by their mean influence, with its
+        `spread` (the standard deviation over the runs) and `agreement` (the share of the runs with
+        its sign).
 
-        Raises `ValueError` if the folder belongs to another question, `WorkerError` if workers
-        fail for good."""
+        Raises `ValueError` if the folder belongs to another question. Raises `WorkerError` if
+        workers fail for good."""
         start, folder = time.perf_counter(), None if out is None else Path(out)
         if view not in VIEWS:
             raise ValueError(f'view={view!r}, expected one of {", ".join(VIEWS)}')
@@ -426,7 +431,7 @@ class TracIn:
         k: int = 100,  # how many to keep
         *,
         train: Any = None,  # restrict the training triples; by default all
-        by_relation: bool = False,  # so many of each relation
+        by_relation: bool = False,  # return `k` triples of each relation
     ) -> SelfInfluence:
         """Return the training triples with the greatest influence on their own loss: `sum_k lr_k
         |grad|^2` by default."""
@@ -463,12 +468,10 @@ class TracIn:
     def by_checkpoint(
         self,
         result: Result,  # of `explain`
-        against: str | int | None = None,  # as it was given to `explain`
+        against: str | int | None = None,  # as given to `explain`
     ) -> Result:
-        """Return the result with a column of influence for each checkpoint, which sum up to its
-        influence.
-
-        Raises `ValueError` if the result was made otherwise."""
+        """Return the result with a column of influence for each checkpoint; they sum to the
+        influence. Raises `ValueError` if this `TracIn` did not make the result."""
         one_run(self, by_checkpoint=True)
         test = torch.tensor(result.tests[['head_id', 'relation_id', 'tail_id']].to_numpy())
         check_same(result, self.facts(self._objective(test, against)))
@@ -496,8 +499,8 @@ class TracIn:
             return aggregation.scores_by_checkpoint(self.steps, engines, test, train)
 
     def precompute(self, test: Any) -> None:
-        """Put the gradients of triples to explain into the cache. Raises `ValueError` if there
-        is none."""
+        """Compute the gradients of triples to explain and store them in the cache. Raises
+        `ValueError` if there is no cache."""
         if self.tests.cache is None:
             raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
         with arithmetic(self.settings.precision):
@@ -506,14 +509,14 @@ class TracIn:
 
     def prepare(
         self,
-        budget: str | int = '8GiB',  # bytes that may be kept, in memory or in files
-        precision: str | None = None,  # "bf16" or "fp16": round what is kept to 16 bits
-        folder: Path | str | None = None,  # keep it in files in this folder; by default in memory
+        budget: str | int = '8GiB',  # bytes that may be stored, in memory or in files
+        precision: str | None = None,  # "bf16" or "fp16": round stored gradients to 16 bits
+        folder: Path
+        | str
+        | None = None,  # store them in files in this folder; by default in memory
     ) -> dict[str, Any]:
-        """Compute the training triples' gradients at every checkpoint now, and keep them for the
-        questions to come.
-
-        Return what was kept. Raises `ValueError` if it does not fit into `budget`."""
+        """Compute the training triples' gradients at every checkpoint and store them for later
+        questions. Return the stored tiles. Raises `ValueError` if they do not fit into `budget`."""
         one_run(self, prepare=True)
         if precision not in (None, 'bf16', 'fp16'):
             raise ValueError(f'precision {precision!r}; expected "bf16" or "fp16"')
@@ -537,7 +540,7 @@ class TracIn:
         return facts
 
     def facts(self, test_objective: Objective, **more: Any) -> dict[str, Any]:
-        "Return what a result has to say of how it was made."
+        "Return the facts of a result: how it was computed."
         with stage('facts', whole=True):
             maker, settings = self.steps.maker, self.settings
             metric = joint_facts(dict(zip(self.checkpoints, (s.metric for s in self.steps))))
@@ -576,13 +579,13 @@ class TracIn:
             )
 
     def _objective(self, test: Tensor, against: str | int | None) -> Objective:
-        "The objective of the `test` triples."
+        "Return the objective of the `test` triples."
         return (
             self.test_objective if against is None else contrast(test, against, self.run.training)
         )
 
     def _engines(self, objective: Objective) -> list[Engine]:
-        "The engines of the test triples' `objective` at each checkpoint."
+        "Return the engines of the test triples' `objective` at each checkpoint."
         return self.tests.engines(None if objective is self.test_objective else objective)
 
     def _question(
@@ -595,7 +598,7 @@ class TracIn:
         against: str | int | None,
         breakdown: bool,
     ) -> Question:
-        "What was asked, checked."
+        "Return what was asked, checked."
         with stage('planning', whole=True):
             training, ids = self.run.training, to_ids(test, self.run.training)
             every = training_rows(train, training)
@@ -624,7 +627,7 @@ class TracIn:
             )
 
     def _matrix(self, test: Tensor, rows: Tensor, triples: Tensor, each: int | None = None) -> Work:
-        "The whole matrix as work, in shards of `each` bytes if that is given."
+        "Return the whole matrix as work, in shards of `each` bytes if that is given."
         side, *_ = self.tests.side(test, self.tests.engines())
         whole = self.planner.matrix(side, rows, triples)
         if each is None:
@@ -641,7 +644,7 @@ class TracIn:
         overwrite: bool,
         start: float,
     ) -> tuple[Result, Parts | None]:
-        "The answer, and the shards that are kept in the folder `out`."
+        "Return the answer, and the shards that are kept in the folder `out`."
         every, training = self.planner.every, self.run.training
         side, own, slopes = self.tests.side(question.test, self._engines(question.test_objective))
         kept, tried = self._kept(side, question), self.counters.trial_passes
@@ -670,13 +673,13 @@ class TracIn:
         return result, parts
 
     def _kept(self, side: TestSide, question: Question) -> Prepared | None:
-        "What `prepare` kept, if it serves the question."
+        "Return what `prepare` kept, if it serves the question."
         if self._prepared is None or question.near is not None:
             return None
         return self._prepared if self._prepared.serves(side, question.rows, self.planner) else None
 
     def _whole(self, side: TestSide, question: Question, parts: Parts | None) -> Pass:
-        "The pass for a question: planned, or as it was begun in a folder."
+        "Return the pass for a question: planned, or as stored in a folder."
         if parts is None:
             return self.planner.plan(side, question.rows, question.k, question.near)
         facts = {
@@ -689,7 +692,7 @@ class TracIn:
     def _begun(
         self, out: Path, question: Question, whole: Pass, tried: int, overwrite: bool
     ) -> Parts:
-        "A folder for the question."
+        "Return a folder for the question."
         how = dict(whole.facts(), bounds=whole.bounds(self.crew.shards), trial_passes=tried)
         again, asked = question.again(self.crew.workers, self.crew.auto), question.asked()
         with stage('write', whole=True):
@@ -704,7 +707,7 @@ class TracIn:
         kept: Prepared | None,
         parts: Parts | None,
     ) -> tuple[Ranking, dict[str, Any]]:
-        "The ranking of a whole pass, and the facts."
+        "Return the ranking of a whole pass, and the facts."
         job = RankJob(
             whole, kept.side(side) if kept else side, question.k, kept.tile if kept else None
         )
@@ -797,7 +800,7 @@ def _paths_first(
     scores: Tensor,  # `[N]`
     k: int,
 ) -> tuple[np.ndarray, list[int], list[str]]:
-    "The first `k` rows of the view, the tier of each, and the best path of each in words."
+    "Return the first `k` rows of the view, the tier of each, and the best path of each in words."
     tiers = path_tiers(graph, triple)
     order = np.argsort(-in_tiers(tiers, scores), kind='stable')
     h, r, t = triple
@@ -846,7 +849,7 @@ def of_paths(
 
 # %% ../../nbs/influence/90_tracin.ipynb #06dff4d7
 def taken_run(tracin: TracIn, question: Question, moments: Moments) -> dict[str, Any]:
-    "Take the influences of one run into the moments; return what is told of it, as plain values."
+    "Add the influences of one run to the moments; return its facts as plain values."
     steps, run, test, rows = tracin.steps, tracin.run, question.test, question.rows
     every, loss = tracin.planner.every, question.test_objective
     with naming(test, every, run.training):
@@ -865,7 +868,7 @@ def taken_run(tracin: TracIn, question: Question, moments: Moments) -> dict[str,
 def told_of_runs(
     several: Sequence[TracIn], questions: Sequence[Question], parts: Parts | None, memory: int
 ) -> tuple[Moments, list[dict[str, Any]]]:
-    "Go through the runs that are not yet in `parts`; return the moments and what is told of each."
+    "Go through the runs that are not yet in `parts`; return the moments and the facts of each."
     asked = questions[0]
     wide = any(x.dtype == torch.float64 for x in asked.run.state(-1).values())
     dtype = torch.float64 if wide else torch.float32
@@ -946,12 +949,13 @@ def resume(
     | None = None,  # see `Settings`; by default those of the first call
     progress: bool = True,
 ) -> Result:
-    "Finish a question. Raises `ValueError` if the folder does not say all that it depends on."
+    """Finish an interrupted question. Raises `ValueError` if the folder does not store
+    everything that it depends on."""
     again = read_question(Path(out))['again']
     if again is None:
         raise ValueError(
-            f'{out} was begun with a model, an objective or neighbourhoods from memory, which it '
-            f'does not hold: make the '
+            f'{out} was started with a model, an objective or neighbourhoods from memory, which '
+            f'it does not store: make the '
             f'same TracIn again and call explain(..., out={str(out)!r})'
         )
     runs, names = as_runs(again['run']), again.get('names')

@@ -35,7 +35,7 @@ Job = Callable[[str], Shard]  # what a worker on a device calls first
 # %% ../../nbs/influence/40_workers.ipynb #80707cc2
 @dataclass(frozen=True)
 class News:
-    "What is heard of a worker."
+    "A message from a worker."
 
     worker: int
     # "ready" for shards, "alive", "done" with a shard, or "failed": it will do nothing more
@@ -54,7 +54,7 @@ class Team(Protocol):
         "Let a worker that is ready do a shard."
 
     def wait(self, seconds: float) -> Iterator[News]:
-        "What is heard of the workers, after `seconds` at most."
+        "Yield what is heard of the workers, after `seconds` at most."
 
     def drop(self, worker: int) -> None:
         "Stop a worker at once; nothing more is heard of it."
@@ -68,7 +68,7 @@ class WorkerError(RuntimeError):
 
 # %% ../../nbs/influence/40_workers.ipynb #36836e28
 def _end_with_parent(folder: str) -> None:
-    "When the parent process is gone, take away its folder and end."
+    "Remove the parent's folder and exit when the parent process is gone."
     parent = multiprocessing.parent_process()
     connection.wait([parent.sentinel] if parent else [])
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +76,7 @@ def _end_with_parent(folder: str) -> None:
 
 # %% ../../nbs/influence/40_workers.ipynb #0ddac5e7
 def _serve(conn: connection.Connection, folder: str, device: str, threads: int) -> None:
-    "The life of a worker: load the job, do the shards that come through `conn`, and tell of them."
+    "Run a worker: load the job, process the shards that come through `conn`, and report them."
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     tell = lambda kind, value=None: conn.send_bytes(pickle.dumps((kind, value)))
     try:
@@ -93,7 +93,7 @@ def _serve(conn: connection.Connection, folder: str, device: str, threads: int) 
 # %% ../../nbs/influence/40_workers.ipynb #20451c09
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    "Ctrl-C waits until the end; processes that are started inside never see it."
+    "Hold Ctrl-C until the end; processes started inside never receive it."
     if not hasattr(signal, 'pthread_sigmask'):
         return (yield)  # Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -115,16 +115,15 @@ def _write_job(job: Job, path: Path) -> None:
 
 # %% ../../nbs/influence/40_workers.ipynb #07bfeb62
 def _death(code: int | None) -> str:
-    "How a process ended, from its exit code."
+    "Return how a process ended, from its exit code."
     if code == 1:
         return (
-            'its process could not start (exit code 1; a script that uses workers has to do so '
-            'below '
+            'its process could not start (exit code 1; a script that uses workers must do so below '
             '`if __name__ == "__main__":`)'
         )
     if code is None or code >= 0:
         return f'its process ended with exit code {code}'
-    return f'its process was ended by {signal.Signals(-code).name}'
+    return f'its process was killed by {signal.Signals(-code).name}'
 
 # %% ../../nbs/influence/40_workers.ipynb #95e0d14a
 class Processes:
@@ -149,7 +148,7 @@ class Processes:
             raise
 
     def _start(self, name: str, device: str) -> tuple[BaseProcess, connection.Connection]:
-        "A new worker, and the connection to it."
+        "Return a new worker, and the connection to it."
         spawn = torch.multiprocessing.get_context('spawn')
         mine, its = spawn.Pipe()
         process = spawn.Process(
@@ -160,18 +159,20 @@ class Processes:
         return process, mine
 
     def _member(self, worker: int) -> tuple[BaseProcess, connection.Connection]:
-        "A worker that is there, and the connection to it."
+        "Return a worker that is there, and the connection to it."
         if (member := self.members[worker]) is None:
-            raise LookupError(f'{self.names[worker]} was let go')
+            raise LookupError(f'{self.names[worker]} was stopped')
         return member
 
     def give(self, worker: int, shard: int) -> None:
+        "Send a shard to a worker."
         try:
             self._member(worker)[1].send(shard)
         except OSError:
             pass  # it is dead, as `wait` will hear
 
     def wait(self, seconds: float) -> Iterator[News]:
+        "Yield messages from the workers, after `seconds` at most."
         workers = [(i, m[1]) for i, m in enumerate(self.members) if m]
         ready = connection.wait([conn for _, conn in workers], seconds)
         for i, conn in workers:
@@ -179,7 +180,7 @@ class Processes:
                 yield self._heard(i, conn)
 
     def _heard(self, worker: int, conn: connection.Connection) -> News:
-        "The next news of a worker that has some; its end is news, too."
+        "Return the next news of a worker that has some; its end is news, too."
         try:
             news = News(worker, *pickle.loads(conn.recv_bytes()))
         except (EOFError, OSError):
@@ -191,6 +192,7 @@ class Processes:
         return news
 
     def drop(self, worker: int) -> None:
+        "Stop a worker at once."
         process, conn = self._member(worker)
         self.members[worker] = None
         process.kill()
@@ -198,6 +200,7 @@ class Processes:
         conn.close()
 
     def close(self) -> None:
+        "Stop all workers."
         with _interrupts_held():
             for worker, member in enumerate(self.members):
                 if member:
@@ -238,13 +241,14 @@ class _Schedule:
             raise self.given_up('no worker is left')
 
     def given_up(self, why: str) -> WorkerError:
-        "The error, with all that was heard."
+        "Return the error, with all that was heard."
         return WorkerError(
             f'{why}; {len(self.todo)} shards were not done\n' + '\n'.join(self.reasons)
         )
 
     def fail(self, worker: int, reason: str) -> None:
-        "A worker is lost; its shard is next. Raises `WorkerError` if that shard failed too often."
+        """Reschedule the shard of a lost worker. Raises `WorkerError` if that shard failed too
+        often."""
         self.reasons.append(f'{self.team.names[worker]}: {reason.strip()}')
         self.alive(-self.counted.pop(worker, 0))
         self.idle.discard(worker)
@@ -271,12 +275,12 @@ class _Schedule:
         self.idle.add(worker)
 
     def check(self, listened: float) -> None:
-        "Let go of workers that are silent for too long, after some more seconds of listening."
+        "Stop workers that are silent for too long, after waiting a few more seconds."
         for worker in [w for w in self.shard if w not in self.idle]:
             self.silent[worker] += listened
             if self.silent[worker] > self.timeout:
                 self.team.drop(worker)
-                self.fail(worker, f'no sign of life for {self.timeout:g} seconds')
+                self.fail(worker, f'no message for {self.timeout:g} seconds')
 
 # %% ../../nbs/influence/40_workers.ipynb #cb3ce47c
 def run_shards(
@@ -290,7 +294,7 @@ def run_shards(
     timeout: float = 600.0,  # seconds without a sign of life, from start to end
     attempts: int = 3,  # failures of one shard after which all is given up
 ) -> None:
-    """Have all `shards` done by the team, and close it, whatever happens.
+    """Let the team process all `shards`, then close it in any case.
 
     Raises `WorkerError`, with the workers' tracebacks, if that is impossible, and what `alive`
     raises to end it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # %% ../../nbs/runs/37_assumed.ipynb #c4ed5216
-UNTOLD = 'nothing tells it'
+UNTOLD = 'not specified'
 
 
 def assumed_settings(
@@ -20,7 +20,7 @@ def assumed_settings(
     negative_sampler_kwargs: Mapping[str, Any] | None,
     why: str = UNTOLD,
 ) -> dict[str, str]:
-    "Of the settings that were given as `None`, what is taken instead: `{name: 'value; why'}`"
+    "Return the values assumed for settings given as `None`: `{name: 'value; why'}`."
     taken: dict[str, Any] = {}
     if loop is None:
         taken['loop'] = 'slcwa'
@@ -36,12 +36,12 @@ def assumed_settings(
 
 
 def assumed_loss(loss: object, model: str) -> dict[str, str]:
-    "That the loss is the one that PyKEEN gives to `model`"
-    return dict(loss=f"{type(loss).__name__}; {UNTOLD}, and it is PyKEEN's own for {model}")
+    "Return the note that the loss is the one that PyKEEN gives to `model`."
+    return dict(loss=f"{type(loss).__name__}; {UNTOLD}, so PyKEEN's default for {model}")
 
 # %% ../../nbs/runs/37_assumed.ipynb #d751776c
 def assumed_line(assumed: Mapping[str, str]) -> str:
-    "Names and values of what was assumed, on one line"
+    "Return the names and values of what was assumed, on one line."
     return ', '.join(
         f'{name.replace("_", " ")} {said.partition(";")[0]}' for name, said in assumed.items()
     )

@@ -57,7 +57,7 @@ from .training import holds_run, named_data, training_alone
 
 # %% ../../nbs/runs/65_callback.ipynb #d14253b1
 def _locals_of(code: CodeType) -> dict[str, Any] | None:
-    "Return the variables of the function with this `code` that is at work now; None: it is not"
+    "Return the variables of the function with this `code` that is at work now; None if it is not."
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back  # type: ignore[assignment]
@@ -69,8 +69,8 @@ _PIPED = ('_random_seed', 'model', 'model_kwargs', 'validation', 'testing')
 
 
 def _at_work(function: Callable, needed: Iterable[str]) -> dict[str, Any]:
-    """Return the variables of a `function` of PyKEEN at work, nothing if it is not; `RunError` if
-    one that is `needed` has another name in this version of PyKEEN"""
+    """Return the variables of a `function` of PyKEEN at work, nothing if it is not. Raises
+    `RunError` if one that is `needed` has another name in this version of PyKEEN."""
     found = _locals_of(inspect.unwrap(function).__code__)
     if found is None:
         return {}
@@ -88,7 +88,7 @@ _ELSEWHERE = dict(adversarial_temperature='inverse_softmax_temperature', scoring
 
 
 def _settings_in(thing: object, places: Iterable[object]) -> dict[str, Any]:
-    "Return settings of the class of `thing` that attributes of `places` tell and no default is"
+    "Return settings of the class of `thing` that attributes of `places` tell and no default is."
     found = {}
     for name, known in inspect.signature(type(thing)).parameters.items():
         if name in _GIVEN or known.kind is known.VAR_KEYWORD:
@@ -104,7 +104,7 @@ def _settings_in(thing: object, places: Iterable[object]) -> dict[str, Any]:
 
 
 def _sizes_in(model: Model) -> dict[str, int]:
-    "Return the sizes of the rows of a model's tables, by the names that PyKEEN's models give them"
+    "Return the sizes of the rows of a model's tables, by the names that PyKEEN's models give them."
     found = {}
     for kind, name in dict(entity='embedding_dim', relation='relation_dim').items():
         tables = getattr(model, f'{kind}_representations', ())
@@ -114,19 +114,19 @@ def _sizes_in(model: Model) -> dict[str, int]:
 
 
 def _model_in(model: Model) -> dict[str, Any]:
-    "Return the settings of a `model` that can be read from it"
+    "Return the settings of a `model` that can be read from it."
     return _sizes_in(model) | _settings_in(model, (model, getattr(model, 'interaction', None)))
 
 # %% ../../nbs/runs/65_callback.ipynb #2e46175d
 def _is_plain(value: Any) -> bool:
-    "Return whether a `value` is one to compare, or a tuple of such"
+    "Return whether a `value` is one to compare, or a tuple of such."
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (str, bool, int, float, torch.dtype))
 
 
 def _sight(value: Any) -> Any:
-    "Return what is compared of an attribute: a plain value, a function's name and arguments"
+    "Return what is compared of an attribute: a plain value, a function's name and arguments."
     if isinstance(value, partial):
         return _sight(value.func), repr(value.args), repr(sorted(value.keywords.items()))
     if inspect.isroutine(value) or inspect.isclass(value):
@@ -138,7 +138,7 @@ _PASSING = {'training', '_random_seed'}
 
 
 def _sights(model: Model) -> dict[str, Any]:
-    "Return what is compared of a `model`: of each module its class, and its attributes by name"
+    "Return what is compared of a `model`: of each module its class, and its attributes by name."
     found: dict[str, Any] = {}
     for place, module in model.named_modules():
         found[f'{place or "the model"}'] = type(module).__qualname__
@@ -152,7 +152,7 @@ def _sights(model: Model) -> dict[str, Any]:
 
 def difference(model: Model, built: Model, triples: torch.Tensor) -> str | None:
     """Return the first difference between a `model` and one `built` from its settings, with the
-    scores of some `triples` `[B, 3]`; None: they are the same. `built` gets the weights."""
+    scores of some `triples` `[B, 3]`; None if they are the same. `built` gets the weights."""
     want, have = _sights(model), _sights(built)
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
@@ -169,7 +169,7 @@ def difference(model: Model, built: Model, triples: torch.Tensor) -> str | None:
 
 # %% ../../nbs/runs/65_callback.ipynb #e36b77ff
 def _by_name(value: Any) -> Any:
-    "Return a class or a function by its name, in whatever holds it"
+    "Return a class or a function by its name, in whatever holds it."
     if isinstance(value, Mapping):
         return {name: _by_name(v) for name, v in value.items()}
     named = inspect.isclass(value) or inspect.isroutine(value)
@@ -177,7 +177,8 @@ def _by_name(value: Any) -> Any:
 
 
 def _kwargs_by_name(given: Mapping[str, Any]) -> dict[str, Any]:
-    "Return what a model was made with, but for its loss: regularisers and functions by their names"
+    """Return what a model was made with, but for its loss: regularisers and functions by their
+    names."""
     kwargs = {n: v for n, v in given.items() if n not in ('loss', 'loss_kwargs')}
     for name, part in list(kwargs.items()):
         if isinstance(part, Regularizer):
@@ -186,7 +187,8 @@ def _kwargs_by_name(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_asked(model: Model, piped: Mapping[str, Any]) -> dict[str, Any]:
-    "Return the settings of a `model`: those that the pipeline has, else those that it tells itself"
+    """Return the settings of a `model`: those that the pipeline has, else those that it tells
+    itself."""
     if not piped or isinstance(piped['model'], Model):
         return _model_in(model)
     kwargs = dict(piped['model_kwargs'] or {})
@@ -199,7 +201,7 @@ def _model_asked(model: Model, piped: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loss_asked(loss: Loss, piped: Mapping[str, Any]) -> dict[str, Any]:
-    "Return class and settings of a `loss`: those that the pipeline has, else what it tells itself"
+    "Return class and settings of a `loss`: those that the pipeline has, else what it tells itself."
     kwargs = piped.get('loss_kwargs')
     if kwargs is None or isinstance(piped.get('loss'), Loss):
         kwargs = _settings_in(loss, [loss])
@@ -207,7 +209,7 @@ def _loss_asked(loss: Loss, piped: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../../nbs/runs/65_callback.ipynb #f5694093
 def _optimizer_settings(loop: TrainingLoop, names: Mapping[torch.Tensor, str]) -> dict[str, Any]:
-    "Return the settings of optimiser and scheduler of a training `loop`"
+    "Return the settings of optimiser and scheduler of a training `loop`."
     optimizer, scheduler = loop.optimizer, loop.lr_scheduler
     common_rate(optimizer.param_groups, names)
     known, takes = optimizer_defaults(optimizer), inspect.signature(type(optimizer)).parameters
@@ -220,7 +222,7 @@ def _optimizer_settings(loop: TrainingLoop, names: Mapping[torch.Tensor, str]) -
 
 
 def optimizer_defaults(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    "Return every setting of an `optimizer`, with the learning rate that it began with"
+    "Return every setting of an `optimizer`, with the learning rate that it began with."
     group = optimizer.param_groups[0]
     settings = group_settings(optimizer.param_groups)[0]
     known = {n: v for n, v in (optimizer.defaults | settings).items() if not callable(v)}
@@ -238,7 +240,7 @@ _PYKEENS = 'pykeen.training.callbacks'
 
 def _training_kwargs(steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return how the steps are made beyond batch size and smoothing, as `train` takes it in
-    `training_kwargs`; and the names of other callbacks of the user"""
+    `training_kwargs`; and the names of other callbacks of the user."""
     usual = dict(num_workers=0, sub_batch_size=steps['batch_size'])
     usual |= dict(drop_last=steps.get('model_contains_batch_norm', False))
     names = ('slice_size', 'sampler', 'sub_batch_size', 'num_workers', 'drop_last', *_CLIPPING)
@@ -255,7 +257,7 @@ def _training_kwargs(steps: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _precision(model: Model) -> str:
-    "Return the precision in which the scores of a training are computed just now"
+    "Return the precision in which the scores of a training are computed just now."
     kind = model.device.type
     if not torch.is_autocast_enabled(kind):
         return 'fp32'
@@ -265,7 +267,7 @@ def _precision(model: Model) -> str:
 
 
 def _stopping(stopper: EarlyStopper | None) -> dict[str, Any] | None:
-    "Return what early stopping goes by, as `train` writes it down; None: there is none"
+    "Return the settings of early stopping, in the form that `train` stores; None if there is none."
     if stopper is None:
         return None
     return dict(
@@ -277,13 +279,13 @@ def _stopping(stopper: EarlyStopper | None) -> dict[str, Any] | None:
 
 
 def _stopper_in(callbacks: Iterable[TrainingCallback]) -> EarlyStopper | None:
-    "Return the early stopper among the `callbacks` of a training; None: there is none"
+    "Return the early stopper among the `callbacks` of a training; None if there is none."
     stoppers = [c.stopper for c in callbacks if isinstance(c, StopperTrainingCallback)]
     return next((s for s in stoppers if isinstance(s, EarlyStopper)), None)
 
 # %% ../../nbs/runs/65_callback.ipynb #189797b7
 def _seed_of(given: Mapping[str, Any], piped: Mapping[str, Any], model: Model) -> int:
-    "Return the seed of a training; `RunError` if there was none"
+    "Return the seed of a training. Raises `RunError` if there was none."
     known = (given.get('seed'), piped.get('_random_seed'), getattr(model, '_random_seed', None))
     seed = next((s for s in known if s is not None), None)
     if seed is None:
@@ -296,7 +298,7 @@ def _seed_of(given: Mapping[str, Any], piped: Mapping[str, Any], model: Model) -
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    "What a folder cannot hold is refused with what can be done instead"
+    "Let errors about what a folder cannot hold say what can be done instead."
     try:
         yield
     except RunError as e:
@@ -312,7 +314,7 @@ def _named_settings(
     piped: Mapping[str, Any],
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    "Return model, loss, loop, sampler and loss weighter of a training by their names"
+    "Return model, loss, loop, sampler and loss weighter of a training by their names."
     model, how = as_model(loop.model), pipeline_loop(loop)
     kwargs = given.get('model_kwargs')
     kwargs = _model_asked(model, piped) if kwargs is None else _kwargs_by_name(kwargs)
@@ -335,7 +337,8 @@ def found_settings(
     given: Mapping[str, Any],  # what the user said of it: seed, model_kwargs, loss_kwargs
     keep_every: int | CheckpointSchedule | Iterable[int],
 ) -> dict[str, Any]:
-    "Return the settings of a training at work, as `train` writes them; `RunError` says what lacks"
+    """Return the settings of a training at work, as `train` writes them. Raises `RunError`,
+    which says what lacks."""
     model, epochs = as_model(loop.model), steps['num_epochs']
     names = {p: n for n, p in model.named_parameters()}
     with _refusing():
@@ -361,7 +364,7 @@ def _frozen(
     training: CoreTriplesFactory,
 ) -> dict[str, Any]:
     """Return the names of parameters that are not trained although the settings do not say so,
-    having compared the rebuilt model; `RunError` naming what differs"""
+    having compared the rebuilt model. Raises `RunError` naming what differs."""
     model, built = as_model(loop.model), build_model(settings, training)
     if found := difference(model, built, training.mapped_triples[:8]):
         raise RunError(
@@ -377,7 +380,7 @@ def _frozen(
 
 # %% ../../nbs/runs/65_callback.ipynb #11bb22bf
 def _check_free(folder: Path) -> None:
-    "Raise `RunError` if `folder` holds checkpoints of a run, or something else, or cannot be made"
+    "Raise `RunError` if `folder` holds checkpoints of a run, or something else, or cannot be made."
     above = next((p for p in folder.parents if p.exists()), folder)
     if not folder.exists() and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise RunError(f'out={str(folder)!r} cannot be made in {above}: give another folder')
@@ -387,7 +390,7 @@ def _check_free(folder: Path) -> None:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    "What the disk refuses before the first step is a `RunError` that names `out`"
+    "Turn errors of the disk before the first step into a `RunError` that names `out`."
     try:
         yield
     except OSError as e:
@@ -398,7 +401,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _trace(folder: Path) -> tuple[int, int]:
-    "Return what shows that `run.json` of a `folder` was written anew"
+    "Return a value that changes whenever `run.json` of a `folder` is rewritten."
     try:
         found = os.stat(folder / 'run.json')
     except FileNotFoundError:
@@ -409,18 +412,18 @@ def _trace(folder: Path) -> tuple[int, int]:
 def _parts(
     training: CoreTriplesFactory, given: Mapping[str, Any], piped: Mapping[str, Any]
 ) -> Dataset:
-    "Return training triples, and those for validation and test if there are any, with labels"
+    "Return training triples, and those for validation and test if there are any, with labels."
     known = {n: given.get(n) or piped.get(n) for n in ('validation', 'testing')}
     known = {n: labelled(f) if f is not None else None for n, f in known.items()}
     check_labels(training := labelled(training))
     return named_data(EagerDataset(training=training, **known), given.get('names'))
 
 # %% ../../nbs/runs/65_callback.ipynb #b4f07a03
-TOLD = 'at epoch {} a callback of the training told it to stop'
+TOLD = 'at epoch {} a callback stopped the training'
 
 
 def _why(stopper: EarlyStopper, epoch: int) -> str:
-    "Return why an early `stopper` stopped at `epoch`"
+    "Return why an early `stopper` stopped at `epoch`."
     best = stopper.best_epoch
     return (
         f'at epoch {epoch} {stopper.metric} was not better than {stopper.best_metric:.4g} at epoch '
@@ -429,7 +432,7 @@ def _why(stopper: EarlyStopper, epoch: int) -> str:
 
 
 class _Last(TrainingCallback):
-    "What a `KeepRun` does after all other callbacks of an epoch"
+    "What a `KeepRun` does after all other callbacks of an epoch."
 
     def __init__(self, first: 'KeepRun') -> None:
         super().__init__()
@@ -440,16 +443,16 @@ class _Last(TrainingCallback):
 
 
 class _Keeper(KeepCheckpoints):
-    "Keeps a training that stops for reasons of its own"
+    "Keeps a training that stops for reasons of its own."
 
     def keep_once(self, epoch: int, rate: float) -> None:
-        "Keep `epoch`, trained at `rate`, if it is not kept yet"
+        "Keep `epoch`, trained at `rate`, if it is not kept yet."
         if epoch not in [row['epoch'] for row in self.facts['checkpoints']]:
             self.keep(epoch, rate)
 
     def drop_all_but(self, last: int) -> None:
         """Take back what was kept after the epoch `last`, and what was kept before it for being
-        the best: first in `run.json`, then the files"""
+        the best: first in `run.json`, then the files."""
         wanted = {e for e in self.facts['settings']['keep'] if e <= last} | {last}
         rows = self.facts['checkpoints']
         gone = [row for row in rows if row['epoch'] not in wanted]
@@ -461,12 +464,12 @@ class _Keeper(KeepCheckpoints):
 
 # %% ../../nbs/runs/65_callback.ipynb #03fa26e9
 class KeepRun(TrainingCallback):
-    """PyKEEN's callback that keeps a run for explanations: `callbacks='tracin'` with
-    `callbacks_kwargs=dict(out=...)`, or `callbacks=KeepRun(...)`"""
+    """A PyKEEN callback that stores a run for explanations: `callbacks='tracin'` with
+    `callbacks_kwargs=dict(out=...)`, or `callbacks=KeepRun(...)`."""
 
     def __init__(
         self,
-        out: Path | str,  # folder of the run; never written over
+        out: Path | str,  # folder of the run; never overwritten
         keep_every: int | CheckpointSchedule | Iterable[int] = 20,  # as in `train`
         *,
         validation: CoreTriplesFactory | None = None,  # None: those of `pipeline`, if it is one
@@ -488,15 +491,17 @@ class KeepRun(TrainingCallback):
             _check_free(self.out)
 
     def register_training_loop(self, training_loop: TrainingLoop) -> None:
+        "Attach the callback to a training loop; each training begins a run."
         super().register_training_loop(training_loop)
         self.keeper = None  # each training begins a run, also with a callback used before
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Begin the run before the first batch."
         if self.keeper is None:
             self.begin()
 
     def begin(self) -> None:
-        "Find out what is trained, and say so in the folder; `RunError` before the first step"
+        "Find out what is trained, and say so in the folder; `RunError` before the first step."
         steps = _at_work(TrainingLoop._train, _STEPS)
         if not steps:
             raise RunError("KeepRun is for PyKEEN's training loop, which is not at work")
@@ -516,26 +521,27 @@ class KeepRun(TrainingCallback):
         steps['callback'].register_callback(_Last(self))
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Count the step."
         if self.keeper is not None:
             self.keeper.post_batch(epoch, batch)
 
     def at_work(self) -> _Keeper:
-        "Return what writes the folder; `RunError` if no batch has begun"
+        "Return the writer of the folder. Raises `RunError` if no batch has begun."
         if self.keeper is None:
             raise RunError('KeepRun: no batch has begun')
         return self.keeper
 
     def attempt(self, epoch: int, work: Callable[[], None]) -> None:
-        "Do `work` in the folder after `epoch`; what fails is warned of, and the training goes on"
+        "Do `work` in the folder after `epoch`; an error becomes a warning, and training continues."
         own = False
         try:
             if not (own := _trace(self.out) == self.trace):
-                raise RunError('another training writes into this folder, or it was taken away')
+                raise RunError('another training writes into this folder, or it was removed')
             work()
         except (OSError, RunError, ArithmeticError) as e:
             if str(e) not in self.failed.values():
                 warnings.warn(
-                    f'out={str(self.out)!r}: epoch {epoch} is not kept: {e}; the training goes on',
+                    f'out={str(self.out)!r}: epoch {epoch} is not kept: {e}; training continues',
                     stacklevel=2,
                 )
             self.failed[epoch] = str(e)
@@ -543,19 +549,20 @@ class KeepRun(TrainingCallback):
             self.trace = _trace(self.out)
 
     def keep(self, epoch: int) -> None:
-        "Keep `epoch`, if it is not kept yet; `RunError` if there is no one learning rate"
+        "Keep `epoch`, if it is not kept yet. Raises `RunError` if there is no one learning rate."
         names = {p: n for n, p in self.model.named_parameters()}
         common_rate(self.optimizer.param_groups, names)
         self.at_work().keep_once(epoch, self.rate)
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        "Keep the epoch if it is due."
         keeper = self.at_work()
         self.rate = keeper.rate()  # the scheduler steps before `settle`
         if epoch in keeper.facts['settings']['keep']:
             self.attempt(epoch, partial(self.keep, epoch))
 
     def settle(self, epoch: int) -> None:
-        "After all callbacks of `epoch`: keep the best one, and end where the training ends"
+        "After all callbacks of `epoch`: keep the best one, and end where the training ends."
         told, epochs = self.training_loop._should_stop, self.at_work().facts['settings']['epochs']
         best = self.stopper.best_epoch if self.stopper else None
         stopped = told and self.stopper is not None and self.stopper.stopped
@@ -571,16 +578,17 @@ class KeepRun(TrainingCallback):
             self.tell_lost(epoch)
 
     def end(self, last: int, stopped: Mapping[str, Any] | None = None) -> None:
-        "Let the run end with the epoch `last`; `stopped`: because training did. `RunError` without"
+        """Let the run end with the epoch `last`; `stopped`: because training did. `RunError`
+        without."""
         keeper = self.at_work()
         if last not in [row['epoch'] for row in keeper.facts['checkpoints']]:
-            raise RunError(f'the run cannot end with epoch {last}, which is not kept')
+            raise RunError(f'the run cannot end with epoch {last}, which is not stored')
         if stopped is not None:
             keeper.facts['stopped'] = dict(epoch=last, **stopped)
         keeper.drop_all_but(last)
 
     def tell_lost(self, last: int) -> None:
-        "Say in the folder, and warn, which epochs until the `last` one could not be kept"
+        "Say in the folder, and warn, which epochs until the `last` one could not be kept."
         facts = self.at_work().facts
         kept = {row['epoch'] for row in facts['checkpoints']}
         keep = facts['settings']['keep']
@@ -592,7 +600,7 @@ class KeepRun(TrainingCallback):
         self.attempt(last, partial(write_facts, self.out, facts))
         warnings.warn(
             f'out={str(self.out)!r} lacks the epochs {", ".join(map(str, lost))}, which could not '
-            f'be kept: {next(iter(lost.values()))}. The model is as it was trained: '
-            'Run.from_model(model, ...).save(folder) keeps its last state',
+            f'be kept: {next(iter(lost.values()))}. The model itself is intact: '
+            f'Run.from_model(model, ...).save(folder) stores its last state',
             stacklevel=2,
         )

@@ -24,7 +24,7 @@ from .settings import RunError, number
 # %% ../../nbs/runs/85_dialects.ipynb #a488dc58
 @dataclass(frozen=True)
 class Dialect:
-    "What is known of a file of another library"
+    "What is known of a file of another library."
 
     library: str
     model: str  # PyKEEN's name
@@ -34,12 +34,12 @@ class Dialect:
 
 # %% ../../nbs/runs/85_dialects.ipynb #3857a8a9
 def _complex_rows(real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
-    "Rows of complex numbers `[n, d]` as PyKEEN stores them, `[n, 2 d]`"
+    "Return the rows of complex numbers `[n, d]` as PyKEEN stores them, `[n, 2 d]`."
     return torch.stack([real, imaginary], -1).flatten(-2)
 
 
 def _rotations(angles: torch.Tensor) -> torch.Tensor:
-    "The numbers of absolute value 1 at these angles, as PyKEEN stores them"
+    "Return the numbers of absolute value 1 at these angles, as PyKEEN stores them."
     return _complex_rows(angles.cos(), angles.sin())
 
 # %% ../../nbs/runs/85_dialects.ipynb #fd33fd31
@@ -57,7 +57,8 @@ _PHASES = (
 
 
 def _pyg_tables(opened: Opened) -> dict[str, torch.Tensor]:
-    "The tables of PyTorch Geometric in a file, by their short names; empty: it is none of its"
+    """Return the tables of PyTorch Geometric in a file, by their short names; empty: it is none
+    of its."""
     found = {
         m[1].removesuffix('.weight'): t for n, t in opened.state.items() if (m := _PYG.search(n))
     }
@@ -65,7 +66,8 @@ def _pyg_tables(opened: Opened) -> dict[str, torch.Tensor]:
 
 
 def _pyg_model(opened: Opened, tables: Mapping[str, torch.Tensor], model: str | None) -> str:
-    "The model of PyTorch Geometric with these tables; `RunError` if there is none, or several"
+    """Return the model of PyTorch Geometric with these tables. Raises `RunError` if there is
+    none, or several."""
     fits = [n for n, names in _PYG_TABLES.items() if names == tables.keys()]
     if model is not None and model.lower() not in fits:
         raise RunError(
@@ -97,19 +99,17 @@ _PYG_LOSS: dict[str, tuple[str, dict[str, Any]]] = dict(
 
 
 def _pyg_notes(name: str, norm: float, told: bool) -> dict[str, str]:
-    "What is assumed of a model of PyTorch Geometric, or not the same in PyKEEN"
+    "Return what is assumed of a model of PyTorch Geometric, or not the same in PyKEEN."
     notes = {}
     if name != 'complex':
-        notes['margin'] = "1; the file does not hold it, and it is the library's default"
+        notes['margin'] = "1; not in the file, so the library's default"
     if name == 'transe':
         notes['entity_rows'] = (
             'scaled to norm 1 once; the library scales them in each pass, so its gradients leave '
             'out the part along a row'
         )
         if not told:
-            notes['scoring_fct_norm'] = (
-                f"{norm:g}; the file does not hold it, and it is the library's default"
-            )
+            notes['scoring_fct_norm'] = f"{norm:g}; not in the file, so the library's default"
     if name == 'rotate':
         notes['relation_rows'] = _PHASES
     return notes
@@ -118,7 +118,7 @@ def _pyg_notes(name: str, norm: float, told: bool) -> dict[str, str]:
 def _from_pyg(
     opened: Opened, model: str | None, kwargs: Mapping[str, Any]
 ) -> tuple[Opened, Dialect] | None:
-    "A file of PyTorch Geometric as PyKEEN has it; None: it is none"
+    "Return a file of PyTorch Geometric as PyKEEN has it; None if it is none."
     if not (tables := _pyg_tables(opened)):
         return None
     name = _pyg_model(opened, tables, model)
@@ -156,12 +156,13 @@ _SPREAD = 2.0  # what DGL-KE adds to gamma for the greatest number that a table 
 
 
 def is_dglke(folder: Path) -> bool:
-    "Is it a folder as DGL-KE writes it?"
+    "Return whether DGL-KE wrote the folder."
     return folder.is_dir() and any(folder.glob('*_entity.npy'))
 
 
 def _array(folder: Path, kind: str) -> torch.Tensor:
-    "The one table `*_kind.npy` `[n, d]` of a folder; `RunError` names what is wrong with it"
+    """Return the one table `*_kind.npy` `[n, d]` of a folder. Raises `RunError`, which names
+    what is wrong with it."""
     found = sorted(folder.glob(f'*_{kind}.npy'))
     if len(found) != 1:
         raise RunError(f'{folder} has {len(found)} files *_{kind}.npy: expected one')
@@ -177,7 +178,8 @@ def _array(folder: Path, kind: str) -> torch.Tensor:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    "`config.json` of a folder; `RunError` if it is missing or does not say the model"
+    """Return `config.json` of a folder. Raises `RunError` if it is missing or does not say the
+    model."""
     path = folder / 'config.json'
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
@@ -190,14 +192,15 @@ def _config(folder: Path) -> dict[str, Any]:
 
 # %% ../../nbs/runs/85_dialects.ipynb #2e315438
 def _halves(table: torch.Tensor, what: str) -> torch.Tensor:
-    "Complex rows whose real parts are the left half"
+    "Return complex rows whose real parts are the left half."
     if table.shape[1] % 2:
         raise RunError(f'{what}: rows of {table.shape[1]} numbers have no real and imaginary half')
     return _complex_rows(*table.chunk(2, dim=-1))
 
 
 def _angles(folder: Path, config: Mapping[str, Any], table: torch.Tensor, dim: int) -> torch.Tensor:
-    "The angles in radians of RotatE's `table` `[n, dim]` of relations; `RunError` if it is not one"
+    """Return the angles in radians of RotatE's `table` `[n, dim]` of relations. Raises
+    `RunError` if it is not one."""
     path = folder / 'config.json'
     gamma = number(config.get('gamma'), f'{path}: gamma')
     size = number(config.get('emb_size'), f'{path}: emb_size', low=1, kind=int)
@@ -210,7 +213,7 @@ def _angles(folder: Path, config: Mapping[str, Any], table: torch.Tensor, dim: i
 
 
 def _dglke_state(folder: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    "The tables of a folder of DGL-KE in PyKEEN's layout"
+    "Return the tables of a folder of DGL-KE in PyKEEN's layout."
     nodes, relations = _array(folder, 'entity'), _array(folder, 'relation')
     if config['model'] in ('ComplEx', 'RotatE'):
         nodes = _halves(nodes, f'{folder}: entities')
@@ -222,7 +225,8 @@ def _dglke_state(folder: Path, config: Mapping[str, Any]) -> dict[str, torch.Ten
 
 
 def read_id_first(path: Path) -> dict[str, int]:
-    "A label map of DGL-KE: lines of a number, a tab and a label; `RunError` names the line"
+    """Return a label map of DGL-KE: lines of a number, a tab and a label. Raises `RunError`,
+    which names the line."""
     found: dict[str, int] = {}
     try:
         text = path.read_text(encoding='utf-8')
@@ -239,7 +243,7 @@ def read_id_first(path: Path) -> dict[str, int]:
 
 
 def _maps_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    "The label maps that a folder of DGL-KE has, or that its `config.json` points to"
+    "Return the label maps that a folder of DGL-KE has, or that its `config.json` points to."
     names = dict(
         entity_to_id=('emap_file', 'entities.tsv'), relation_to_id=('rmap_file', 'relations.tsv')
     )
@@ -253,8 +257,8 @@ def _maps_beside(folder: Path, config: Mapping[str, Any]) -> dict[str, dict[str,
 
 # %% ../../nbs/runs/85_dialects.ipynb #b4c23f72
 def _dglke_said(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """What `config.json` at `path` says of the training, by `train`'s names; `RunError` for what
-    is no number"""
+    """Return what `config.json` at `path` says of the training, by `train`'s names. Raises
+    `RunError` for what is no number."""
     asked = lambda key, usual, **how: number(config.get(key) or usual, f'{path}: {key}', **how)
     margin = asked('gamma', 0.0) if name in ('transe', 'rotatel1') else 0.0
     weighted = asked('adversarial_temperature', 1.0)
@@ -274,7 +278,8 @@ _DGLKE_NOTES = dict(
 
 
 def open_dglke(folder: Path) -> tuple[Opened, Dialect]:
-    "A folder of DGL-KE as PyKEEN has it; `RunError` names what is missing, or what is not opened"
+    """Return a folder of DGL-KE as PyKEEN has it. Raises `RunError`, which names what is
+    missing, or what is not opened."""
     config = _config(folder)
     name, kwargs = _DGLKE[config['model']]
     content = dict(_maps_beside(folder, config), learning_rate=config.get('lr'))
@@ -289,5 +294,6 @@ def open_dglke(folder: Path) -> tuple[Opened, Dialect]:
 def translated(
     opened: Opened, model: str | None, model_kwargs: Mapping[str, Any] | None
 ) -> tuple[Opened, Dialect | None]:
-    "A checkpoint file as PyKEEN has it, and which other library it is of; None: it is PyKEEN's"
+    """Return a checkpoint file as PyKEEN has it, and which other library it is of; None if it is
+    PyKEEN's."""
     return _from_pyg(opened, model, model_kwargs or {}) or (opened, None)

@@ -37,7 +37,8 @@ from .settings import RunError, build_loss, check_descends, loss_settings, numbe
 
 # %% ../../nbs/runs/90_foreign.ipynb #01823f2e
 def _numbering(folder: Path, name: str) -> dict[str, int]:
-    "A label map as PyKEEN writes it beside a pipeline's model; `RunError` if it cannot be read"
+    """Return a label map as PyKEEN writes it beside a pipeline's model. Raises `RunError` if it
+    cannot be read."""
     path = folder / f'{name}.tsv.gz'
     try:
         table = pd.read_csv(path, sep='\t', dtype={'label': str, 'id': int}, keep_default_na=False)
@@ -51,8 +52,8 @@ def _numbering(folder: Path, name: str) -> dict[str, int]:
 
 
 def _kept_triples(folder: Path, maps: Mapping[str, dict[str, int]]) -> TriplesFactory:
-    """The training triples that PyKEEN wrote beside a pipeline's model; `RunError` if they
-    cannot be read"""
+    """Return the training triples that PyKEEN wrote beside a pipeline's model. Raises `RunError`
+    if they cannot be read."""
     path = folder / 'numeric_triples.tsv.gz'
     try:
         return TriplesFactory(pd.read_csv(path, sep='\t', dtype=int).to_numpy(), **maps)
@@ -61,15 +62,15 @@ def _kept_triples(folder: Path, maps: Mapping[str, dict[str, int]]) -> TriplesFa
 
 
 def _triples_folder(opened: Opened) -> Path | None:
-    """Where PyKEEN wrote the training triples of a pipeline's model; None: it did not, or this
-    is none"""
+    """Return the folder to which PyKEEN wrote the training triples of a pipeline's model; None
+    if there is none."""
     folder = opened.path.parent / 'training_triples'
     return folder if opened.path.name == 'trained_model.pkl' and folder.is_dir() else None
 
 # %% ../../nbs/runs/90_foreign.ipynb #68a1aca7
 def _labels_in(opened: Opened) -> dict[str, dict[str, int]]:
-    """The label maps in the file, as PyKEEN's training loop writes them, or beside a pipeline's
-    model"""
+    """Return the label maps in the file, as PyKEEN's training loop writes them, or beside a
+    pipeline's model."""
     if folder := _triples_folder(opened):
         return {n: _numbering(folder, n) for n in ('entity_to_id', 'relation_to_id')}
     found = {n: opened.content.get(f'{n}_dict') for n in ('entity_to_id', 'relation_to_id')}
@@ -77,7 +78,7 @@ def _labels_in(opened: Opened) -> dict[str, dict[str, int]]:
 
 
 def _given_map(given: Mapping[str, int] | Path | str, id_first: bool) -> Mapping[str, int]:
-    "A label map as it is, or read from a file, which may have the number first"
+    "Return a label map as it is, or read from a file, which may have the number first."
     if not isinstance(given, (str, Path)):
         return given
     try:
@@ -96,8 +97,8 @@ def _training_triples(
     header: bool | None = None,
     id_first: bool = False,  # may files of label maps have the number first?
 ) -> TriplesFactory:
-    """The training triples in the numbering of the weights; `ValueError` names the file that is
-    missing or wrong"""
+    """Return the training triples in the numbering of the weights. Raises `ValueError`, which
+    names the file that is missing or wrong."""
     given = dict(entity_to_id=entity_to_id, relation_to_id=relation_to_id)
     folder, maps = _triples_folder(opened), _labels_in(opened)
     if train is None and not folder:
@@ -111,7 +112,7 @@ def _training_triples(
 
 # %% ../../nbs/runs/90_foreign.ipynb #a16460ca
 def _check_labels_agree(opened: Opened, training: TriplesFactory) -> None:
-    "Raises `RunError` if the file has label maps that number otherwise than `training`"
+    "Raise `RunError` if the file has label maps that number otherwise than `training`."
     for name, own in _labels_in(opened).items():
         used = getattr(training, name)
         if wrong := next((n for n in {**own, **used} if own.get(n) != used.get(n)), None):
@@ -122,7 +123,7 @@ def _check_labels_agree(opened: Opened, training: TriplesFactory) -> None:
 
 
 def _check_same_triples(opened: Opened, training: TriplesFactory) -> None:
-    "Raises `RunError` if the file is of a pipeline with other triples than `training`"
+    "Raise `RunError` if the file is of a pipeline with other triples than `training`."
     folder = _triples_folder(opened)
     if folder and not torch.equal(
         _kept_triples(folder, _labels_in(opened)).mapped_triples, training.mapped_triples
@@ -140,8 +141,8 @@ _RELATION_ROWS = (
 
 
 def _counts_of(opened: Opened, training: TriplesFactory) -> tuple[int, int, bool]:
-    """Entities, relations, and whether the tables have inverse relations; `RunError` if their
-    rows are not as many"""
+    """Return entities, relations, and whether the tables have inverse relations. Raises
+    `RunError` if their rows are not as many."""
     entities, relations, shapes = training.num_entities, training.real_num_relations, opened.shapes
     if wrong := [n for n, s in shapes.items() if n.endswith('_embeddings.weight') and len(s) != 2]:
         raise RunError(
@@ -170,7 +171,7 @@ _OPTIMIZERS = ('optimizer_state_dict', 'optimizer_states', 'optimizer_state', 'o
 
 
 def _optimizer(opened: Opened) -> dict[str, Any]:
-    "The state of the file's optimiser; empty: it has none, or several"
+    "Return the state of the file's optimiser; empty: it has none, or several."
     found = next((opened.content[n] for n in _OPTIMIZERS if opened.content.get(n)), None)
     if isinstance(found, list) and len(found) == 1:
         found = found[0]  # Lightning's
@@ -189,23 +190,23 @@ _SCHEDULERS = (
 
 
 def _check_scheduler(opened: Opened, rate: float) -> None:
-    "Raise `RunError` if a scheduler was at work: then `rate` is not that of the last steps"
+    "Raise `RunError` if a scheduler was at work: then `rate` is not that of the last steps."
     for place in (opened.content, opened.config):
         if found := [n for n in _SCHEDULERS if place.get(n)]:
             raise RunError(
-                f'{opened.path} holds {found[0]!r}: its rate {rate:g} is that of the steps '
-                "to come; give learning_rates= with the last epoch's"
+                f'{opened.path} holds {found[0]!r}: its rate {rate:g} is for the next steps; give '
+                f"the last epoch's with learning_rates="
             )
 
 
 def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
-    """The learning rate of the optimiser's parameter groups in the last step; `RunError` if they
-    differ or a scheduler was at work"""
+    """Return the learning rate of the optimiser's parameter groups in the last step. Raises
+    `RunError` if they differ or a scheduler was at work."""
     rates = [number(g.get('lr'), f"{opened.path}: the optimiser's learning rate") for g in groups]
     if len(set(rates)) > 1:
         raise RunError(
-            f'{opened.path}: the parameter groups have different learning rates, {rates}; one step '
-            'size per checkpoint is what TracIn knows: give learning_rates='
+            f'{opened.path}: the parameter groups have different learning rates, {rates}; TracIn '
+            f'uses one step size per checkpoint: give learning_rates='
         )
     _check_scheduler(opened, rates[0])
     name, state = optimizer_of(groups[0]), _optimizer(opened).get('state')
@@ -217,7 +218,8 @@ def _group_rate(opened: Opened, groups: Sequence[Mapping[str, Any]]) -> float:
 
 # %% ../../nbs/runs/90_foreign.ipynb #3f3e1696
 def _folder_parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    "What the JSON files of a pipeline folder may say of the training, with the file it stands in"
+    """Yield what the JSON files of a pipeline folder may say of the training, with the file it
+    stands in."""
     for path in (folder / name for name in ('metadata.json', 'results.json')):
         if not path.is_file():
             continue
@@ -230,12 +232,12 @@ def _folder_parts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _is_dict(x: Any) -> bool:
-    "Is it a dictionary?"
+    "Return whether the value is a dictionary."
     return isinstance(x, dict)
 
 
 def _folder_rate(folder: Path) -> float | None:
-    "The learning rate in the JSON files of a pipeline folder; None: they do not say it"
+    "Return the learning rate in the JSON files of a pipeline folder; None if they do not say it."
     for path, part in _folder_parts(folder):
         if isinstance(part.get('optimizer_kwargs'), dict):
             try:
@@ -246,7 +248,7 @@ def _folder_rate(folder: Path) -> float | None:
 
 # %% ../../nbs/runs/90_foreign.ipynb #208fdc78
 def _said_rate(opened: Opened) -> float | None:
-    "The learning rate that stands in a file beside its weights; None: there is none"
+    "Return the learning rate stored in a file with its weights; None if there is none."
     own = opened.config
     for place in (own, own.get('optimizer_kwargs'), opened.content):
         for name in ('learning_rate', 'lr'):
@@ -256,7 +258,8 @@ def _said_rate(opened: Opened) -> float | None:
 
 
 def _rate_of(opened: Opened) -> float | None:
-    "The learning rate that a file, or the pipeline folder around it, says; None: it says none"
+    """Return the learning rate that a file, or the pipeline folder around it, says; None if it
+    says none."""
     if groups := _optimizer(opened).get('param_groups'):
         return _group_rate(opened, groups)
     if (rate := _said_rate(opened)) is not None:
@@ -266,8 +269,8 @@ def _rate_of(opened: Opened) -> float | None:
 
 # %% ../../nbs/runs/90_foreign.ipynb #aee9dac3
 def _named_moments(opened: Opened, shapes: Mapping[str, torch.Size]) -> dict[str, dict[str, Any]]:
-    """The optimiser's state by the names of the trained parameters, given with their `shapes`;
-    empty if it does not fit"""
+    """Return the optimiser's state by the names of the trained parameters, given with their
+    `shapes`; empty if it does not fit."""
     saved = _optimizer(opened)
     state = saved.get('state')
     ids = [i for g in saved.get('param_groups', []) for i in g.get('params', [])]
@@ -285,7 +288,7 @@ def _named_moments(opened: Opened, shapes: Mapping[str, torch.Size]) -> dict[str
 
 # %% ../../nbs/runs/90_foreign.ipynb #cb766881
 def _adam(opened: Opened) -> tuple[str, dict[str, Any]] | None:
-    "Name and settings of the file's optimiser if it is Adam or AdamW; else None"
+    "Return the name and settings of the file's optimiser if it is Adam or AdamW; else None."
     groups = _optimizer(opened).get('param_groups') or [{}]
     kept = [{n: v for n, v in g.items() if n not in ('params', 'lr', 'initial_lr')} for g in groups]
     betas, eps = kept[0].get('betas'), kept[0].get('eps')
@@ -297,8 +300,8 @@ def _adam(opened: Opened) -> tuple[str, dict[str, Any]] | None:
 
 
 def _other(opened: Opened) -> tuple[str, dict[str, Any]] | None:
-    """Name and settings of the file's optimiser if it is one of PyTorch's and not Adam or AdamW;
-    `RunError` if it climbs"""
+    """Return the name and settings of the file's optimiser if it is one of PyTorch's and not
+    Adam or AdamW. Raises `RunError` if it climbs."""
     groups = _optimizer(opened).get('param_groups') or []
     for group in groups:
         try:
@@ -312,8 +315,8 @@ def _other(opened: Opened) -> tuple[str, dict[str, Any]] | None:
 
 # %% ../../nbs/runs/90_foreign.ipynb #7f88f18b
 def _epoch(opened: Opened) -> int | None:
-    """Epochs finished, as the file says in itself, or in its name if PyKEEN's checkpoint
-    callback gave it; None: unknown"""
+    """Return epochs finished, as the file says in itself, or in its name if PyKEEN's checkpoint
+    callback gave it; None if unknown."""
     if 'epoch' in opened.content:
         return number(opened.content['epoch'], f'{opened.path}: epoch', kind=int)
     found = re.fullmatch(r'checkpoint_(\d{7})\.pt', opened.path.name)
@@ -322,7 +325,7 @@ def _epoch(opened: Opened) -> int | None:
 # %% ../../nbs/runs/90_foreign.ipynb #e814730a
 @dataclass
 class _Facts:
-    "What is kept of an opened file"
+    "What is kept of an opened file."
 
     source: Path | dict[str, torch.Tensor]  # where the weights come from again
     path: Path
@@ -336,8 +339,8 @@ class _Facts:
 def _facts(
     opened: Opened, shapes: Mapping[str, torch.Size], rates_given: bool, own: bool = True
 ) -> _Facts:
-    """The facts of one file; `shapes`: of the trained parameters. If the names in it are not
-    PyKEEN's `own`, its weights are kept in memory"""
+    """Return the facts of one file; `shapes`: of the trained parameters. If the names in it are not
+    PyKEEN's `own`, its weights are kept in memory."""
     moments = _named_moments(opened, shapes) if opened.safe and own else {}
     return _Facts(
         opened.path if opened.safe and own else opened.state,
@@ -351,7 +354,7 @@ def _facts(
 
 
 def _state(facts: Sequence[_Facts], k: int) -> dict[str, torch.Tensor]:
-    "Parameters and buffers of checkpoint `k`"
+    "Return the parameters and buffers of checkpoint `k`."
     source, path = facts[k].source, facts[k].path
     return (
         dict(source) if isinstance(source, dict) else own_state(read_checkpoint_file(source), path)
@@ -361,13 +364,13 @@ def _state(facts: Sequence[_Facts], k: int) -> dict[str, torch.Tensor]:
 def _moments(
     facts: Sequence[_Facts], shapes: Mapping[str, torch.Size], k: int
 ) -> dict[str, dict[str, Any]]:
-    "The optimiser's state of checkpoint `k` by parameter name"
+    "Return the optimiser's state of checkpoint `k` by parameter name."
     return _named_moments(Opened(facts[k].path, read_checkpoint_file(facts[k].path), {}), shapes)
 
 # %% ../../nbs/runs/90_foreign.ipynb #cce540fc
 def _check_fits(opened: Opened, model: Model, training: TriplesFactory) -> None:
-    """Raises `RunError` unless the file has the weights of `model`, all finite, and no other
-    label maps or settings"""
+    """Raise `RunError` unless the file has the weights of `model`, all finite, and no other
+    label maps or settings."""
     _check_labels_agree(opened, training)
     source = str(opened.path)
     check_weights(load_strictly(model, opened.state, source).state_dict(), source)
@@ -387,7 +390,7 @@ def _model(
     model: str | None,
     model_kwargs: Mapping[str, Any] | None,
 ) -> tuple[Model, dict[str, Any]]:
-    "The file's own model, or a new one that its weights fit into; and what is known of it"
+    "Return the file's own model, or a new one that its weights fit into; and what is known of it."
     if opened.model is not None:
         if model or model_kwargs:
             raise RunError(f'{opened.path} holds its model whole: give no model or model_kwargs')
@@ -397,7 +400,8 @@ def _model(
     name, kwargs = recognise(opened, counts, model, model_kwargs)
     if missing := unsaid(name, kwargs):
         warnings.warn(
-            f"{opened.path} does not say {', '.join(missing)} of {name}: PyKEEN's own are taken, "
+            f"{opened.path} does not say {', '.join(missing)} of {name}: PyKEEN's defaults are "
+            f'used, '
             f'{as_options(missing)}; give others if it was trained with others',
             stacklevel=3,
         )
@@ -409,8 +413,8 @@ def _model(
 
 # %% ../../nbs/runs/90_foreign.ipynb #8383e0ce
 def _rates(facts: Sequence[_Facts], given: Sequence[float] | float | None) -> list[float]:
-    """The learning rate of each file: as given, one for all or one for each, else as the files
-    say; else `RunError`"""
+    """Return the learning rate of each file: as given, one for all or one for each, else as the
+    files say; else `RunError`."""
     if given is not None:
         alike = isinstance(given, Real) and not isinstance(given, bool)
         return checked_rates([given] * len(facts) if alike else given, len(facts))
@@ -422,14 +426,14 @@ def _rates(facts: Sequence[_Facts], given: Sequence[float] | float | None) -> li
             else '='
         )
         raise RunError(
-            f'{", ".join(map(str, unknown))}: the file does not say its learning rate, which '
+            f'{", ".join(map(str, unknown))}: the file does not state its learning rate, which '
             f'TracIn needs: give learning_rates{hint}'
         )
     return [f.rate for f in facts]
 
 
 def _in_order(facts: Sequence[_Facts], rates: Sequence[float]) -> tuple[list[_Facts], list[float]]:
-    "Files and rates by epoch if every file has one, else as they were given"
+    "Return the files and rates by epoch if every file has one, else as they were given."
     pairs = list(zip(facts, rates))
     if all(f.epoch is not None for f in facts):
         pairs.sort(key=lambda x: x[0].epoch)
@@ -437,7 +441,7 @@ def _in_order(facts: Sequence[_Facts], rates: Sequence[float]) -> tuple[list[_Fa
 
 
 def _smoothing(opened: Opened, given: float | None) -> float | None:
-    "The label smoothing as given, else as the file says, else None"
+    "Return the label smoothing as given, else as the file says, else None."
     if given is not None:
         return number(given, 'label_smoothing', below=1.0)
     if 'label_smoothing' not in opened.config:
@@ -447,7 +451,7 @@ def _smoothing(opened: Opened, given: float | None) -> float | None:
 
 # %% ../../nbs/runs/90_foreign.ipynb #d70d8c39
 def _with_inverse(training: TriplesFactory) -> TriplesFactory:
-    "The same triples with inverse relations"
+    "Return the triples with inverse relations."
     return TriplesFactory(
         training.mapped_triples,
         training.entity_to_id,
@@ -458,7 +462,7 @@ def _with_inverse(training: TriplesFactory) -> TriplesFactory:
 
 
 def _loss(loss: Loss | str | None, loss_kwargs: Mapping[str, Any] | None) -> Loss | None:
-    "The loss of that name and these settings; one that is built, or None, as it is"
+    "Return the loss of that name and these settings; one that is built, or None, as it is."
     if isinstance(loss, str):
         return build_loss(loss, loss_kwargs)
     if loss_kwargs:
@@ -469,7 +473,8 @@ def _loss(loss: Loss | str | None, loss_kwargs: Mapping[str, Any] | None) -> Los
 def _completed(
     run: Run, facts: Sequence[_Facts], settings: dict[str, Any], shapes: Mapping[str, torch.Size]
 ) -> Run:
-    "`run` with states read by this module and, if every file has them alike, Adam's moments"
+    """Return `run` with states read by this module and, if every file has them alike, Adam's
+    moments."""
     adam, other = facts[0].optimizer, facts[0].other
     alike = adam is not None and all(f.optimizer == adam for f in facts)
     known = other is not None and all(f.other and f.other[0] == other[0] for f in facts)
@@ -486,12 +491,13 @@ _SUFFIXES = ('.pt', '.pth', '.ckpt', '.bin', '.tar')
 
 
 def _natural(path: Path) -> list[int | str]:
-    "By this key `a10.pt` comes after `a9.pt`"
+    "Return a key by which `a10.pt` comes after `a9.pt`."
     return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', str(path))]
 
 
 def _files_at(path: Path) -> list[Path]:
-    "The checkpoints that a path stands for: itself, those in the folder, or those of the pattern"
+    """Return the checkpoints that a path stands for: itself, those in the folder, or those of
+    the pattern."""
     if not path.exists() and glob.has_magic(str(path)):
         found = sorted(map(Path, glob.glob(str(path))), key=_natural)
         if not found:
@@ -511,7 +517,8 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def checkpoint_files(given: Path | str | Sequence[Path | str]) -> list[Path]:
-    "Files, and folders of PyKEEN's pipeline and of DGL-KE, that the `given` ones stand for"
+    """Return the files, and folders of PyKEEN's pipeline and of DGL-KE, that the `given` ones
+    stand for."""
     paths = [given] if isinstance(given, (str, Path)) else list(given)
     if not paths:
         raise RunError('checkpoints is empty: give at least one file')
@@ -521,7 +528,8 @@ def checkpoint_files(given: Path | str | Sequence[Path | str]) -> list[Path]:
 def _open(
     path: Path, allow_pickle: bool, model: str | None, model_kwargs: Mapping[str, Any] | None
 ) -> tuple[Opened, Dialect | None]:
-    "A checkpoint as PyKEEN has it, and the other library that it is of; None: it is of PyKEEN"
+    """Return a checkpoint as PyKEEN has it, and the other library that it is of; None if it is
+    of PyKEEN."""
     if is_dglke(path):
         return open_dglke(path)
     opened = open_file(path, allow_pickle)
@@ -532,7 +540,8 @@ _LOOPS = dict(slcwa='slcwa', slcwatrainingloop='slcwa', lcwa='lcwa', lcwatrainin
 
 
 def _said_parts(opened: Opened, dialect: Dialect | None) -> Iterator[dict[str, Any]]:
-    "What the file, or the JSON files beside it, may say of the training, the surest first"
+    """Yield what the file, or the JSON files beside it, may say of the training, the most
+    reliable first."""
     if dialect:
         yield dialect.said
     yield opened.config
@@ -541,7 +550,8 @@ def _said_parts(opened: Opened, dialect: Dialect | None) -> Iterator[dict[str, A
 
 
 def _said_training(opened: Opened, dialect: Dialect | None = None) -> dict[str, Any]:
-    "Loop, loss, smoothing and negatives as the file says them, by the names of `open_files`"
+    """Return loop, loss, smoothing and negatives as stated in the file, by the names of
+    `open_files`."""
     found: dict[str, Any] = {}
     for part in _said_parts(opened, dialect):
         inner = part.get('training_kwargs')
@@ -564,8 +574,8 @@ def _said_training(opened: Opened, dialect: Dialect | None = None) -> dict[str, 
 
 
 def _training_told(given: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Loop, loss, smoothing and negatives as `Run.from_model` takes them: as `given`, else as
-    `said`; None: neither"""
+    """Return loop, loss, smoothing and negatives as `Run.from_model` takes them: as `given`,
+    else as `said`; None if neither."""
     told = {**said, **{n: v for n, v in given.items() if v is not None}}
     if given.get('loss') is not None and given.get('loss_kwargs') is None:
         told.pop('loss_kwargs', None)  # they were said of another loss
@@ -587,8 +597,9 @@ def _training_told(given: Mapping[str, Any], said: Mapping[str, Any]) -> dict[st
 def _assumed_numbering(
     opened: Opened, dialect: Dialect | None, given: Mapping[str, Any]
 ) -> dict[str, str]:
-    """That labels are numbered in alphabetical order where neither the file nor the caller has a
-    map; `RunError` for files of other libraries, which number them as their user does"""
+    """Return the note that labels are numbered alphabetically if neither the file nor the caller
+    has a map. Raises `RunError` for files of other libraries, which number them as their user
+    does."""
     own = _labels_in(opened)
     missing = [n for n, m in given.items() if m is None and n not in own]
     if missing and dialect:
@@ -596,7 +607,7 @@ def _assumed_numbering(
             f'{opened.path} is of {dialect.library}, whose users number labels themselves: give '
             f'{missing[0]}='
         )
-    return {n: "alphabetical; no map is given, and it is PyKEEN's numbering" for n in missing}
+    return {n: "alphabetical; no map is given, so PyKEEN's numbering" for n in missing}
 
 
 def _assumed_of(
@@ -606,7 +617,8 @@ def _assumed_of(
     given: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, str]:
-    "What was taken beyond what `Run.from_model` knows of: of the model, the loss, and the library"
+    """Return what was taken beyond what `Run.from_model` knows of: of the model, the loss, and
+    the library."""
     found = dict(dialect.notes) if dialect else {}
     if given.get('loss') is not None:
         found = {n: v for n, v in found.items() if n not in ('loss', 'margin')}
@@ -615,7 +627,7 @@ def _assumed_of(
     if first.model is None:
         kwargs = settings['model_kwargs']
         for name, value in unsaid(settings['model'], kwargs).items():
-            found[name] = f"{value}; {UNTOLD}, and it is PyKEEN's own"
+            found[name] = f"{value}; {UNTOLD}, so PyKEEN's default"
         if told.get('loss') is None:
             loss = loss_settings(settings['model'], kwargs, None, None)
             found |= assumed_loss(build_loss(**loss), settings['model'])
@@ -629,8 +641,8 @@ def _training_of(
     maps: Mapping[str, Any],
     header: bool | None,
 ) -> TriplesFactory:
-    """The training triples in the numbering of the weights, with inverse relations if the tables
-    have them; `RunError` if another library's have"""
+    """Return the training triples in the numbering of the weights, with inverse relations if the
+    tables have them. Raises `RunError` if another library's have."""
     training = _training_triples(first, train, **maps, header=header, id_first=dialect is not None)
     if not _counts_of(first, training)[2]:
         return training
@@ -645,7 +657,8 @@ def _training_of(
 def _checked(
     files: Iterable[Opened], model: Model, training: TriplesFactory, own_triples: bool
 ) -> Iterator[Opened]:
-    "Yield the files, each of which has to fit the first one's `model` and, if told so, triples"
+    """Yield the files after checking that each fits the first one's `model` and, on request, its
+    triples."""
     for opened in files:
         _check_fits(opened, model, training)
         if own_triples:
@@ -660,25 +673,26 @@ def open_files(
     entity_to_id: Mapping[str, int] | Path | str | None = None,  # None: the file's, or alphabetical
     relation_to_id: Mapping[str, int] | Path | str | None = None,
     header: bool | None = None,  # does `train` begin with a header? None: see `read_triples`
-    model: str | None = None,  # PyKEEN's name; None: as the weights or `model_config` say
-    model_kwargs: Mapping[str, Any] | None = None,  # settings of the model that weights do not show
-    learning_rates: Sequence[float] | float | None = None,  # for all, or each; None: as files say
-    loop: str | None = None,  # 'slcwa' or 'lcwa'; None: as a file says, else slcwa is assumed
-    loss: Loss | str | None = None,  # None: as a file says, else the model's is assumed
+    model: str | None = None,  # PyKEEN's name; None: recognised by the weights or `model_config`
+    model_kwargs: Mapping[str, Any] | None = None,  # settings that the weights do not determine
+    # one for all checkpoints or one for each; None: as stated in the files
+    learning_rates: Sequence[float] | float | None = None,
+    loop: str | None = None,  # 'slcwa' or 'lcwa'; None: as stated in a file, else slcwa is assumed
+    loss: Loss | str | None = None,  # None: as stated in a file, else the model's is assumed
     loss_kwargs: Mapping[str, Any] | None = None,
-    label_smoothing: float | None = None,  # None: as a file says, else 0 is assumed
+    label_smoothing: float | None = None,  # None: as stated in a file, else 0 is assumed
     negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA is assumed
-    num_negs_per_pos: int | None = None,  # None: as a file says, else 1 is assumed
+    num_negs_per_pos: int | None = None,  # None: as stated in a file, else 1 is assumed
     negative_sampler_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
-    allow_pickle: bool = False,  # run what a file says if need be; only for trusted makers
+    allow_pickle: bool = False,  # unpickle files if necessary; only for trusted sources
 ) -> Run:  # its checkpoints ordered by epoch if every file has one
-    """A run from checkpoint files of other programs.
+    """Return a run from checkpoint files of other programs.
 
-    A folder is one of PyKEEN's pipeline or of DGL-KE, or holds checkpoints. What was assumed stands
-    in `Run.assumed`. Raises `ValueError` (`RunError`, or `TriplesFileError` for triples and label
-    maps) naming the file and what is missing, does not fit, or leaves a choice. Warns of settings
-    that change scores but leave no trace in weights."""
+    A folder is one of PyKEEN's pipeline or of DGL-KE, or holds checkpoints. Assumed values are
+    listed in `Run.assumed`. Raises `ValueError` (`RunError`, or `TriplesFileError` for triples
+    and label maps) naming the file and what is missing, does not fit, or leaves a choice. Warns
+    about settings that change scores but not weights."""
     paths = checkpoint_files(checkpoints)
     first, dialect = _open(paths[0], allow_pickle, model, model_kwargs)
     if dialect:

@@ -57,7 +57,7 @@ _COUNTER = 'n_averaged'  # a buffer of `AveragedModel`
 
 
 def _inside(module: torch.nn.Module) -> torch.nn.Module | None:
-    "Return what a wrapper of PyTorch wraps; None: `module` is no wrapper"
+    "Return what a wrapper of PyTorch wraps; None: `module` is no wrapper."
     if '_orig_mod' in module._modules:
         return module._modules['_orig_mod']
     known = (
@@ -69,14 +69,14 @@ def _inside(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def unwrapped(model: Any) -> Any:
-    "Return the model in as many wrappers as there are; anything else as it is"
+    "Return the model in as many wrappers as there are; anything else as it is."
     while isinstance(model, torch.nn.Module) and (inner := _inside(model)) is not None:
         model = inner
     return model
 
 # %% ../../nbs/runs/30_given.ipynb #3f54c1ab
 def as_model(model: Any) -> Model:
-    "Return the PyKEEN model that `model` is or wraps; `RunError` if it is none"
+    "Return the PyKEEN model that `model` is or wraps. Raises `RunError` if it is none."
     if isinstance(found := unwrapped(model), Model):
         return found
     parts = [n for n, m in getattr(found, '_modules', {}).items() if isinstance(m, Model)]
@@ -85,12 +85,13 @@ def as_model(model: Any) -> Model:
 
 # %% ../../nbs/runs/30_given.ipynb #47629e9d
 def bare(name: str) -> str:
-    "Return the name of a weight without the parts that come from wrappers"
+    "Return the name of a weight without the parts that come from wrappers."
     return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
 
 
 def _prefix_of(names: Iterable[str], known: Iterable[str], source: str) -> str:
-    "Return what stands before `known` names in `names`; `RunError` if several models are there"
+    """Return what stands before `known` names in `names`. Raises `RunError` if several models
+    are there."""
     known = set(known)
     ends = lambda name: [i + 1 for i, c in enumerate(name) if c == '.']
     counts = Counter(name[:i] for name in names for i in (0, *ends(name)) if name[i:] in known)
@@ -134,7 +135,7 @@ def plain_names(
 
 # %% ../../nbs/runs/30_given.ipynb #d20234af
 def _tensors_in(x: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    "Yield every tensor that `x` holds, at any depth; `seen`: ids of what was looked at"
+    "Yield every tensor that `x` holds, at any depth; `seen`: ids of what was checked."
     plain = (str, bytes, int, float, type, ModuleType, FunctionType)
     if isinstance(x, plain) or id(x) in seen:
         return
@@ -151,7 +152,7 @@ def _tensors_in(x: Any, seen: set[int]) -> Iterator[torch.Tensor]:
 
 def _uncompile(model: Model) -> None:
     """Give `model`, a copy, its own methods back where compiled ones of the original stand
-    before them"""
+    before them."""
     for module in model.modules():
         for name, method in list(vars(module).items()):
             compiled = hasattr(method, '_torchdynamo_orig_callable')
@@ -160,7 +161,7 @@ def _uncompile(model: Model) -> None:
 
 # %% ../../nbs/runs/30_given.ipynb #9a449014
 def _check_unused(model: Model, kept: Sequence[torch.Tensor], triples: torch.Tensor) -> None:
-    "Raise `RunError` if scores of `triples` depend on what modules have `kept` of an earlier pass"
+    "Raise `RunError` if scores of `triples` depend on what modules have `kept` of an earlier pass."
     if not kept:
         return
     values = [t.clone() for t in kept]
@@ -172,9 +173,9 @@ def _check_unused(model: Model, kept: Sequence[torch.Tensor], triples: torch.Ten
         t.copy_(value)
     if str(before) != str(after):
         raise RunError(
-            f'a module of {type(model).__name__} keeps a tensor of an earlier pass and scores with '
-            'it, so its gradient would be missing: have it forget the tensor (set it to None, if '
-            'it so starts)'
+            f'a module of {type(model).__name__} stores a tensor of an earlier pass and scores '
+            f'with it, so its gradient would be missing: reset the tensor (to None, if that is '
+            f'its initial value)'
         )
 
 
@@ -202,7 +203,7 @@ def copied(model: Model, triples: torch.Tensor) -> Model:
 
 # %% ../../nbs/runs/30_given.ipynb #f032ff25
 def check_counts(model: Model, training: CoreTriplesFactory) -> None:
-    "Raise `RunError` unless `model` has the entities and relations, and inverses, of `training`"
+    "Raise `RunError` unless `model` has the entities and relations, and inverses, of `training`."
     if not isinstance(training, CoreTriplesFactory):
         raise RunError(f'training is a {type(training).__name__}, not a triples factory')
     inverse = getattr(model, 'use_inverse_triples', training.create_inverse_triples)
@@ -222,7 +223,7 @@ def check_counts(model: Model, training: CoreTriplesFactory) -> None:
 
 # %% ../../nbs/runs/30_given.ipynb #8df96d62
 def labelled(training: CoreTriplesFactory) -> TriplesFactory:
-    "Return `training` itself, or one of the same triples with ids as labels if it has none"
+    "Return `training`, or, if it has no labels, a copy with ids as labels."
     if isinstance(training, TriplesFactory):
         return training
     counts = training.num_entities, training.real_num_relations
@@ -230,8 +231,8 @@ def labelled(training: CoreTriplesFactory) -> TriplesFactory:
 
 
 def title_of(model: Model) -> str:
-    """PyKEEN's name for a model, else that of its class, with the interaction where the class
-    leaves it open"""
+    """Return PyKEEN's name for a model, else that of its class, with the interaction where the
+    class leaves it open."""
     name = next(
         (n for n, cls in model_resolver.lookup_dict.items() if cls is type(model)),
         type(model).__name__,
@@ -240,13 +241,14 @@ def title_of(model: Model) -> str:
 
 # %% ../../nbs/runs/30_given.ipynb #5dc4a0d9
 def check_length(given: Sequence[Any], name: str, count: int) -> None:
-    "Raise `RunError` unless there is an entry for each of `count` checkpoints"
+    "Raise `RunError` unless there is an entry for each of `count` checkpoints."
     if len(given) != count:
         raise RunError(f'{name} has {len(given)} entries for {count} checkpoints')
 
 
 def checked_rates(learning_rates: Sequence[float] | None, count: int) -> list[float]:
-    "One finite learning rate per checkpoint; `RunError` if they are unknown or not as many"
+    """Return one finite learning rate per checkpoint. Raises `RunError` if they are unknown or
+    not as many."""
     if isinstance(learning_rates, torch.Tensor):
         learning_rates = learning_rates.tolist()
     if isinstance(learning_rates, str) or not isinstance(learning_rates, Iterable):
@@ -263,8 +265,8 @@ def checked_rates(learning_rates: Sequence[float] | None, count: int) -> list[fl
 def _on_cpu(
     state: Mapping[str, torch.Tensor], known: Iterable[str], source: str
 ) -> dict[str, torch.Tensor]:
-    """Return a `state` given in Python, by the `known` names, on the CPU; `RunError` for what is
-    none"""
+    """Return a `state` given in Python, by the `known` names, on the CPU. Raises `RunError` for
+    what is none."""
     if not isinstance(state, Mapping):
         raise RunError(f'{source} is a {type(state).__name__}, not a state dictionary')
     if wrong := [n for n, t in state.items() if not isinstance(t, torch.Tensor)]:
@@ -277,7 +279,7 @@ def checked_states(
     template: Model, states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None
 ) -> list[Any]:
     """Return `states` (None: the one of `template`); each that is no file fits `template` and is
-    finite"""
+    finite."""
     known = template.state_dict().keys()
     given = (
         {'the model': template.state_dict()}
@@ -299,22 +301,22 @@ def checked_states(
 def state_at(
     states: Sequence[Mapping[str, torch.Tensor] | Path | str], known: Iterable[str], k: int
 ) -> dict[str, torch.Tensor]:
-    "State `k`, by the `known` names, of a list of states and of files that hold one"
+    "Return the state `k`, by the `known` names, of a list of states and of files that hold one."
     if isinstance(states[k], (str, Path)):
         return plain_names(read_state(states[k]), known, str(states[k]))
     return dict(states[k])
 
 # %% ../../nbs/runs/30_given.ipynb #d60190a9
 def _moments_at(moments: Sequence[Mapping[str, torch.Tensor]], k: int) -> dict[str, dict]:
-    "The second moments of checkpoint `k` in the form of `Run.optimizer_state`"
+    "Return the second moments of checkpoint `k` in the form of `Run.optimizer_state`."
     return {n: dict(exp_avg_sq=t) for n, t in moments[k].items()}
 
 
 def moments_reader(
     moments: Sequence[Mapping[str, torch.Tensor]] | None, known: Iterable[str], count: int
 ) -> Callable[[int], dict[str, dict]] | None:
-    """Return what `Run.optimizer_state` is, for second moments by the `known` names, one set for
-    each of `count` checkpoints; None: they are not known"""
+    """Return a function for `Run.optimizer_state` from second moments by the `known` names, one
+    set for each of `count` checkpoints; None if they are not known."""
     if moments is None:
         return None
     given = [_on_cpu(m, known, f'optimizer_moments[{k}]') for k, m in enumerate(moments)]
@@ -325,8 +327,8 @@ def moments_reader(
 def pipeline_optimizer(
     configuration: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[str | None, dict[str, Any], list[str]]:
-    """Name and settings of a PyKEEN pipeline's optimiser, and the names of those settings in which
-    its parameter groups differ; `RunError` if it climbs"""
+    """Return the name and settings of a PyKEEN pipeline's optimiser, and the names of those
+    settings in which its parameter groups differ. Raises `RunError` if it climbs."""
     if optimizer is not None:
         return type(optimizer).__name__.lower(), *group_settings(optimizer.param_groups)
     name, kwargs = configuration.get('optimizer'), dict(configuration.get('optimizer_kwargs') or {})
@@ -335,8 +337,8 @@ def pipeline_optimizer(
 
 
 RECORDED = (
-    'as PyKEEN recorded them: of an optimiser given ready-made, the defaults, not what its first '
-    'group had instead (clear_optimizer=False keeps it)'
+    'as PyKEEN recorded them: for an optimiser given as an instance, its defaults, not the '
+    'settings of its first group (clear_optimizer=False keeps those)'
 )
 
 
@@ -346,8 +348,8 @@ def pipeline_rates(
     names: Mapping[torch.Tensor, str] | None = None,  # of the parameters
     step: int | None = None,  # steps made, if known
 ) -> list[float]:
-    """The learning rate of a PyKEEN pipeline's last step; `RunError` if it is not recorded, not the
-    same for all parameters, or was scheduled"""
+    """Return the learning rate of a PyKEEN pipeline's last step. Raises `RunError` if it is not
+    recorded, not the same for all parameters, or was scheduled."""
     if configuration.get('lr_scheduler'):
         raise RunError(
             f'the pipeline used the scheduler {configuration["lr_scheduler"]!r}: '
@@ -358,14 +360,15 @@ def pipeline_rates(
         rate = common_rate(optimizer.param_groups, names or {})
     if rate is None:
         raise RunError(
-            'the pipeline result does not say its learning rate: give learning_rates=[rate]'
+            'the pipeline result does not state its learning rate: give learning_rates=[rate]'
         )
     name, settings, _ = pipeline_optimizer(configuration, optimizer)
     return [rate_at(name, settings, number(rate, 'the learning rate'), step) if name else rate]
 
 # %% ../../nbs/runs/30_given.ipynb #21c28e7a
 def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
-    "Loop, sampler and loss weighter of a PyKEEN training loop, as `Run.from_model` takes them"
+    """Return loop, sampler and loss weighter of a PyKEEN training loop, as `Run.from_model`
+    takes them."""
     if loop.mode not in (None, 'training'):
         raise RunError(f'the training loop scored in mode {loop.mode!r}')
     weighter = dict(
@@ -383,14 +386,14 @@ def pipeline_loop(loop: TrainingLoop) -> dict[str, Any]:
     what = type(loop).__name__ + (' over relations' if getattr(loop, 'target', None) == 1 else '')
     raise RunError(
         f'{what} is neither the sLCWA loop nor the LCWA loop over tails or heads; '
-        'Run.from_model(model, training, learning_rates=[...]) is a run to be asked with another '
+        'Run.from_model(model, training, learning_rates=[...]) is a run to explain with another '
         'loss'
     )
 
 # %% ../../nbs/runs/30_given.ipynb #bf3662ba
 def pipeline_end(result: PipelineResult) -> tuple[int | None, dict[str, Any] | None]:
-    """The epoch that the weights of a PyKEEN pipeline are of, and how it was stopped early;
-    None: it was not"""
+    """Return the epoch that the weights of a PyKEEN pipeline are of, and how it was stopped early;
+    None: it was not."""
     stopper, last = result.stopper, len(result.losses)
     if not isinstance(stopper, EarlyStopper) or not stopper.stopped:
         return last, None
@@ -405,8 +408,8 @@ def pipeline_end(result: PipelineResult) -> tuple[int | None, dict[str, Any] | N
 
 
 def pipeline_kwargs(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """How a PyKEEN pipeline made its steps, as `train` takes it in `training_kwargs`; and the
-    names of its callbacks"""
+    """Return how a PyKEEN pipeline made its steps, as `train` takes it in `training_kwargs`; and
+    the names of its callbacks."""
     kwargs = {n: v for n in sorted(TRAINING_KWARGS) if (v := configuration.get(n)) is not None}
     given = configuration.get('callbacks') or []
     given = given if isinstance(given, (list, tuple)) else [given]
@@ -421,7 +424,7 @@ def last_measured(
     settings: Mapping[str, Any],  # of `train`
     evaluations: Sequence[Sequence[float]],  # rows of epoch and value
 ) -> dict[str, Any]:
-    "Return the last value of early stopping as `measured`; nothing if there is none"
+    "Return the last value of early stopping as `measured`; nothing if there is none."
     if not evaluations or not settings.get('early_stopping'):
         return {}
     (epoch, value), metric = evaluations[-1], settings['early_stopping']['stop_metric']
@@ -429,8 +432,8 @@ def last_measured(
 
 
 def pipeline_measured(result: PipelineResult) -> dict[str, Any]:
-    """Return what a PyKEEN pipeline measured of its model last, as `measured`: of its stopper, or
-    the mean reciprocal rank at its end; nothing if there is neither"""
+    """Return the last metric that a PyKEEN pipeline measured, as `measured`: from its stopper,
+    or the mean reciprocal rank at its end; nothing if there is neither."""
     stopper, (epoch, stopped) = result.stopper, pipeline_end(result)
     if isinstance(stopper, EarlyStopper) and stopper.results:
         metric = ranking_metric(stopper.metric)[0]
@@ -446,8 +449,8 @@ def pipeline_measured(result: PipelineResult) -> dict[str, Any]:
 
 # %% ../../nbs/runs/30_given.ipynb #dd98e588
 def steps_made(states: Iterable[Mapping[str, Any]]) -> int | None:
-    """Return the steps of an optimiser from its `states` of the parameters; None: unknown, or
-    not alike"""
+    """Return the steps of an optimiser from its `states` of the parameters; None if unknown, or
+    not alike."""
     steps = [s.get('step') for s in states]
     known = [
         isinstance(s, (int, float)) or isinstance(s, torch.Tensor) and s.numel() == 1 for s in steps
@@ -458,8 +461,8 @@ def steps_made(states: Iterable[Mapping[str, Any]]) -> int | None:
 def second_moments(
     optimizer: torch.optim.Optimizer | None, model: Model
 ) -> list[dict[str, torch.Tensor]] | None:
-    """`exp_avg_sq` by parameter name of an optimiser that is still there, as one checkpoint's;
-    None if it has none"""
+    """Return `exp_avg_sq` by parameter name of an optimiser that is still there, as one
+    checkpoint's; None if it has none."""
     state = optimizer.state if optimizer is not None else {}
     kept = {
         n: state[p]['exp_avg_sq'].detach().cpu()
@@ -472,7 +475,7 @@ def second_moments(
 def untrained(
     optimizer: torch.optim.Optimizer | None, names: Mapping[torch.Tensor, str]
 ) -> list[str]:
-    """The `names` of parameters that an optimiser does not hold, which so were not trained; none if
-    it is not there any more, or holds none of them"""
+    """Return the `names` of parameters that an optimiser does not hold, and which therefore were
+    not trained; none if it is not there any more, or holds none of them."""
     missing = not_held(optimizer.param_groups, names) if optimizer is not None else []
     return missing if len(missing) < sum(p.requires_grad for p in names) else []

@@ -31,7 +31,8 @@ from .settings import RunError
 def _others(
     path: Path | str | None, training: TriplesFactory, header: bool | None
 ) -> TriplesFactory | None:
-    "The triples of a file in the numbering of `training`; `ValueError` names file and line"
+    """Return the triples of a file in the numbering of `training`. Raises `ValueError`, which
+    names file and line."""
     if path is None:
         return None
     rows, first = read_numbered(Path(path), header)
@@ -51,7 +52,7 @@ _TRIED = 64  # triples
 
 
 def _tails(run: Run, pairs: torch.Tensor) -> list[torch.Tensor]:
-    "The tails that training has for each head and relation `[n, 2]`"
+    "Return the tails that training has for each head and relation `[n, 2]`."
     known, (heads, relations) = run.training.mapped_triples, pairs.T
     asked = torch.zeros(run.training.num_entities, dtype=torch.bool)
     asked[heads] = True
@@ -60,7 +61,8 @@ def _tails(run: Run, pairs: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _pairs(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    "Training triples `[n, 3]`, and the same with tails put at random that are not in training"
+    """Return training triples `[n, 3]`, and the same with tails put at random that are not in
+    training."""
     triples = run.training.mapped_triples
     with kept_rng():
         torch.manual_seed(0)
@@ -75,14 +77,14 @@ def _pairs(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def preferred(run: Run, model: Model) -> float:
-    """The share of pairs of a training triple and one with a random tail in which the training
-    triple scores higher; a tie counts half"""
+    """Return the share of pairs of a training triple and one with a random tail in which the
+    training triple scores higher; a tie counts half."""
     true, false = (model.score_hrt(x).flatten() for x in _pairs(run))
     return ((true > false).float() + (true == false).float() / 2).mean().item()
 
 # %% ../../nbs/runs/95_importing.ipynb #be39f595
 def _row_labels(run: Run, rows: torch.Tensor) -> torch.Tensor:
-    "For rows (head, relation) `[n, 2]`, which entities `[n, E]` are tails in training"
+    "Return which entities `[n, E]` are tails in training, for rows (head, relation) `[n, 2]`."
     labels = torch.zeros(len(rows), run.training.num_entities)
     for label, tails in zip(labels, _tails(run, rows)):
         label[tails] = 1.0
@@ -90,7 +92,7 @@ def _row_labels(run: Run, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _losses(loss: Loss, run: Run, model: Model) -> Iterator[tuple[str, float, float]]:
-    "Loops, each with the loss of training triples under it and that of chance"
+    "Yield loops, each with the loss of training triples under it and that of chance."
     true, false = _pairs(run)
     positive, negative = model.score_hrt(true), model.score_hrt(false)
     yield (
@@ -110,7 +112,8 @@ def _losses(loss: Loss, run: Run, model: Model) -> Iterator[tuple[str, float, fl
 
 @torch.no_grad()
 def tried_losses(run: Run, model: Model) -> dict[str, tuple[float, float]]:
-    "By loop: the loss of a few training triples, and that of chance; a loss may know one loop only"
+    """Return, by loop, the loss of a few training triples and the loss of chance; a loss may
+    support one loop only."""
     found = {}
     try:
         for loop, own, chance in _losses(run.loss.eval(), run, model):
@@ -121,7 +124,7 @@ def tried_losses(run: Run, model: Model) -> dict[str, tuple[float, float]]:
 
 # %% ../../nbs/runs/95_importing.ipynb #81f6ffa9
 def _recorded_loss(files: Sequence[Path]) -> float | None:
-    "The loss of the last epoch in a pipeline folder; None: there is none"
+    "Return the loss of the last epoch in a pipeline folder; None if there is none."
     path = files[0] / 'results.json'
     if not path.is_file():
         return None
@@ -132,7 +135,7 @@ def _recorded_loss(files: Sequence[Path]) -> float | None:
 
 
 def hints(run: Run, recorded: float | None = None) -> list[str]:
-    "What the weights of the last checkpoint say about how they were trained"
+    "Return hints in the weights of the last checkpoint about their training."
     model = run.model(-1, 'cpu')
     said, pairs = [], _pairs(run)
     share = preferred(run, model)
@@ -140,7 +143,7 @@ def hints(run: Run, recorded: float | None = None) -> list[str]:
     if share < 0.6:
         warnings.warn(
             f'only {share:.0%} of training triples score above ones with a random tail, which is '
-            'near chance: label maps, model or triples may not be those of these weights',
+            f'near chance: label maps, model or triples may belong to other weights',
             stacklevel=2,
         )
     for loop, (own, chance) in tried_losses(run, model).items():
@@ -160,17 +163,19 @@ def import_files(
     checkpoints: Path | str | Sequence[Path | str],  # files or folders of one model
     train: Path | str | None = None,  # training triples, TSV; None: those of a pipeline folder
     *,
-    out: Path | str,  # folder of the run; one that holds something is refused
+    out: Path | str,  # folder of the run; a folder with contents is rejected
     validation: Path | str | None = None,  # more triples, TSV
     testing: Path | str | None = None,
-    names: NamesGiven | None = None,  # what labels are called: a table, or what `Names` takes
+    # names of the labels: a table, or any form that `Names` accepts
+    names: NamesGiven | None = None,
     header: bool | None = None,
-    **told: Any,  # of model and training, as `open_files` takes it
+    **told: Any,  # settings of model and training, as for `open_files`
 ) -> Run:
     """Make a run folder of checkpoint files of other programs, and open it.
 
-    What neither a file nor the caller tells is marked in `Run.assumed`; the learning rate is never
-    assumed. Raises `ValueError` as `open_files` and `Run.save` do, and then leaves no folder."""
+    Settings found neither in a file nor in the arguments are listed in `Run.assumed`; the
+    learning rate is never assumed. Raises `ValueError` as `open_files` and `Run.save` do, and
+    then leaves no folder."""
     check_new(Path(out))
     run = open_files(checkpoints, train, header=header, **told)
     run = replace(

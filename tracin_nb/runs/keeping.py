@@ -33,13 +33,13 @@ from .settings import RunError, number
 
 # %% ../../nbs/runs/20_keeping.ipynb #bcd27af8
 def file_facts(path: Path) -> dict[str, Any]:
-    "Name, size in bytes and SHA-256 of a file"
+    "Return name, size in bytes and SHA-256 of a file."
     return dict(file=path.name, **entry(path))
 
 
 def write_torch(path: Path, save: Callable[[BinaryIO], None]) -> dict[str, Any]:
-    """Has `save` write a PyTorch file; returns its facts. PyTorch hides what the system said;
-    here it is an `OSError`"""
+    """Let `save` write a PyTorch file and return its facts. Raises `OSError` with the system's
+    message, which PyTorch hides."""
     with replacing(path) as p, open(p, 'wb') as file:
         try:
             save(file)
@@ -49,8 +49,8 @@ def write_torch(path: Path, save: Callable[[BinaryIO], None]) -> dict[str, Any]:
 
 # %% ../../nbs/runs/20_keeping.ipynb #f6cac115
 def verified(folder: Path, facts: Mapping[str, Any], content: bool = True) -> Path:
-    """The path of a file that is there, has the recorded size and, with `content`, the recorded
-    SHA-256; else `RunError`"""
+    """Return the path of a file that is there, has the recorded size and, with `content`, the
+    recorded SHA-256; else `RunError`."""
     path = folder / facts['file']
     if path.parent != folder:
         raise RunError(f'{facts["file"]!r} lies outside the run folder {folder}')
@@ -59,15 +59,13 @@ def verified(folder: Path, facts: Mapping[str, Any], content: bool = True) -> Pa
     if (size := path.stat().st_size) != facts['bytes']:
         raise RunError(f'{path} is damaged: it has {size} bytes, run.json says {facts["bytes"]}')
     if content and file_facts(path)['sha256'] != facts['sha256']:
-        raise RunError(
-            f'{path} is damaged or was exchanged: its SHA-256 is not the one in run.json'
-        )
+        raise RunError(f'{path} is damaged or was replaced: its SHA-256 differs from run.json')
     return path
 
 # %% ../../nbs/runs/20_keeping.ipynb #6784be1d
 def _read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """What a PyTorch file holds, read on the CPU without ever executing a pickle; `RunError` if
-    that cannot be done"""
+    """Return what a PyTorch file holds, read on the CPU without ever executing a pickle. Raises
+    `RunError` if that cannot be done."""
     if not Path(path).is_file():
         raise RunError(f'{path} is missing')
     try:
@@ -76,8 +74,8 @@ def _read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
         Exception
     ) as e:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged files
         raise RunError(
-            f'{path} is not a checkpoint of tensors: it is truncated, or it holds objects that '
-            'would have to be unpickled, which is never done'
+            f'{path} is not a checkpoint of tensors: it is truncated, or it contains objects that '
+            f'would need unpickling, which is never done'
         ) from e
     if not isinstance(content, dict):
         raise RunError(f'{path} holds a {type(content).__name__}, not a dictionary')
@@ -99,14 +97,14 @@ NESTED = (
 def _weights_in(
     content: Mapping[str, Any], source: Path | str, depth: int = 4
 ) -> Mapping[str, Any] | None:
-    "Return the state dictionary in a file: under a name in `NESTED`, or the whole; None: none"
+    "Return the state dictionary in a file: under a name in `NESTED`, or the whole; None: none."
     inner = {key: content[key] for key in NESTED if depth and isinstance(content.get(key), Mapping)}
     found = {key: w for key, part in inner.items() if (w := _weights_in(part, source, depth - 1))}
     if len(found) > 1 and not found.keys() & set(NESTED[:2]):
         names = ', '.join(map(repr, found))
         raise RunError(
-            f'{source} holds several state dictionaries, under {names}: keep the one that '
-            'is meant in a file of its own'
+            f'{source} holds several state dictionaries, under {names}: save the right one in a '
+            f'separate file'
         )
     if found:
         return next(iter(found.values()))
@@ -114,10 +112,11 @@ def _weights_in(
 
 # %% ../../nbs/runs/20_keeping.ipynb #4c22458a
 def state_in(content: Mapping[str, Any], source: Path | str) -> dict[str, torch.Tensor]:
-    "Return parameters and buffers in what a file holds, by the names in it; else raise `RunError`"
+    "Return parameters and buffers in what a file holds, by the names in it; else raise `RunError`."
     if 'state_dict' in content and content.get('version', 1) != 1:
         raise RunError(
-            f'{source} has checkpoint version {content["version"]!r}; this one reads version 1'
+            f'{source} has checkpoint version {content["version"]!r}; this version of tracin_nb '
+            f'reads version 1'
         )
     if not (state := _weights_in(content, source)):
         keys = ', '.join(map(str, list(content)[:8]))
@@ -132,13 +131,13 @@ def state_in(content: Mapping[str, Any], source: Path | str) -> dict[str, torch.
 
 
 def read_state(path: Path | str, mmap: bool = False) -> dict[str, torch.Tensor]:
-    "Return `state_in` of a file"
+    "Return `state_in` of a file."
     return state_in(_read_torch(Path(path), mmap), path)
 
 # %% ../../nbs/runs/20_keeping.ipynb #d51fb1d4
 def check_file_finite(path: Path, verify: Callable[[], Any]) -> None:
-    """Raises `RunError` if a checkpoint cannot be read or its weights are not finite; by
-    `verify`, if it is damaged"""
+    """Raise `RunError` if a checkpoint cannot be read or its weights are not finite; by
+    `verify`, if it is damaged."""
     try:
         found = unfit(read_state(path, mmap=True))
     except RunError:
@@ -151,13 +150,14 @@ def check_file_finite(path: Path, verify: Callable[[], Any]) -> None:
 
 # %% ../../nbs/runs/20_keeping.ipynb #92c510e0
 def save_optimizer(optimizer: torch.optim.Optimizer, model: Model, file: BinaryIO) -> None:
-    "Writes the optimiser's state, its parameters' names in its order, and the random states"
+    "Write the optimiser's state, its parameters' names in its order, and the random states."
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     torch.save(dict(**optimizer.state_dict(), parameters=names, rng=rng_state()), file)
 
 
 def read_saved(path: Path) -> dict[str, Any]:
-    "What `save_optimizer` wrote; `RunError` for anything else, and for numbers that are not finite"
+    """Return what `save_optimizer` wrote. Raises `RunError` for anything else, and for numbers
+    that are not finite."""
     saved = _read_torch(path)
     for key, kind in dict(state=dict, parameters=list, rng=dict).items():
         if not isinstance(saved.get(key), kind):
@@ -181,13 +181,13 @@ def read_saved(path: Path) -> dict[str, Any]:
 def read_checkpoint(
     folder: Path, rows: Sequence[Mapping[str, Any]], k: int
 ) -> dict[str, torch.Tensor]:
-    "Parameters and buffers of checkpoint `k` of a run folder, on the CPU"
+    "Return the parameters and buffers of checkpoint `k` of a run folder, on the CPU."
     return read_state(verified(folder, rows[k]['model']))
 
 
 def read_optimizer(folder: Path, rows: Sequence[Mapping[str, Any]], k: int) -> dict[str, dict]:
-    """The optimiser's state at checkpoint `k` by parameter name; parameters that never had a
-    gradient are not in it"""
+    """Return the optimiser's state at checkpoint `k` by parameter name; parameters that never had a
+    gradient are not in it."""
     saved = read_saved(verified(folder, rows[k]['optimizer']))
     return {
         name: saved['state'][i] for i, name in enumerate(saved['parameters']) if i in saved['state']
@@ -195,7 +195,7 @@ def read_optimizer(folder: Path, rows: Sequence[Mapping[str, Any]], k: int) -> d
 
 # %% ../../nbs/runs/20_keeping.ipynb #371aff4c
 def _write_labels(path: Path, labels: Mapping[str, int]) -> dict[str, Any]:
-    "Writes `label<TAB>index` lines in the order of the index; returns the file's facts"
+    "Write `label<TAB>index` lines in the order of the index; returns the file's facts."
     with replacing(path) as p:
         p.write_bytes(
             ''.join(f'{n}\t{i}\n' for n, i in sorted(labels.items(), key=lambda x: x[1])).encode()
@@ -204,7 +204,7 @@ def _write_labels(path: Path, labels: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _read_labels(path: Path) -> dict[str, int]:
-    "Reads what `_write_labels` wrote"
+    "Read what `_write_labels` wrote."
     try:
         lines = path.read_bytes().decode().split('\n')[:-1]
         parts = [line.rpartition('\t') for line in lines]
@@ -217,7 +217,7 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 # %% ../../nbs/runs/20_keeping.ipynb #6dfae067
 def check_labels(factory: CoreTriplesFactory) -> None:
-    "Raises `RunError` unless `factory` has labels, each on one line"
+    "Raise `RunError` unless `factory` has labels, each on one line."
     if not isinstance(factory, TriplesFactory):
         raise RunError('the training triples have no labels')
     for label in (
@@ -230,7 +230,7 @@ def check_labels(factory: CoreTriplesFactory) -> None:
 
 # %% ../../nbs/runs/20_keeping.ipynb #43938544
 def write_names(folder: Path, names: Names | None) -> dict[str, Any]:
-    "Writes `names.tsv` if there are names; returns the facts of the file"
+    "Write `names.tsv` if there are names; returns the facts of the file."
     if names is None:
         return {}
     with replacing(path := folder / 'names.tsv') as p:
@@ -239,7 +239,7 @@ def write_names(folder: Path, names: Names | None) -> dict[str, Any]:
 
 
 def read_kept_names(path: Path) -> Names:
-    "Reads what `write_names` wrote"
+    "Read what `write_names` wrote."
     try:
         return names_of_text(path.read_bytes().decode())
     except ValueError as e:
@@ -247,7 +247,7 @@ def read_kept_names(path: Path) -> Names:
 
 # %% ../../nbs/runs/20_keeping.ipynb #4b323b6b
 def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    "Writes label maps, triples, literals and names of `dataset`; returns the facts of the files"
+    "Write label maps, triples, literals and names of `dataset`; returns the facts of the files."
     parts = dict(training=dataset.training, validation=dataset.validation, testing=dataset.testing)
     tensors = {n: f.mapped_triples.cpu().contiguous() for n, f in parts.items() if f is not None}
     maps = {n: getattr(dataset.training, n) for n in ('entity_to_id', 'relation_to_id')}
@@ -266,8 +266,8 @@ def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
 def _read_literals(
     paths: Mapping[str, Path], literals: torch.Tensor | None, entities: int
 ) -> dict[str, Any]:
-    """The `literals` `[entities, n]` and their names, as PyKEEN's factory takes them; nothing if
-    there are none"""
+    """Return the `literals` `[entities, n]` and their names, as PyKEEN's factory takes them;
+    nothing if there are none."""
     if literals is None and 'literal_to_id' not in paths:
         return {}
     names = _read_labels(paths['literal_to_id']) if 'literal_to_id' in paths else {}
@@ -280,7 +280,8 @@ def _read_literals(
 
 
 def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str, TriplesFactory]:
-    "The factories (training, and validation and testing if there were any) that `write_data` wrote"
+    """Return the factories (training, and validation and testing if there were any) that
+    `write_data` wrote."""
     paths = {n: verified(folder, facts) for n, facts in files.items()}
     maps = {n: _read_labels(paths[n]) for n in ('entity_to_id', 'relation_to_id')}
     try:
@@ -304,7 +305,7 @@ def read_data(folder: Path, files: Mapping[str, Any], inverse: bool) -> dict[str
 
 # %% ../../nbs/runs/20_keeping.ipynb #5dca543f
 def seal(fingerprint: str, files: Mapping[str, Any]) -> str:
-    "SHA-256 over a fingerprint of triples and the checksums of the files that hold them"
+    "Return SHA-256 over a fingerprint of triples and the checksums of the files that hold them."
     sums = [files[n]['sha256'] for n in ('triples', 'entity_to_id', 'relation_to_id')]
     return hashlib.sha256(' '.join([fingerprint, *sums]).encode()).hexdigest()
 
@@ -313,7 +314,7 @@ _FORMAT = dict(format='tracin_nb run', version=1)
 
 
 def start_facts(settings: Mapping[str, Any], training: CoreTriplesFactory) -> dict[str, Any]:
-    "What `run.json` says before the first checkpoint"
+    "Return the contents of `run.json` before the first checkpoint."
     packages = {n: importlib.metadata.version(n) for n in ('tracin_nb', 'pykeen', 'torch')}
     dataset = dict(
         fingerprint=triples_fingerprint(training),
@@ -341,7 +342,7 @@ def start_facts(settings: Mapping[str, Any], training: CoreTriplesFactory) -> di
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    "Write `run.json` in one piece"
+    "Write `run.json` in one piece."
     with replacing(folder / 'run.json') as draft:
         write_json(facts, draft, indent=1)
 
@@ -350,7 +351,7 @@ _FILE = dict(file=str, bytes=int, sha256=str)
 
 
 def _check_keys(content: Any, want: Mapping[str, Any], where: str) -> None:
-    "Raises `RunError` unless `content` is a dictionary with the keys of `want`, each of its type"
+    "Raise `RunError` unless `content` is a dictionary with the keys of `want`, each of its type."
     if not isinstance(content, dict):
         raise RunError(f'{where} is not a dictionary')
     for key, kind in want.items():
@@ -379,12 +380,12 @@ _STOPPED = dict(epoch=int, best_epoch=(int, type(None)), why=str)
 
 
 def _check_rows(rows: Sequence[Any], where: str, saved: bool = False) -> None:
-    """Raises `RunError` unless `rows` is a table of checkpoints in the order of their epochs, which
-    may be unknown if they are of a `saved` run"""
+    """Raise `RunError` unless `rows` is a table of checkpoints in the order of their epochs, which
+    may be unknown if they are of a `saved` run."""
     if not rows:
         raise RunError(
-            f'{where} lists no checkpoint: training was interrupted before the first one; the same '
-            'command, or train(...) with the same out, begins it again'
+            f'{where} lists no checkpoint: training was interrupted before the first one; the '
+            f'same command, or train(...) with the same out, restarts it'
         )
     for i, row in enumerate(rows):
         place = f'{where}: checkpoints[{i}]'
@@ -405,7 +406,7 @@ def _check_rows(rows: Sequence[Any], where: str, saved: bool = False) -> None:
 
 
 def _check_optimizer(settings: Mapping[str, Any], where: str) -> None:
-    "Raises `RunError` naming a setting of the optimiser that is not finite"
+    "Raise `RunError` naming a setting of the optimiser that is not finite."
     for name, value in settings.items():
         for x in value if isinstance(value, list) else [value]:
             if isinstance(x, float) and not math.isfinite(x):
@@ -413,7 +414,7 @@ def _check_optimizer(settings: Mapping[str, Any], where: str) -> None:
 
 
 def _check_stopping(facts: Mapping[str, Any], where: str) -> None:
-    "Raises `RunError` unless the evaluations, and the stop if there was one, fit the checkpoints"
+    "Raise `RunError` unless the evaluations, and the stop if there was one, fit the checkpoints."
     rows, last = facts['evaluations'], facts['checkpoints'][-1]['epoch']
     pairs = isinstance(rows, list) and all(
         isinstance(r, list) and list(map(type, r)) == [int, float] for r in rows
@@ -493,12 +494,13 @@ _LATER: dict[str, Any] = dict(
 
 
 def is_saved(facts: Mapping[str, Any]) -> bool:
-    "Is a run folder one that `Run.save` wrote, of which less is known than of one of `train`?"
+    "Return whether `Run.save` wrote a run folder; it records less than `train` does."
     return facts.get('origin') == 'saved'
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    "The folders seed-0, seed-1, ... of runs in a folder that `train_seeds` wrote, in this order"
+    """Return the folders seed-0, seed-1, ... of runs in a folder that `train_seeds` wrote, in
+    this order."""
     found = {
         int(p.parent.name[5:]): p.parent
         for p in folder.glob('seed-*/run.json')
@@ -508,14 +510,15 @@ def seed_folders(folder: Path) -> list[Path]:
 
 
 def _json_in(folder: Path) -> Any:
-    "Return what `run.json` of a run folder holds; `RunError` if there is none, or no JSON in it"
+    """Return what `run.json` of a run folder holds. Raises `RunError` if there is none, or no
+    JSON in it."""
     path = folder / 'run.json'
     if not folder.is_dir():
         raise RunError(f'{folder} is not a folder')
     if not path.is_file() and (seeds := seed_folders(folder)):
         raise RunError(
-            f'{folder} holds the runs of {len(seeds)} seeds, and one is needed here: give one of '
-            f'them, such as {seeds[0]}'
+            f'{folder} holds the runs of {len(seeds)} seeds, but one run is needed here: give one '
+            f'of them, such as {seeds[0]}'
         )
     if not path.is_file():
         raise RunError(
@@ -529,8 +532,8 @@ def _json_in(folder: Path) -> Any:
 
 
 def read_facts(folder: Path, begun: bool = False) -> dict[str, Any]:
-    """`run.json` of a run folder, checked key by key, `begun` without checkpoints; `RunError`
-    says what is missing"""
+    """Return `run.json` of a run folder, checked key by key, `begun` without checkpoints. Raises
+    `RunError`, which says what is missing."""
     path, facts = folder / 'run.json', _json_in(folder)
     _check_keys(facts, _FACTS, str(path))
     if {k: facts[k] for k in _FORMAT} != _FORMAT:
@@ -560,6 +563,6 @@ def read_facts(folder: Path, begun: bool = False) -> dict[str, Any]:
 
 # %% ../../nbs/runs/20_keeping.ipynb #9d2336f1
 def finished(facts: Mapping[str, Any]) -> bool:
-    "Is the last checkpoint of the run kept?"
+    "Return whether the last checkpoint of the run is stored."
     kept = facts['settings'].get('keep', ())  # a saved run has no epochs to come
     return bool(facts['stopped']) or len(facts['checkpoints']) >= len(kept)

@@ -57,8 +57,8 @@ from .settings import RunError, build_weighter, clipping_callbacks, ranking_metr
 def why_stop(
     asked: Mapping[str, Any], evaluations: Sequence[Sequence[float]]
 ) -> dict[str, Any] | None:
-    """Why training stops after `evaluations`, rows of epoch and value of the metric, as `asked`;
-    None: it goes on"""
+    """Return why training stops after `evaluations`, rows of epoch and value of the metric, as
+    `asked`; None if it continues."""
     name, metric = ranking_metric(asked['stop_metric'])
     logic = EarlyStoppingLogic(
         asked['patience'], asked['stop_delta'], larger_is_better=metric.increasing
@@ -79,8 +79,8 @@ def why_stop(
 
 # %% ../../nbs/runs/50_loop.ipynb #46596f8b
 def _validation_value(model: Model, dataset: Dataset, metric: str) -> float:
-    """PyKEEN's filtered ranking `metric` on the validation triples; model and random states stay
-    as they were"""
+    """Return PyKEEN's filtered ranking `metric` on the validation triples; model and random
+    states stay as they were."""
     was_training, triples = model.training, dataset.validation.mapped_triples
     evaluator = RankBasedEvaluator(
         metrics=[ranking_metric(metric)[1]],
@@ -101,7 +101,7 @@ def _validation_value(model: Model, dataset: Dataset, metric: str) -> float:
 
 # %% ../../nbs/runs/50_loop.ipynb #b8c45a36
 def _check_diverged(model: Model, epoch: int) -> None:
-    "Raises `RunError` if training diverged in the epochs up to `epoch`"
+    "Raise `RunError` if training diverged in the epochs up to `epoch`."
     if found := unfit(model.state_dict()):
         raise RunError(
             f'training diverged: after epoch {epoch} {found}; a smaller learning rate may help'
@@ -109,14 +109,15 @@ def _check_diverged(model: Model, epoch: int) -> None:
 
 # %% ../../nbs/runs/50_loop.ipynb #fd3a68b5
 def _rate_now(settings: Mapping[str, Any], optimizer: torch.optim.Optimizer, step: int) -> float:
-    "The learning rate in force at `step`, the last one made by the `optimizer` of a training"
+    """Return the learning rate in force at `step`, the last one made by the `optimizer` of a
+    training."""
     group = optimizer.param_groups[0]
     return rate_at(settings['optimizer'], group, group['lr'], step)
 
 
 class KeepCheckpoints(TrainingCallback):
     """Keeps the model, learning rate, steps, optimiser, random states, settings and data of a
-    training"""
+    training."""
 
     def __init__(
         self,
@@ -131,12 +132,15 @@ class KeepCheckpoints(TrainingCallback):
         self.began: float | None = None
 
     def pre_batch(self, **kwargs: Any) -> None:
+        "Note when the first step begins."
         self.began = time.perf_counter() if self.began is None else self.began
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        "Count the step."
         self.step += 1
 
     def post_epoch(self, epoch: int, epoch_loss: float, **kwargs: Any) -> None:
+        "Evaluate, and keep the epoch if it is due."
         self.evaluate(epoch)
         if self.facts['stopped']:
             self.training_loop._should_stop = True
@@ -145,8 +149,8 @@ class KeepCheckpoints(TrainingCallback):
         self.keep(epoch)
 
     def evaluate(self, epoch: int) -> None:
-        """Evaluates after `epoch` if early stopping asks for it, and notes if training is to stop
-        before its last epoch"""
+        """Evaluate after `epoch` if early stopping asks for it, and notes if training is to stop
+        before its last epoch."""
         settings, rows = self.facts['settings'], self.facts['evaluations']
         asked = settings['early_stopping']
         if asked is None or epoch % asked['evaluate_every'] or epoch == settings['epochs']:
@@ -156,18 +160,18 @@ class KeepCheckpoints(TrainingCallback):
         self.facts['stopped'] = why_stop(asked, rows)
 
     def seconds(self) -> dict[str, float]:
-        "Return the seconds that the training took so far, interruptions left out, if known"
+        "Return the seconds that the training took so far, interruptions left out, if known."
         if self.spent is None or self.began is None:
             return {}
         return dict(seconds=round(self.spent + time.perf_counter() - self.began, 3))
 
     def rate(self) -> float:
-        "Return the learning rate in force at the last step"
+        "Return the learning rate in force at the last step."
         return _rate_now(self.facts['settings'], self.optimizer, self.step)
 
     def keep(self, epoch: int, rate: float | None = None) -> None:
-        """Writes the checkpoint of `epoch`, trained at `rate` (None: that of now), and then says so
-        in `run.json`; `RunError` if training diverged"""
+        """Write the checkpoint of `epoch`, trained at `rate` (None: that of now), and then says so
+        in `run.json`. Raises `RunError` if training diverged."""
         _check_diverged(self.model, epoch)
         probe = probe_scores(self.model, self.dataset.training.mapped_triples[:8])
         check_scored(probe, f'training diverged: after epoch {epoch}')
@@ -191,16 +195,16 @@ class KeepCheckpoints(TrainingCallback):
 
 # %% ../../nbs/runs/50_loop.ipynb #63395752
 def _touch_state(loop: TrainingLoop) -> None:
-    """Makes an entry in the optimiser's state: PyKEEN continues only where it is not empty, and
-    plain SGD's always is"""
+    """Make an entry in the optimiser's state: PyKEEN continues only where it is not empty, and
+    plain SGD's always is."""
     loop.optimizer.state[next(iter(loop.model.get_grad_params()))]
 
 
 def build_loop(
     settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory
 ) -> TrainingLoop:
-    """PyKEEN's training loop with optimiser, scheduler and sampler of `settings`, ready to run
-    from epoch 1"""
+    """Return PyKEEN's training loop with optimiser, scheduler and sampler of `settings`, ready
+    to run from epoch 1."""
     sampler = {n: settings[n] for n in ('negative_sampler', 'negative_sampler_kwargs')}
     cls, more = (
         (SLCWATrainingLoop, sampler) if settings['loop'] == 'slcwa' else (LCWATrainingLoop, {})
@@ -226,7 +230,8 @@ def build_loop(
 def _autocast_scores(
     model: Model, score: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    "What `score`, a method of `model`, gives: in training mode under bf16 autocast, as float32"
+    """Return what `score`, a method of `model`, gives: in training mode under bf16 autocast, as
+    float32."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.training):
         scores = score(*args, **kwargs)
     return scores.float()
@@ -234,8 +239,8 @@ def _autocast_scores(
 
 @torch.no_grad()
 def _check_autocast(model: Model, score: Callable[..., torch.Tensor], batch: torch.Tensor) -> None:
-    """Raises `RunError` unless bf16 autocast is to be had on the model's device and changes the
-    scores of `batch`"""
+    """Raise `RunError` unless bf16 autocast is available on the model's device and changes the
+    scores of `batch`."""
     was_training, kind = model.training, model.device.type
     scores = []
     try:
@@ -245,7 +250,7 @@ def _check_autocast(model: Model, score: Callable[..., torch.Tensor], batch: tor
             forget_representations(model)
     except (RuntimeError, NotImplementedError) as e:
         raise RunError(
-            f"precision='bf16' is not to be had for {type(model).__name__} on {model.device}: {e}"
+            f"precision='bf16' is not available for {type(model).__name__} on {model.device}: {e}"
         ) from e
     finally:
         model.train(was_training)
@@ -257,8 +262,8 @@ def _check_autocast(model: Model, score: Callable[..., torch.Tensor], batch: tor
 
 
 def use_bf16(model: Model, loop: str, triples: torch.Tensor) -> None:
-    """Makes `model` score in bfloat16 while it is trained; a few `triples` `[B, 3]` serve to see
-    that it does"""
+    """Make `model` score in bfloat16 while it is trained; a few `triples` `[B, 3]` serve to see
+    that it does."""
     name, batch = ('score_hrt', triples[:8]) if loop == 'slcwa' else ('score_t', triples[:2, :2])
     score = getattr(model, name)
     _check_autocast(model.eval(), score, batch.to(model.device))
@@ -268,8 +273,7 @@ def use_bf16(model: Model, loop: str, triples: torch.Tensor) -> None:
 # %% ../../nbs/runs/50_loop.ipynb #4b5339cf
 @contextmanager
 def little_garbage() -> Iterator[None]:
-    """What is in memory now is no garbage: a collection after every epoch, as PyKEEN makes it,
-    need not look at it again"""
+    """Exempt objects in memory from garbage collection, which PyKEEN runs after every epoch."""
     gc.freeze()
     try:
         yield
@@ -287,7 +291,7 @@ def train_epochs(
     progress: bool,
 ) -> None:
     """PyKEEN's training up to `epochs`, quiet about what PyKEEN does to PyTorch's schedulers;
-    raises whatever PyKEEN raises"""
+    raises whatever PyKEEN raises."""
     kwargs, clipping = clipping_callbacks(settings['training_kwargs'])
     with warnings.catch_warnings(), little_garbage():
         warnings.filterwarnings('ignore', message='.*epoch parameter in `scheduler.step.*')
@@ -315,7 +319,7 @@ def run_loop(
     progress: bool,
     watching: Sequence[TrainingCallback] = (),  # further callbacks
 ) -> None:
-    "PyKEEN's training with all `settings`, its refusals as `RunError`"
+    "PyKEEN's training with all `settings`, its refusals as `RunError`."
     what = (
         dataset.training,
         settings,
@@ -338,10 +342,10 @@ def run_loop(
 
 # %% ../../nbs/runs/50_loop.ipynb #2c387421
 class KeepNothing(KeepCheckpoints):
-    "Evaluates, stops and refuses as `KeepCheckpoints`, and writes no file"
+    "Evaluates, stops and refuses as `KeepCheckpoints`, and writes no file."
 
     def keep(self, epoch: int, rate: float | None = None) -> None:
-        "`RunError` if training diverged"
+        "`RunError` if training diverged."
         _check_diverged(self.model, epoch)
 
 # %% ../../nbs/runs/50_loop.ipynb #4dd8387a
@@ -349,7 +353,7 @@ def batch_without(
     batch: Mapping[str, torch.Tensor],  # of PyKEEN's loops
     triples: torch.Tensor,  # `[n, 3]`, the model's own ids
 ) -> Mapping[str, torch.Tensor] | None:
-    "The batch with `triples` taken out; None: nothing is left of it"
+    "Return the batch with `triples` taken out; None if nothing is left of it."
     if 'pairs' in batch:
         row, which = (batch['pairs'][:, None] == triples[None, :, :2]).all(-1).nonzero().T
         target = batch['target'].clone()
@@ -374,7 +378,7 @@ def lacking(
 
 
 class LoaderWithout:
-    "PyKEEN's batches, in their order and with their negatives, with some triples taken out"
+    "PyKEEN's batches, in their order and with their negatives, with some triples taken out."
 
     def __init__(self, loader: Iterable[Mapping[str, torch.Tensor]], triples: torch.Tensor):
         self.loader, self.triples = loader, triples
@@ -397,7 +401,7 @@ def own_ids(triples: torch.Tensor, inverse: bool) -> torch.Tensor:
 
 
 def leave_out(loop: TrainingLoop, triples: torch.Tensor, inverse: bool) -> None:
-    "Makes `loop` take `triples` `[n, 3]`, and their inverses if it has them, out of its batches"
+    "Make `loop` take `triples` `[n, 3]`, and their inverses if it has them, out of its batches."
     own, made = own_ids(triples, inverse), loop._create_training_data_loader
     loader = lambda *args, **kwargs: LoaderWithout(made(*args, **kwargs), own)
     loop._create_training_data_loader = loader
@@ -406,8 +410,8 @@ def leave_out(loop: TrainingLoop, triples: torch.Tensor, inverse: bool) -> None:
 def _replay_scheduler(
     loop: TrainingLoop, settings: Mapping[str, Any], row: Mapping[str, Any]
 ) -> None:
-    """Steps the scheduler through the epochs up to a checkpoint's `row`; `RunError` if the rate is
-    not the one in it"""
+    """Step the scheduler through the epochs up to a checkpoint's `row`. Raises `RunError` if the
+    rate is not the one in it."""
     epoch = row['epoch']
     for e in range(1, epoch + 1):
         now = _rate_now(settings, loop.optimizer, row['step']) if e == epoch else None
@@ -421,7 +425,7 @@ def _replay_scheduler(
 
 # %% ../../nbs/runs/50_loop.ipynb #bfa1d9ee
 def restore(loop: TrainingLoop, folder: Path, facts: Mapping[str, Any]) -> None:
-    "Puts `loop` and the random states where they were at the end of the last kept epoch"
+    "Put `loop` and the random states where they were at the end of the last kept epoch."
     row = facts['checkpoints'][-1]
     load_strictly(loop.model, read_state(path := verified(folder, row['model'])), str(path))
     saved = read_saved(verified(folder, row['optimizer']))

@@ -33,8 +33,8 @@ from .settings import RunError, too_large
 
 # %% ../../nbs/runs/10_models.ipynb #b59c150c
 def rng_state() -> dict[str, Any]:
-    """The random states of PyTorch, CUDA, NumPy and Python, in a form that
-    `torch.load(weights_only=True)` gives back"""
+    """Return the random states of PyTorch, CUDA, NumPy and Python, in a form that
+    `torch.load(weights_only=True)` gives back."""
     kind, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return dict(
@@ -46,7 +46,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    "Sets what `rng_state` gave; CUDA states only for the devices that are there"
+    "Set what `rng_state` gave; CUDA states only for the devices that are there."
     torch.set_rng_state(state['torch'])
     for device, cuda in zip(range(torch.cuda.device_count()), state['cuda']):
         torch.cuda.set_rng_state(cuda, device)
@@ -58,7 +58,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 # %% ../../nbs/runs/10_models.ipynb #02ebeea7
 @contextmanager
 def kept_rng() -> Iterator[None]:
-    "Gives the random states back as they were"
+    "Give the random states back as they were."
     state = rng_state()
     try:
         yield
@@ -67,7 +67,7 @@ def kept_rng() -> Iterator[None]:
 
 # %% ../../nbs/runs/10_models.ipynb #ba92015e
 def state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    "SHA-256 over names, types, shapes and values of a model's parameters and buffers"
+    "Return SHA-256 over names, types, shapes and values of a model's parameters and buffers."
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f'{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0'.encode())
@@ -79,7 +79,7 @@ def state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 # %% ../../nbs/runs/10_models.ipynb #f6a23814
 class _Room(TorchFunctionMode):
     """Of new tensors that are more than `most` bytes, alone or with the model's others, only the
-    shapes are made"""
+    shapes are made."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Room(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def size(self, func: Callable, args: tuple, kwargs: Mapping[str, Any]) -> int:
-        "Bytes of what `func` would make"
+        "Return the bytes of what `func` would make."
         try:
             return func(*args, **{**kwargs, 'device': 'meta'}).nbytes
         except RuntimeError as e:
@@ -108,7 +108,7 @@ class _Room(TorchFunctionMode):
 
 # %% ../../nbs/runs/10_models.ipynb #72ad721e
 def build_model(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Model:
-    "The model that `settings` describe, newly initialised, on the CPU"
+    "Return the model that `settings` describe, newly initialised, on the CPU."
     what = f'model {settings["model"]!r} with model_kwargs={settings["model_kwargs"]}'
     with kept_rng(), _Room(machine_memory()) as room:
         set_random_seed(settings['seed'])
@@ -135,7 +135,7 @@ def build_model(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Mo
 # %% ../../nbs/runs/10_models.ipynb #9220fd82
 @contextmanager
 def log_silenced(name: str) -> Iterator[None]:
-    "The log of that `name`, of a package, is kept back"
+    "Silence the logger `name` of a package."
     log = logging.getLogger(name)
     before = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -147,36 +147,38 @@ def log_silenced(name: str) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    "PyKEEN's log and all warnings are kept back"
+    "Silence PyKEEN's log and all warnings."
     with log_silenced('pykeen'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
 
 
 def rebuild_model(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Model:
-    "The model that `settings` describe, to be filled with weights; PyKEEN says nothing of it"
+    """Return the model that `settings` describe, to be filled with weights; PyKEEN says nothing
+    of it."""
     with silenced():
         return build_model(settings, training)
 
 # %% ../../nbs/runs/10_models.ipynb #2af9ee22
 def _is_low(t: torch.Tensor) -> bool:
-    "Return whether each number of `t` has fewer bits than a float32"
+    "Return whether each number of `t` has fewer bits than a float32."
     return t.dtype == torch.complex32 or t.is_floating_point() and t.element_size() < 4
 
 
 def wide_type(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    "Return what a model with these weights is computed in: float64 if some are, else float32"
+    """Return the type that a model with these weights is computed in: float64 if some are, else
+    float32."""
     double = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
     return torch.float64 if double else torch.float32
 
 
 def widened(t: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    "Return the numbers of a 16-bit `t` in the type `wide`, exactly; any other `t` itself"
+    "Return the numbers of a 16-bit `t` in the type `wide`, exactly; any other `t` itself."
     return t.to(wide.to_complex() if t.is_complex() else wide) if _is_low(t) else t
 
 # %% ../../nbs/runs/10_models.ipynb #30ffb3fd
 def widen(model: Model) -> Model:
-    "Return `model`, its 16-bit tensors in the type that it is computed in"
+    "Return `model`, its 16-bit tensors in the type that it is computed in."
     wide = wide_type(model.parameters())
     model._apply(lambda t: widened(t, wide))
     for module in model.modules():
@@ -187,7 +189,7 @@ def widen(model: Model) -> Model:
 
 
 def low_weights(state: Mapping[str, torch.Tensor]) -> str | None:
-    "Return what a result says of weights that are kept in 16 bits; None: there are none"
+    "Return the note of a result on weights stored in 16 bits; None if there are none."
     numbers = [t for t in state.values() if t.is_floating_point() or t.is_complex()]
     low = [t for t in numbers if _is_low(t)]
     if not low:
@@ -200,7 +202,7 @@ def low_weights(state: Mapping[str, torch.Tensor]) -> str | None:
 def state_differences(
     want: Mapping[str, torch.Tensor], have: Mapping[str, torch.Tensor]
 ) -> list[str]:
-    "How state `have` differs from a model's own `want` in names, shapes and types"
+    "Return how state `have` differs from a model's own `want` in names, shapes and types."
     found = [f'{n!r} is missing' for n in want.keys() - have.keys()]
     found += [f'{n!r} is unknown to the model' for n in have.keys() - want.keys()]
     for name in want.keys() & have.keys():
@@ -213,8 +215,8 @@ def state_differences(
 
 
 def load_strictly(model: Model, state: Mapping[str, torch.Tensor], source: str) -> Model:
-    """`model` with the parameters and buffers of `state`; `RunError` naming `source` and what
-    does not fit"""
+    """Return `model` with the parameters and buffers of `state`. Raises `RunError` naming
+    `source` and what does not fit."""
     want, wide = model.state_dict(), wide_type(model.parameters())
     types = {n: t.dtype.to_real() for n, t in want.items()}
     state = {n: widened(t, types.get(n, wide)) for n, t in state.items()}
@@ -229,7 +231,7 @@ def load_strictly(model: Model, state: Mapping[str, torch.Tensor], source: str) 
 
 # %% ../../nbs/runs/10_models.ipynb #493c60de
 def forget_representations(model: Model) -> None:
-    "Clears the representations that message-passing models keep from their last forward pass"
+    "Clear the representations that message-passing models keep from their last forward pass."
     for module in model.modules():
         for name in ('enriched_embeddings', 'enriched_representations'):
             if getattr(module, name, None) is not None:
@@ -237,14 +239,14 @@ def forget_representations(model: Model) -> None:
 
 # %% ../../nbs/runs/10_models.ipynb #4e9d1fb5
 def _mode_of(model: Model) -> Literal['training'] | None:
-    "Return the graph on which an inductive model is trained; None for every other model"
+    "Return the graph on which an inductive model is trained; None for every other model."
     return 'training' if isinstance(model, InductiveERModel) else None
 
 
 @torch.no_grad()
 def probe_scores(model: Model, triples: torch.Tensor) -> list[float]:
-    """Scores of a few `triples` `[B, 3]` in eval mode; the model stays as it was, and no random
-    number is drawn"""
+    """Return the scores of a few `triples` `[B, 3]` in eval mode; the model stays as it was, and
+    no random number is drawn."""
     was_training = model.training
     with kept_rng():
         scores = model.eval().score_hrt(triples.to(model.device), mode=_mode_of(model))
@@ -254,8 +256,8 @@ def probe_scores(model: Model, triples: torch.Tensor) -> list[float]:
 
 # %% ../../nbs/runs/10_models.ipynb #fe07b55a
 def check_probe(model: Model, triples: torch.Tensor, kept: Sequence[float], source: str) -> None:
-    """Raises `RunError` unless the rebuilt `model` gives the `kept` scores, up to the rounding
-    of another device"""
+    """Raise `RunError` unless the rebuilt `model` gives the `kept` scores, up to the rounding
+    of another device."""
     if len(kept) != len(triples) or not all(isinstance(x, float) for x in kept):
         raise RunError(
             f'{source}: the probe in run.json is not one number for each of {len(triples)} triples'
@@ -265,14 +267,14 @@ def check_probe(model: Model, triples: torch.Tensor, kept: Sequence[float], sour
     if not torch.allclose(now, then, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
         raise RunError(
             f'{source}: the rebuilt model scores the first training triples {now.tolist()}, in '
-            f'training it was {then.tolist()}; its structure is not the one that was trained '
+            f'training it was {then.tolist()}; its structure differs from the trained one '
             '(other versions of PyKEEN or PyTorch?)'
         )
 
 # %% ../../nbs/runs/10_models.ipynb #d4e016f2
 def unfit(state: Mapping[str, torch.Tensor], squares: bool = True) -> str | None:
-    """The first tensor of `state` with a number that is not finite, or with `squares` has no
-    finite square; None: none"""
+    """Return the first tensor of `state` with a number that is not finite, or with `squares` has no
+    finite square; None: none."""
     for name, tensor in state.items():
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor)
@@ -292,13 +294,13 @@ def unfit(state: Mapping[str, torch.Tensor], squares: bool = True) -> str | None
 
 # %% ../../nbs/runs/10_models.ipynb #d0e67c58
 def check_scored(scores: Iterable[float], where: str) -> None:
-    "Raises `RunError` unless all `scores` are finite"
+    "Raise `RunError` unless all `scores` are finite."
     if bad := [s for s in scores if not math.isfinite(s)]:
         raise RunError(f'{where} the model scores its first training triples {bad[0]}')
 
 
 def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
-    "Raise `RunError` naming `source`, parameter and place if a number of `state` is not finite"
+    "Raise `RunError` naming `source`, parameter and place if a number of `state` is not finite."
     for name, t in state.items():
         if _is_low(t):
             t = t.to(torch.complex64 if t.is_complex() else torch.float32)
@@ -315,7 +317,7 @@ _LARGE = 1e9  # weights below do not overflow
 
 
 def _largest(state: Mapping[str, torch.Tensor]) -> tuple[float, str]:
-    "Return the largest number in a `state`, in size, and the name of what holds it"
+    "Return the largest number in a `state`, in size, and the name of what holds it."
     sizes = [
         (t.abs().max().item(), n)
         for n, t in state.items()
@@ -326,7 +328,7 @@ def _largest(state: Mapping[str, torch.Tensor]) -> tuple[float, str]:
 
 @torch.enable_grad()
 def _overflows(model: Model, triples: torch.Tensor) -> bool:
-    "Return whether scores, or squared gradients, of `triples` `[B, 3]` are not finite"
+    "Return whether scores, or squared gradients, of `triples` `[B, 3]` are not finite."
     params = [p for p in model.parameters() if p.requires_grad]
     scores = model.score_hrt(triples.to(model.device), mode=_mode_of(model))
     grads = torch.autograd.grad(scores.sum(), params, allow_unused=True) if params else []
@@ -337,7 +339,7 @@ def _overflows(model: Model, triples: torch.Tensor) -> bool:
 # %% ../../nbs/runs/10_models.ipynb #eb961691
 def check_scores(model: Model, training: CoreTriplesFactory, source: str) -> None:
     """Raise `RunError` naming `source` and the largest weight if `model` scores `training` not
-    finitely"""
+    finitely."""
     size, name = _largest(dict(model.named_parameters()))
     triples = training.mapped_triples
     if training.create_inverse_triples:

@@ -22,27 +22,27 @@ Rate = Callable[[float, Mapping[str, Any], int], float]  # of `lr`, the settings
 
 
 def _constant(lr: float, settings: Mapping[str, Any], step: int) -> float:
-    "`lr` itself"
+    "Return `lr` itself."
     return lr
 
 
 def _adagrad(lr: float, settings: Mapping[str, Any], step: int) -> float:
-    "Adagrad's decay of the rate"
+    "Return Adagrad's decay of the rate."
     return lr / (1 + (step - 1) * settings['lr_decay'])
 
 
 def _asgd(lr: float, settings: Mapping[str, Any], step: int) -> float:
-    "The rate of averaged SGD (Polyak & Juditsky 1992)"
+    "Return the rate of averaged SGD (Polyak & Juditsky 1992)."
     return lr / (1 + settings['lambd'] * lr * (step - 1)) ** settings['alpha']
 
 
 def _adafactor(lr: float, settings: Mapping[str, Any], step: int) -> float:
-    "The relative step of Adafactor (Shazeer & Stern 2018)"
+    "Return the relative step of Adafactor (Shazeer & Stern 2018)."
     return min(lr, step**-0.5)
 
 # %% ../../nbs/runs/05_optimizers.ipynb #16b5b7bc
 def _radam(lr: float, settings: Mapping[str, Any], step: int) -> float:
-    "The rectified rate (Liu et al. 2020, equations 5 and 6)"
+    "Return the rectified rate (Liu et al. 2020, equations 5 and 6)."
     beta2 = settings['betas'][1]
     most = 2 / (1 - beta2) - 1
     now = most - 2 * step * beta2**step / (1 - beta2**step)
@@ -55,29 +55,29 @@ Words = Callable[[Mapping[str, Any]], list[str]]  # from the settings
 
 
 def _says(*words: str) -> Words:
-    "The same words, whatever the settings"
+    "Return the same words, whatever the settings."
     return lambda settings: list(words)
 
 
 def _divides(name: str, by: str) -> Words:
-    "That an optimiser divides"
+    "Return the note that an optimiser divides."
     return _says(f"the optimiser's division of each weight's gradient by {by} ({name})")
 
 
 def _sgd(settings: Mapping[str, Any]) -> list[str]:
-    "SGD's dampening, which acts only on momentum"
+    "Return SGD's dampening, which acts only on momentum."
     by = settings['dampening'] if settings['momentum'] else 0
     return [f'dampening {by:g} of the optimiser'] if by else []
 
 
 def _adam(settings: Mapping[str, Any]) -> list[str]:
-    "Adam's variant that never divides by less than before"
+    "Return Adam's variant that never divides by less than before."
     worst = "amsgrad: the optimiser's division by the greatest second moments so far"
     return [worst] if settings['amsgrad'] else []
 
 
 def _decays(settings: Mapping[str, Any]) -> list[str]:
-    "ASGD's decay of all weights"
+    "Return ASGD's decay of all weights."
     by = settings['lambd']
     return (
         [f"the optimiser's decay of all weights by lambd {by:g} at each step (ASGD)"] if by else []
@@ -86,7 +86,7 @@ def _decays(settings: Mapping[str, Any]) -> list[str]:
 # %% ../../nbs/runs/05_optimizers.ipynb #48cc266d
 @dataclass(frozen=True)
 class Habit:
-    "What an optimiser makes of its learning rate, and of gradients"
+    "What an optimiser makes of its learning rate, and of gradients."
 
     rate: Rate = _constant
     says: Words = _says()
@@ -115,26 +115,24 @@ HABITS = {
             "the optimiser's steps by the sign of the gradient, of a size of their own (Rprop)"
         )
     ),
-    'muon': Habit(
-        says=_says("the optimiser's change of a matrix's gradients to orthogonal ones (Muon)")
-    ),
+    'muon': Habit(says=_says("the optimiser's orthogonalisation of a matrix's gradients (Muon)")),
 }
 
 # %% ../../nbs/runs/05_optimizers.ipynb #f88cdb19
 def _named(name: str) -> type[torch.optim.Optimizer] | None:
-    "PyTorch's optimiser of that name, in small letters; None: it has none"
+    "Return PyTorch's optimiser of that name, in small letters; None if it has none."
     return next((c for n, c in vars(torch.optim).items() if n.lower() == name.lower()), None)
 
 
 def complete_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    "`settings` and, for an optimiser of PyTorch, the defaults of those that are not given"
+    "Return `settings` and, for an optimiser of PyTorch, the defaults of those that are not given."
     kind = _named(name) if name.lower() in HABITS else None
     return {**(kind([torch.zeros(1, 1)]).defaults if kind else {}), **settings}
 
 
 def rate_at(name: str, settings: Mapping[str, Any], lr: float, step: int | None) -> float:
-    """The learning rate in force at a `step`, counted from 1, of the optimiser `name` at `lr`;
-    `RunError` if it depends on a step that is not known"""
+    """Return the learning rate in force at a `step`, counted from 1, of the optimiser `name` at
+    `lr`. Raises `RunError` if it depends on a step that is not known."""
     rate = HABITS.get(name.lower(), Habit()).rate
     if rate is _constant:
         return float(lr)
@@ -151,9 +149,10 @@ def rate_at(name: str, settings: Mapping[str, Any], lr: float, step: int | None)
 
 
 def habits_of(name: str, settings: Mapping[str, Any]) -> list[str]:
-    "What the optimiser `name` does to a step beside learning rate, momentum and weight decay"
+    """Return the effects of the optimiser `name` on a step, besides learning rate, momentum and
+    weight decay."""
     if name.lower() not in HABITS:
-        return [f'whatever {name} makes of a gradient, which is no optimiser of PyTorch']
+        return [f'whatever {name}, which is not an optimiser of PyTorch, does to a gradient']
     try:
         return HABITS[name.lower()].says(complete_settings(name, settings))
     except (TypeError, ValueError) as e:
@@ -175,7 +174,8 @@ _TELLING = dict(
 
 
 def optimizer_of(group: Mapping[str, Any]) -> str | None:
-    "The name of PyTorch's optimiser whose parameter `group` this is; None: none that is known"
+    """Return the name of PyTorch's optimiser whose parameter `group` this is; None: none that is
+    known."""
     if found := [name for setting, name in _TELLING.items() if setting in group]:
         return found[0]
     if 'fused' in group or not {'betas', 'weight_decay'} <= group.keys():
@@ -187,7 +187,7 @@ Groups = Sequence[Mapping[str, Any]]  # as `Optimizer.param_groups`
 
 
 def group_settings(groups: Groups) -> tuple[dict[str, Any], list[str]]:
-    "The settings that `groups` share, and the names of those in which they differ"
+    "Return the settings that `groups` share, and the names of those in which they differ."
     names = [n for n in groups[0] if n not in ('params', 'initial_lr', 'param_names')]
     alike = {n for n in names if all(g.get(n) == groups[0][n] for g in groups)}
     for group in groups:
@@ -196,7 +196,8 @@ def group_settings(groups: Groups) -> tuple[dict[str, Any], list[str]]:
 
 
 def common_rate(groups: Groups, names: Mapping[torch.Tensor, str]) -> float:
-    "The learning rate of all `groups`; `RunError` if they differ, by the `names` of parameters"
+    """Return the learning rate of all `groups`. Raises `RunError` if they differ, by the `names`
+    of parameters."""
     rates = {
         f'{float(g["lr"]):g} ({", ".join(names.get(p, "?") for p in g["params"])})': float(g['lr'])
         for g in groups
@@ -211,13 +212,13 @@ def common_rate(groups: Groups, names: Mapping[torch.Tensor, str]) -> float:
 
 
 def not_held(groups: Groups, names: Mapping[torch.Tensor, str]) -> list[str]:
-    "The `names` of the parameters that require a gradient and are in none of the `groups`"
+    "Return the `names` of the parameters that require a gradient and are in none of the `groups`."
     held = {p for g in groups for p in g['params']}
     return [n for p, n in names.items() if p.requires_grad and p not in held]
 
 # %% ../../nbs/runs/05_optimizers.ipynb #925249d9
 def build_frozen(build: Callable[[], Any], names: Iterable[str]) -> Any:
-    "The model that `build` makes, the parameters of these `names` requiring no gradient"
+    "Return the model that `build` makes, the parameters of these `names` requiring no gradient."
     model, parts = build(), set(names)
     for name, parameter in model.named_parameters():
         if name in parts:

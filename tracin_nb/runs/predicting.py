@@ -36,13 +36,14 @@ PARTS = ('head', 'relation', 'tail')
 
 
 def given_ids(training: TriplesFactory, **given: Any) -> dict[str, int]:
-    """Return the ids of the parts of a triple that are `given` by label, out of head, relation and
-    tail; `UnknownLabelError` names the nearest, `RunError` says if all or none are given"""
+    """Return the ids of the parts of a triple that are `given` by label, out of head, relation
+    and tail. Raises `UnknownLabelError`, which names the nearest. Raises `RunError`, which says
+    if all or none are given."""
     asked = {part: given[part] for part in PARTS if given.get(part) is not None}
     if len(asked) in (0, 3):
         raise RunError(
             'give one or two of head, relation and tail: '
-            + ('all three leave nothing to predict' if asked else 'what is open is predicted')
+            + ('all three leave nothing to predict' if asked else 'the rest is predicted')
         )
     some = next(iter(training.entity_to_id)), next(iter(training.relation_to_id))
     labels = dict(head=some[0], relation=some[1], tail=some[0]) | {
@@ -56,19 +57,19 @@ Parts = Mapping[str, CoreTriplesFactory | None]  # training, validation, test
 
 
 def _stated(parts: Parts) -> dict[str, Tensor]:
-    "Return the triples `[N, 3]` of the `parts` that there are"
+    "Return the triples `[N, 3]` of the `parts` that there are."
     return {name: part.mapped_triples for name, part in parts.items() if part is not None}
 
 
 def _members(found: Predictions, stated: Mapping[str, Tensor]) -> pd.DataFrame:
-    "Return the rows of PyKEEN's predictions, with columns that tell which part states them"
+    "Return the rows of PyKEEN's predictions, with columns that tell which part states them."
     with warnings.catch_warnings():  # PyKEEN only reads what pandas gives it to read
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
         return found.add_membership_columns(**stated).df
 
 
 def _marks(frame: pd.DataFrame, parts: Iterable[str]) -> np.ndarray:
-    "Return which part states each row, by PyKEEN's columns, or 'new'; training goes first"
+    "Return which part states each row, by PyKEEN's columns, or 'new'; training goes first."
     found = np.full(len(frame), 'new', dtype=object)
     for name in reversed([*parts]):
         found[frame[f'in_{name}'].to_numpy(dtype=bool)] = name
@@ -77,7 +78,7 @@ def _marks(frame: pd.DataFrame, parts: Iterable[str]) -> np.ndarray:
 
 def one_open(model: Model, given: Mapping[str, int], parts: Parts) -> pd.DataFrame:
     """Return all candidates for the one part of a triple that is not `given`: ids by part, score
-    and known ('training', 'validation', 'test' or 'new'); the highest score first"""
+    and known ('training', 'validation', 'test' or 'new'); the highest score first."""
     target = next(part for part in PARTS if part not in given)
     found = predict_target(model, **given)
     forget_representations(model)
@@ -92,7 +93,7 @@ def one_open(model: Model, given: Mapping[str, int], parts: Parts) -> pd.DataFra
 
 # %% ../../nbs/runs/35_predicting.ipynb #bb89165f
 class _Unstated(TopKScoreConsumer):
-    "PyKEEN's keeper of the best, which never sees `stated` triples `[N, 3]`"
+    "PyKEEN's keeper of the best, which never sees `stated` triples `[N, 3]`."
 
     def __init__(self, k: int, device: torch.device, target: str, stated: Tensor) -> None:
         super().__init__(k, device)
@@ -104,7 +105,7 @@ class _Unstated(TopKScoreConsumer):
         self.answers = stated[order, column]
 
     def __call__(self, batch: Tensor, target: Any, scores: Tensor) -> None:
-        "Take the best of `scores` `[B, n]`, without those that are stated"
+        "Take the best of `scores` `[B, n]`, without those that are stated."
         pairs = batch.cpu()
         keys = pairs[:, 0] * self.base + pairs[:, 1]
         first, last = (torch.searchsorted(self.keys, keys, right=side) for side in (False, True))
@@ -127,7 +128,7 @@ def two_open(
     new: bool = True,  # only triples that no part states?
     progress: Progress = silent,
 ) -> pd.DataFrame:
-    "Return the `k` best triples with the one part that is `given`, as `one_open` returns them"
+    "Return the `k` best triples with the one part that is `given`, as `one_open` returns them."
     target = 'head' if 'tail' in given else 'tail'
     sizes = dict(head=model.num_entities, relation=relations, tail=model.num_entities)
     chosen = {f'{n}s': [given[n]] if n in given else range(sizes[n]) for n in PARTS if n != target}
@@ -149,7 +150,7 @@ def two_open(
 
 # %% ../../nbs/runs/35_predicting.ipynb #edd695ee
 def filtered_rank(frame: pd.DataFrame) -> np.ndarray:
-    "Return the rank of each row among the rows that are new; ties count half"
+    "Return the rank of each row among the rows that are new; ties count half."
     scores, new = frame['score'].to_numpy(), (frame['known'] == 'new').to_numpy()
     others = np.sort(scores[new])
     higher = len(others) - np.searchsorted(others, scores, side='right')
@@ -170,10 +171,10 @@ def predictions(
     progress: Progress = silent,
 ) -> pd.DataFrame:
     """Return the `k` best triples with the parts that are `given`: labels head, relation and tail,
-    score, filtered rank, and known ('training', 'validation', 'test' or 'new')"""
+    score, filtered rank, and known ('training', 'validation', 'test' or 'new')."""
     k = number(k, 'k', 1, kind=int)
     if known not in KNOWN:
-        raise RunError(f"known={known!r} has to be 'hide' or 'show'")
+        raise RunError(f"known={known!r} must be 'hide' or 'show'")
     if len(given) == 2:
         found = one_open(model, given, parts)
     else:

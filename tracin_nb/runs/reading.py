@@ -34,22 +34,22 @@ _PUTS, _GETS = {'MEMOIZE', 'BINPUT', 'LONG_BINPUT'}, {'BINGET', 'LONG_BINGET'}
 
 
 def _text(value: str) -> bytes:
-    "The opcode of protocol 2 that pushes the string `value`"
+    "Return the opcode of protocol 2 that pushes the string `value`."
     data = value.encode('utf-8', 'surrogatepass')
     return b'X' + struct.pack('<I', len(data)) + data
 
 
 def _global(texts: Sequence[str]) -> bytes:
-    """The opcode of protocol 2 that names the object whose module and name are the last two of
-    `texts`"""
+    """Return the opcode of protocol 2 that names the object whose module and name are the last
+    two of `texts`."""
     if len(texts) < 2 or any('\n' in t for t in texts[-2:]):
         raise ValueError('an object without a plain name')
     return f'c{texts[-2]}\n{texts[-1]}\n'.encode()
 
 # %% ../../nbs/runs/32_reading.ipynb #dd255fb4
 def _plain_pickle(data: bytes) -> bytes:
-    """The pickle `data` (protocols 2 to 5) in opcodes of protocol 2, nothing of it carried out;
-    bytes become `None`.
+    """Return the pickle `data` (protocols 2 to 5) in opcodes of protocol 2, nothing of it carried
+    out; bytes become `None`.
 
     Strings are repeated where the pickle refers back to them, so that the names of objects stand
     where protocol 2 wants them. Raises `ValueError` for what is no pickle."""
@@ -85,7 +85,7 @@ def _plain_pickle(data: bytes) -> bytes:
 # %% ../../nbs/runs/32_reading.ipynb #31688308
 class _Unread:
     """Stands for an object in a checkpoint that is not needed, such as NumPy's random state;
-    does nothing"""
+    does nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -106,7 +106,7 @@ _UNREAD += [
 
 
 def _pickle_in(archive: zipfile.ZipFile) -> str:
-    "The name of the record that holds the pickle"
+    "Return the name of the record that holds the pickle."
     names = [n for n in archive.namelist() if n.count('/') == 1 and n.endswith('/data.pkl')]
     if len(names) != 1:
         raise ValueError(f'{len(names)} records named data.pkl')
@@ -114,14 +114,14 @@ def _pickle_in(archive: zipfile.ZipFile) -> str:
 
 
 def _protocol(path: Path) -> int:
-    "The protocol of the pickle in a PyTorch file"
+    "Return the protocol of the pickle in a PyTorch file."
     with zipfile.ZipFile(path) as archive, archive.open(_pickle_in(archive)) as f:
         return f.read(2)[1]
 
 
 @contextmanager
 def _rewritten(path: Path) -> Iterator[Path]:
-    "A temporary copy of a PyTorch file whose pickle is of protocol 2"
+    "Yield a temporary copy of a PyTorch file whose pickle is of protocol 2."
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as old:
         with zipfile.ZipFile(draft := Path(folder) / 'checkpoint.pt', 'w') as new:
             pickled = _pickle_in(old)
@@ -134,8 +134,8 @@ def _rewritten(path: Path) -> Iterator[Path]:
 
 
 def _load(path: Path) -> Any:
-    """What the PyTorch file `path` holds, on the CPU, nothing executed; raises whatever PyTorch
-    raises"""
+    """Return what the PyTorch file `path` holds, on the CPU, nothing executed. Raises whatever
+    PyTorch raises."""
     zipped = zipfile.is_zipfile(path)
     later = zipped and _protocol(path) > 2
     with _rewritten(path) if later else nullcontext(path) as file, warnings.catch_warnings():
@@ -147,7 +147,8 @@ def _load(path: Path) -> Any:
 
 # %% ../../nbs/runs/32_reading.ipynb #9f094ad7
 def _damaged(path: Path) -> str | None:
-    "The first record of a PyTorch file whose checksum is wrong; PyTorch itself does not look"
+    """Return the first record of a PyTorch file whose checksum is wrong; PyTorch itself does not
+    look."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -155,16 +156,17 @@ def _damaged(path: Path) -> str | None:
 
 # %% ../../nbs/runs/32_reading.ipynb #a9ca13eb
 class PickleRefused(RunError):
-    "A checkpoint file that could be read only by executing what is in it"
+    "A checkpoint file that could be read only by executing what is in it."
 
 
 def _refusal(path: Path, error: Exception) -> RunError:
-    "Why `path` could not be read: the object that would have to be executed, or what is broken"
+    """Return why `path` could not be read: the object that would have to be executed, or what is
+    broken."""
     if found := re.search(r'GLOBAL (?!\()([^\s`]+)', str(error)):
         return PickleRefused(
             f'{path} is refused: it is a pickle with the object {found[1]!r} in it, which reading '
-            'would execute; nothing was executed (allow_pickle=True opens such a file, for those '
-            'who trust its maker)'
+            f'would execute; nothing was executed (allow_pickle=True opens such a file, if you '
+            f'trust its source)'
         )
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
     if found := re.search(r'WeightsUnpickler error: (.*)', str(error)):
@@ -175,7 +177,7 @@ def _refusal(path: Path, error: Exception) -> RunError:
 
 
 def read_checkpoint_file(path: Path | str, check: bool = False) -> dict[str, Any]:
-    """What a checkpoint file holds, tensors on the CPU, nothing in it executed.
+    """Return the contents of a checkpoint file, tensors on the CPU, without executing anything.
 
     Raises `RunError` naming the file if it is missing, empty, no PyTorch file, no dictionary,
     or, with `check`, if a record's checksum is wrong; `PickleRefused` if it holds objects other
@@ -201,7 +203,7 @@ _ROOT = re.compile(r'(?:^|\.)((?:(?:entity|relation)_representations|interaction
 
 
 def fault(name: Any, t: torch.Tensor) -> str | None:
-    "Return what is wrong with an entry of a state dictionary; None: nothing"
+    "Return what is wrong with an entry of a state dictionary; None if nothing."
     if not isinstance(name, str):
         return 'its name is not a string'
     if t.layout is not torch.strided or t.is_quantized or t.device.type != 'cpu':
@@ -215,7 +217,7 @@ def fault(name: Any, t: torch.Tensor) -> str | None:
 
 def own_state(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """Return parameters and buffers in what a file holds, by the names that the model itself
-    gives them; `RunError` if there are none, or one is no tensor as models have them"""
+    gives them. Raises `RunError` if there are none, or one is no tensor as models have them."""
     state = state_in(content, path)
     for name, t in state.items():
         if why := fault(name, t):
@@ -226,7 +228,7 @@ def own_state(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]
 # %% ../../nbs/runs/32_reading.ipynb #d508703d
 @dataclass
 class Opened:
-    "One opened checkpoint file"
+    "One opened checkpoint file."
 
     path: Path
     content: dict[str, Any]  # everything that the file holds
@@ -236,25 +238,25 @@ class Opened:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return what the file says of model and training: `model_config`, `hyper_parameters`
-        (Lightning)"""
+        """Return the settings of model and training in the file: `model_config`, `hyper_parameters`
+        (Lightning)."""
         parts = (self.content.get(name) for name in ('hyper_parameters', 'model_config'))
         return {n: v for part in parts if isinstance(part, dict) for n, v in part.items()}
 
     @property
     def place(self) -> str:
-        "Where in the file its settings stand, for an error"
+        "Where in the file its settings stand, for an error."
         own = isinstance(self.content.get('model_config'), dict)
         return 'model_config: ' if own else 'hyper_parameters: '
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        "Shapes of the weights by name"
+        "Shapes of the weights by name."
         return {n: tuple(t.shape) for n, t in self.state.items()}
 
 # %% ../../nbs/runs/32_reading.ipynb #f49bbe43
 def _unpickled(path: Path) -> Any:
-    "What the file `path` holds, its pickle executed"
+    "Return what the file `path` holds, its pickle executed."
     try:
         return torch.load(path, map_location='cpu', weights_only=False)
     except Exception as e:  # a pickle can raise anything
@@ -262,7 +264,8 @@ def _unpickled(path: Path) -> Any:
 
 
 def _file_of(path: Path) -> Path:
-    "The checkpoint file that `path` is, or the model file of the pipeline folder that it is"
+    """Return the checkpoint file that `path` is, or the model file of the pipeline folder that
+    it is."""
     if not path.is_dir():
         return path
     if (path / 'run.json').is_file():
@@ -276,15 +279,15 @@ def _file_of(path: Path) -> Path:
 
 
 def _whole_model(content: Any) -> Model | None:
-    """Return the model that was pickled as it stood, or under a name in `NESTED`; None: there is
-    none"""
+    """Return the model that was pickled as it stood, or under a name in `NESTED`; None if there is
+    none."""
     parts = [content, *(content.get(n) for n in NESTED)] if isinstance(content, dict) else [content]
     return next((m for m in map(unwrapped, parts) if isinstance(m, Model)), None)
 
 
 def _opened_model(path: Path, content: Any, model: Model) -> Opened:
     """Return a file with a pickled model; its weights are copied: it serves to check other
-    files, too"""
+    files, too."""
     made = copied(model, torch.zeros(1, 3, dtype=torch.long)).eval()
     state = {n: t.clone() for n, t in made.state_dict().items()}
     rest = content if isinstance(content, dict) else {}
@@ -292,8 +295,8 @@ def _opened_model(path: Path, content: Any, model: Model) -> Opened:
 
 
 def open_file(path: Path | str, allow_pickle: bool = False) -> Opened:
-    """One checkpoint file or pipeline folder, its checksums verified; executed only if
-    `allow_pickle`, and if need be"""
+    """Return one checkpoint file or pipeline folder, its checksums verified; executed only if
+    `allow_pickle`, and if need be."""
     path = _file_of(Path(path))
     try:
         content = read_checkpoint_file(path, check=True)

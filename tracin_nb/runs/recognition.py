@@ -78,8 +78,8 @@ _JOINS = {
 def images(
     dim: int, kernel: Sequence[int], inputs: int, join: str = 'one above the other'
 ) -> list[tuple[int, int]]:
-    """Heights and widths of ConvE's image by which embeddings of `dim` numbers become `inputs`
-    numbers.
+    """Return the heights and widths of ConvE's image by which embeddings of `dim` numbers become
+    `inputs` numbers.
 
     `kernel` is the shape of the convolution, `[channels out, channels in, rows, columns]`."""
     out, channels, rows, columns = kernel
@@ -93,8 +93,8 @@ def images(
 
 # %% ../../nbs/runs/34_recognition.ipynb #dfbc5ec5
 def _conve_parts(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
-    """The names of a convolution and of the linear layer behind it, by their number of axes;
-    None: there are none"""
+    """Return the names of a convolution and of the linear layer behind it, by their number of axes;
+    None: there are none."""
     convs = [n for n, s in shapes.items() if len(s) == 4]
     linears = [
         n
@@ -109,7 +109,7 @@ def _conve_parts(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | Non
 
 
 def _conve_sizes(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
-    "ConvE's settings that fit the shapes"
+    "Return ConvE's settings that fit the shapes."
     conv, linear = _conve_parts(shapes)
     dim, kernel = shapes[ENTITIES][1], shapes[conv]
     out, _, rows, columns = kernel
@@ -127,8 +127,8 @@ def _conve_sizes(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
 
 
 def _sizes_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
-    """Every setting of sizes of PyKEEN's model `name` that may lead to these `shapes`; `[]` if
-    none can"""
+    """Return every setting of sizes of PyKEEN's model `name` that may lead to these `shapes`;
+    `[]` if none can."""
     try:
         if name == 'conve':
             return _conve_sizes(shapes)
@@ -143,7 +143,7 @@ def _sizes_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str
 
 # %% ../../nbs/runs/34_recognition.ipynb #0b9f9dcc
 def _variants(name: str) -> list[dict[str, Any]]:
-    "Settings of model `name` that change which weights it has"
+    "Return the settings of model `name` that change which weights it has."
     params = inspect.signature(model_resolver.lookup(name).__init__).parameters
     regularizers = [p for p in params if p.endswith('regularizer')]
     found = [{}, *({p: r for p in regularizers} for r in (None, 'lp') if regularizers)]
@@ -158,7 +158,7 @@ _FILLS = tuple(
 
 
 class _Unfilled(TorchFunctionMode):
-    "Nothing is drawn or normalised; PyTorch would load its compiler to do nothing on `meta`"
+    "Nothing is drawn or normalised; PyTorch would load its compiler to do nothing on `meta`."
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -175,8 +175,8 @@ class _Unfilled(TorchFunctionMode):
 def _skeleton(
     name: str, kwargs: Mapping[str, Any], counts: tuple[int, int, bool] = (3, 2, False)
 ) -> Model:
-    """The model with `counts` (entities, relations, inverse ones too?) without memory for its
-    weights, or `RunError`"""
+    """Return the model with `counts` (entities, relations, inverse ones too?) without memory for
+    its weights, or `RunError`."""
     entities, relations, inverse = counts
     factory = CoreTriplesFactory(torch.zeros(1, 3, dtype=torch.long), entities, relations, inverse)
     # PyKEEN keeps it for every QuatE of the process: the first call must not be on `meta`
@@ -190,7 +190,7 @@ def _skeleton(
 
 @cache
 def _layouts(name: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
-    "The variants of a model in `KNOWN` and the names of their weights"
+    "Return the variants of a model in `KNOWN` and the names of their weights."
     found: list[tuple[dict[str, Any], frozenset[str]]] = []
     for variant in _variants(name):
         try:
@@ -203,13 +203,13 @@ def _layouts(name: str) -> list[tuple[dict[str, Any], frozenset[str]]]:
 
 # %% ../../nbs/runs/34_recognition.ipynb #d9084b87
 def typed(model: Model, opened: Opened) -> Model:
-    "Return `model` in the type that one with the file's weights is computed in"
+    "Return `model` in the type that one with the file's weights is computed in."
     table = opened.state.get(ENTITIES)
     return model.double() if table is not None and table.dtype == torch.float64 else model
 
 
 def _wide(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    "`state` with 16-bit weights in the type that they are computed with in"
+    "Return `state` with 16-bit weights in the type that they are computed with in."
     wide = wide_type(state.values())
     return {n: widened(t, wide) for n, t in state.items()}
 
@@ -217,7 +217,8 @@ def _wide(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _fits(
     opened: Opened, name: str, settings: Mapping[str, Any], counts: tuple[int, int, bool]
 ) -> bool:
-    "Has PyKEEN's model `name` with these settings exactly the file's weights and shapes?"
+    """Return whether PyKEEN's model `name` with these settings has exactly the file's weights
+    and shapes."""
     try:
         want = typed(_skeleton(name, settings, counts), opened).state_dict()
     except RunError:
@@ -228,8 +229,8 @@ def _fits(
 def _matches(
     opened: Opened, name: str, counts: tuple[int, int, bool], kwargs: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The settings by which PyKEEN's model `name` has exactly the file's weights and shapes,
-    `kwargs` being given"""
+    """Return the settings by which PyKEEN's model `name` has exactly the file's weights and shapes,
+    `kwargs` being given."""
     variants = [v for v, names in _layouts(name) if names == opened.state.keys()]
     ways = [
         {**variant, **sizes, **kwargs}
@@ -244,7 +245,7 @@ _NAMES = ('model', 'model_name', 'model_type', 'model_class')
 
 
 def _parameters(name: str) -> set[str]:
-    "The settings of PyKEEN's model `name`"
+    "Return the settings of PyKEEN's model `name`."
     params = inspect.signature(model_resolver.lookup(name).__init__).parameters
     return set(params) - {'self', 'triples_factory', 'kwargs'}
 
@@ -252,8 +253,8 @@ def _parameters(name: str) -> set[str]:
 def _told(
     opened: Opened, model: str | None, model_kwargs: Mapping[str, Any] | None
 ) -> tuple[str | None, dict[str, Any]]:
-    """Model and settings as given, else as in the file's `model_config`; no model: None, and
-    settings of any model"""
+    """Return the model and settings as given, else as in the file's `model_config`; no model:
+    None, and settings of any model."""
     config = opened.config
     name = model or next((config[n] for n in _NAMES if isinstance(config.get(n), str)), None)
     if name:
@@ -272,7 +273,8 @@ def _told(
 
 
 def _of(name: str, told: Mapping[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    "The settings for model `name`: all that were given, and of the others those that it has"
+    """Return the settings for model `name`: all that were given, and of the others those that it
+    has."""
     known = _parameters(name) | (given or {}).keys()
     if name == 'conve':
         known -= {'input_channels'}  # PyKEEN refuses it beside height and width
@@ -280,7 +282,7 @@ def _of(name: str, told: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
 
 # %% ../../nbs/runs/34_recognition.ipynb #36a796a8
 def _strangers(want: Iterable[str], have: Iterable[str]) -> str:
-    "The first few names that are missing from, and unknown among, those that a file has"
+    "Return the first few names that are missing from, and unknown among, those that a file has."
     differ = {'missing': sorted(set(want) - set(have)), 'unknown': sorted(set(have) - set(want))}
     return '; '.join(
         f'{what}: {", ".join(names[:4])}{" ..." if names[4:] else ""}'
@@ -290,13 +292,14 @@ def _strangers(want: Iterable[str], have: Iterable[str]) -> str:
 
 
 def _nearest(opened: Opened, among: Iterable[str] | None = None) -> tuple[str, frozenset[str]]:
-    "The model whose weights' names differ in the fewest places from the file's, and those names"
+    """Return the model whose weights' names differ in the fewest places from the file's, and
+    those names."""
     every = [(k, names) for k in among or KNOWN for _, names in _layouts(k)]
     return min(every, key=lambda x: len(x[1] ^ opened.state.keys()))
 
 
 def _foreign_convolution(opened: Opened, conv: str) -> str:
-    "Why a file with a convolution `conv` under names of its own is not PyKEEN's ConvE"
+    "Return why a file with a convolution `conv` under names of its own is not PyKEEN's ConvE."
     return (
         f"it holds a convolution ({conv!r}) but not under the names of PyKEEN's ConvE, and how "
         'another ConvE joins head and relation (one above the other, side by side, interleaved) '
@@ -306,7 +309,8 @@ def _foreign_convolution(opened: Opened, conv: str) -> str:
 
 
 def _other_join(opened: Opened, told: Mapping[str, Any], conv: str, linear: str) -> str | None:
-    "Why the sizes of a ConvE are not those of PyKEEN's with the settings `told`; None: they are"
+    """Return why the sizes of a ConvE are not those of PyKEEN's with the settings `told`; None
+    if they are."""
     shapes = opened.shapes
     dim, inputs = shapes[ENTITIES][-1], shapes[linear][1]
     known = [told.get(f'embedding_{n}') for n in ('height', 'width')]
@@ -332,8 +336,8 @@ def _other_join(opened: Opened, told: Mapping[str, Any], conv: str, linear: str)
 
 
 def _convolution_reason(opened: Opened, told: Mapping[str, Any]) -> str | None:
-    """Why a file with a convolution is not PyKEEN's ConvE of the settings `told`; None: it has
-    none, or another model's"""
+    """Return why a file with a convolution is not PyKEEN's ConvE of the settings `told`; None if
+    it has none, or another model's."""
     if (parts := _conve_parts(opened.shapes)) is None:
         return None
     fitting = {k for k in KNOWN for _, names in _layouts(k) if names == opened.shapes.keys()}
@@ -349,7 +353,7 @@ def _misfit(
     told: Mapping[str, Any],
     given: Mapping[str, Any] | None,
 ) -> RunError:
-    "The reason why no model, or not model `name`, has the file's weights"
+    "Return the reason why no model, or not model `name`, has the file's weights."
     path = opened.path
     if name in (None, 'conve') and (
         reason := _convolution_reason(opened, _of('conve', told, given))
@@ -376,12 +380,12 @@ def _misfit(
 
 # %% ../../nbs/runs/34_recognition.ipynb #40281d07
 def as_options(settings: Mapping[str, Any]) -> str:
-    "Settings as they are written in an argument `model_kwargs`"
+    "Return settings as they are written in an argument `model_kwargs`."
     return f'model_kwargs={dict(settings)!r}'
 
 
 def _distinct(ways: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    "What each of the settings `ways` has that is not the same in all of them"
+    "Return what each of the settings `ways` has that is not the same in all of them."
     return [
         {n: v for n, v in way.items() if any(other.get(n) != v for other in ways)} for way in ways
     ]
@@ -393,7 +397,7 @@ def ways_to_make(
     model: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[dict[str, Any]]]:
-    """PyKEEN's name of the model whose weights a file holds, and all settings that fit them.
+    """Return PyKEEN's name of the model whose weights a file holds, and all settings that fit them.
 
     `counts`: entities, relations, and whether there are inverse relations, too. Raises
     `RunError` if no model fits (with the reason), or several do (with their names)."""
@@ -422,8 +426,8 @@ def recognise(
     model: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """As `ways_to_make`, for weights that one model has in one way; `RunError` also names the
-    sizes of several ways."""
+    """Return the model of `ways_to_make` and its only settings. Raises `RunError`, which names
+    the sizes, if several settings fit."""
     name, ways = ways_to_make(opened, counts, model, model_kwargs)
     if len(ways) > 1:
         raise RunError(
@@ -440,8 +444,8 @@ _SILENT = re.compile(
 
 
 def unsaid(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of model `name` that change its scores but not its weights, and that `kwargs`
-    lack; with their defaults"""
+    """Return the settings of model `name` that change its scores but not its weights, and that
+    `kwargs` lack; with their defaults."""
     params = inspect.signature(model_resolver.lookup(name).__init__).parameters
     return {
         n: getattr(p.default, '__name__', p.default)

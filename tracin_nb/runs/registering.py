@@ -16,10 +16,10 @@ from typing import Any
 
 # %% ../../nbs/runs/66_registering.ipynb #569be63b
 def _register(callbacks: ModuleType) -> None:
-    "Enter the callback into the list of PyKEEN's module `callbacks`"
+    "Enter the callback into the list of PyKEEN's module `callbacks`."
 
     class TracInTrainingCallback(callbacks.TrainingCallback):  # type: ignore[name-defined]
-        "`tracin_nb.runs.callback.KeepRun`, imported at its first use"
+        "`tracin_nb.runs.callback.KeepRun`, imported at its first use."
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             from tracin_nb.runs.callback import KeepRun
@@ -33,7 +33,7 @@ _LIST, _AFTER = 'pykeen.training.callbacks', 'pykeen.training.training_loop'
 
 
 class _Waiting(MetaPathFinder):
-    "Enters the callback once PyKEEN's training loop has been imported"
+    "Enters the callback once PyKEEN's training loop has been imported."
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -54,7 +54,7 @@ class _Waiting(MetaPathFinder):
 
 
 def register_callback() -> None:
-    "Let PyKEEN know the callback by the name 'tracin', now or as soon as it is imported"
+    "Let PyKEEN know the callback by the name 'tracin', now or as soon as it is imported."
     if hasattr(sys.modules.get(_LIST), 'callback_resolver'):
         _register(sys.modules[_LIST])
     elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):

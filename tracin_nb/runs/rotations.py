@@ -14,7 +14,7 @@ from pykeen.nn.modules import RotatEInteraction
 
 # %% ../../nbs/runs/08_rotations.ipynb #54b5900e
 class SumRotatEInteraction(RotatEInteraction):
-    "The negated sum of absolute values of `h * r - t`, where PyKEEN's takes the Euclidean norm"
+    "The negated sum of absolute values of `h * r - t`, where PyKEEN's takes the Euclidean norm."
 
     def __init__(self) -> None:
         super().__init__(p=1)
@@ -25,7 +25,7 @@ class SumRotatEInteraction(RotatEInteraction):
 
 
 class RotatEL1(RotatE):
-    "PyKEEN's `RotatE` with the distance of DGL-KE and of the authors of RotatE"
+    "PyKEEN's `RotatE` with the distance of DGL-KE and of the authors of RotatE."
 
     def __init__(self, *, embedding_dim: int = 200, **kwargs: Any) -> None:
         super().__init__(embedding_dim=embedding_dim, **kwargs)

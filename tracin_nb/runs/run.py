@@ -100,7 +100,7 @@ from tracin_nb.runs.settings import (
 # %% ../../nbs/runs/40_run.ipynb #b0a3e7df
 @dataclass(frozen=True)
 class Checkpoint:
-    "One kept moment of a training; what is not known of a model that came without a run is None"
+    "One stored state of a training; what is not known for a model without a run is None."
 
     epoch: int | None  # epochs finished, counted from 1
     step: int | None  # optimiser steps made
@@ -111,7 +111,7 @@ class Checkpoint:
 
 # %% ../../nbs/runs/40_run.ipynb #e971557d
 def _checkpoint_of(folder: Path, row: Mapping[str, Any]) -> Checkpoint:
-    "The row of `run.json` as a `Checkpoint`, its files being there and its weights finite"
+    "Return the row of `run.json` as a `Checkpoint`, its files being there and its weights finite."
     path = verified(folder, row['model'], content=False)
     if row['optimizer']:
         verified(folder, row['optimizer'], content=False)
@@ -123,7 +123,7 @@ def _checkpoint_of(folder: Path, row: Mapping[str, Any]) -> Checkpoint:
 def _checkpoint_list(
     rates: Sequence[float], states: Sequence[Any], **known: Iterable[int | None] | None
 ) -> list[Checkpoint]:
-    "Return checkpoints with these rates; `known`: the `epochs` and `steps` of each, or None"
+    "Return checkpoints with these rates; `known`: the `epochs` and `steps` of each, or None."
     whole = {}
     for name, given in known.items():
         given = [None] * len(rates) if given is None else list(given)
@@ -136,7 +136,7 @@ def _checkpoint_list(
 
 # %% ../../nbs/runs/40_run.ipynb #399409f4
 def _described(run: 'Run') -> str:
-    "Return what a run says of itself in a notebook"
+    "Return what a run says of itself in a notebook."
     rows = [
         f'{"?" if c.epoch is None else c.epoch} (lr {c.learning_rate:.6g})' for c in run.checkpoints
     ]
@@ -155,7 +155,8 @@ def _described(run: 'Run') -> str:
 
 
 def _kept_loss(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    "Return loss and loss weighter of a run by the fields of `Run`; `RunError` names the file"
+    """Return loss and loss weighter of a run by the fields of `Run`. Raises `RunError`, which
+    names the file."""
     try:
         weighter = build_weighter(settings['loss_weighter'], settings['loss_weighter_kwargs'])
         return dict(
@@ -166,7 +167,8 @@ def _kept_loss(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _kept_fields(folder: Path) -> dict[str, Any]:
-    "Return what `train` kept in `folder`, by the fields of `Run`; `RunError` if it is damaged"
+    """Return what `train` kept in `folder`, by the fields of `Run`. Raises `RunError` if it is
+    damaged."""
     facts = read_facts(folder)
     settings, rows = facts['settings'], facts['checkpoints']
     data = read_data(folder, facts['files'], settings['inverse'])
@@ -203,7 +205,7 @@ def _kept_fields(folder: Path) -> dict[str, Any]:
 def _saved_fields(
     settings: Mapping[str, Any], facts: Mapping[str, Any], training: TriplesFactory
 ) -> dict[str, Any]:
-    "Return those fields of a run that `Run.save` keeps in another way than `train`"
+    "Return those fields of a run that `Run.save` keeps in another way than `train`."
     optimizer = dict(facts['optimizer'])
     name = optimizer.pop('name', None)
     fields = dict(
@@ -218,14 +220,14 @@ def _saved_fields(
 
 
 def _chosen_loss(loss: Loss | str | None, model: Model) -> Loss:
-    "Return a loss of its own on the CPU: a copy of `loss` or of the model's, or the one so named"
+    "Return a loss of its own on the CPU: a copy of `loss` or of the model's, or the one so named."
     if isinstance(loss, str):
         loss = build_loss(loss)
     return copy.deepcopy(model.loss if loss is None else loss).cpu()
 
 # %% ../../nbs/runs/40_run.ipynb #2c6d69c1
 class _Data(NamedTuple):
-    "The triples of a run, as `write_data` takes them"
+    "The triples of a run, as `write_data` takes them."
 
     training: TriplesFactory
     validation: TriplesFactory | None
@@ -233,7 +235,8 @@ class _Data(NamedTuple):
 
 
 def _saved_settings(run: 'Run', model: Model, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    "Return what `run.json` says of a run with this `model`; `RunError` for what has no name"
+    """Return what `run.json` says of a run with this `model`. Raises `RunError` for what has no
+    name."""
     training = run.training
     check_labels(training)
     known = kwargs if kwargs is not None else run.settings.get('model_kwargs')
@@ -253,7 +256,7 @@ def _saved_settings(run: 'Run', model: Model, kwargs: Mapping[str, Any] | None) 
 
 
 def _write_checkpoint(run: 'Run', folder: Path, k: int) -> dict[str, Any]:
-    "Write checkpoint `k` of a run; return its row in `run.json`"
+    "Write checkpoint `k` of a run; return its row in `run.json`."
     checkpoint, model, state = run.checkpoints[k], run.model(k, 'cpu'), run.state(k)
     names = [n for n, _ in model.named_parameters()]
     moments = run.optimizer_state(k) if run.optimizer_state else None
@@ -269,7 +272,7 @@ def _write_checkpoint(run: 'Run', folder: Path, k: int) -> dict[str, Any]:
 
 
 def _write_run(run: 'Run', folder: Path, model_kwargs: Mapping[str, Any] | None) -> None:
-    "Write all files of a run into an empty folder, `run.json` last"
+    "Write all files of a run into an empty folder, `run.json` last."
     settings = _saved_settings(run, run.model(-1, 'cpu'), model_kwargs)
     facts = start_facts(settings, run.training) | dict(origin='saved', stopped=run.stopped)
     name, optimizer = run.optimizer or (None, {})
@@ -282,8 +285,8 @@ def _write_run(run: 'Run', folder: Path, model_kwargs: Mapping[str, Any] | None)
 # %% ../../nbs/runs/40_run.ipynb #b58cdfd7
 @dataclass(repr=False)
 class Run:
-    """Everything that TracIn needs from one training: from `train`, `Run.open`, `Run.from_model`
-    or `Run.from_pipeline`"""
+    """A training with everything that TracIn needs; made by `train`, `Run.open`,
+    `Run.from_model` or `Run.from_pipeline`."""
 
     training: TriplesFactory
     checkpoints: list[Checkpoint]
@@ -313,17 +316,17 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> 'Run':
-        """The run that `train` kept in `folder`, finished or interrupted; `RunError` says what is
-        missing or damaged"""
+        """Return the run that `train` stored in `folder`, finished or interrupted. Raises
+        `RunError`, which says what is missing or damaged."""
         return cls(**_kept_fields(Path(folder)))
 
     @classmethod
     def from_model(
         cls,
         model: Model,  # any PyKEEN model, wrapped or not; a copy is taken
-        training: CoreTriplesFactory,  # the triples that it was trained on
+        training: CoreTriplesFactory,  # the triples that the model was trained on
         *,
-        learning_rates: Sequence[float] | None = None,  # of each checkpoint; has to be given
+        learning_rates: Sequence[float] | None = None,  # one for each checkpoint; required
         states: Sequence[Mapping[str, torch.Tensor] | Path | str] | None = None,  # None: its own
         loop: str | None = None,  # 'slcwa' or 'lcwa'; None: slcwa is assumed
         loss: Loss | str | None = None,  # None: the model's
@@ -338,8 +341,9 @@ class Run:
         epochs: Sequence[int | None] | None = None,  # of each checkpoint, if known
         steps: Sequence[int | None] | None = None,  # optimiser steps made until each, if known
     ) -> 'Run':
-        """A run without a folder, from a model and the states it went through; `RunError` if rates
-        or states do not fit. What is not given but assumed stands in `assumed`"""
+        """Return a run without a folder, from a model and the states it went through. Raises
+        `RunError` if rates or states do not fit. Values that are not given but assumed are
+        listed in `assumed`."""
         model = as_model(model)
         told = loop, label_smoothing, negative_sampler, negative_sampler_kwargs
         loop = 'slcwa' if loop is None else loop
@@ -373,8 +377,8 @@ class Run:
     def from_pipeline(
         cls, result: PipelineResult, *, learning_rates: Sequence[float] | None = None
     ) -> 'Run':
-        """The model of a PyKEEN pipeline as one checkpoint, with its loop, loss, weighter, sampler,
-        epoch and learning rate"""
+        """Return the model of a PyKEEN pipeline as one checkpoint, with its loop, loss,
+        weighter, sampler, epoch and learning rate."""
         if not isinstance(result, PipelineResult):
             raise RunError(f'{type(result).__name__} is not a PipelineResult')
         facts, loop = result.configuration, result.training_loop
@@ -414,19 +418,19 @@ class Run:
 
     @property
     def names(self) -> Names | None:
-        "What the labels of the triples are called; None: no names are known"
+        "What the labels of the triples are called; None: no names are known."
         return names_of(self.training)
 
     def with_names(self, names: NamesGiven | None) -> 'Run':
-        "The same run with other names: a file, a frame, a mapping, `Names`, or none at all"
+        "Return a copy of the run with other names: a file, a frame, a mapping, `Names`, or None."
         found = None if names is None else as_names(names, self.training)
         parts = ('training', 'validation', 'testing')
         there = {n: f for n in parts if (f := getattr(self, n)) is not None}
         return replace(self, **{n: name_triples(f, found) for n, f in there.items()})
 
     def model(self, k: int, device: str | torch.device | None = None) -> Model:
-        """The model at checkpoint `k` (-1: the last): parameters and buffers, in eval mode, on
-        `device` (None: pick one)"""
+        """Return the model at checkpoint `k` (-1: the last): parameters and buffers, in eval
+        mode, on `device` (None: pick one)."""
         checkpoint, device = self.checkpoint(k), pick_device(device)
         source = str(checkpoint.path or f'checkpoint {k}')
         try:
@@ -445,7 +449,7 @@ class Run:
         return model.to(device)
 
     def checkpoint(self, k: int) -> Checkpoint:
-        "Checkpoint `k`; `RunError` if there is none"
+        "Return checkpoint `k`. Raises `RunError` if there is none."
         try:
             return self.checkpoints[k]
         except (IndexError, TypeError):
@@ -454,8 +458,8 @@ class Run:
             ) from None
 
     def weights(self, chosen: Iterable[int]) -> dict[str, str]:
-        """Return what a result says of the loaded checkpoints `chosen`: that they have 16 bits, or
-        that their rates are only those of a record; else nothing"""
+        """Return notes on the checkpoints `chosen`: 16-bit weights, or learning rates taken from
+        a record; else nothing."""
         found = sorted({self.low[k] for k in chosen if k in self.low})
         rates = self.settings.get('rates')
         return (dict(weights='; '.join(found)) if found else {}) | (
@@ -463,8 +467,8 @@ class Run:
         )
 
     def moments(self, k: int) -> dict[str, torch.Tensor] | None:
-        """Adam's second moments `exp_avg_sq` at checkpoint `k` by parameter name, in the shape of
-        the parameter; None: not kept"""
+        """Return Adam's second moments `exp_avg_sq` at checkpoint `k` by parameter name, in the
+        shape of the parameter; None if not kept."""
         self.checkpoint(k)
         state = self.optimizer_state(k) if self.optimizer_state else {}
         found = {n: s['exp_avg_sq'] for n, s in state.items() if 'exp_avg_sq' in s}
@@ -472,7 +476,7 @@ class Run:
         return found or None
 
     def fingerprint(self, k: int) -> str:
-        "SHA-256 over the parameters and buffers of checkpoint `k`"
+        "Return SHA-256 over the parameters and buffers of checkpoint `k`."
         return self.checkpoint(k).fingerprint or state_fingerprint(self.state(k))
 
     def predict(
@@ -489,7 +493,7 @@ class Run:
     ) -> pd.DataFrame:
         """Return the `k` triples that the model finds most likely with these labels, one or two of
         three: head, relation, tail, score, filtered rank, known ('training', ... or 'new').
-        `UnknownLabelError` names the nearest labels"""
+        `UnknownLabelError` names the nearest labels."""
         given = given_ids(self.training, head=head, relation=relation, tail=tail)
         parts = dict(training=self.training, validation=self.validation, test=self.testing)
         model = self.model(checkpoint, device)
@@ -497,8 +501,8 @@ class Run:
         return named_frame(found, self.names)
 
     def sampler(self) -> NegativeSampler:
-        """PyKEEN's negative sampler of this run, bound to its training triples; `RunError` under
-        LCWA, which has none"""
+        """Return PyKEEN's negative sampler of this run, bound to its training triples. Raises
+        `RunError` under LCWA, which has none."""
         if self.loop != 'slcwa':
             raise RunError('a run with the LCWA loop has no negative sampler')
         instances = BatchedSLCWAInstances.from_triples_factory(
@@ -510,14 +514,15 @@ class Run:
 
     def save(
         self,
-        folder: Path | str,  # made anew; one that holds something is refused
+        folder: Path | str,  # created; a folder with contents is rejected
         *,
-        model_kwargs: Mapping[str, Any] | None = None,  # as the model was made; None: found out
+        model_kwargs: Mapping[str, Any]
+        | None = None,  # settings that the model was built with; None: detected
     ) -> Path:
         """Write the run into a folder that `Run.open` opens, without a pickle; return the folder.
 
-        It is there whole or not at all. Raises `RunError` for a folder that holds something, and
-        for a model, a loss or a sampler that names and numbers cannot tell."""
+        The folder is complete or absent. Raises `RunError` for a folder that holds something,
+        and for a model, a loss or a sampler that cannot be stored as names and numbers."""
         with new_folder(Path(folder)) as draft:
             _write_run(self, draft, model_kwargs)
         return Path(folder)
@@ -525,10 +530,11 @@ class Run:
 # %% ../../nbs/runs/40_run.ipynb #2a6754ce
 def as_run(
     source: 'Run | Path | str | Model | PipelineResult',
-    names: NamesGiven | None = None,  # what its labels are called; None: as the run has it
+    names: NamesGiven | None = None,  # what its labels are called; None: as in the run
     **kwargs: Any,
 ) -> Run:
-    "The run that `source` is or leads to; a model also needs `training` and `learning_rates`"
+    """Return the run that `source` is or leads to; a model also needs `training` and
+    `learning_rates`."""
     if names is not None:
         return as_run(source, **kwargs).with_names(names)
     if isinstance(source, torch.nn.Module):
@@ -542,7 +548,7 @@ def as_run(
         return Run.from_pipeline(source, **kwargs)
     if kwargs:
         raise RunError(
-            f'a run brings its own {", ".join(kwargs)}; they are for models and pipeline results'
+            f'a run has its own {", ".join(kwargs)}; they are for models and pipeline results'
         )
     if isinstance(source, Run):
         return source

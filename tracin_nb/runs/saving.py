@@ -32,17 +32,17 @@ from .settings import RunError, build_loss, loss_settings, plain
 
 # %% ../../nbs/runs/36_saving.ipynb #2a6543ce
 def check_new(folder: Path) -> None:
-    "Raises `RunError` if `folder` is a file, or holds something"
+    "Raise `RunError` if `folder` is a file, or holds something."
     if folder.exists() and not folder.is_dir():
         raise RunError(f'{folder} is a file: give another folder')
     if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f'{folder} is not empty, and nothing is written over: give another folder')
+        raise RunError(f'{folder} is not empty, and nothing is overwritten: give another folder')
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write to, which becomes `folder` if the block ends without an error and else
-    vanishes. Raises `RunError` if `folder` is a file, or holds something."""
+    """Yield a new folder to write to, which becomes `folder` if the block ends without an error
+    and else vanishes. Raises `RunError` if `folder` is a file, or holds something."""
     check_new(folder)
     place = Path(os.path.realpath(folder))
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    "The permissions that a new folder of this process does not have"
+    "Return the permissions that a new folder of this process does not have."
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -70,15 +70,15 @@ _KEPT_AS = dict(
 
 
 def _traits(loss: Loss) -> dict[str, str]:
-    "What tells a loss from another of its class"
+    "Return what tells a loss from another of its class."
     own = {n: v for n, v in vars(loss).items() if not n.startswith('_') and n != 'training'}
     shown = {n: f'{v:.9g}' if isinstance(v, float) else str(v) for n, v in own.items()}
     return shown | {n: repr(m) for n, m in loss.named_children()}
 
 
 def loss_facts(loss: Loss) -> dict[str, Any]:
-    """Name and settings by which `build_loss` makes this loss again, as `loss` and `loss_kwargs`;
-    `RunError` if PyKEEN has no such loss, or if settings are not enough"""
+    """Return the name and settings by which `build_loss` makes this loss again, as `loss` and
+    `loss_kwargs`. Raises `RunError` if PyKEEN has no such loss, or if settings are not enough."""
     kwargs = {}
     for name in inspect.signature(type(loss).__init__).parameters:
         value = getattr(loss, _KEPT_AS.get(name, name), None)
@@ -88,7 +88,7 @@ def loss_facts(loss: Loss) -> dict[str, Any]:
     if _traits(build_loss(**found)) != _traits(loss):
         raise RunError(
             f'loss {found["loss"]!r} has settings that are not names and numbers, so run.json '
-            'cannot tell it'
+            f'cannot store it'
         )
     return found
 
@@ -97,7 +97,8 @@ _INTERACTION = dict(scoring_fct_norm='p', power_norm='power_norm')
 
 
 def _shown_settings(model: Model) -> dict[str, Any]:
-    "Settings of a model that its interaction shows, and that differ from those of its class"
+    """Return the settings of a model that its interaction shows, and that differ from those of
+    its class."""
     found = {}
     parts = (getattr(model, 'interaction', None), model)
     for name, p in inspect.signature(type(model).__init__).parameters.items():
@@ -111,12 +112,13 @@ def _shown_settings(model: Model) -> dict[str, Any]:
 
 
 def _parts(model: Model) -> dict[str, str]:
-    "What the modules of a model say of themselves, but for its loss"
+    "Return what the modules of a model say of themselves, but for its loss."
     return {n: repr(m) for n, m in model.named_children() if n != 'loss'}
 
 
 def build_saved(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Model:
-    "The model of a saved run: `rebuild_model`, in float64 if its weights are, and parts frozen"
+    """Return the model of a saved run: `rebuild_model`, in float64 if its weights are, and parts
+    frozen."""
     model = rebuild_model(settings, training)
     model = model.double() if settings.get('double') else model
     for name, p in model.named_parameters():
@@ -127,7 +129,7 @@ def build_saved(settings: Mapping[str, Any], training: CoreTriplesFactory) -> Mo
 def _differs(
     model: Model, settings: Mapping[str, Any], training: CoreTriplesFactory
 ) -> RunError | None:
-    "Why `settings` do not make `model` again; None: they do"
+    "Return why `settings` do not make `model` again; None if they do."
     try:
         built = build_saved(settings, training)
         load_strictly(built, model.state_dict(), 'the model')
@@ -143,7 +145,7 @@ def _differs(
 
 
 def _sizes_shown(model: Model) -> list[int]:
-    "Numbers that may be the dimension of a model's entities"
+    "Return numbers that may be the dimension of a model's entities."
     axes = [n for part in model.entity_representations for n in part.shape]
     tables = [p.shape[-1] for p in model.entity_representations.parameters()]
     sizes = dict.fromkeys([*axes, *tables])
@@ -153,7 +155,8 @@ def _sizes_shown(model: Model) -> list[int]:
 def _candidates(
     model: Model, name: str, training: CoreTriplesFactory, known: Mapping[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
-    "Settings of model `name` that may make `model` again; raises `RunError` when it runs out"
+    """Yield the settings of model `name` that may make `model` again. Raises `RunError` when it
+    runs out."""
     if known is not None:
         yield {n: v for n, v in known.items() if isinstance(v, (str, bool, int, float, list, dict))}
     opened = Opened(Path('the model'), {}, dict(model.state_dict()))
@@ -171,12 +174,13 @@ def model_facts(
     loss: Mapping[str, Any],  # as of `loss_facts`
     known: Mapping[str, Any] | None = None,  # settings that may be those of the model
 ) -> dict[str, Any]:
-    """Name and settings by which `build_saved` makes this model again; `RunError` if PyKEEN has no
-    name for it, or if its settings are not found: then `model_kwargs` has to tell them"""
+    """Return the name and settings by which `build_saved` makes this model again. Raises
+    `RunError` if PyKEEN has no name for it, or if its settings are not found: then
+    `model_kwargs` has to tell them."""
     if (name := title_of(model)) not in model_resolver.lookup_dict:
         raise RunError(
-            f'{name} is not a model that PyKEEN can find by name, and a folder holds names and '
-            'numbers only: keep it in Python, with Run.from_model'
+            f'{name} is not a model that PyKEEN can find by name, and a folder stores only names '
+            f'and numbers: keep it in Python, with Run.from_model'
         )
     double = wide_type(model.state_dict().values()) == torch.float64
     constant = [n for n, p in model.named_parameters() if not p.requires_grad]
@@ -191,13 +195,13 @@ def model_facts(
     except RunError as e:
         why = e
     raise RunError(
-        f'which settings make this {name} again is not known: {why}; give model_kwargs= as the '
+        f'the settings of this {name} are not known: {why}; give model_kwargs= as the '
         'model was made with'
     ) from why
 
 # %% ../../nbs/runs/36_saving.ipynb #e7f2f863
 def write_weights(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    "Writes a checkpoint in PyKEEN's form; returns the facts of the file"
+    "Write a checkpoint in PyKEEN's form; returns the facts of the file."
     own = {n: t.detach().cpu().clone() for n, t in state.items()}
     return write_torch(path, partial(torch.save, dict(state_dict=own, version=1)))
 
@@ -205,8 +209,8 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, An
 def write_moments(
     path: Path, states: Mapping[str, Mapping[str, Any]], names: Iterable[str]
 ) -> dict[str, Any]:
-    """Writes an optimiser's `states` of the parameters of these `names`, as `read_saved` takes
-    them; returns the facts of the file"""
+    """Write an optimiser's `states` of the parameters of these `names`, as `read_saved` takes
+    them; returns the facts of the file."""
     order = list(names)
     own = {
         order.index(n): {

@@ -49,7 +49,7 @@ def all_but_seed(run: Run) -> dict[str, Any]:
 
 
 def name_of(run: Run, place: int) -> str:
-    "Return what an error calls the run at a place of a list."
+    "Return the name of a run in a list, for error messages."
     return str(run.folder) if run.folder else f'run {place} (seed {run.seed})'
 
 
@@ -65,7 +65,9 @@ def check_seeds(runs: Sequence[Run]) -> None:
         if differ:
             shown = '; '.join(f'{n} is {there.get(n)!r}, not {first.get(n)!r}' for n in differ[:3])
             more = f'; and {len(differ) - 3} more' if len(differ) > 3 else ''
-            raise RunError(f'{name} was not trained as {here} was but for the seed: {shown}{more}')
+            raise RunError(
+                f'{name} was not trained as {here} was except for the seed: {shown}{more}'
+            )
     known: dict[str, str] = {}
     for i, run in enumerate(runs):
         weights, name = run.fingerprint(-1), name_of(run, i)
@@ -90,7 +92,7 @@ def as_runs(
 def seed_numbers(
     seeds: int | Sequence[int],  # how many, from 0; or which
 ) -> list[int]:
-    "Return the seeds. Raises `RunError` for one that is none, or that comes twice."
+    "Return the seeds. Raises `RunError` for an invalid or repeated seed."
     if isinstance(seeds, Sequence) and not isinstance(seeds, str):
         found = [*seeds]
     else:
@@ -114,8 +116,8 @@ def check_seed_folder(out: Path, folders: Sequence[Path], resume: bool) -> None:
         begun = (folder / 'run.json').exists() and read_facts(folder, begun=True)['checkpoints']
         if begun and not resume:
             raise RunError(
-                f'out={str(folder)!r} holds a run already: give another folder, or resume=True '
-                'to go on with what is not finished'
+                f'out={str(folder)!r} holds a run already: give another folder, or resume=True to '
+                f'train what is not finished'
             )
 
 
@@ -129,7 +131,8 @@ def check_sendable(work: Callable, processes: int) -> None:
 
 @contextmanager
 def at_work(processes: int) -> Iterator[Callable[..., Future]]:
-    "Yield what starts a call, in one of so many processes with one thread each."
+    """Yield a function that starts a call in one of the given number of processes, with one
+    thread each."""
     how: dict[str, Any] = dict(mp_context=multiprocessing.get_context('spawn'), initargs=(1,))
     pool = ProcessPoolExecutor(processes, initializer=torch.set_num_threads, **how)
     try:
@@ -141,8 +144,8 @@ def at_work(processes: int) -> Iterator[Callable[..., Future]]:
                 raise
     except BrokenProcessPool as e:
         raise RunError(
-            'a process that trains has ended, or could not start (a script that uses processes '
-            'has to do so below `if __name__ == "__main__":`): resume=True goes on'
+            'a training process has ended, or could not start (a script that uses processes must '
+            'do so below `if __name__ == "__main__":`): resume=True resumes the rest'
         ) from e
 
 
@@ -156,17 +159,17 @@ def train_seeds(
     dataset: str | Path | Dataset,  # as for `train`
     model: str | type[Model] = 'ConvE',
     *,
-    out: Path | str,  # folder for the runs: seed-0, seed-1, ...; none is written over
+    out: Path | str,  # folder for the runs: seed-0, seed-1, ...; none is overwritten
     seeds: int | Sequence[int] = 5,  # how many, from 0; or which
     processes: int = 1,  # that share the seeds, with one thread each; started by *spawn*
-    resume: bool = False,  # go on with the seeds that are not finished
+    resume: bool = False,  # train the seeds that are not finished
     progress: bool = True,  # PyKEEN's bars if there is one process, else one of seeds
     **options: Any,
 ) -> list[Run]:
     """Train the same model from several seeds, each as `train` does in a folder of its own; return
     their runs. Raises `RunError` for bad options, before anything is trained."""
     if 'seed' in options:
-        raise RunError(f'seed={options["seed"]!r}: seeds says already which')
+        raise RunError(f'seed={options["seed"]!r}: seeds already selects them')
     folders = {seed: Path(out) / f'seed-{seed}' for seed in seed_numbers(seeds)}
     check_seed_folder(Path(out), [*folders.values()], resume)
     shared = min(number(processes, 'processes', 1, kind=int), len(folders))

@@ -39,15 +39,15 @@ from ..graph.triples import machine_memory, size_text
 
 # %% ../../nbs/runs/00_settings.ipynb #e8e7f9e3
 class RunError(ValueError):
-    """A run, a checkpoint or a training option is not what it has to be; the message names the
-    file, key or parameter"""
+    """An invalid run, checkpoint or training option; the message names the file, key or
+    parameter."""
 
 # %% ../../nbs/runs/00_settings.ipynb #d8d6194a
 def plain(value: Any, name: str, finite: bool = True) -> Any:
-    """`value` as JSON gives it back (tuples as lists); raises `RunError` naming the place `name`
-    that has no JSON form"""
+    """Return `value` as JSON gives it back (tuples as lists). Raises `RunError` naming the place
+    `name` that has no JSON form."""
     if finite and isinstance(value, float) and not math.isfinite(value):
-        raise RunError(f'{name} has to be a finite number, not {value!r}: JSON has no form for it')
+        raise RunError(f'{name} must be a finite number, not {value!r}: JSON has no form for it')
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
@@ -66,7 +66,7 @@ WHOLE = 2**63  # whole numbers below fit into PyTorch's
 def number(
     value: Any, name: str, low: float = 0.0, below: float = math.inf, kind: type = float
 ) -> Any:
-    "`value` as `kind`, with `low <= value < below`; raises `RunError` naming the parameter"
+    "Return `value` as `kind`, with `low <= value < below`. Raises `RunError` naming the parameter."
     good = (
         isinstance(value, (int, np.integer))
         or kind is float
@@ -75,15 +75,15 @@ def number(
     if isinstance(value, bool) or not good or not low <= value < below:
         bounds = f'at least {low:g}' + (f' and below {below:g}' if below < math.inf else '')
         raise RunError(
-            f'{name} has to be {"a whole" if kind is int else "a finite"} number {bounds}, not '
+            f'{name} must be {"a whole" if kind is int else "a finite"} number {bounds}, not '
             f'{value!r}'
         )
     return kind(value)
 
 # %% ../../nbs/runs/00_settings.ipynb #bb780f9b
 def _pykeen_name(resolver: ClassResolver, query: str | type, parameter: str) -> str:
-    """The name under which `resolver` knows `query` (a name or a class); raises `RunError`
-    listing the names it knows"""
+    """Return the name under which `resolver` knows `query` (a name or a class). Raises `RunError`
+    listing the names it knows."""
     try:
         found = resolver.lookup(query) if isinstance(query, (str, type)) else None
     except (KeyError, TypeError, ValueError):
@@ -106,8 +106,8 @@ def _pykeen_name(resolver: ClassResolver, query: str | type, parameter: str) -> 
 def model_settings(
     model: str | type[Model], model_kwargs: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Name and settings of a model that can be rebuilt from a run's folder; raises `RunError`
-    for others"""
+    """Return the name and settings of a model that can be rebuilt from a run's folder. Raises
+    `RunError` for others."""
     name, kwargs = (
         _pykeen_name(model_resolver, model, 'model'),
         plain(model_kwargs or {}, 'model_kwargs'),
@@ -117,23 +117,24 @@ def model_settings(
         raise RunError(f'model={name!r} has no parameters: there is nothing to train')
     if issubclass(cls, InductiveERModel):
         raise RunError(
-            f'model={name!r} needs an inference graph, which a run folder does not hold: train it '
-            'with PyKEEN and use Run.from_model(model, training, states=..., learning_rates=...)'
+            f'model={name!r} needs an inference graph, which a run folder does not store: train '
+            f'it with PyKEEN and use Run.from_model(model, training, states=..., '
+            f'learning_rates=...)'
         )
     if taken := {'triples_factory', 'random_seed', 'loss', 'loss_kwargs'} & kwargs.keys():
         raise RunError(
-            f'model_kwargs must not hold {sorted(taken)}: train() has parameters for them'
+            f'model_kwargs must not contain {sorted(taken)}: train() has parameters for them'
         )
     return dict(model=name, model_kwargs=kwargs)
 
 
 def check_literals(model: str, training: CoreTriplesFactory) -> None:
-    "Raises `RunError` for a model that scores literals and training triples that bring none"
+    "Raise `RunError` for a model that scores literals and training triples that bring none."
     if isinstance(training, TriplesNumericLiteralsFactory):
         return
     if issubclass(model_resolver.lookup(model), LiteralModel):
         raise RunError(
-            f'model={model!r} needs literals, which these training triples do not bring: give a '
+            f'model={model!r} needs literals, which these training triples do not have: give a '
             "data set of PyKEEN that has them, such as 'nationsliteral', or use "
             'Run.from_model(model, training, ...)'
         )
@@ -145,7 +146,7 @@ def loss_settings(
     loss: str | type[Loss] | None,
     loss_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    "Name and settings of the loss; None: the default of the model's class"
+    "Return the name and settings of the loss; None: the default of the model's class."
     if loss is not None:
         return dict(
             loss=_pykeen_name(loss_resolver, loss, 'loss'),
@@ -162,7 +163,8 @@ def loss_settings(
 
 # %% ../../nbs/runs/00_settings.ipynb #918a6620
 def build_loss(loss: str | type[Loss], loss_kwargs: Mapping[str, Any] | None = None) -> Loss:
-    "PyKEEN's loss of that name; `RunError` if it has no such loss or the loss no such setting"
+    """Return PyKEEN's loss of that name. Raises `RunError` if it has no such loss or the loss no
+    such setting."""
     name = _pykeen_name(loss_resolver, loss, 'loss')
     try:
         return loss_resolver.make(name, loss_kwargs)
@@ -171,11 +173,11 @@ def build_loss(loss: str | type[Loss], loss_kwargs: Mapping[str, Any] | None = N
 
 # %% ../../nbs/runs/00_settings.ipynb #5d825000
 def check_descends(optimizer_kwargs: Mapping[str, Any]) -> None:
-    "Raises `RunError` if the optimiser climbs"
+    "Raise `RunError` if the optimiser climbs."
     if optimizer_kwargs.get('maximize'):
         raise RunError(
-            'optimizer_kwargs: maximize=True makes the loss greater at each step, and an '
-            'influence says how much a step lowers it'
+            'optimizer_kwargs: maximize=True makes the loss greater at each step, but an '
+            'influence measures how much a step lowers it'
         )
 
 
@@ -192,7 +194,8 @@ def optimizer_settings(
     lr_scheduler: str | type | None,
     lr_scheduler_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    "Names and settings of optimiser and scheduler; `lr=None`: the optimiser's own default"
+    """Return the names and settings of optimiser and scheduler; `lr=None`: the optimiser's own
+    default."""
     name = _pykeen_name(optimizer_resolver, optimizer, 'optimizer')
     kwargs = plain(optimizer_kwargs or {}, 'optimizer_kwargs')
     if lr is not None:
@@ -221,7 +224,8 @@ def optimizer_settings(
 def clipping_callbacks(
     training_kwargs: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[TrainingCallback]]:
-    "`training_kwargs` without those that clip gradients, and PyKEEN's callbacks that do it instead"
+    """Return `training_kwargs` without those that clip gradients, and PyKEEN's callbacks that do
+    it instead."""
     kwargs = dict(training_kwargs)
     callbacks: list[TrainingCallback] = []
     norm, kind, most = (
@@ -254,7 +258,7 @@ _SIZES = ('gradient_clipping_max_norm', 'gradient_clipping_max_abs_value')
 
 
 def _check_counts(kwargs: Mapping[str, Any]) -> None:
-    "Raises `RunError` for further arguments that are not the kind of number that PyKEEN takes"
+    "Raise `RunError` for further arguments that are not the kind of number that PyKEEN takes."
     given = {n: (f'training_kwargs[{n!r}]', v) for n, v in kwargs.items() if v is not None}
     for name in given.keys() & _COUNTS.keys():
         place, value = given[name]
@@ -264,12 +268,12 @@ def _check_counts(kwargs: Mapping[str, Any]) -> None:
         number(value, place)
     place, value = given.get('drop_last', ('', False))
     if not isinstance(value, bool):
-        raise RunError(f'{place} has to be true or false, not {value!r}')
+        raise RunError(f'{place} must be true or false, not {value!r}')
 
 
 def training_settings(training_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Further arguments of PyKEEN's `TrainingLoop.train`; `RunError` for those that `train` sets
-    itself"""
+    """Return further arguments of PyKEEN's `TrainingLoop.train`. Raises `RunError` for those
+    that `train` sets itself."""
     kwargs = plain(training_kwargs or {}, 'training_kwargs')
     if unknown := kwargs.keys() - TRAINING_KWARGS:
         raise RunError(
@@ -287,10 +291,10 @@ def loop_settings(
     num_negs_per_pos: int | None,
     negative_sampler_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The training loop and, under sLCWA, the sampler of its negatives (PyKEEN's basic one by
-    default)"""
+    """Return the training loop and, under sLCWA, the sampler of its negatives (PyKEEN's basic
+    one by default)."""
     if loop not in ('slcwa', 'lcwa'):
-        raise RunError(f"loop={loop!r} has to be 'slcwa' or 'lcwa'")
+        raise RunError(f"loop={loop!r} must be 'slcwa' or 'lcwa'")
     if loop == 'lcwa':
         if given := [
             n
@@ -325,8 +329,8 @@ def loop_of(
     negative_sampler: str | type | NegativeSampler | None,
     negative_sampler_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """`loop_settings` of a run that no folder has to hold: sampler and filterer may be ones that
-    PyKEEN has no name for"""
+    """Return `loop_settings` of a run that is not stored in a folder: sampler and filterer may be
+    ones that PyKEEN has no name for."""
     known = (None, *negative_sampler_resolver.lookup_dict.values())
     named = isinstance(negative_sampler, str) or any(negative_sampler is k for k in known)
     if loop != 'slcwa':
@@ -342,8 +346,8 @@ def build_weighter(
     loss_weighter: LossWeighter | str | type[LossWeighter] | None,
     loss_weighter_kwargs: Mapping[str, Any] | None = None,
 ) -> LossWeighter | None:
-    """PyKEEN's loss weighter of that name, with lists as tensors; `RunError` if there is none or
-    it has no such setting"""
+    """Return PyKEEN's loss weighter of that name, with lists as tensors. Raises `RunError` if
+    there is none or it has no such setting."""
     if loss_weighter is None and loss_weighter_kwargs:
         raise RunError('loss_weighter_kwargs without a loss_weighter')
     if isinstance(loss_weighter, str):
@@ -365,8 +369,8 @@ def weighter_settings(
     loss_weighter_kwargs: Mapping[str, Any] | None,
     relations: int,
 ) -> dict[str, Any]:
-    """Name and settings of the loss weighter; `RunError` unless it has one finite weight per
-    relation"""
+    """Return the name and settings of the loss weighter. Raises `RunError` unless it has one
+    finite weight per relation."""
     if loss_weighter is None and not loss_weighter_kwargs:
         return dict(loss_weighter=None, loss_weighter_kwargs={})
     if isinstance(loss_weighter, RelationLossWeighter) and not loss_weighter_kwargs:
@@ -386,7 +390,7 @@ def weighter_settings(
         or not weights.isfinite().all()
     ):
         raise RunError(
-            f"loss_weighter_kwargs['weights'] has to be {relations} finite numbers, one for each "
+            f"loss_weighter_kwargs['weights'] must be {relations} finite numbers, one for each "
             f'relation of the model, inverse ones included, not {str(kwargs.get("weights"))[:60]}'
         )
     return dict(
@@ -396,13 +400,12 @@ def weighter_settings(
 
 # %% ../../nbs/runs/00_settings.ipynb #53ac505d
 def check_weighted(loss: Loss, loop: str, negative_sampler_kwargs: Mapping[str, Any]) -> None:
-    """Raises `RunError` unless `loss` takes the weights of examples, and the loop can give them
-    to it"""
+    """Raise `RunError` unless `loss` takes the weights of examples, and the loop can give them
+    to it."""
     if negative_sampler_kwargs.get('filtered'):
         raise RunError(
-            "loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop gives "
-            'weights to the negatives that were filtered out, too, and fails; leave out one of '
-            'the two'
+            "loss_weighter with negative_sampler_kwargs={'filtered': True}: PyKEEN's loop fails, "
+            'because it also weights the negatives that were filtered out; use only one of the two'
         )
     one = torch.ones(1, 1)
     try:
@@ -415,14 +418,14 @@ def check_weighted(loss: Loss, loop: str, negative_sampler_kwargs: Mapping[str, 
 
 
 def check_weighted_settings(settings: Mapping[str, Any]) -> None:
-    "The same for the settings of a training, if they have a loss weighter"
+    "Apply `check_weighted` to the settings of a training, if they have a loss weighter."
     if settings['loss_weighter']:
         loss = build_loss(settings['loss'], settings['loss_kwargs'])
         check_weighted(loss, settings['loop'], settings['negative_sampler_kwargs'])
 
 # %% ../../nbs/runs/00_settings.ipynb #a91b3d57
 def too_large(what: str, about: str, need: int) -> str:
-    "That `what` takes more memory than there is"
+    "Return the error that `what` takes more memory than there is."
     return (
         f'{what} would take {about}{size_text(need)} of memory, and there are '
         f'{size_text(machine_memory())}'
@@ -430,15 +433,15 @@ def too_large(what: str, about: str, need: int) -> str:
 
 
 def _check_epochs(epochs: int, kept: int) -> None:
-    """Raises `RunError` if the list of losses and of `kept` checkpoints alone would take more
-    memory than there is"""
+    """Raise `RunError` if the list of losses and of `kept` checkpoints alone would take more
+    memory than there is."""
     if (need := 32 * epochs + 2000 * kept) > machine_memory():
         raise RunError(too_large(f'epochs={epochs}: the list of losses and checkpoints', '', need))
 
 
 def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: int) -> list[int]:
-    """Epochs, from 1, at whose end a checkpoint is kept: every so many, PyKEEN's schedule, or a
-    list; and the last one"""
+    """Return epochs, from 1, at whose end a checkpoint is kept: every n epochs, PyKEEN's
+    schedule, or a list; and the last one."""
     if isinstance(keep_every, CheckpointSchedule):
         if isinstance(keep_every, BestCheckpointSchedule):
             raise RunError(
@@ -460,7 +463,8 @@ def kept_epochs(keep_every: int | CheckpointSchedule | Iterable[int], epochs: in
 def step_settings(
     label_smoothing: float, epochs: int, batch_size: int, seed: int
 ) -> dict[str, Any]:
-    "Numbers that every step or the whole training needs; `RunError` names the one out of bounds"
+    """Return numbers that every step or the whole training needs. Raises `RunError`, which names
+    the one out of bounds."""
     return dict(
         label_smoothing=number(label_smoothing, 'label_smoothing', below=1.0),
         epochs=epochs,
@@ -470,8 +474,8 @@ def step_settings(
 
 # %% ../../nbs/runs/00_settings.ipynb #d50e4f72
 def ranking_metric(name: str) -> tuple[str, Any]:
-    """The full name of a ranking metric (`side.type.metric`) and PyKEEN's metric; `RunError`
-    lists those it knows"""
+    """Return the full name of a ranking metric (`side.type.metric`) and PyKEEN's metric. Raises
+    `RunError`, which lists those it knows."""
     known = {m.key: m for m in RankBasedEvaluator().metrics}
     try:
         key = RankBasedMetricResults.key_from_string(name)
@@ -488,13 +492,12 @@ def ranking_metric(name: str) -> tuple[str, Any]:
 def stopping_settings(
     patience: int | None, epochs: int, validation: CoreTriplesFactory | None, **options: Any
 ) -> dict[str, Any]:
-    "When training stops early: None without `patience`; of `options`, None is PyKEEN's default"
+    """Return the settings of early stopping; None without `patience`. In `options`, None means
+    PyKEEN's default."""
     given = {n: v for n, v in options.items() if v is not None}
     if patience is None:
         if given:
-            raise RunError(
-                f'{next(iter(given))} without patience: training stops early only with both'
-            )
+            raise RunError(f'{next(iter(given))} without patience: early stopping needs both')
         return dict(early_stopping=None)
     if validation is None or not validation.num_triples:
         raise RunError('patience needs validation triples, and the data set has none')
@@ -511,25 +514,26 @@ def stopping_settings(
         raise RunError(
             f'patience={patience} with evaluate_every={asked["evaluate_every"]} cannot stop '
             f'training before '
-            f'epoch {first}, and epochs={epochs}: give less patience, or evaluate more often'
+            f'epoch {first}, and epochs={epochs}: reduce patience, or evaluate more often'
         )
     return dict(early_stopping=asked)
 
 # %% ../../nbs/runs/00_settings.ipynb #05d41870
 def precision_settings(precision: str) -> dict[str, str]:
-    "The precision of the training's scores, `'fp32'` or `'bf16'`; `RunError` for others"
+    """Return the precision of the training's scores, `'fp32'` or `'bf16'`. Raises `RunError` for
+    others."""
     if precision == 'fp16':
         raise RunError(
             "precision='fp16' needs a gradient scaler around the backward pass, which PyKEEN's "
             "training loop makes itself: 'bf16' needs none"
         )
     if precision not in ('fp32', 'bf16'):
-        raise RunError(f"precision={precision!r} has to be 'fp32' or 'bf16'")
+        raise RunError(f"precision={precision!r} must be 'fp32' or 'bf16'")
     return dict(precision=precision)
 
 # %% ../../nbs/runs/00_settings.ipynb #97337476
 def pick_device(device: str | torch.device | None) -> torch.device:
-    "`device`, or CUDA where there is one; `RunError` for a device that is not there"
+    "Return `device`, or CUDA where there is one. Raises `RunError` for a device that is not there."
     if device is None:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:

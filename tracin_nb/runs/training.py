@@ -68,7 +68,7 @@ from .trial import check_trial
 
 # %% ../../nbs/runs/60_training.ipynb #f5843400
 def holds_run(folder: Path) -> bool:
-    "Return whether a run was begun in `folder`; `RunError` if something else is there"
+    "Return whether `folder` contains a run. Raises `RunError` if something else is there."
     if folder.exists() and not folder.is_dir():
         raise RunError(f'out={str(folder)!r} is a file and holds no run')
     if (folder / 'run.json').exists():
@@ -79,7 +79,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def _asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    "Return what has to be the same where a run is resumed, by the names that an error gives it"
+    "Return what must be the same where a run is resumed, by the names that an error gives it."
     data = facts['dataset']
     return {
         **facts['settings'],
@@ -90,8 +90,8 @@ def _asked_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """The facts of the run in `folder` if it is to be resumed, else a copy of `facts`;
-    `RunError` if neither is right"""
+    """Return the facts of the run in `folder` if it is to be resumed, else a copy of `facts`.
+    Raises `RunError` if neither is right."""
     if not holds_run(folder):
         return copy.deepcopy(facts)
     kept = read_facts(folder, begun=True)
@@ -101,7 +101,7 @@ def _resumed_facts(folder: Path, facts: dict[str, Any], resume: bool) -> dict[st
         state = '' if finished(kept) else ', which is not finished'
         raise RunError(
             f'out={str(folder)!r} holds a run already{state}: '
-            'give another folder, or resume=True to go on with it'
+            'give another folder, or resume=True to resume it'
         )
     old, new = _asked_of(kept), _asked_of(facts)
     if other := [
@@ -118,7 +118,7 @@ _HALF = re.compile(
 
 
 def _lock_run(folder: Path) -> IO:
-    "Return a lock on `folder`, made if need be; `RunError` if another training has it"
+    "Return a lock on `folder`, made if need be. Raises `RunError` if another training has it."
     for _ in range(100):
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another training takes its new folder away just now
@@ -132,13 +132,13 @@ def _lock_run(folder: Path) -> IO:
 
 
 def _half_written(folder: Path) -> list[Path]:
-    "Return the files and folders in `folder` that are not in their places yet"
+    "Return the files and folders in `folder` that are not in their places yet."
     return [path for path in folder.glob('.*') if _HALF.match(path.name)]
 
 
 @contextmanager
 def training_alone(folder: Path) -> Iterator[None]:
-    "Keeps `folder` to one training, and takes it away if it is new and nothing was put there"
+    "Keep `folder` to one training, and takes it away if it is new and nothing was put there."
     fresh, file = not folder.exists(), _lock_run(folder)
     try:
         for path in _half_written(folder):
@@ -161,8 +161,8 @@ def sweep_run(folder: Path) -> None:
 # %% ../../nbs/runs/60_training.ipynb #d6e4d2bf
 @contextmanager
 def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
-    """Says in `folder` what the run is; takes that back if it is refused, and says how to go on
-    if the disk refuses"""
+    """Say in `folder` what the run is; takes that back if it is refused, and says how to go on
+    if the disk refuses."""
     if not facts['checkpoints']:
         write_facts(folder, facts)
     try:
@@ -181,13 +181,13 @@ def _begun(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     except OSError as e:
         if e.errno is None:
             raise
-        more = f'what {folder} holds stays, and resume=True goes on with it'
+        more = f'what {folder} holds stays, and resume=True resumes it'
         raise OSError(e.errno, f'{e.strerror}; {more}', e.filename) from e
 
 # %% ../../nbs/runs/60_training.ipynb #e7f5e3c0
 def _step_bytes(settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory) -> int:
-    """The least bytes of a step: its negatives as ids and as embeddings, or scores and labels of
-    all entities"""
+    """Return the least bytes of a step: its negatives as ids and as embeddings, or scores and
+    labels of all entities."""
     batch = min(
         settings['batch_size'], training.num_triples * (1 + training.create_inverse_triples)
     )
@@ -205,8 +205,8 @@ def _step_bytes(settings: Mapping[str, Any], model: Model, training: CoreTriples
 def _check_room(
     settings: Mapping[str, Any], model: Model, training: CoreTriplesFactory, out: Path
 ) -> None:
-    """Raises `RunError` naming what would take more memory, or for all checkpoints more disk,
-    than there is"""
+    """Raise `RunError` naming what would take more memory, or for all checkpoints more disk,
+    than there is."""
     device, state = model.device, sum(t.nbytes for t in model.state_dict().values())
     most = (
         torch.cuda.get_device_properties(device).total_memory
@@ -238,7 +238,7 @@ _TURN = threading.Lock()
 
 
 def named_data(data: Dataset, names: NamesGiven | None) -> Dataset:
-    "The same data set, whose triples carry `names`, or those that they had"
+    "Return a copy of the data set whose triples carry `names`; by default those that they had."
     if names is None:
         return data
     found = as_names(names, data.training)
@@ -247,8 +247,8 @@ def named_data(data: Dataset, names: NamesGiven | None) -> Dataset:
 
 
 def _load_data(dataset: str | Path | Dataset, inverse: bool, **options: Any) -> Dataset:
-    """The data set of a training, with labels that can be kept; `RunError` for `options` that
-    would do nothing"""
+    """Return the data set of a training, with labels that can be kept. Raises `RunError` for
+    `options` that would do nothing."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
         data = load_dataset(dataset, inverse=inverse, **given)
@@ -268,8 +268,8 @@ def _start_training(
     device: torch.device,
     progress: bool,
 ) -> None:
-    """Builds model and loop after a trial, goes to the last checkpoint if there is one, and trains
-    to the end"""
+    """Build model and loop after a trial, goes to the last checkpoint if there is one, and trains
+    to the end."""
     room = partial(_check_room, settings, training=data.training, out=out)
     if not facts['checkpoints']:
         check_trial(settings, data.training, device, room)
@@ -297,7 +297,7 @@ def _trained(
     device: torch.device,
     progress: bool,
 ) -> Run:
-    "Return the run of `settings` in the folder `out`, trained as far as it is not finished"
+    "Return the run of `settings` in the folder `out`, trained as far as it is not finished."
     start = start_facts(settings, data.training)
     if not finished(_resumed_facts(out, start, resume)):
         with training_alone(out), _TURN, kept_rng():
@@ -313,7 +313,7 @@ def train(
     dataset: str | Path | Dataset,  # PyKEEN's name, a folder of TSV files, or a PyKEEN data set
     model: str | type[Model] = 'ConvE',
     *,
-    out: Path | str,  # folder of the run; never written over
+    out: Path | str,  # folder of the run; never overwritten
     epochs: int = 100,
     keep_every: int | CheckpointSchedule | Iterable[int] = 20,  # epochs apart, schedule, or epochs
     loop: str = 'slcwa',  # or 'lcwa'
@@ -323,7 +323,7 @@ def train(
     loss_weighter_kwargs: Mapping[str, Any] | None = None,
     optimizer: str | type = 'Adam',
     lr: float | None = None,  # None: the optimiser's own
-    optimizer_kwargs: Mapping[str, Any] | None = None,  # dict(eps=3e-4): smooth steps, see below
+    optimizer_kwargs: Mapping[str, Any] | None = None,  # dict(eps=3e-4) makes smooth steps
     lr_scheduler: str | type | None = None,
     lr_scheduler_kwargs: Mapping[str, Any] | None = None,
     negative_sampler: str | type | None = None,  # None: PyKEEN's basic one under sLCWA
@@ -332,22 +332,23 @@ def train(
     label_smoothing: float = 0.0,
     batch_size: int = 256,
     precision: str = 'fp32',  # or 'bf16': each step's scores; weights and loss stay in float32
-    patience: int | None = None,  # evaluations in vain until training stops; None: it does not
+    patience: int | None = None,  # evaluations without improvement before training stops
     evaluate_every: int | None = None,  # epochs between evaluations on validation triples; None: 10
-    stop_delta: float | None = None,  # by which part a better value exceeds the best; None: 0.01
+    stop_delta: float | None = None,  # relative improvement that counts as better; None: 0.01
     stop_metric: str | None = None,  # PyKEEN's name of a ranking metric; None: hits_at_10
     seed: int = 0,
-    inverse: bool = False,  # train on inverse triples, too
+    inverse: bool = False,  # also train on inverse triples
     model_kwargs: Mapping[str, Any] | None = None,
     training_kwargs: Mapping[str, Any] | None = None,  # more of PyKEEN's `TrainingLoop.train`
     device: str | torch.device | None = None,  # None: CUDA if there
     unseen: str | None = None,  # 'drop' leaves out test triples with labels unknown to training
-    header: bool | None = None,  # of a folder: do its files begin with one? None: known names tell
-    names: NamesGiven | None = None,  # what its labels are called: a table, or what `Names` takes
-    resume: bool = False,  # go on from the last checkpoint in `out`, if there is one
+    header: bool | None = None,  # do a folder's files begin with a header? None: detected
+    names: NamesGiven | None = None,  # of its labels: any form that `Names` accepts
+    resume: bool = False,  # resume from the last checkpoint in `out`, if there is one
     progress: bool = True,  # PyKEEN's progress bars
 ) -> Run:
-    "Trains a PyKEEN model, keeps it in `out`, opens the run; bad options raise `RunError` before"
+    """Train a PyKEEN model, store it in `out` and return its run. Raises `RunError` for bad
+    options before training."""
     out, device, epochs = Path(out), pick_device(device), number(epochs, 'epochs', 1, kind=int)
     data = named_data(_load_data(dataset, inverse, unseen=unseen, header=header), names)
     settings = model_settings(model, model_kwargs)
@@ -377,7 +378,7 @@ _AGAIN = (
 
 
 def check_told(run: Run) -> None:
-    "Raises `RunError` saying what `run` does not tell of its training, or `train` cannot do"
+    "Raise `RunError` naming what `run` does not store of its training, or what `train` cannot do."
     why, settings = '', run.settings
     if run.assumed:
         why = f'its settings are not all known: assumed were {", ".join(run.assumed)}'
@@ -387,24 +388,25 @@ def check_told(run: Run) -> None:
         why = f'it was trained {"over heads" if run.target == "head" else "with frozen parameters"}'
     if why:
         raise RunError(
-            f'the run cannot be trained again: {why}. Runs of `train`, and those kept by '
-            "callbacks='tracin', can be"
+            f'the run cannot be retrained: {why}. Runs of `train`, and those stored by '
+            f"callbacks='tracin', can be"
         )
 
 
 def check_again(run: Run) -> None:
-    "Raises `RunError` saying why `run` cannot be trained again, and what can be done about it"
+    "Raise `RunError` with the reason if `run` cannot be retrained, and a remedy."
     check_told(run)
     last, epochs = run.checkpoints[-1].epoch, run.settings['epochs']
     if not run.stopped and last != epochs:
         raise RunError(
-            f'the run cannot be trained again: it was interrupted after epoch {last} of {epochs}: '
-            'finish it first'
+            f'the run cannot be retrained: it was interrupted after epoch {last} of {epochs}: '
+            f'resume it first'
         )
 
 
 def _left(training: TriplesFactory, without: torch.Tensor) -> TriplesFactory:
-    "The training triples but those `without` `[n, 3]`; `ValueError` for one that is not there"
+    """Return the training triples but those `without` `[n, 3]`. Raises `ValueError` for one that
+    is not there."""
     same = (training.mapped_triples[:, None] == without[None]).all(-1)
     if not same.any(0).all():
         missing = without[int((~same.any(0)).nonzero()[0])].tolist()
@@ -422,15 +424,17 @@ BATCHES = ('same', 'own')
 
 def train_again(
     run: Run,
-    without: torch.Tensor | None = None,  # training triples `[n, 3]` that are left out; None: none
+    without: torch.Tensor | None = None,  # training triples `[n, 3]` to leave out; None: none
     *,
-    batches: str = 'same',  # the run's, with these taken out; 'own': as `train` would without them
+    # 'same': the run's batches without these triples; 'own': as `train` would draw them
+    batches: str = 'same',
     seed: int | None = None,  # None: that of the run
     device: str | torch.device | None = None,  # None: CUDA if there
     watching: Sequence[TrainingCallback] = (),  # callbacks of PyKEEN's loop
 ) -> Model:
-    """Return the model that a training by the settings of `run` ends with, without some triples or
-    from another seed; `RunError` says why that cannot be done. Nothing is written"""
+    """Retrain with the settings of `run`, without some triples or from another seed, and return
+    the model. Raises `RunError`, which gives the reason if that is impossible. Nothing is
+    written."""
     check_again(run)
     if batches not in BATCHES:
         raise RunError(f'batches={batches!r} is not one of {", ".join(BATCHES)}')

@@ -30,7 +30,7 @@ _FEW = 16
 
 
 def few_triples(training: CoreTriplesFactory, batch_size: int) -> CoreTriplesFactory:
-    "A factory of at most a batch of the triples, with all entities and relations"
+    "Return a factory of at most a batch of the triples, with all entities and relations."
     n = min(_FEW, training.num_triples, max(1, batch_size // 2))
     rows = torch.linspace(0, training.num_triples - 1, n).long()
     return CoreTriplesFactory(
@@ -56,7 +56,7 @@ def try_step(
     device: torch.device,
     check: Callable[[Model], None],  # of the new model, before the step
 ) -> None:
-    "One step of a new model of `settings`; raises whatever PyKEEN or PyTorch raise"
+    "One step of a new model of `settings`. Raises whatever PyKEEN or PyTorch raise."
     few = few_triples(training, settings['batch_size'])
     kwargs = settings['training_kwargs'] | dict(drop_last=False, num_workers=0)
     whole = {**settings, 'training_kwargs': kwargs}
@@ -76,7 +76,7 @@ def try_step(
 
 # %% ../../nbs/runs/55_trial.ipynb #8e12e897
 def schedule(settings: Mapping[str, Any]) -> list[float]:
-    "The learning rate of each epoch, as the scheduler gives it"
+    "Return the learning rate of each epoch, as the scheduler gives it."
     weight = torch.nn.Parameter(torch.zeros(1, 1))
     optimizer = optimizer_resolver.make(
         settings['optimizer'], settings['optimizer_kwargs'], params=[weight]
@@ -93,7 +93,7 @@ def schedule(settings: Mapping[str, Any]) -> list[float]:
 
 
 def check_schedule(settings: Mapping[str, Any]) -> None:
-    "Raises `RunError` unless the scheduler gives a rate that a step can be made with to each epoch"
+    "Raise `RunError` unless the scheduler gives a rate that a step can be made with to each epoch."
     if not settings['lr_scheduler']:
         return
     most = torch.finfo(torch.float32).max
@@ -112,12 +112,12 @@ def check_schedule(settings: Mapping[str, Any]) -> None:
         if not 0 <= rate <= most:
             raise RunError(
                 f'{which}: {settings["lr_scheduler"]} gives epoch {epoch} the learning rate '
-                f'{rate:g}, which has to be a finite number at least 0'
+                f'{rate:g}, which must be a finite number at least 0'
             )
 
 
 def reason_of(error: Exception) -> str:
-    "What an error says, on one line, with its kind where that says more"
+    "Return the message of an error on one line, with its type if that adds information."
     said = ' '.join(str(error).split())
     known = isinstance(error, (ValueError, RuntimeError)) and said
     return said if known else f'{type(error).__name__}: {said}'
@@ -133,12 +133,12 @@ _PARTS = (
 
 
 def _own_loss(settings: Mapping[str, Any]) -> dict[str, Any]:
-    "The loss that the model brings"
+    "Return the loss that the model brings."
     return loss_settings(settings['model'], settings['model_kwargs'], None, None)
 
 
 def milder(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    "Settings with one thing less than `settings`, and a name of that thing"
+    "Yield settings with one thing less than `settings`, and a name of that thing."
     for part in _PARTS:
         for name, value in reversed(settings[part].items()):
             rest = {n: v for n, v in settings[part].items() if n != name}
@@ -162,7 +162,7 @@ def milder(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _passes(settings: Mapping[str, Any], trial: Callable[[Mapping[str, Any]], None]) -> bool:
-    "Does the `trial` of `settings` succeed?"
+    "Return whether the `trial` of `settings` succeeds."
     try:
         trial(settings)
     except Exception:
@@ -171,7 +171,8 @@ def _passes(settings: Mapping[str, Any], trial: Callable[[Mapping[str, Any]], No
 
 
 def blamed(settings: Mapping[str, Any], trial: Callable[[Mapping[str, Any]], None]) -> str:
-    "The setting without which the `trial` succeeds; if there is none, all that could be left out"
+    """Return the setting without which the `trial` succeeds; if there is none, all that could be
+    left out."""
     for name, other in milder(settings):
         if _passes(other, trial):
             return name
@@ -185,11 +186,11 @@ def check_trial(
     device: torch.device,
     check: Callable[[Model], None] = lambda model: None,  # of the model that is tried
 ) -> None:
-    "Raises `RunError` naming the setting with which no step, or no schedule, can be made"
+    "Raise `RunError` naming the setting with which no step, or no schedule, can be made."
     if training.num_entities < 2:
         raise RunError(
-            'the training triples have one entity, and a prediction is a choice between two at '
-            'least: give other triples'
+            'the training triples have one entity, and a prediction chooses between at least two: '
+            'give other triples'
         )
     check_schedule(settings)
 
