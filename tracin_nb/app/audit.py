@@ -269,7 +269,7 @@ def rows_of(self: TrainingAudit, result: SelfInfluence, caption: str) -> str:
 def mark(self: TrainingAudit) -> None:
     "Mark the chosen rows of the ranking. Raises `ValueError` if none is chosen."
     if not self.ranking.value:
-        raise ValueError('choose training triples in the table, then press Mark')
+        raise ValueError('select training triples in the table, then press Mark')
     rows = self.result.frame.loc[[*self.ranking.value]].assign(ranking=str(self.ask))
     rows = rows.set_index('training_index', drop=False)
     self.marked = pd.concat([self.marked, rows[~rows.index.isin(self.marked.index)]])
