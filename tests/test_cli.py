@@ -1117,7 +1117,7 @@ SETTINGS = {
     'JSON of scheduler': (('--lr-scheduler-kwargs', '1'), '--lr-scheduler-kwargs', 'found a int'),
     '--epochs': (('--epochs', 0), '--epochs must be', '0'),
     'half an epoch': (('--epochs', '1.5'), '--epochs', "'1.5'"),
-    '--keep-every': (('--keep-every', 0), '--keep-every has to'),
+    '--keep-every': (('--keep-every', 0), '--keep-every must be'),
     'late epoch': (('--epochs', 4, '--keep-every', '2,9'), '--keep-every: an epoch', '9'),
     'epochs of letters': (('--keep-every', 'all'), '--keep-every', "'all'"),
     '--loop': (('--loop', 'owa'), '--loop', "'owa'"),

@@ -176,7 +176,7 @@ def test_two_commands_from_a_pipeline_folder(piped, name, tmp_path) -> None:
         assert 'assumed: loop slcwa' in fine(*explain).stdout
     else:
         facts = json.loads(fine(*explain, '--format', 'json').stdout)['facts']
-        assert facts['assumed']['loop'].startswith('slcwa; nothing tells')
+        assert facts['assumed']['loop'].startswith('slcwa; not specified')
     fine(*command, tmp_path / 'told', '--learning-rate', 0.02, *FLAGS[name])
     run = Run.open(tmp_path / 'told')
     assert run.assumed == {} and run.label_smoothing == Run.from_pipeline(result).label_smoothing
