@@ -356,8 +356,11 @@ def batch_without(
     "Return the batch with `triples` taken out; None if nothing is left of it."
     if 'pairs' in batch:
         row, which = (batch['pairs'][:, None] == triples[None, :, :2]).all(-1).nonzero().T
+        column = triples[which, 2]
+        if not batch['target'][row, column].any():
+            return batch
         target = batch['target'].clone()
-        target[row, triples[which, 2]] = 0
+        target[row, column] = 0
         batch, kept = dict(batch, target=target), (target > 0).any(1)
     else:
         kept = ~(batch['positives'][:, None] == triples[None]).all(-1).any(1)
