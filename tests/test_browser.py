@@ -381,7 +381,7 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     cells = [line.locator('td').all_inner_texts()[2:] for line in rows.all()[:3]]
     assert cells == frame[['head', 'relation', 'tail']].to_numpy().tolist()[:3]
     press(page, 'Mark')
-    assert 'choose' in wait_for(page, 'then press Mark')
+    assert 'select' in wait_for(page, 'then press Mark')
     rows.first.focus()
     rows.first.press('Space')
     press(page, 'What contradicts it?')

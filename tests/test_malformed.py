@@ -1204,7 +1204,7 @@ def an_option(rng: random.Random, world: World, folder: Path) -> Case:
     names += [
         o.removeprefix('--').rstrip('s').replace('-', by) for o in names for by in ' _'
     ]  # 'there is no checkpoint 7'
-    names += ['say what', *(o for part in more for o in part if len(o) > 2)]
+    names += ['specify', *(o for part in more for o in part if len(o) > 2)]
     return Case(
         (command.name, *base, *(x for part in more for x in part)),
         tuple(names),

@@ -393,7 +393,7 @@ def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
     try:
         path.write_text(json.dumps(changed))
         with pytest.raises(
-            RunError, match='is does not reach the same state at epoch 1.*made with torch 1.0'
+            RunError, match='does not reach the same state at epoch 1.*made with torch 1.0'
         ):
             replay(Run.open(run.folder), test, progress=False)
     finally:

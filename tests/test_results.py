@@ -277,7 +277,7 @@ def test_plot_takes_labels_literally() -> None:
     assert len(ax.patches) == len(names)
     example(labels=['a', '$x_1', '$\\frac$']).plot(0).figure.canvas.draw()
     long = example(labels=[f'e{i}' for i in range(60)], k=50).plot()
-    assert len(long.patches) == 40 and '20 strongest of each side' in long.get_xlabel()
+    assert len(long.patches) == 10 and '5 strongest of each side' in long.get_xlabel()
     with pytest.raises(IndexError, match='no test triple 3, the result has 3'):
         example().plot(3)
 

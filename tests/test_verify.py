@@ -324,9 +324,7 @@ def test_saved_run_and_new_start(run: Run, tmp_path: Path) -> None:
     found = verify(saved, PREDICTION, triples=few, seeds=1, device='cpu', progress=False)
     assert '"Before" is a new training with the settings of the run' in found.facts['repeats']
     assert found.frame['dropped'].tolist() == ['nothing', 'named', 'control']
-    assert found.verdict().endswith(
-        'One seed, so nothing tells this from chance: ask for more seeds.'
-    )
+    assert found.verdict().endswith('One seed cannot distinguish this from chance: use more seeds.')
     assert found.frame['head'].tolist()[1] == few[0, 0]
 
 

@@ -4738,6 +4738,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'tracin_nb/runs/keeping.py'),
                                         'tracin_nb.runs.keeping._read_torch': ( 'runs/keeping.html#_read_torch',
                                                                                 'tracin_nb/runs/keeping.py'),
+                                        'tracin_nb.runs.keeping._save_tensors': ( 'runs/keeping.html#_save_tensors',
+                                                                                  'tracin_nb/runs/keeping.py'),
                                         'tracin_nb.runs.keeping._weights_in': ( 'runs/keeping.html#_weights_in',
                                                                                 'tracin_nb/runs/keeping.py'),
                                         'tracin_nb.runs.keeping._write_labels': ( 'runs/keeping.html#_write_labels',

@@ -14,6 +14,8 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -246,6 +248,16 @@ def read_kept_names(path: Path) -> Names:
         raise RunError(f'{path} holds no names of a run: {e}') from e
 
 # %% ../../nbs/runs/20_keeping.ipynb #4b323b6b
+def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    "Write a safetensors file. Raises `OSError`, as other writers do, if the system cannot write."
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except safetensors.SafetensorError as e:
+        if found := re.search(r'\(os error (\d+)\)', str(e)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from e
+        raise
+
+
 def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
     "Write label maps, triples, literals and names of `dataset`; returns the facts of the files."
     parts = dict(training=dataset.training, validation=dataset.validation, testing=dataset.testing)
@@ -255,7 +267,7 @@ def write_data(folder: Path, dataset: Dataset) -> dict[str, Any]:
         tensors['literals'] = dataset.training.get_numeric_literals_tensor().contiguous()
         maps['literal_to_id'] = dataset.training.literals_to_id
     with replacing(path := folder / 'triples.safetensors') as p:
-        safetensors.torch.save_file(tensors, p)
+        _save_tensors(tensors, p)
     return dict(
         triples=file_facts(path),
         **{n: _write_labels(folder / f'{n}.tsv', m) for n, m in maps.items()},
