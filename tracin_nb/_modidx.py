@@ -2921,6 +2921,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'tracin_nb/evaluation/side_by_side.py'),
                                                    'tracin_nb.evaluation.side_by_side.SideBySide._move': ( 'evaluation/side_by_side.html#sidebyside._move',
                                                                                                            'tracin_nb/evaluation/side_by_side.py'),
+                                                   'tracin_nb.evaluation.side_by_side.SideBySide._random': ( 'evaluation/side_by_side.html#sidebyside._random',
+                                                                                                             'tracin_nb/evaluation/side_by_side.py'),
                                                    'tracin_nb.evaluation.side_by_side.SideBySide.post_batch': ( 'evaluation/side_by_side.html#sidebyside.post_batch',
                                                                                                                 'tracin_nb/evaluation/side_by_side.py'),
                                                    'tracin_nb.evaluation.side_by_side.SideBySide.pre_batch': ( 'evaluation/side_by_side.html#sidebyside.pre_batch',

@@ -114,9 +114,6 @@ STYLE = """<style onload="this.closest('.tracin-panel').addEventListener('focusi
   overflow: visible; }
 .jupyter-widgets.widget-tab > .lm-TabBar .lm-TabBar-tab.lm-TabBar-tab {
   color: var(--jp-ui-font-color1, inherit); }
-.tracin-panel .tracin-detail { position: sticky; bottom: 0; z-index: 1; max-height: 40vh;
-  overflow-y: auto; background: var(--jp-layout-color1, Canvas); border-top: 1px solid;
-  margin-top: -1px; }
 .tracin-detail .tracin-parts { display: flex; flex-wrap: wrap; gap: 0 2em; }
 .tracin-detail .plain { width: auto; flex: 1 1 18em; }
 @container (max-width: 33em) {

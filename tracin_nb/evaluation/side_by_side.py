@@ -120,12 +120,17 @@ class SideBySide(TrainingCallback):
 
     def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
         "Take the step of each model."
-        start, random = time.perf_counter(), torch.get_rng_state()
+        start, random = time.perf_counter(), self._random()
         self._losses(batch).backward()
-        if not torch.equal(torch.get_rng_state(), random):
+        if not torch.equal(self._random(), random):
             raise RunError('its steps draw random numbers')
         self._move()
         self.spent.append(time.perf_counter() - start)
+
+    def _random(self) -> Tensor:
+        "Return the random states that a step may draw from: the CPU's and the device's."
+        device, cpu = self.training_loop.model.device, torch.get_rng_state()
+        return cpu if device.type != 'cuda' else torch.cat([cpu, torch.cuda.get_rng_state(device)])
 
     def _losses(self, batch: Mapping[str, Tensor]) -> Tensor:
         "Return the sum of the losses of all models, each of its own part of the batch."
@@ -176,7 +181,7 @@ MEMORY = 2**30  # bytes of rows, of all models together
 
 
 def _parts_against(model: Model) -> str:
-    "Return which part of a model speaks against it?"
+    "Return the part of a model that rules it out; '' if none does."
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return 'it has dropout'
@@ -190,7 +195,7 @@ def _parts_against(model: Model) -> str:
 
 
 def _settings_against(settings: Mapping[str, Any]) -> str:
-    "Return the setting that rules it out."
+    "Return the setting that rules it out; '' if none does."
     if settings['optimizer'] not in _BY_NUMBER:
         return f'{settings["optimizer"]} does not change each weight by itself'
     if settings['early_stopping']:
@@ -267,7 +272,7 @@ class _Clock(TrainingCallback):
         self.steps, self.times = steps, [time.perf_counter()]
 
     def pre_batch(self, **kwargs: Any) -> None:
-        "Set up the models before the first batch."
+        "Note the time, and end the training after the last step."
         self.times.append(time.perf_counter())
         if len(self.times) > self.steps + 1:
             raise _Enough

@@ -373,7 +373,7 @@ def lacking(
     batch: Mapping[str, torch.Tensor],  # of PyKEEN's loops
     triples: torch.Tensor,  # `[n, 3]`, the model's own ids
 ) -> torch.Tensor:
-    "Return booleans `[n]`: from which of the `triples` is there something in the batch to take?"
+    "Return booleans `[n]`: whether the batch contains each of the `triples`."
     if 'pairs' not in batch:
         return (batch['positives'][:, None] == triples[None]).all(-1).any(0)
     same = (batch['pairs'][:, None] == triples[None, :, :2]).all(-1)
