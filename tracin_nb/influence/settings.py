@@ -182,7 +182,7 @@ class Settings:
     moments: str | float = option(
         'auto',
         "Second moments of 'natural': of all training triples ('exact'), of a sample with this "
-        'relative standard error (0.01), or by their number: beyond 300,000 a sample with 0.02.',
+        'relative standard error (0.05), or by their number: beyond 300,000 a sample with 0.01.',
         'Approximations',
         metavar='auto|exact|X',
         advanced=True,
