@@ -6,7 +6,8 @@
 __all__ = ['EXACT', 'ERROR', 'EACH', 'SEED', 'FIRST', 'aim', 'scored_with', 'chances', 'Served',
            'Drawn', 'take_sample', 'Spread', 'first_size', 'enough', 'drawn_facts']
 
-# %% ../../nbs/influence/15_moments.ipynb #e0976ff1
+# %% ../../nbs/influence/15_moments.ipynb #9076d942
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,13 +120,13 @@ def take_sample(
     rows = (lots < chance).nonzero()[:, 0]
     return Drawn(rows, chance[rows].double(), n)
 
-# %% ../../nbs/influence/15_moments.ipynb #9c0276d9
+# %% ../../nbs/influence/15_moments.ipynb #5258bef6
 class Spread:
     "Second moments by parameter, and the variances of their estimates."
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.variances: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.variances: dict[str, Tensor] = {}
 
     def add(
         self,
@@ -134,22 +135,22 @@ class Spread:
     ) -> None:
         "Add some training triples."
         for name, x in lengths.items():
-            x = x.double().cpu()
-            self.sums[name] = self.sums.get(name, 0.0) + x.sum().item()
-            more = (x.square() * (1 - chance)).sum().item()
-            self.variances[name] = self.variances.get(name, 0.0) + more
+            x, doubt = x.double(), 1 - chance.to(x.device)
+            self.sums[name] = self.sums.get(name, 0) + x.sum()
+            self.variances[name] = self.variances.get(name, 0) + (x.square() * doubt).sum()
 
     @property
     def errors(self) -> dict[str, float]:
         "Relative standard errors of the second moments, by parameter."
-        return {n: self.variances[n] ** 0.5 / x if x > 0 else 0.0 for n, x in self.sums.items()}
+        error = lambda name, x: (self.variances[name].sqrt() / x).item() if x > 0 else 0.0
+        return {name: error(name, x) for name, x in self.sums.items()}
 
     @property
     def worst(self) -> float:
         "The largest of them."
         return max(self.errors.values(), default=0.0)
 
-# %% ../../nbs/influence/15_moments.ipynb #c658ffb6
+# %% ../../nbs/influence/15_moments.ipynb #f6d7303d
 FIRST = 2_048  # training triples of a first look, or an eighth of all
 
 
@@ -158,9 +159,10 @@ def first_size(n: int) -> float:
     return min(FIRST, n / 8)
 
 
-def enough(first: Spread, size: float, error: float) -> float:
-    "Return how many training triples are to be read, by a first look at `size` of them."
-    return max(size, size * (first.worst / error) ** 2)
+def enough(first: Spread, size: float, error: float) -> int:
+    """Return how many training triples are to be read, by a first look at `size` of them. It is a
+    multiple of 64, so that rounding errors do not draw another sample."""
+    return 64 * math.ceil(max(size, size * (first.worst / error) ** 2) / 64)
 
 # %% ../../nbs/influence/15_moments.ipynb #a2dff47b
 def drawn_facts(found: Iterable[tuple[Drawn, Spread]]) -> dict[str, Any]:

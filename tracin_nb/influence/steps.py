@@ -318,7 +318,7 @@ class Steps:
         drawn for others are drawn again."""
         if self.asked and self.asked.same(triples, objective):
             return
-        self.asked = Served(triples, objective)
+        self.asked = Served(triples.clone(), objective)
         if self.made and any(step.again for step in self.every):
             rest = self.__dict__.pop('every')  # back once all are done
             with arithmetic(self.settings.precision):
