@@ -181,8 +181,8 @@ class Settings:
     )
     moments: str | float = option(
         'auto',
-        "Second moments of 'natural': of all training triples ('exact'), of a sample with this "
-        'relative standard error (0.05), or by their number: beyond 300,000 a sample with 0.01.',
+        "Training triples that 'natural' reads for its second moments: all ('exact'), or a sample "
+        "with a relative standard error such as 0.05; 'auto': all up to 300,000, else with 0.01.",
         'Approximations',
         metavar='auto|exact|X',
         advanced=True,
