@@ -182,7 +182,7 @@ class Settings:
     moments: str | float = option(
         'auto',
         "Training triples that 'natural' reads for its second moments: all ('exact'), or a sample "
-        "with a relative standard error such as 0.05; 'auto': all up to 300,000, else with 0.01.",
+        "with a relative standard error such as 0.05; 'auto': all up to 300,000, else with 0.02.",
         'Approximations',
         metavar='auto|exact|X',
         advanced=True,
