@@ -63,12 +63,27 @@ def toctrees() -> str:
     return '\n\n'.join(map('\n'.join, parts))
 
 
+THEMED = re.compile(
+    r'<picture>\n<source [^>]*srcset="\.\./docs/([^"]+)">\n<img src="\.\./docs/([^"]+)" ([^>]+)>\n'
+    '</picture>'
+)
+
+
+def themed(text: str) -> str:
+    """Return Markdown in which a picture of two, for a light and for a dark page, follows the
+    switch of the page; `<picture>` asks the browser only."""
+    both = r'<img class="only-light" src="\2" \3>\n<img class="only-dark" src="\1" \3>'
+    return THEMED.sub(both, text)
+
+
 def complete(app, docname: str, source: list[str]) -> None:
     """Put into pages what is made when the site is built: the table of contents into the first
     page, which is also the README and so does not hold it, and for `<!-- made: name -->` what
     `pages.MADE` says."""
     if docname == root_doc:
         nb = json.loads(source[0])
+        for cell in nb['cells']:
+            cell['source'] = themed(''.join(cell['source']))
         nb['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toctrees()))
         source[0] = json.dumps(nb)
     elif (NBS / f'{docname}.md').exists() and docname.split('/')[0] not in MADE_HERE:
@@ -149,9 +164,7 @@ class Writer(HTML5Translator):
     def depart_desc_parameterlist(self, node) -> None:
         super().depart_desc_parameterlist(node)
         for i in range(self.signature_starts, len(self.body)):
-            self.body[i] = re.sub(
-                r'</?d[dl]>', lambda m: LINES.get(m[0], '</span>'), self.body[i]
-            )
+            self.body[i] = re.sub(r'</?d[dl]>', lambda m: LINES.get(m[0], '</span>'), self.body[i])
 
 
 def setup(app) -> None:

@@ -16,8 +16,8 @@ CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 INDEX = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
 START = '\n\n'.join(''.join(c['source']) for c in INDEX if c['cell_type'] == 'markdown')
 NOT_HERE = re.compile(
-    r'make \w|git clone|cd |pip install'
-)  # test_make, test_packaging and people do these
+    r'make \w|git clone|cd |pip install|tracin demo|tracin serve'
+)  # test_make, test_packaging, test_cli, test_browser and people do these
 
 RUNNER = """
 import contextlib, json, logging, os, shlex, subprocess, sys, tempfile, time, warnings
