@@ -163,6 +163,9 @@ def end(process: subprocess.Popen) -> int:
 NAMELESS = """() => [...document.querySelectorAll('.tracin-panel :is(input, select, textarea)')]
   .filter((e) => e.offsetWidth && !e.labels?.[0]?.innerText.trim()).map((e) => e.outerHTML)"""
 
+SCALES = """() => [...document.querySelectorAll('.ranking .bar')].filter((e) => e.offsetWidth > 20)
+  .map((e) => e.getBoundingClientRect().width / parseFloat(e.style.width))"""
+
 
 def check_readable(page) -> None:
     """Text stands out from what is behind it (WCAG AA), every control has a label, and no label
@@ -179,6 +182,8 @@ def check_widths(page, tmp_path: Path, name: str) -> None:
         page.wait_for_timeout(300)
         check_readable(page)
         assert faults(page) == []
+        scales = page.evaluate(SCALES)
+        assert max(scales) < 1.2 * min(scales)  # of bars, per cent: as long as they say
         page.screenshot(path=tmp_path / f'{name}_{width}.png')
 
 

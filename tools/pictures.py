@@ -4,7 +4,6 @@ python tools/pictures.py [RUN_DIR]  # the run of `tracin demo`, which is trained
 """
 
 import argparse
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from playwright.sync_api import Page, sync_playwright
 from tracin_nb.app.demo import QUESTION
 
 STATIC = Path(__file__).resolve().parent.parent / 'docs/_static'
-WIDTH, HEIGHT, SCALE = 1200, 900, 1.5  # of the window, and pixels of the picture to one of it
+WIDTH, HEIGHT, SCALE = 1200, 1200, 1.4  # of the window, and pixels of the picture to one of it
 MOST = 120_000  # bytes
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 TRACIN = [sys.executable, '-m', 'tracin_nb']
@@ -45,9 +44,8 @@ def explain(page: Page) -> None:
         field.press('Enter')
         page.wait_for_timeout(500)
     page.get_by_role('button', name='Run', exact=True).click()
-    news = page.locator('.tracin-panel [role=status]')
-    news.filter(has_text=re.compile('done in')).first.wait_for()
-    page.wait_for_timeout(1000)
+    page.get_by_role('grid', name='proponents').wait_for()
+    page.wait_for_timeout(3000)  # pictures and shares come after the rows
 
 
 def small(picture: bytes) -> bytes:

@@ -155,6 +155,13 @@ STYLE = """<style>
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .tracin .bar.opp { background: repeating-linear-gradient(-55deg, var(--opp) 0 3px,
   transparent 3px 5px); box-shadow: inset 0 0 0 1px var(--opp); }
+@container (max-width: 33em) { /* the number beside its bar, which it must not shorten */
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(2):not(:has(small)) {
+    flex-direction: row; justify-content: flex-start; padding-right: 6em; }
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(2):has(small) { display: block;
+    text-align: left; }
+  .tracin.tracin .ranking > tbody > tr > td > .bar { flex: none; order: -1; }
+}
 .tracin small { display: block; font-size: .85em; opacity: .78; }
 .tracin .note { opacity: .82; margin: .4em 0; overflow-wrap: anywhere; }
 .tracin td i { opacity: .9; }
