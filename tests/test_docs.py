@@ -142,7 +142,7 @@ def test_make() -> None:
     named = set(
         re.findall(
             r'`?\bmake ([a-z-]+)\b',
-            '\n'.join(re.findall(r'`[^`]+`|^make .*', README + CONTRIBUTING, re.MULTILINE)),
+            '\n'.join(re.findall(r'(?<!`)`[^`\n]+`|^make .*', README + CONTRIBUTING, re.MULTILINE)),
         )
     )
     assert {'demo', 'test'} <= named <= targets
@@ -188,7 +188,7 @@ def test_comparison() -> None:
 def test_links(name: str) -> None:
     "Every relative link leads to a file of the repository."
     text = {'README.md': README, 'CONTRIBUTING.md': CONTRIBUTING}[name]
-    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|(?:src|href)="([^"#]+)"', text)
+    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|(?:src|srcset|href)="([^"#]+)"', text)
     local = [a or b for a, b in links if not re.match(r'\w+:', a or b)]
     assert local and [link for link in local if not (ROOT / link).exists()] == []
 

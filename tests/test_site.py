@@ -298,7 +298,7 @@ SHOWN = {  # page: what it has to show
     'tutorials/1_five_minutes.html': ('figures', 'tables'),
     'api/influence.tracin.html': ('tables',),
 } | ({WIDGET: ('widgets',)} if WIDGET else {})
-KINDS = {'index.html', 'tutorials/1_five_minutes.html', 'api/influence.tracin.html', WIDGET}
+KINDS = {'tutorials/1_five_minutes.html', 'api/influence.tracin.html', WIDGET}
 
 
 def look(browser, server: str, name: str, width: int, theme: str) -> dict:
@@ -320,10 +320,10 @@ def look(browser, server: str, name: str, width: int, theme: str) -> dict:
     if name == WIDGET:
         page.wait_for_selector('.jupyter-widgets', timeout=20_000)
     found = page.evaluate(LOOK) | dict(dull=dull(page, 'article'))
-    if name in KINDS:
-        found |= dict(faults=faults(page))
     if name == 'index.html':
-        found |= dict(hidden=hidden(page, 'article'))
+        found |= dict(hidden=hidden(page, 'article'), faults=faults(page, contrast=True))
+    elif name in KINDS and width < 1000:
+        found |= dict(faults=faults(page))
     context.close()
     assert not wrong
     return found

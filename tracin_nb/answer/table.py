@@ -157,7 +157,7 @@ STYLE = """<style>
   transparent 3px 5px); box-shadow: inset 0 0 0 1px var(--opp); }
 @container (max-width: 33em) { /* a bar, which its number does not shorten, above the triple */
   .tracin.tracin.tracin .ranking > tbody > tr { grid-template-columns: 1.15fr .9fr 1.15fr;
-    font-size: min(1em, 13.5px); }
+    font-size: min(1em, 13.5px); padding-left: .5em; }
   .tracin.tracin .ranking > tbody > tr > td:nth-child(1) { grid-area: 1 / 1; text-align: left; }
   .tracin.tracin .ranking > tbody > tr > td:nth-child(2) { grid-area: 1 / 1 / 2 / 4;
     margin-left: 2em; }
