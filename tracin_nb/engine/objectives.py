@@ -8,6 +8,7 @@ __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BC
            'make_objective', 'left_out']
 
 # %% ../../nbs/engine/00_objectives.ipynb #73bc504e
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,26 +33,28 @@ class Queries:
 
     `kind` "hrt": `ids` `[B, c, 3]`, triples. "tails": `ids` `[B, g, 2]`, pairs (head, relation),
     each scored against all `E` entities, so `c = g * E`. "heads": the same with pairs (relation,
-    tail). `extra`: what the loss needs besides, each `[B, ...]`."""
+    tail). `extra`: what the loss needs besides, each `[B, ...]`. `candidates` `[B, c]`: entities
+    that a row (`g` = 1) is scored against, if not all."""
 
     kind: Literal['hrt', 'tails', 'heads']
     ids: Tensor
     extra: tuple[Tensor, ...] = ()
+    candidates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: slice) -> 'Queries':
-        return Queries(self.kind, self.ids[rows], tuple(x[rows] for x in self.extra))
+    def __getitem__(self, rows: slice | Tensor) -> 'Queries':
+        return self._map(lambda x: x[rows])
 
     def to(self, device: str | torch.device) -> 'Queries':
         with stage('transfer', adds=True) as gave:
-            gave(
-                made := Queries(
-                    self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra)
-                )
-            )
+            gave(made := self._map(lambda x: x.to(device)))
         return made
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> 'Queries':
+        given = None if self.candidates is None else f(self.candidates)
+        return Queries(self.kind, f(self.ids), tuple(map(f, self.extra)), given)
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +85,7 @@ def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> T
     `candidates` `[B * g, c']` restricts rows to some entities; by default all entities are
     scored."""
     B, mode = len(queries), _mode(model)
+    candidates = queries.candidates if candidates is None else candidates
     flat = queries.ids.flatten(0, 1)
     if queries.kind == 'hrt':
         return model.score_hrt(flat, mode=mode).view(B, -1)
@@ -226,7 +230,7 @@ class Negatives:
         """Negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random
         order of the positives."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             order = torch.randperm(len(positives))
             negatives, mask = self.sampler.sample(positives[order])
         back = order.argsort()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'PAIRS', 'rows_only', 'Index', 'make_index', 'make_indices', 'indexed_sizes',
-           'shared_counts', 'one_thread', 'shared_pairs']
+           'shared_counts', 'crowded', 'shared_matrix', 'one_thread', 'shared_pairs']
 
 # %% ../../nbs/engine/20_row_index.ipynb #cb401c28
 from collections.abc import Iterator, Sequence
@@ -62,7 +62,8 @@ def _summed(grads: Tensor, run: Tensor, first: Tensor) -> Tensor:
     "Sums `[r, d]` of the gradients `[n, d]` of each `run` `[n]`; `first` marks where a run begins."
     if first.all():
         return grads
-    return grads[first].index_add_(0, run[~first], grads[~first])
+    again = (~first).nonzero()[:, 0]
+    return grads[first].index_add_(0, run[again], grads[again])
 
 # %% ../../nbs/engine/20_row_index.ipynb #29fec599
 def make_index(
@@ -264,6 +265,48 @@ def _strongest_parts(
         kept = torch.cat([_extreme(values, k, largest) for largest in (True, False)])
         columns, values = columns[kept], values[kept]
         yield torch.full_like(columns, i), columns, values
+
+# %% ../../nbs/engine/20_row_index.ipynb #19b1cb0e
+_CROWDED = 0.1  # shared rows for each pair; from here on nearly all influences are made anyway
+
+
+def crowded(test: Sequence[Factors], indices: dict[str, list[Index]], n: int) -> bool:
+    "Do test triples share so much with a tile of `n` triples that their matrix is made faster?"
+    M = len(test[0])
+    return M * n <= PAIRS and bool(shared_counts(indices, test).sum() > _CROWDED * M * n)
+
+
+def shared_matrix(
+    test: Sequence[Factors],  # test triples' factors times the learning rate, by checkpoint
+    indices: dict[str, list[Index]],  # of a tile of training triples, see `make_indices`
+    n: int,  # training triples in the tile
+    dtype: torch.dtype = torch.float32,  # of the sums
+) -> Tensor:
+    "The influences `[M, n]` of all pairs; those that share nothing are exactly 0."
+    like = next(iter(test[0].blocks.values()))[0].ids
+    total = torch.zeros(len(test[0]), n, dtype=dtype, device=like.device)
+    for name, found in indices.items():
+        for index in found:
+            if known := _known(test, name, index):
+                ids = test[known[0]].blocks[name][0].ids
+                flat = {c: _flat(test[c].blocks[name][0], test[c].weight) for c in known}
+                _add_runs(total, index, flat, ids)
+    return total
+
+
+def _add_runs(total: Tensor, index: Index, test: dict[int, Tensor], ids: Tensor) -> None:
+    "Add to `total` `[M, n]` what the test rows `ids` `[M, k]` share with the index."
+    k, n = ids.shape[1], total.shape[1]
+    consecutive = dict(zip(index.starts.tolist(), _consecutive(index).tolist()))
+    for rows, start, end in _found(index, ids.flatten()):
+        values = sum(t[rows] @ index.grads[c][start:end].to(t.dtype).T for c, t in test.items())
+        rows, values = rows // k, values.to(total.dtype)
+        places = _places(index.triples[start:end], consecutive[start])
+        if isinstance(places, slice):
+            total[:, places].index_add_(0, rows, values)
+        else:
+            at = (rows * n)[:, None] + places
+            total.view(-1).index_add_(0, at.flatten(), values.flatten())
 
 # %% ../../nbs/engine/20_row_index.ipynb #01ecbc4c
 @contextmanager

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from ..answer.ranking import Ranking
 from ..clock import stage
-from ..engine.factors import Factors, added, blank, fill, inner, shared
+from ..engine.factors import Factors, blank, fill, shared
 from ..engine.rounding import cleared, lengths, limit, sizes
 from tracin_nb.engine.row_index import (
     Index,
+    crowded,
     indexed_sizes,
     make_indices,
     shared_counts,
+    shared_matrix,
     shared_pairs,
 )
 from .steps import Steps, TestSide
@@ -129,22 +131,33 @@ class DenseTile:
         return sum(f.nbytes for f in self.factors)
 
     def scores(self, test: TestSide) -> Tensor:
-        "Return the influence `[M, n]`, summed over the checkpoints."
-        steps = zip(test.rates, test.factors, self.factors, strict=True)
-        return added(inner(mine, theirs).mul_(rate) for rate, mine, theirs in steps)
+        "Return the influence `[M, n]`; pairs that share no row have none."
+        return shared_matrix(test.rated(self.device), self.indices, self.n, test.dtype)
 
-    def ranking(self, test: TestSide, some: Pass, k: int) -> Matrix:
-        "Return what is to be ranked: all influences; 0 outside of a neighbourhood that restricts."
-        found = self.scores(test)
-        if some.near is not None and some.restrict:
-            found = found.mul_(some.inside(found.device))
+    def ranking(self, test: TestSide, some: Pass | None, k: int) -> Matrix | Pairs:
+        """Return the pairs that share a row and may be among the `k` highest or lowest; or all
+        influences, where nearly all pairs share one."""
+        rated = test.rated(self.device)
         most = test.reach * self.largest * limit(test.dtype)
-        return Matrix(cleared(found, k, most, lambda: self.terms(test)), self.slopes)
+        if crowded(rated, self.indices, self.n):
+            found = shared_matrix(rated, self.indices, self.n, test.dtype)
+            return Matrix(cleared(found, k, most, lambda: self.terms(test)), self.slopes)
+        found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most)
+        return Pairs(*found, self.slopes)
 
     def terms(self, test: TestSide) -> Tensor:
         "Return the sums `[M, n]` of |terms| of the influences."
-        mine = replace(test, factors=list(map(lengths, test.factors)))
-        return DenseTile(list(map(lengths, self.factors))).scores(mine)
+        mine = list(map(lengths, test.rated(self.device)))
+        by_length = {
+            name: [replace(x, grads=x.lengths) for x in found]
+            for name, found in self.indices.items()
+        }
+        return shared_matrix(mine, by_length, self.n, torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        "Where the index lies."
+        return next(iter(self.indices.values()))[0].ids.device
 
     def rounded(self, dtype: torch.dtype) -> 'DenseTile':
         "Return it with its gradients in `dtype`."
