@@ -559,7 +559,7 @@ def _each_once(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _add_squares(total: Tensor, ids: Tensor, grads: Tensor) -> None:
-    "Add to each row's `total` `[n, d, d]` the products of its gradients, `grads` `[m, d]` by `ids`."
+    "Add to each row's `total` `[n, d, d]` the products of its gradients `[m, d]`."
     ids, order = ids.sort(stable=True)
     grads, (rows, counts) = grads[order], ids.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).tolist()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..answer.ranking import Ranking
 from ..clock import stage
-from ..engine.factors import Factors, blank, fill, shared
+from ..engine.factors import Factors, added, blank, fill, inner, shared
 from ..engine.rounding import cleared, lengths, limit, sizes
 from tracin_nb.engine.row_index import (
     Index,
@@ -131,6 +131,43 @@ class DenseTile:
         return sum(f.nbytes for f in self.factors)
 
     def scores(self, test: TestSide) -> Tensor:
+        "Return the influence `[M, n]`, summed over the checkpoints."
+        steps = zip(test.rates, test.factors, self.factors, strict=True)
+        return added(inner(mine, theirs).mul_(rate) for rate, mine, theirs in steps)
+
+    def ranking(self, test: TestSide, some: Pass, k: int) -> Matrix:
+        "Return what is to be ranked: all influences; 0 outside of a neighbourhood that restricts."
+        found = self.scores(test)
+        if some.near is not None and some.restrict:
+            found = found.mul_(some.inside(found.device))
+        most = test.reach * self.largest * limit(test.dtype)
+        return Matrix(cleared(found, k, most, lambda: self.terms(test)), self.slopes)
+
+    def terms(self, test: TestSide) -> Tensor:
+        "Return the sums `[M, n]` of |terms| of the influences."
+        mine = replace(test, factors=list(map(lengths, test.factors)))
+        return DenseTile(list(map(lengths, self.factors))).scores(mine)
+
+    def rounded(self, dtype: torch.dtype) -> 'DenseTile':
+        "Return it with its gradients in `dtype`."
+        return replace(self, factors=[f.to(dtype=dtype) for f in self.factors])
+
+
+@dataclass(frozen=True)
+class IndexTile:
+    "The rows that `n` training triples touch, by parameter."
+
+    indices: dict[str, list[Index]]
+    n: int
+    slopes: int = 0  # triples with a slope at some checkpoint
+    largest: float = 0.0  # size of the largest gradient
+
+    @property
+    def nbytes(self) -> int:
+        "Bytes of the indices."
+        return sum(index.nbytes for found in self.indices.values() for index in found)
+
+    def scores(self, test: TestSide) -> Tensor:
         "Return the influence `[M, n]`; pairs that share no row have none."
         return shared_matrix(test.rated(self.device), self.indices, self.n, test.dtype)
 
@@ -158,41 +195,6 @@ class DenseTile:
     def device(self) -> torch.device:
         "Where the index lies."
         return next(iter(self.indices.values()))[0].ids.device
-
-    def rounded(self, dtype: torch.dtype) -> 'DenseTile':
-        "Return it with its gradients in `dtype`."
-        return replace(self, factors=[f.to(dtype=dtype) for f in self.factors])
-
-
-@dataclass(frozen=True)
-class IndexTile:
-    "The rows that `n` training triples touch, by parameter."
-
-    indices: dict[str, list[Index]]
-    n: int
-    slopes: int = 0  # triples with a slope at some checkpoint
-    largest: float = 0.0  # size of the largest gradient
-
-    @property
-    def nbytes(self) -> int:
-        "Bytes of the indices."
-        return sum(index.nbytes for found in self.indices.values() for index in found)
-
-    def scores(self, test: TestSide) -> Tensor:
-        "Return the influence `[M, n]`; pairs that share no row have none."
-        found = self.ranking(test, None, self.n)
-        return (
-            torch.zeros(len(test), self.n, dtype=test.dtype)
-            .to(found.values.device)
-            .index_put_((found.test, found.column), found.values)
-        )
-
-    def ranking(self, test: TestSide, some: Pass | None, k: int) -> Pairs:
-        "Return the pairs that share a row and may be among the `k` highest or lowest."
-        device = next(iter(self.indices.values()))[0].ids.device
-        most = test.reach * self.largest * limit(test.dtype)
-        found = shared_pairs(test.rated(device), self.indices, self.n, k, test.dtype, most)
-        return Pairs(*found, self.slopes)
 
     def rounded(self, dtype: torch.dtype) -> 'IndexTile':
         "Return it with its gradients in `dtype`."
