@@ -90,7 +90,8 @@ def _merged(rows: Rows, none: int) -> tuple[Tensor, Tensor]:
     first = torch.arange(k, device=order.device).masked_fill(again, 0).cummax(1).values
     places = order + k * torch.arange(B, device=order.device)[:, None]
     away, into = places[again], places.gather(1, first)[again]
-    grads = rows.grads.reshape(-1, d).index_add(0, into, rows.grads.reshape(-1, d)[away])
+    flat = rows.grads.reshape(-1, d)
+    grads = flat.index_add(0, into, flat.index_select(0, away))
     return rows.ids.flatten().index_fill(0, away, none).view(B, k), grads.view(B, k, d)
 
 # %% ../../nbs/engine/10_factors.ipynb #ad07876a
@@ -136,8 +137,9 @@ def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, i
     columns = (*g.starts, *g.counts)
     for s, t, m, n in zip(*(c.tolist() for c in columns)):
         i, j = g.places[0][s : s + m], g.places[1][t : t + n]
+        products = a.index_select(0, i) @ b.index_select(0, j).T
         at = (i // k[0] * out.shape[1])[:, None] + j // k[1]
-        out.view(-1).index_add_(0, at.flatten(), (a[i] @ b[j].T).flatten())
+        out.view(-1).index_add_(0, at.flatten(), products.flatten())
 
 # %% ../../nbs/engine/10_factors.ipynb #b4f21c53
 def _add_pairs(

@@ -58,12 +58,14 @@ def _flat(rows: Rows, weight: Tensor | None) -> Tensor:
     return grads.flatten(0, 1)
 
 # %% ../../nbs/engine/20_row_index.ipynb #d7c0c30e
-def _summed(grads: Tensor, run: Tensor, first: Tensor) -> Tensor:
-    "Sums `[r, d]` of the gradients `[n, d]` of each `run` `[n]`; `first` marks where a run begins."
+def _summed(grads: Tensor, order: Tensor, run: Tensor, first: Tensor) -> Tensor:
+    """Sums `[r, d]` of the gradients `[n, d]`, taken in that `order`, of each `run` `[n]`; `first`
+    marks where a run begins."""
     if first.all():
-        return grads
+        return grads.index_select(0, order)
     again = (~first).nonzero()[:, 0]
-    return grads[first].index_add_(0, run[again], grads[again])
+    more = grads.index_select(0, order[again])
+    return grads.index_select(0, order[first]).index_add_(0, run[again], more)
 
 # %% ../../nbs/engine/20_row_index.ipynb #29fec599
 def make_index(
@@ -79,8 +81,8 @@ def make_index(
     run = first.cumsum(0) - 1
     kept, triples = ids.flatten()[order[first]], triples[order[first]]
     unique, counts = kept.unique_consecutive(return_counts=True)
-    sums = {c: _summed(g[order], run, first) for c, g in grads.items()}
-    sizes = {c: _summed(_length(g).to(g)[order, None], run, first) for c, g in grads.items()}
+    sums = {c: _summed(g, order, run, first) for c, g in grads.items()}
+    sizes = {c: _summed(_length(g).to(g)[:, None], order, run, first) for c, g in grads.items()}
     return Index(unique, counts.cumsum(0) - counts, counts, triples, sums, sizes)
 
 # %% ../../nbs/engine/20_row_index.ipynb #b683d9c3

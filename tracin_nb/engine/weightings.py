@@ -554,14 +554,15 @@ def _each_once(rows: Rows) -> tuple[Tensor, Tensor]:
     "Ids `[m]` and gradients `[m, d]` of the rows that triples touch, each once for each triple."
     ids, grads = _merged(rows, -1)
     ids, grads = ids.flatten(), grads.flatten(0, 1)
-    kept = ids >= 0
-    return (ids, grads) if kept.all() else (ids[kept], grads[kept])
+    if (kept := ids >= 0).all():
+        return ids, grads
+    return ids[kept], grads.index_select(0, kept.nonzero()[:, 0])
 
 
 def _add_squares(total: Tensor, ids: Tensor, grads: Tensor) -> None:
     "Add to each row's `total` `[n, d, d]` the products of its gradients `[m, d]`."
     ids, order = ids.sort(stable=True)
-    grads, (rows, counts) = grads[order], ids.unique_consecutive(return_counts=True)
+    grads, (rows, counts) = grads.index_select(0, order), ids.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).tolist()
     for row, start, end in zip(rows.tolist(), [0, *ends], ends):
         x = grads[start:end]

@@ -248,6 +248,8 @@ def as_tile(found: list[Factors], sparse: bool) -> Tile:
 
 def index_tile(steps: Steps, triples: Tensor, part: int) -> IndexTile:
     "Return the index of training triples `[n, 3]`, in gradient passes of `part` triples."
+    if len(triples) <= part:
+        return as_index(steps.gradients(triples))
     whole: list[Factors] = []
     for at in range(0, len(triples), part):
         found = steps.gradients(triples[at : at + part])
