@@ -1855,6 +1855,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tracin_nb/engine/row_index.py'),
                                             'tracin_nb.engine.row_index.indexed_sizes': ( 'engine/row_index.html#indexed_sizes',
                                                                                           'tracin_nb/engine/row_index.py'),
+                                            'tracin_nb.engine.row_index.is_crowded': ( 'engine/row_index.html#is_crowded',
+                                                                                       'tracin_nb/engine/row_index.py'),
                                             'tracin_nb.engine.row_index.make_index': ( 'engine/row_index.html#make_index',
                                                                                        'tracin_nb/engine/row_index.py'),
                                             'tracin_nb.engine.row_index.make_indices': ( 'engine/row_index.html#make_indices',

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Part', 'PAIRS', 'rows_only', 'Index', 'make_index', 'make_indices', 'indexed_sizes',
-           'shared_counts', 'crowded', 'shared_matrix', 'one_thread', 'shared_pairs']
+           'shared_counts', 'is_crowded', 'crowded', 'shared_matrix', 'one_thread',
+           'shared_pairs']
 
 # %% ../../nbs/engine/20_row_index.ipynb #cb401c28
 from collections.abc import Iterator, Sequence
@@ -272,10 +273,15 @@ def _strongest_parts(
 _CROWDED = 0.1  # shared rows for each pair; from here on nearly all influences are made anyway
 
 
+def is_crowded(shared: int, pairs: int) -> bool:
+    "Do so many `pairs` of a test and a training triple share rows that all are made faster?"
+    return shared > _CROWDED * pairs
+
+
 def crowded(test: Sequence[Factors], indices: dict[str, list[Index]], n: int) -> bool:
-    "Do test triples share so much with a tile of `n` triples that their matrix is made faster?"
-    M = len(test[0])
-    return M * n <= PAIRS and bool(shared_counts(indices, test).sum() > _CROWDED * M * n)
+    "Is that so for a tile of `n` triples, and can the matrix be held?"
+    pairs = len(test[0]) * n
+    return pairs <= PAIRS and is_crowded(int(shared_counts(indices, test).sum()), pairs)
 
 
 def shared_matrix(

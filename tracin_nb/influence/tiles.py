@@ -256,6 +256,7 @@ def index_tile(steps: Steps, triples: Tensor, part: int) -> IndexTile:
         with stage('index'):
             whole = whole or [blank(f, len(triples)) for f in found]
             whole = [fill(w, f, at) for w, f in zip(whole, found, strict=True)]
+        del found  # not held beside the next
     return as_index(whole)
 
 
