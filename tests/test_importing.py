@@ -18,14 +18,16 @@ from pykeen.models import ConvE, DistMult, ERModel, TransE
 from pykeen.pipeline import PipelineResult, pipeline
 from pykeen.sampling import BasicNegativeSampler
 from pykeen.triples import TriplesFactory
+from safetensors.torch import load_file, save_file
 
 from tracin_nb.answer.results import facts_line
 from tracin_nb.app.cli import main
 from tracin_nb.graph.names import names_of
-from tracin_nb.graph.triples import load_dataset
+from tracin_nb.graph.triples import load_dataset, triples_fingerprint
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.foreign import open_files
 from tracin_nb.runs.importing import import_files
+from tracin_nb.runs.keeping import file_facts
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.settings import RunError, build_loss
 
@@ -405,6 +407,33 @@ def test_nothing_is_pickled_or_written_over(distmult, tmp_path) -> None:
     Run.open(run.save(tmp_path / 'empty'))
     assert Run.open(Run.open(folder).save(tmp_path / 'twice')).fingerprint(0) == run.fingerprint(0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'empty', 'file', 'twice']
+
+
+def test_a_seal_holds_for_its_files_only(distmult, tmp_path, monkeypatch) -> None:
+    "A fingerprint is computed when a run is opened if, and only if, something is not as saved"
+    folder = Run.from_model(distmult[0], nations(), learning_rates=[0.1]).save(tmp_path / 'a')
+    facts = json.loads((folder / 'run.json').read_text())
+    computed = []
+    monkeypatch.setattr(
+        'tracin_nb.runs.run.triples_fingerprint',
+        lambda f: computed.append(f) or triples_fingerprint(f),
+    )
+
+    def reopen(**changes) -> Run:
+        (folder / 'run.json').write_text(json.dumps(facts | changes))
+        return Run.open(folder)
+
+    found = triples_fingerprint(reopen().training)
+    assert found == facts['dataset']['fingerprint'] and not computed
+    reopen(seal=None)
+    assert len(computed) == 1
+    with pytest.raises(RunError, match='the fingerprint of the training triples is not'):
+        reopen(dataset=facts['dataset'] | dict(fingerprint='0' * 64))
+    path = folder / 'triples.safetensors'
+    kept = load_file(path)
+    save_file(kept | dict(training=kept['training'].flip(1).contiguous()), path)
+    with pytest.raises(RunError, match='the fingerprint of the training triples is not'):
+        reopen(files=facts['files'] | dict(triples=file_facts(path)))
 
 
 def test_what_has_no_name_is_refused_and_leaves_nothing(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from models import CONVE
+from pykeen.datasets import EagerDataset, Nations
+from pykeen.losses import CrossEntropyLoss
 
 import tracin_nb.evaluation.replay as replaying
 from tracin_nb.answer.results import Result
@@ -18,6 +21,7 @@ from tracin_nb.engine.objectives import make_objective
 from tracin_nb.evaluation.adjoints import (
     Backwards,
     Gradient,
+    Joining,
     backwards_through,
     end_adjoint,
     end_losses,
@@ -39,6 +43,7 @@ from tracin_nb.runs.training import train
 
 D = dict(embedding_dim=8)
 LCWA = dict(loop='lcwa', batch_size=128)
+STEP = 1e-4  # of a weight
 MILD = dict(optimizer_kwargs=dict(eps=1e-3))  # rounding before a batch norm is not trained
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     'distmult-margin-adam-regulariser': ('DistMult', dict(model_kwargs=D)),
@@ -126,37 +131,63 @@ def trained(folder: Path, model: str = 'DistMult', **kwargs: Any) -> Run:
     return train('nations', model, out=folder, progress=False, **kwargs)
 
 
-def difference(gradient: Gradient, loss: Callable[[], torch.Tensor], i: int) -> torch.Tensor:
-    "The derivative by the weight of triple `i`, from two real trainings."
+def in_double(run: Run, new: torch.Tensor | None = None) -> Gradient:
+    "The gradient of a run whose training was taken again in double precision."
+    loop, tape = record_training(run, room=4)
+    assert tape.bits
+    repeater = Repeater(loop, tape, check_repeatable(run))
+    trained_in_double(repeater)
+    joining = None if new is None else Joining(run, new, len(tape.steps))
+    return Gradient(repeater, run.training, joining)
+
+
+def slope(gradient: Gradient, loss: Callable[[], torch.Tensor], to: torch.Tensor) -> torch.Tensor:
+    "The derivative along the weights `to`, from two real trainings."
     found = []
-    for h in (1e-4, -1e-4):
-        w = torch.ones(gradient.count, dtype=torch.float64)
-        w[i] += h
-        weighted_training(gradient, w, lambda n: None)
+    for h in (STEP, -STEP):
+        weighted_training(gradient, gradient.present(torch.float64) + h * to, lambda n: None)
         found.append(loss())
-    return (found[0] - found[1]) / 2e-4
+    return (found[0] - found[1]) / (2 * STEP)
+
+
+def directions_of(n: int, many: bool) -> torch.Tensor:
+    "20 random triples: a random direction among all of them, and one alone; or each alone."
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(2))[:20]
+    to = torch.zeros(20 if many else 2, n, dtype=torch.float64)
+    if many:
+        to[range(20), rows] = 1
+    else:
+        to[0, rows] = (
+            torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
+        )
+        to[1, rows[0]] = 1
+    return to
+
+
+def check_derivative(gradient: Gradient, run: Run, loss: str, to: torch.Tensor) -> torch.Tensor:
+    "Derivatives by all weights `[3, N]`, held against real trainings along `to` `[n, N]`."
+    loop, test = gradient.loop, run.testing.mapped_triples[:3]
+    objective, backwards = make_objective(loss, run), Backwards(gradient)
+    _, adjoint = end_adjoint(loop, objective, test, gradient.names)
+    total = torch.zeros(3, gradient.count, dtype=torch.float64)
+    backwards_through(backwards, adjoint, total, room=2)
+    assert backwards.pull.together
+    ends = lambda: end_losses(loop, objective, test)
+    if not len(to):
+        return total
+    want, found = torch.stack([slope(gradient, ends, x) for x in to], 1), total @ to.T
+    assert want.abs().max() > 1e-7
+    for a, b in zip(found, want):  # of each prediction
+        assert (a - b).norm() <= 1e-4 * b.norm(), float((a - b).norm() / b.norm())
+    return total
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_replay_is_the_derivative_of_real_trainings(tmp_path: Path, name: str) -> None:
     model, kwargs = CASES[name]
     run = trained(tmp_path / 'run', model, **kwargs)
-    loop, tape = record_training(run, room=4)
-    assert tape.bits
-    repeater = Repeater(loop, tape, check_repeatable(run))
-    trained_in_double(repeater)
-    gradient, test = Gradient(repeater, run.training), run.testing.mapped_triples[:3]
-    objective, backwards = make_objective('training', run), Backwards(gradient)
-    _, adjoint = end_adjoint(loop, objective, test, gradient.names)
-    total = torch.zeros(3, gradient.count, dtype=torch.float64)
-    backwards_through(backwards, adjoint, total, room=2)
-    some = [0, 1000, gradient.count - 1]
-    loss = lambda: end_losses(loop, objective, test)
-    want = torch.stack([difference(gradient, loss, i) for i in some], 1)
-    assert want.abs().max() > 1e-6
-    error = (total[:, some] - want).norm() / want.norm()
-    assert error <= 1e-4, float(error)
-    assert backwards.pull.together
+    to = directions_of(run.training.num_triples, many=bool(os.environ.get('TRACIN_SLOW')))
+    check_derivative(in_double(run), run, 'training' if 'margin' not in name else 'softmax', to)
 
 
 @pytest.fixture(scope='module')
@@ -355,7 +386,101 @@ def test_what_cannot_be_replayed_is_refused(run: Run, tmp_path: Path) -> None:
         replay(replace(run, assumed=dict(loop='slcwa')), test, progress=False)
 
 
+class Mixed(CrossEntropyLoss):
+    "A loss in which no row of a batch stands for itself."
+
+    def process_lcwa_scores(self, predictions: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().process_lcwa_scores(predictions - predictions.mean(0), *args, **kwargs)
+
+
 def test_rows_that_a_loss_mixes_are_refused(tmp_path: Path) -> None:
-    run = trained(tmp_path / 'run', **LCWA)
-    with pytest.raises(RunError, match='MarginRankingLoss mixes the rows of a batch'):
-        replay(run, run.testing.mapped_triples[:1], progress=False)
+    run = trained(tmp_path / 'run', loss='crossentropy', epochs=1, **LCWA)
+    loop, tape = record_training(run, room=2)
+    loop.model.loss = Mixed()
+    gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+    with pytest.raises(RunError, match='Mixed mixes the rows of a batch'):
+        gradient(tape.steps[0].batch)
+
+
+def candidates_of(run: Run, n: int) -> torch.Tensor:
+    "Testing triples, which are not in training, and one with a pair that no training triple has."
+    known = {(h, r) for h, r, _ in run.training.mapped_triples.tolist()}
+    pairs = [(h, r) for h in range(14) for r in range(55) if (h, r) not in known]
+    return torch.cat([run.testing.mapped_triples[3 : 2 + n], torch.tensor([[*pairs[0], 3]])])
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(loss='bcewithlogits', num_negs_per_pos=2, optimizer_kwargs=dict(eps=1e-4)),
+        dict(loss='crossentropy', inverse=True, optimizer='adagrad', **LCWA),
+        dict(
+            model='ConvE',
+            model_kwargs=CONVE,
+            loss='nssa',
+            optimizer='sgd',
+            negative_sampler_kwargs=dict(filtered=True),
+        ),
+    ],
+    ids=['sampled', 'rows', 'filtered-batchnorm'],
+)
+def test_a_candidate_is_the_derivative_at_weight_0(tmp_path: Path, kwargs: dict[str, Any]) -> None:
+    run = trained(tmp_path / 'run', **kwargs)
+    new, n = candidates_of(run, 5), run.training.num_triples
+    gradient = in_double(run, new)
+    to = torch.zeros(3, n + 5, dtype=torch.float64)
+    to[0, n:] = torch.linspace(-0.5, 1, 5)
+    to[1, n], to[2, n + 4] = 1, 1
+    total = check_derivative(gradient, run, 'softmax', to)
+    alone = check_derivative(in_double(run), run, 'softmax', to[:0, :n])
+    torch.testing.assert_close(total[:, :n], alone)  # the training that happened is the same
+
+
+def test_adding_a_candidate_with_weight_1_is_training_with_it(tmp_path: Path) -> None:
+    "Under LCWA PyKEEN's own training with the triple has the same batches, if its pair is known."
+    kwargs = dict(loss='bcewithlogits', **LCWA)
+    run = trained(tmp_path / 'run', **kwargs)
+    new = candidates_of(run, 2)[:1]
+    gradient, data = in_double(run, new), Nations()
+    more = data.training.clone_and_exchange_triples(torch.cat([data.training.mapped_triples, new]))
+    with_it = train(
+        EagerDataset(more, data.testing, data.validation),
+        'DistMult',
+        **dict(model_kwargs=D, epochs=2, batch_size=512, lr=0.01, progress=False) | kwargs,
+        out=tmp_path / 'with',
+    )
+    w = gradient.present(torch.float64)
+    w[-1] = 1
+    weighted_training(gradient, w, lambda n: None)
+    for name, x in with_it.state(-1).items():
+        torch.testing.assert_close(
+            moment_of(gradient.loop).weights[name].float(), x, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_result_names_candidates(run: Run, tmp_path: Path) -> None:
+    new, test = candidates_of(run, 8), run.testing.mapped_triples[:2]
+    ask = dict(test_objective='softmax', k=3, candidates=new, progress=False)
+    found = replay(run, test, out=tmp_path / 'out', check=6, **ask)
+    assert found.facts['candidates'] == 8 and 'training_triples' not in found.facts
+    assert 'training_index' not in found.frame and set(found.frame['candidate_index']) <= {
+        *range(8)
+    }
+    assert found.facts['added']['correlation'] > 0.9 and 'dropped' not in found.facts
+    signs = [t['foretold'][0] < 0 for t in found.facts['added']['triples']]
+    labels = [t['triple'] for t in found.facts['added']['triples']]
+    up = found.proponents[found.proponents['test_index'] == 0]
+    first = up[['head', 'relation', 'tail']].values.tolist()[0]
+    assert first not in labels or signs[labels.index(first)]  # a proponent lowers the loss
+    again = replay(run, test, out=tmp_path / 'out', check=6, **ask)
+    assert again.frame.equals(found.frame)
+    for text in (repr(found), found._repr_html_()):
+        assert 'adding each of 8 candidates, which are not in training' in text
+        assert '6 candidates were really added' in text
+    both = replay([run, run], test, check=0, **ask)
+    assert both.frame['candidate_index'].tolist() == found.frame['candidate_index'].tolist()
+    assert (both.frame['spread'] == 0).all() and (both.frame['agreement'] == 1).all()
+    with pytest.raises(ValueError, match='is a training triple already'):
+        replay(run, test, candidates=run.training.mapped_triples[:1], progress=False)
+    with pytest.raises(ValueError, match="unknown entity 'atlantis'"):
+        replay(run, test, candidates=[('atlantis', 'embassy', 'usa')], progress=False)

@@ -38,6 +38,12 @@ def nations() -> Dataset:
     return load_dataset('nations')
 
 
+@pytest.fixture(params=[1 << 25, 5], ids=['whole', 'in pieces'])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Files are read as they are, and again in pieces of five bytes"
+    monkeypatch.setattr('tracin_nb.graph.triples._READ', request.param)
+
+
 def write(path: Path, content: bytes | str) -> Path:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -77,6 +83,7 @@ READ = {
 
 
 @pytest.mark.parametrize('content,rows', READ.values(), ids=READ)
+@pytest.mark.usefixtures('pieces')
 def test_reads(content: bytes, rows: list, tmp_path: Path) -> None:
     found = read_triples(write(tmp_path / 't.tsv', content))
     assert found.tolist() == rows and found.dtype == object
@@ -121,10 +128,16 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize('content,words', BAD_FILES.values(), ids=BAD_FILES)
-def test_malformed_file(content: bytes, words: list[str], tmp_path: Path) -> None:
+def test_malformed_file(
+    content: bytes, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / 'triples.tsv', content)
     with pytest.raises(TriplesFileError) as e:
         read_triples(path)
+    monkeypatch.setattr('tracin_nb.graph.triples._READ', 5 + len(content) // 8)
+    with pytest.raises(TriplesFileError) as in_pieces:
+        read_triples(path)
+    assert str(in_pieces.value) == str(e.value)
     assert str(e.value).startswith(str(path)) and all(w in str(e.value) for w in words), str(
         e.value
     )
@@ -154,6 +167,7 @@ def test_header_by_request(tmp_path: Path) -> None:
 # --- label maps -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures('pieces')
 def test_label_map(tmp_path: Path) -> None:
     path = write(tmp_path / 'e.tsv', b'label\tid\ncold\t1\nzinc\t0\nNA\t2\n')
     assert list(read_label_map(path).items()) == [('zinc', 0), ('cold', 1), ('NA', 2)]

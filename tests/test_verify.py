@@ -20,7 +20,9 @@ from tracin_nb.answer.results import Result, text_table
 from tracin_nb.app.cli import main
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.engine.objectives import Softmax, losses
-from tracin_nb.evaluation.verify import MEASURES, Verified, verification, verify
+from tracin_nb.evaluation import side_by_side
+from tracin_nb.evaluation.side_by_side import train_without, why_alone
+from tracin_nb.evaluation.verify import MEASURES, Verified, carry_out, verification, verify
 from tracin_nb.graph.triples import to_ids
 from tracin_nb.runs.loop import build_loop
 from tracin_nb.runs.models import build_model, state_fingerprint
@@ -126,6 +128,78 @@ def test_same_batches_under_lcwa(runs: dict[str, Run]) -> None:
     assert len({*prints(shared)}) == 1 and len({*prints(lone)}) == 2
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_side_by_side(kind: str, runs: dict[str, Run]) -> None:
+    "Each model is the one that is trained alone, and ranks all tails as it does."
+    run = runs[kind]
+    few = run.training.mapped_triples[[3, 400, 900]]
+    sets, pairs = [few, few[:1], few[[2]]], run.training.mapped_triples[::50, :2]
+    assert not why_alone(run, sets)
+    models = [*train_without(run, sets, seed=1, device='cpu')]
+    for model, some in zip(models, (None, *sets), strict=True):
+        alone = train_again(run, some, seed=1, device='cpu')
+        apart = dict(rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dict(model.state_dict()), dict(alone.state_dict()), **apart)
+        order = [m.score_t(pairs).argsort(stable=True).tolist() for m in (model, alone)]
+        assert order[0] == order[1] and not model.training
+    assert len({state_fingerprint(m.state_dict()) for m in models}) == 4
+
+
+def test_one_after_another(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Where it cannot go side by side, the result says why, and is the same."
+    few = run.training.mapped_triples[:1]
+    asks = lambda **how: verification(run, PREDICTION, triples=few, each=False, seeds=1, **how)
+    settings = dict(early_stopping=dict(patience=2), precision='bf16', optimizer='muon')
+    settings['training_kwargs'] = dict(gradient_clipping_max_norm=1.0)
+    for name, value in settings.items():
+        other = replace(run, settings=run.settings | {name: value})
+        assert why_alone(other, [few])
+    assert asks(batches='own').alone == 'each has its own batches'
+    told = carry_out(asks(device='cpu'), progress=False)
+    assert 'side by side, in its batches' in told.facts['way']
+
+    def unknown(*args: object) -> None:
+        raise RuntimeError('no rule for it')
+
+    monkeypatch.setattr(side_by_side.SideBySide, '_loss', unknown)
+    found = carry_out(asks(device='cpu'), progress=False)
+    assert found.facts['way'].endswith('cannot be made for a stack of models: no rule for it.')
+    assert 'no rule for it' in ' '.join(repr(found).split())
+    pd.testing.assert_frame_equal(found.frame, told.frame, rtol=1e-5)
+    monkeypatch.setattr(
+        side_by_side.SideBySide,
+        '_loss',
+        lambda self, batch, params: sum(p.sum() for p in params.values()),
+    )
+    plan = asks(device='cpu')
+    plan.first()
+    assert plan.alone.startswith('its first steps differ by ')
+
+
+def test_goes_on(run: Run, tmp_path: Path) -> None:
+    "What was done before it was interrupted is kept, for the same question only."
+    few = run.training.mapped_triples[:2]
+    ask = dict(triples=few, seeds=2, device='cpu', each=False, out=tmp_path / 'proof.csv')
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(run, PREDICTION, progress=stop, **ask)
+    with pytest.raises(ValueError, match='begun with another each'):
+        verify(run, PREDICTION, progress=False, **ask | dict(each=True))
+    heard: list = []
+    found = verify(run, PREDICTION, progress=lambda *said: heard.append(said), **ask)
+    assert heard[0][1:] == (3, 6) and heard[0][0].startswith('3 trainings')
+    whole = verify(run, PREDICTION, progress=False, **ask | dict(out=None))
+    pd.testing.assert_frame_equal(found.frame, whole.frame)
+    assert [p.name for p in tmp_path.iterdir()] == ['proof.csv']
+    for name, said in (('proof.csv', 'exists already'), ('proof.txt', 'expected a file ending')):
+        with pytest.raises(ValueError, match=said):
+            verify(run, PREDICTION, **ask | dict(out=tmp_path / name))
+
+
 def test_rows(run: Run, proof: tuple[Result, Verified]) -> None:
     "Each row is what a training without that set gives, from its seed."
     result, found = proof
@@ -133,7 +207,7 @@ def test_rows(run: Run, proof: tuple[Result, Verified]) -> None:
     assert list(frame) == [
         *('dropped', 'triples', 'set', *PARTS),
         *(f'{what}_{when}' for what in MEASURES for when in ('before', 'after')),
-        'seed',
+        *('seed', 'members'),
     ]
     counts = frame.groupby(['seed', 'dropped', 'set'])['triples'].agg(list).to_dict()
     one = {('nothing', 'together'): [0]}
@@ -144,6 +218,7 @@ def test_rows(run: Run, proof: tuple[Result, Verified]) -> None:
         PARTS
     ].to_numpy().tolist() == (named.to_numpy().tolist())
     row = frame.query("dropped == 'proponent' and set == 'together' and seed == 1").iloc[0]
+    assert row['members'] == '; '.join('  '.join(x) for x in named.to_numpy())
     prediction = to_ids(PREDICTION, run.training)
     for when, few in (('before', None), ('after', to_ids(named, run.training))):
         model = train_again(run, few, seed=1, device='cpu')
@@ -180,7 +255,7 @@ def test_result_carries_it(proof: tuple[Result, Verified], tmp_path: Path) -> No
     "In text, HTML and files, with the triple that it is about."
     result, found = proof
     words = found.verdict()
-    assert words.startswith('Without these two: rank ')
+    assert words.startswith('Without these two the prediction ')
     for shown in (text_table(result), repr(found), repr(result)):
         assert words in ' '.join(shown.split())
     again = Result.load(result.save(tmp_path / 'why'))
@@ -260,8 +335,8 @@ def test_progress_says_the_price_before(run: Run) -> None:
     few = run.training.mapped_triples[:1]
     tell = lambda *said: heard.append(said)
     verify(run, PREDICTION, triples=few, seeds=2, device='cpu', progress=tell)
-    assert heard[0][0].startswith('6 trainings of ') and 'about' in heard[0][0]
-    assert [said[1:] for said in heard] == [(n, 6) for n in range(1, 7)]
+    assert heard[0][0].startswith('6 trainings, 3 at a time side by side: about ')
+    assert [*dict.fromkeys(said[1:] for said in heard)] == [(n, 6) for n in range(7)]
 
 
 def test_command_line(run: Run, tmp_path: Path) -> None:
@@ -271,7 +346,7 @@ def test_command_line(run: Run, tmp_path: Path) -> None:
     few.write_text(''.join('\t'.join(row) + '\n' for row in lines))
     how = ['--processes', '1', '--seeds', '1']
     done = CliRunner().invoke(main, [*ask, '-k', '2', *how, '--format', 'json'])
-    assert done.exit_code == 0 and 'trainings of' in done.stderr, done.stderr
+    assert done.exit_code == 0 and 'at a time side by side: about' in done.stderr, done.stderr
     content = json.loads(done.stdout)
     assert [x['dropped'] for x in content['rows']].count('control') == 3
     out = tmp_path / 'proof.json'
@@ -279,6 +354,19 @@ def test_command_line(run: Run, tmp_path: Path) -> None:
         main, [*ask, '--drop', str(few), *how, '--together', '--out', str(out)]
     )
     assert done.exit_code == 0 and Verified.load(out).facts['named'] == lines.tolist()
+    folder = tmp_path / 'why'
+    explained(run).save(folder)
+    ask_saved = ['verify', str(run.folder), '--result', str(folder), '-k', '1']
+    done = CliRunner().invoke(main, [*ask_saved, *how, '--one-by-one'])
+    assert done.exit_code == 0 and f'noted in {folder}' in done.stderr, done.stderr
+    assert len(Result.load(folder).verified) == 3
+    assert 'not side by side: that was asked for' in done.stdout
+    for more, said in (
+        (['--triple', 'usa', 'embassy', 'china'], 'does not explain usa embassy china'),
+        (['--top', '3'], '--result does not go with --top'),
+    ):
+        done = CliRunner().invoke(main, [*ask_saved, *more])
+        assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
     for more, said in (
         (['--out', str(out)], 'exists already'),
         (['--out', 'proof.txt'], 'expected a file ending in .json or .csv'),

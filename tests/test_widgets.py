@@ -440,3 +440,40 @@ def test_page(run: Run, tmp_path: Path) -> None:
 def test_settings() -> None:
     voila = settings('127.0.0.1', 80, 'secret', 'dark')['Voila']
     assert (voila['ip'], voila['token'], voila['port_retries']) == ('127.0.0.1', 'secret', 0)
+
+
+def test_verified(explorer: InfluenceExplorer) -> None:
+    "What it takes is said before; stopped, it goes on; the answer then says what came out."
+    explorer.verify_button.click()
+    assert 'press Run' in explorer.alert.value
+    explorer.start()
+    explorer.job.wait()
+    explorer.verify_k.value, explorer.verify_seeds.value = 1, 2
+    explorer.start_verifying()
+    explorer.job.wait()
+    assert '6 trainings, 3 at a time side by side: about' in explorer.proof.value
+    assert explorer.result.verified is None and 'begin' in explorer.proof.value
+    tell = explorer.job.progress
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 4:
+            explorer.job.stop()
+        tell(label, done, total)
+
+    explorer.job.progress = stop
+    explorer.start_verifying()
+    with pytest.raises(Stopped):
+        explorer.job.wait()
+    explorer.job.progress = tell
+    assert len(explorer.plan.found) == 3
+    explorer.start_verifying()
+    explorer.job.wait()
+    assert len(explorer.result.verified) == 6 and 'Trained again' in explorer.title.value
+    assert 'proof.json' in explorer.proof.value and 'Without this one' in explorer.proof.value
+    explorer.verify_k.value = 9
+    explorer.start_verifying()
+    with pytest.raises(ValueError, match='k is 9, and the result names 5'):
+        explorer.job.wait()
+    explorer.start()
+    explorer.job.wait()
+    assert explorer.plan is None and not explorer.proof.value

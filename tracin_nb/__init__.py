@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time see `__getattr__
     from .app.audit import TrainingAudit as TrainingAudit
     from .app.explorer import InfluenceExplorer as InfluenceExplorer
     from .engine.gradients import describe as describe
+    from .evaluation.replay import replay as replay
+    from .evaluation.verify import verify as verify
     from .graph.triples import load_dataset as load_dataset
     from .influence.tracin import TracIn as TracIn
     from .runs.callback import KeepRun as KeepRun
@@ -22,6 +24,8 @@ _HOME = {
     "TracIn": "influence.tracin",
     "Run": "runs.run",
     "train": "runs.training",
+    "replay": "evaluation.replay",
+    "verify": "evaluation.verify",
     "KeepRun": "runs.callback",
     "describe": "engine.gradients",
     "load_dataset": "graph.triples",

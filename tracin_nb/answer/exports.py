@@ -20,7 +20,8 @@ import pandas as pd
 
 # %% ../../nbs/answer/03_exports.ipynb #641453f4
 PARTS_OF_TRIPLE = ('head', 'relation', 'tail')
-_COPIED = ('influence', 'kind', 'rank', 'test_index', 'training_index', 'spread', 'agreement')
+_COPIED = ('influence', 'kind', 'rank', 'test_index', 'training_index')
+_COPIED += ('spread', 'agreement', 'runs')  # of means over several runs
 
 
 def without_marks(text: str) -> str:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRIPLE', 'STYLE', 'SHOWN_BLOCKS', 'SHOWN_ROWS', 'visible', 'columns_of', 'aligned',
-           'signed', 'part_shown', 'names_beside', 'triples_shown', 'block_lines',
-           'note_lines', 'escaped', 'html_part', 'html_parts', 'html_ranking',
-           'html_rankings', 'html_note', 'markdown']
+           'signed', 'part_shown', 'names_beside', 'triples_shown', 'spread_texts',
+           'block_lines', 'note_lines', 'escaped', 'html_part', 'html_parts',
+           'html_ranking', 'html_rankings', 'html_note', 'markdown']
 
 # %% ../../nbs/answer/05_table.ipynb #7fa599ef
 import html
@@ -104,13 +104,22 @@ def triples_shown(
     ]
     return [list(row) for row in zip(*columns)]
 
+# %% ../../nbs/answer/05_table.ipynb #530f450d
+def spread_texts(rows: pd.DataFrame) -> list[list[str]]:
+    "Two columns of texts if `rows` are means over runs: `±0.012` and `4/5`; else none."
+    if not {'spread', 'runs'} <= {*rows}:
+        return []
+    sizes = signed([*rows['influence'], *rows['spread']])[len(rows) :]
+    runs, agree = rows['runs'].astype(int), (rows['agreement'] * rows['runs']).round().astype(int)
+    return [['±' + x.lstrip('+') for x in sizes], [f'{a}/{n}' for a, n in zip(agree, runs)]]
+
 # %% ../../nbs/answer/05_table.ipynb #10483eef
 def block_lines(title: str, sides: dict[str, pd.DataFrame]) -> list[str]:
     "A block as lines of text."
     rows = pd.concat(sides.values())
-    numbers = zip(rows['rank'].astype(str), signed(rows['influence'].tolist()))
-    cells = [[*pair, *triple] for pair, triple in zip(numbers, triples_shown(rows))]
-    lines = iter(aligned(cells, right=2))
+    numbers = [rows['rank'].astype(str), signed(rows['influence'].tolist()), *spread_texts(rows)]
+    cells = [[*some, *triple] for *some, triple in zip(*numbers, triples_shown(rows))]
+    lines = iter(aligned(cells, right=len(numbers)))
     text = [title]
     for name, frame in sides.items():
         text.append(f'  {name}' if len(frame) else f'  no {name}')
@@ -196,8 +205,12 @@ def html_ranking(
         return f'<p class="note">no {escaped(name)}</p>'
     heads = '<th scope="col" class="number">#</th><th scope="col" class="number">influence</th>'
     heads += ''.join(f'<th scope="col">{part}</th>' for part in TRIPLE)
-    rows = []
-    for rank, x, text, parts in zip(frame['rank'], frame['influence'], numbers, html_parts(frame)):
+    rows, spreads = [], [f'{spread} · {agree}' for spread, agree in zip(*spread_texts(frame))]
+    texts = [
+        f'{text}<small>{spread}</small>' if spread else text
+        for text, spread in zip(numbers, spreads or [''] * len(frame))
+    ]
+    for rank, x, text, parts in zip(frame['rank'], frame['influence'], texts, html_parts(frame)):
         length = f'{100 * abs(x) / largest if largest else 0:.3g}%'
         bar = f'<div class="bar{" opp" * (x < 0)}" style="width:{length}"></div>'
         cells = ''.join(f'<td>{part}</td>' for part in parts)

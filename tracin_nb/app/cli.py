@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainAsked',
-           'train_command', 'ImportAsked', 'import_command', 'Predicted', 'PredictAsked',
-           'predictions_table', 'predict_command', 'check_against', 'resumable', 'Ranked',
-           'Why', 'Asked', 'refuse_with', 'check_page', 'check_mode', 'check_all_scores',
-           'profiled', 'explained', 'known_paths', 'marked', 'answer', 'run_command',
-           'own_influence', 'BatchAsked', 'batch_command', 'batch_status', 'Graphed',
-           'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths',
-           'held_of', 'with_told', 'print_paths', 'save_paths', 'paths_command',
-           'ReportAsked', 'report_command', 'Begun', 'ResumeAsked', 'resume_command',
-           'status_command', 'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command',
-           'cache_group', 'GradientFolder', 'cache_info_command', 'cache_clear_command',
-           'DemoAsked', 'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
-           'VerifyAsked', 'carried_out', 'cores', 'verify_command', 'ServeAsked',
-           'serve_command', 'terminated']
+           'train_command', 'train_seeds_asked', 'ImportAsked', 'import_command',
+           'Predicted', 'PredictAsked', 'predictions_table', 'predict_command',
+           'check_against', 'resumable', 'Ranked', 'Why', 'Asked', 'refuse_with',
+           'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
+           'check_several', 'profiled', 'explained', 'known_paths', 'marked', 'answer',
+           'run_command', 'own_influence', 'BatchAsked', 'batch_command', 'batch_status',
+           'Graphed', 'FilterAsked', 'filter_command', 'PathsAsked', 'paths_between',
+           'ranked_paths', 'held_of', 'with_told', 'print_paths', 'save_paths',
+           'paths_command', 'ReportAsked', 'report_command', 'Begun', 'ResumeAsked',
+           'resume_command', 'status_command', 'ReplayAsked', 'replay_command',
+           'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
+           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
+           'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
+           'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
+           'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -40,10 +42,12 @@ from tracin_nb.app.options import (
     Around,
     Choice,
     Foreign,
+    Further,
     Header,
     Keeping,
     Measured,
     Named,
+    New,
     OtherNames,
     Output,
     Part,
@@ -130,8 +134,32 @@ class TrainAsked:
         metavar='RUN_DIR',
     )
     training: Training
+    seeds: int | None = option(
+        None,
+        'Train from so many seeds, --seed and those after it, into RUN_DIR/seed-0 and so on; '
+        '`tracin explain RUN_DIR` then explains by their mean.',
+        'How',
+        kind='count',
+        shown='one, into RUN_DIR itself',
+    )
+    processes: int | None = option(
+        None,
+        'Processes that share the --seeds, each on one thread.',
+        'Devices',
+        kind='count',
+        shown='one for each core; one on a GPU',
+        advanced=True,
+    )
     header: Header
     named: Named = Named()
+
+    def shared(self) -> int:
+        "Return how many processes train."
+        from tracin_nb.runs.settings import pick_device
+
+        if self.processes:
+            return self.processes
+        return 1 if pick_device(self.training.device).type == 'cuda' else cores()
 
 
 @main.command('train', short_help='Train a PyKEEN model and keep checkpoints.')
@@ -144,7 +172,12 @@ def train_command(asked: TrainAsked) -> None:
 
     \b
     tracin train umls --out runs/umls --epochs 50 --keep-every 10
-    tracin train my_graph/ --model DistMult --loop lcwa --out runs/mine"""
+    tracin train my_graph/ --model DistMult --loop lcwa --out runs/mine
+    tracin train umls --seeds 5 --out runs/umls5"""
+    if asked.seeds is not None:
+        return train_seeds_asked(asked)
+    if asked.processes is not None:
+        refuse('--processes', 'needs --seeds')
     from tracin_nb.runs.training import train
 
     header, how = asked.header.header, asked.training.to_dict()
@@ -158,6 +191,28 @@ def train_command(asked: TrainAsked) -> None:
             **how,
         )
     click.echo(f'{run!r}\nin {asked.out}')
+    say(f'next: tracin explain {asked.out} --max 3')
+
+# %% ../../nbs/app/70_cli.ipynb #3c536323
+def train_seeds_asked(asked: TrainAsked) -> None:
+    "What `tracin train --seeds` does."
+    from tracin_nb.runs.seeds import train_seeds
+
+    how = asked.training.to_dict()
+    first = how.pop('seed')
+    with settings_blamed(how):
+        runs = train_seeds(
+            asked.dataset,
+            out=asked.out,
+            seeds=range(first, first + (asked.seeds or 1)),
+            processes=asked.shared(),
+            header=asked.header.header,
+            names=asked.named.names,
+            progress=on_terminal(),
+            **how,
+        )
+    seeds = ', '.join(str(run.seed) for run in runs)
+    click.echo(f'{len(runs)} runs (seeds {seeds}), the first a {runs[0]!r}\nin {asked.out}')
     say(f'next: tracin explain {asked.out} --max 3')
 
 # %% ../../nbs/app/70_cli.ipynb #b447d4ab
@@ -492,8 +547,10 @@ class Asked:
     "What `tracin explain` is asked."
 
     analysis: Analysis
+    further: Further
     choice: Choice
     why: Why
+    new: New
     around: Around
     part: Part
     keeping: Keeping
@@ -504,7 +561,8 @@ class Asked:
     def begun(self) -> bool:
         "Can the answer be gone on with, where it was begun?"
         why = self.why
-        return why.mode != 'self' and not (why.mechanism_paths or why.ranked.strength)
+        apart = why.mode == 'self' or self.new.candidates is not None
+        return not (apart or why.mechanism_paths or why.ranked.strength)
 
     @property
     def saved(self) -> bool:
@@ -515,7 +573,7 @@ class Asked:
         "Refuse contradictions."
         self.around.conditions()
         self.part.sample(0)
-        self.analysis.check(self.choice.test)
+        self.analysis.check(self.choice.test, self.new.candidates)
         if self.why.mode == 'self':
             check_mode(self)
         else:
@@ -526,6 +584,7 @@ class Asked:
                 click.get_current_context(silent=True),
             )
         check_all_scores(self)
+        check_candidates(self)
         check_page(self.why.report)
 
 # %% ../../nbs/app/70_cli.ipynb #b30fa274
@@ -548,10 +607,19 @@ def check_page(path: Path | None) -> None:
 
 def check_mode(asked: Asked) -> None:
     "Refuse what the mode `self` has no use for."
-    parts = (asked.why, asked.table, asked.table.names, asked.around, asked.around.where)
+    parts = (asked.why, asked.new, asked.table, asked.table.names, asked.around, asked.around.where)
     given = [flag for part in parts for flag in given_flags(part, 'mode')]
     given += given_flags(asked.part) + given_flags(asked.choice, 'relation')
     refuse_with('--mode self', given)
+
+
+def check_candidates(asked: Asked) -> None:
+    "Refuse with `--candidates` what is about training triples."
+    if asked.new.candidates is None:
+        return
+    parts = asked.table, asked.table.names, asked.around, asked.around.where, asked.part
+    given = given_flags(asked.why, 'mode', 'against', 'report')
+    refuse_with('--candidates', given + [flag for part in parts for flag in given_flags(part)])
 
 
 def check_all_scores(asked: Asked) -> None:
@@ -565,6 +633,18 @@ def check_all_scores(asked: Asked) -> None:
     given += ['a neighbourhood'] if asked.around.where.conditions() else []
     given += given_flags(asked.part) + given_flags(asked.to, 'overwrite')
     refuse_with('--all-scores', given + given_flags(asked.table))
+
+
+def check_several(asked: Asked, tracin: 'TracIn') -> None:
+    "Refuse with several runs what is about one."
+    if not tracin.others:
+        return
+    why = asked.why
+    given = dict(all_scores=why.all_scores, breakdown=why.breakdown, profile=why.profile)
+    flags = [f'--{name.replace("_", "-")}' for name, x in given.items() if x]
+    flags += ['--mode self'] if why.mode == 'self' else []
+    flags += given_flags(asked.part)
+    refuse_with(f'an explanation by {1 + len(tracin.others)} runs', flags)
 
 # %% ../../nbs/app/70_cli.ipynb #df3fe45e
 def profiled(tracin: 'TracIn', *args: Any, **options: Any) -> 'Result':
@@ -581,6 +661,9 @@ def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Aske
     training, why, k = tracin.run.training, asked.why, asked.why.ranked.k
     if why.against is not None:
         check_against(why.against, test, training)
+    if (new := asked.new.read(training, asked.analysis.header.header)) is not None:
+        result = tracin.explain(test, min(k, len(new)), against=why.against, candidates=new)
+        return result.by_strength(k) if why.ranked.strength else result
     ask = partial(profiled, tracin) if why.profile else tracin.explain
     with resumable(asked.to.out if asked.saved else None):
         result = ask(
@@ -622,7 +705,8 @@ def answer(asked: Asked) -> None:
     to, why = asked.to, asked.why
     with claimed(to, asked.begun):
         asked.table.check()
-        tracin = asked.keeping.tracin(asked.analysis)
+        tracin = asked.keeping.tracin(asked.analysis, asked.further.more)
+        check_several(asked, tracin)
         if why.mode == 'self':
             return deliver(own_influence(tracin, why.ranked.k, asked.choice.relation, False), to)
         names = asked.table.names.read(tracin.run)
@@ -645,12 +729,16 @@ def answer(asked: Asked) -> None:
 def run_command(asked: Asked) -> None:
     """Name the training triples that pushed a model most towards a prediction (proponents) and
     most away from it (opponents). The model is the run in RUN_DIR (from `tracin train`), or
-    comes from --model-path. (`tracin run` is the earlier name of this command.)
+    comes from --model-path. Of several runs that differ in the seed, or a folder of them (from
+    `tracin train --seeds`), the mean influence counts, and its spread and the agreement of the
+    runs are told. (`tracin run` is the earlier name of this command.)
 
     \b
     tracin explain runs/umls --triple vitamin affects neoplastic_process
     tracin explain runs/umls --test my_predictions.tsv -k 50 --out results/
     tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
+    tracin explain runs/umls5/seed-0 runs/umls5/seed-1 --max 3
+    tracin explain runs/umls --test predictions.tsv --candidates new_facts.tsv
     tracin explain --model-path ck/*.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
     answer(asked)
 
@@ -674,6 +762,7 @@ class BatchAsked:
     "What `tracin batch` is asked."
 
     analysis: Analysis
+    further: Further
     test: Path = again(
         Choice,
         'test',
@@ -743,7 +832,9 @@ def batch_command(asked: BatchAsked) -> int:
     from tracin_nb.influence.batch import Batch, read_items, write_neighbourhoods
 
     asked.check()
-    tracin = asked.keeping.tracin(asked.analysis)
+    tracin = asked.keeping.tracin(asked.analysis, asked.further.more)
+    if tracin.others:
+        refuse_with(f'an explanation by {1 + len(tracin.others)} runs', given_flags(asked.part))
     header = asked.analysis.header.header
     items = read_items(
         asked.test, tracin.run.training, asked.start_index, asked.max_triples, header
@@ -1108,6 +1199,9 @@ def status_command(asked: Begun) -> None:
 
     parts = Parts(asked.out, read_question(asked.out))
     done = [shard for shard, _ in parts.finished()]
+    if 'runs' in parts.question['asked'] and not parts.complete:
+        state = f'{max(done, default=-1) + 1} of {len(parts)} runs done'
+        return click.echo(f'{asked.out}: {state}')
     triples = sum(parts.bounds[i + 1] - parts.bounds[i] for i in done)
     state = (
         'finished'
@@ -1124,11 +1218,18 @@ def status_command(asked: Begun) -> None:
 class ReplayAsked:
     "What `tracin replay` is asked."
 
-    folder: Path = option(
-        REQUIRED, 'The run.', 'Model', kind='path', metavar='RUN_DIR', argument=True
+    folders: tuple[Path, ...] = option(
+        REQUIRED,
+        'The run, or several of one model on the same triples.',
+        'Model',
+        kind='path',
+        metavar='RUN_DIR...',
+        argument=True,
+        multiple=True,
     )
     choice: Choice
     header: Header
+    new: New
     k: int = again(Ranked, 'k', help='Proponents and opponents to name for each prediction.')
     test_objective: str | None = option(
         None,
@@ -1138,7 +1239,10 @@ class ReplayAsked:
         shown="the training's",
     )
     check: int = option(
-        8, 'Training triples that are really dropped, each in a training.', 'How', kind='whole'
+        8,
+        'Triples that are really dropped, or candidates added, each in a training of its own.',
+        'How',
+        kind='index',
     )
     memory: str = again(
         Settings, 'memory', help='What states and derivatives may take, such as 500MB.'
@@ -1154,23 +1258,27 @@ def replay_command(asked: ReplayAsked) -> None:
     steps, and name the training triples without which the loss of a prediction would have ended
     highest (proponents) and lowest (opponents).
 
-    Some of these are then really dropped, and the result says how well that was foretold.
+    Some of these are then really dropped, and the result says how well that was foretold. Of
+    several runs, such as those of other seeds, the mean is told, and how far they agree.
 
     \b
     tracin replay runs/umls --triple vitamin affects neoplastic_process
-    tracin replay runs/umls --relation treats --max 10 --out results/"""
+    tracin replay runs/umls --relation treats --max 10 --out results/
+    tracin replay runs/seed-0 runs/seed-1 runs/seed-2 --max 3
+    tracin replay runs/umls --max 3 --candidates new_facts.tsv"""
     from tracin_nb.evaluation.replay import begun_in, replay
     from tracin_nb.runs.run import Run
 
     to, choice = asked.to, asked.choice
     choice.check()
-    asked.header.check(choice.test)
+    asked.header.check(choice.test, asked.new.candidates)
     kept = to.out if to.in_folder else None
     with nullcontext() if kept and begun_in(kept) else claimed(to):
-        run = Run.open(asked.folder)
+        runs = [Run.open(folder) for folder in asked.folders]
         report = replay(
-            run,
-            choice.chosen(run, asked.header.header),
+            runs if len(runs) > 1 else runs[0],
+            choice.chosen(runs[0], asked.header.header),
+            candidates=asked.new.read(runs[0].training, asked.header.header),
             test_objective=asked.test_objective,
             k=asked.k,
             check=asked.check,
@@ -1381,6 +1489,14 @@ class VerifyAsked:
         kind='path',
         metavar='FILE',
     )
+    result: Path | None = option(
+        None,
+        'Take the proponents from this folder of `tracin explain --out`, and note there what came '
+        'out; if it explains several triples, --triple says which.',
+        'What',
+        kind='path',
+        metavar='RESULT_FOLDER',
+    )
     together: bool = option(
         False, 'Leave them out together only, not also each alone.', 'What', kind='flag'
     )
@@ -1401,6 +1517,12 @@ class VerifyAsked:
     weighting: str = again(
         Settings, 'weighting', help='The metric of the explanation whose proponents are dropped.'
     )
+    one_by_one: bool = option(
+        False,
+        'Train one model after another, also where those of a seed could go side by side.',
+        'How',
+        kind='flag',
+    )
     processes: int | None = option(
         None,
         'Processes that share the trainings.',
@@ -1408,7 +1530,11 @@ class VerifyAsked:
         kind='count',
         shown='one for each core, if it takes long',
     )
-    out: Path | None = again(Output, 'out', help='Save to a file ending in .json or .csv.')
+    out: Path | None = again(
+        Output,
+        'out',
+        help='Save to a file ending in .json or .csv. Interrupted, the same command goes on.',
+    )
     overwrite: bool = again(Output, 'overwrite', help='Replace an older proof in --out.')
     form: str | None = again(Output, 'form', help='How to print what came out.')
 
@@ -1419,49 +1545,85 @@ class VerifyAsked:
 
     def check(self) -> None:
         "Refuse contradictions."
-        self.choice.check()
-        self.header.check(self.choice.test, self.drop)
+        differing = [('-k', self.k != 5), ('--weighting', self.weighting != Settings().weighting)]
+        given = [flag for flag, differs in differing if differs]
         if self.drop:
-            given = [('-k', self.k != 5), ('--weighting', self.weighting != Settings().weighting)]
-            refuse_with('--drop', [flag for flag, differs in given if differs])
+            refuse_with('--drop', given + ['--result'] * bool(self.result))
+        if self.result:
+            chosen, own = self.choice, [flag for flag in given if flag != '-k']
+            others = {
+                '--test': chosen.test,
+                '--relation': chosen.relation,
+                '--test-index': chosen.rows,
+                '--max': chosen.maximum,
+                '--top': chosen.top,
+            }
+            refuse_with('--result', [*own, *(flag for flag, x in others.items() if x)])
+        else:
+            self.choice.check()
+        self.header.check(self.choice.test, self.drop)
         if self.out is not None and self.out.suffix not in ('.json', '.csv'):
             refuse('--out', f'{self.out}: expected a file ending in .json or .csv')
 
-    def plan(self, run: 'Run') -> 'Verification':
-        "What will be trained."
+    def plan(self, run: 'Run') -> tuple['Verification', 'Result | None', int]:
+        "What will be trained, and which triple of which saved result it is about."
         from tracin_nb.evaluation.verify import verification
-        from tracin_nb.graph.triples import to_labels
-        from tracin_nb.influence.tracin import TracIn
         from tracin_nb.runs.training import check_again
 
         check_again(run)
+        how: dict[str, Any] = dict(seeds=self.seeds, control=self.control, batches=self.batches)
+        how |= dict(side_by_side=not self.one_by_one, each=not self.together)
+        if self.result:
+            saved, i = self._saved()
+            return verification(run, saved, self.k, test=i, **how), saved, i
+        asked, triples = self._asked(run)
+        return verification(run, asked, self.k, triples=triples, **how), None, 0
+
+    def _asked(self, run: 'Run') -> tuple[Any, Any]:
+        "The prediction, explained unless triples to drop are named, and these."
+        from tracin_nb.graph.triples import to_labels
+        from tracin_nb.influence.tracin import TracIn
+
         test = self.choice.chosen(run, self.header.header)
         if len(test) != 1:
             raise ValueError(f'one prediction is verified at a time, not {len(test)}')
-        how: dict[str, Any] = dict(seeds=self.seeds, control=self.control, batches=self.batches)
         if self.drop:
             triples = file_triples(self.drop, run.training, self.header.header)
-            asked: Any = to_labels(test, run.training)
-            return verification(run, asked, each=not self.together, triples=triples, **how)
+            return to_labels(test, run.training), triples
         tracin = TracIn(run, weighting=self.weighting, progress=on_terminal())
-        result = tracin.explain(test, min(self.k, run.training.num_triples))
-        return verification(run, result, self.k, not self.together, **how)
+        return tracin.explain(test, min(self.k, run.training.num_triples)), None
+
+    def _saved(self) -> tuple['Result', int]:
+        "The result that was saved, and which of its triples is meant."
+        from tracin_nb.answer.results import Result
+        from tracin_nb.evaluation.verify import triple_of
+
+        saved = Result.load(self.result)
+        every = [tuple(triple_of(saved, i)) for i in range(len(saved))]
+        asked = self.choice.triple or every
+        if len(asked) != 1:
+            raise ValueError(
+                f'one prediction is verified at a time, not {len(asked)}: say which by --triple'
+            )
+        if asked[0] not in every:
+            raise ValueError(f'{self.result} does not explain {" ".join(asked[0])}')
+        return saved, every.index(asked[0])
 
 # %% ../../nbs/app/70_cli.ipynb #555fd880
 LONG = 30  # seconds of trainings that are worth further processes
 
 
-def carried_out(plan: 'Verification', processes: int | None) -> 'Verified':
-    "What came out of the trainings of a plan, which is told before."
+def carried_out(plan: 'Verification', processes: int | None, out: Path | None = None) -> 'Verified':
+    "What came out of the trainings of a plan, whose price is told before; saved in `out`."
     from tracin_nb.engine.row_index import one_thread
     from tracin_nb.evaluation.verify import carry_out
 
     with nullcontext() if processes == 1 else one_thread():
         plan.first()
         if processes is None:
-            processes = cores() if plan.seconds * len(plan) > LONG else 1
+            processes = cores() if plan.total() > LONG else 1
         say(f'tracin: note: {plan.price(processes)}')
-        return carry_out(plan, processes, on_terminal())
+        return carry_out(plan, processes, on_terminal(), out)
 
 
 def cores() -> int:
@@ -1481,15 +1643,20 @@ def verify_command(asked: VerifyAsked) -> None:
     \b
     tracin verify runs/umls --triple vitamin affects neoplastic_process
     tracin verify runs/umls --head vitamin --relation affects --top 1 -k 3 --seeds 5
-    tracin verify runs/umls --triple vitamin affects neoplastic_process --drop mine.tsv"""
+    tracin verify runs/umls --triple vitamin affects neoplastic_process --drop mine.tsv
+    tracin verify runs/umls --result results/"""
     from tracin_nb.runs.run import Run
 
     asked.check()
     to = asked.to
     with claimed(to):
-        found = carried_out(asked.plan(Run.open(asked.folder)), asked.processes)
+        plan, saved, i = asked.plan(Run.open(asked.folder))
+        found = carried_out(plan, asked.processes, to.out)
+        if saved:
+            saved.note_verified(i, found.verdict(), found.frame)
+            say(f'noted in {saved.save(asked.result)}')
         if to.out:
-            say(f'saved in {found.save(to.out)}')
+            say(f'saved in {to.out}')
         if to.form in ('csv', 'json'):
             print_frame(found.frame, to.form, verdict=found.verdict(), **found.facts)
         elif to.form or not to.out:

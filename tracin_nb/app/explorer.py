@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'ExplorerQuestion', 'ranked_tests', 'lines_of', 'parts_of',
-           'InfluenceExplorer', 'draw_ranking', 'draw_all', 'draw_graph']
+           'InfluenceExplorer', 'heading_of', 'shown_proof', 'draw_ranking', 'draw_all',
+           'draw_graph']
 
 # %% ../../nbs/app/20_explorer.ipynb #5ff3f916
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ipywidgets as w
@@ -33,6 +36,7 @@ from tracin_nb.app.panels import (
     choice,
     chosen_checkpoints,
     code_area,
+    download,
     entity_index,
     html_table,
     links,
@@ -49,6 +53,7 @@ from tracin_nb.app.panels import (
 )
 from ..engine.beliefs import beliefs
 from ..engine.weightings import WEIGHTINGS
+from ..evaluation.verify import Verification, Verified, carry_out, verification
 from ..graph.neighbourhoods import Graph, near
 from ..graph.triples import label_columns
 from ..influence.settings import Settings, again
@@ -170,6 +175,7 @@ class InfluenceExplorer(RunPanel):
 
     question: ExplorerQuestion | None = None  # whose answer is shown
     result: Result | None = None  # that answer
+    plan: Verification | None = None  # what will be trained to verify it
 
     @cached_property
     def graph(self) -> Graph:
@@ -223,6 +229,8 @@ def _views(self: InfluenceExplorer) -> None:
     self.picture = choice('Picture', [*PICTURES])
     self.draw_button = w.Button(description='Draw')
     self.code = code_area()
+    self.verify_k, self.verify_seeds = amount('Leave out', 5, 20), amount('Seeds', 3, 20)
+    self.verify_button, self.proof = w.Button(description='Verify'), w.HTML()
     self.answer_box = w.VBox([])
 
 # %% ../../nbs/app/20_explorer.ipynb #37f93103
@@ -234,6 +242,7 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
         (self.predict_button, self.start_predicting),
         (self.rank_button, self.start_ranking),
         (self.draw_button, self.start_drawing),
+        (self.verify_button, self.start_verifying),
     ):
         button.on_click(self.handler(method))
     self.predictions.observe(self.handler(self.take), 'value')
@@ -246,6 +255,8 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
         beside(self.picture, self.draw_button),
         self.image,
         self.files,
+        beside(self.verify_k, self.verify_seeds, self.verify_button),
+        self.proof,
         self.code,
     ]
     return panel(
@@ -355,14 +366,13 @@ def choose(self: InfluenceExplorer, side: str) -> None:
 def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) -> None:
     "Show the answer to a question."
     self.question, self.result, self.all_scores = question, result, None
-    frame, triple = result.frame, '  '.join(map(self.named, question.triple))
+    frame = result.frame
     for side, rows in self.lists.items():
         mine = frame[frame['kind'] == side]
         rows.options = [*zip(lines_of(mine, self.named), mine.index.tolist())]
         rows.value = None
-    self.title.value = message(
-        f'{triple}{f", and not {self.named(question.against)}" if question.against else ""}'
-    ) + ''.join(map(message, result.said(0)))
+    self.plan, self.proof.value = None, ''
+    self.title.value = heading_of(self)
     self.breakdown.value = message(
         'Choose a row to see through what it had its influence, and when.'
     )
@@ -375,12 +385,64 @@ def show(self: InfluenceExplorer, question: ExplorerQuestion, result: Result) ->
     self.answer_box.children = self._answer
 
 
+def heading_of(explorer: InfluenceExplorer) -> str:
+    "What was asked, and what the model holds of it, as HTML."
+    question, named = explorer.question, explorer.named
+    asked = '  '.join(map(named, question.triple))
+    asked += f', and not {named(question.against)}' if question.against else ''
+    return ''.join(map(message, [asked, *explorer.result.said(0)]))
+
+
 @patch
 def export(self: InfluenceExplorer, *pictures: bytes) -> None:
     "Links that save the answer, and the picture if there is one."
     facts = self.result.facts
     found = links(self.result, 'influence', **{'png': content for content in pictures})
     self.files.value = f'{found}{message(facts_line(facts))}{message(caveat_of(facts))}'
+
+# %% ../../nbs/app/20_explorer.ipynb #80efa0b7
+@patch
+def start_verifying(self: InfluenceExplorer) -> None:
+    """Say what verifying the answer will take; once that is said, train. Raises `ValueError` if
+    there is no answer yet, `RuntimeError` while other work goes on."""
+    if self.result is None:
+        raise ValueError('there is nothing to verify yet: press Run')
+    asked = self.verify_k.value, self.verify_seeds.value
+    same = self.plan and (len(self.plan.named), len(self.plan.seeds)) == asked
+    self.begin(self.verify if same else partial(self.plan_trainings, *asked))
+
+
+@patch
+def plan_trainings(self: InfluenceExplorer, k: int, seeds: int) -> None:
+    "Say how long the trainings without the first `k` proponents will take."
+    self.plan = None
+    devices = self.options.get('devices', 'auto')
+    device = devices if isinstance(devices, str) and devices != 'auto' else None
+    plan = verification(self.run, self.result, k, seeds=seeds, device=device)
+    self.proof.value = message('trying a few steps')
+    self.proof.value = message(f'{plan.price()}. Press Verify again to begin')
+    self.plan = plan
+
+
+@patch
+def verify(self: InfluenceExplorer) -> None:
+    "Train again without the first proponents, and show what came out."
+    label = self.plan.price()
+    tell = lambda _, done, total: self.job.progress(f'trainings ({label})', done, total)
+    found = carry_out(self.plan, progress=tell)
+    self.result.note_verified(0, found.verdict(), found.frame)
+    self.plan = None
+    self.proof.value = shown_proof(found)
+    self.title.value = heading_of(self)
+    self.export()
+
+
+def shown_proof(found: Verified) -> str:
+    "What came out of the trainings, with links that save it."
+    with TemporaryDirectory() as folder:
+        paths = [found.save(Path(folder) / f'proof{ending}') for ending in ('.csv', '.json')]
+        saved = ' · '.join(download(path.name, path.read_bytes()) for path in paths)
+    return f'{found._repr_html_()}{saved}'
 
 # %% ../../nbs/app/20_explorer.ipynb #5afc801e
 @patch

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'Foreign', 'Source', 'Header', 'Shortcuts', 'OtherWords', 'every_gpu',
-           'Named', 'Analysis', 'Keeping', 'naming_lines', 'naming_parts', 'file_triples',
-           'asked_rows', 'own_triples', 'exclude_each_other', 'Choice', 'Conditions',
-           'Where', 'Around', 'Part', 'Output', 'is_folder', 'check_writable',
-           'check_out', 'claimed', 'deliver', 'frame_text', 'print_frame', 'OtherNames',
-           'Table', 'Training', 'Measured', 'fits', 'check_settings', 'settings_named']
+           'Named', 'Analysis', 'Further', 'Keeping', 'naming_lines', 'naming_parts',
+           'file_triples', 'New', 'asked_rows', 'own_triples', 'exclude_each_other',
+           'Choice', 'Conditions', 'Where', 'Around', 'Part', 'Output', 'is_folder',
+           'check_writable', 'check_out', 'claimed', 'deliver', 'frame_text',
+           'print_frame', 'OtherNames', 'Table', 'Training', 'Measured', 'fits',
+           'check_settings', 'settings_named']
 
 # %% ../../nbs/app/50_options.ipynb #a5e1277c
 import csv
@@ -374,14 +375,50 @@ class Analysis:
         self.source.check()
         self.header.check(self.source.train, *files)
 
-    def tracin(self, cache: 'FactorCache | None' = None) -> 'TracIn':
-        "`TracIn` as the options want it."
+    def opened(self, more: 'Sequence[Path] | None') -> 'Path | Run | list[Path | Run]':
+        """The run with its names; with `more` runs, or of a folder of seeds, a list. Raises
+        click's error for such a folder where None can be more."""
+        from tracin_nb.runs.keeping import seed_folders
+        from tracin_nb.runs.run import as_run
+
+        first = self.source.opened(self.shortcuts.seed, self.header.header)
+        seeds = seed_folders(first) if isinstance(first, Path) else []
+        if seeds and more is None:
+            refuse(
+                'RUN_DIR',
+                f'{first} holds the runs of {len(seeds)} seeds, and this takes one: give one of '
+                f'them, such as {seeds[0]}',
+            )
+        if not isinstance(first, Path) or not (more or seeds):
+            return self.named.on(first)
+        folders = [f for folder in (first, *(more or ())) for f in seed_folders(folder) or [folder]]
+        others = [as_run(f, self.named.names) for f in folders[1:]]
+        return [self.named.on(folders[0]), *others]
+
+    def tracin(
+        self, cache: 'FactorCache | None' = None, more: 'Sequence[Path] | None' = None
+    ) -> 'TracIn':
+        "`TracIn` as the options want it, of the run and `more` runs."
         from tracin_nb.influence.tracin import TracIn
 
         around = self.shortcuts.around(self.settings.weighting)
         settings = self.words.said(replace(self.settings, weighting=around))
-        run = self.named.on(self.source.opened(self.shortcuts.seed, self.header.header))
-        return TracIn(run, cache=cache, progress=on_terminal(), **settings.to_dict())
+        return TracIn(self.opened(more), cache=cache, progress=on_terminal(), **settings.to_dict())
+
+# %% ../../nbs/app/50_options.ipynb #37863474
+@dataclass(frozen=True)
+class Further:
+    "Runs of other seeds, whose influences are averaged with those of the first."
+
+    more: tuple[Path, ...] = option(
+        (),
+        'Further runs.',
+        'Model',
+        kind='path',
+        metavar='[RUN_DIR...]',
+        argument=True,
+        multiple=True,
+    )
 
 # %% ../../nbs/app/50_options.ipynb #c6b3c508
 @dataclass(frozen=True)
@@ -403,16 +440,18 @@ class Keeping:
         advanced=True,
     )
 
-    def tracin(self, analysis: Analysis) -> 'TracIn':
-        "`TracIn` with gradients kept in the folder `cache`."
+    def tracin(self, analysis: Analysis, more: 'Sequence[Path]' = ()) -> 'TracIn':
+        "`TracIn` with gradients kept in the folder `cache`, of the run and `more` runs."
         if self.keep_training is not None and self.cache is None:
             refuse('--keep-training', 'give the folder, too, by --cache')
         if self.cache is None:
-            return analysis.tracin()
+            return analysis.tracin(more=more)
         from tracin_nb.influence.cache import FactorCache
 
         budget = None if self.keep_training is None else parse_bytes(self.keep_training)
-        tracin = analysis.tracin(FactorCache(2**30, self.cache))
+        tracin = analysis.tracin(FactorCache(2**30, self.cache), more)
+        if budget and tracin.others:
+            refuse('--keep-training', f'takes one run, and there are {1 + len(tracin.others)}')
         if budget:
             tracin.prepare(budget, folder=self.cache)
         return tracin
@@ -449,6 +488,30 @@ def file_triples(path: Path, training: 'TriplesFactory', header: bool | None = N
     rows, first = read_numbered(path, header)
     with naming_lines(str(path), first=first):
         return to_ids(rows, training)
+
+# %% ../../nbs/app/50_options.ipynb #6d7506d0
+@dataclass(frozen=True)
+class New:
+    "Triples that are not in the training."
+
+    candidates: Path | None = option(
+        None,
+        'Instead of training triples, rank those of this file, none of which is in training: what '
+        'would adding each do?',
+        'What',
+        kind='known file',
+    )
+
+    def read(self, training: 'TriplesFactory', header: bool | None = None) -> 'Tensor | None':
+        "Ids `[C, 3]` of the candidates; None: there is no file. Errors name file and line."
+        if self.candidates is None:
+            return None
+        from tracin_nb.graph.triples import read_numbered
+        from tracin_nb.influence.question import new_triples
+
+        rows, first = read_numbered(self.candidates, header)
+        with naming_lines(str(self.candidates), first=first):
+            return new_triples(rows, training)
 
 # %% ../../nbs/app/50_options.ipynb #154dd5be
 def asked_rows(triples: 'Tensor', rows: Sequence[int], path: Path) -> 'Tensor':

@@ -211,7 +211,9 @@ class Negatives:
     ):  # training triples drawn at once
         self.sampler, self.triples, self.seed, self.block = sampler, triples, seed, block
         self.sizes = triples.max(dim=0).values + 1
-        self.sorted, self.order = self._keys(triples).sort(stable=True)
+        keys = self._keys(triples)
+        increase = bool((keys[1:] > keys[:-1]).all())  # as PyKEEN's factories have them
+        self.sorted, self.order = (keys, None) if increase else keys.sort(stable=True)
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
         self._met: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -225,7 +227,7 @@ class Negatives:
         key = self._keys(triples)
         at = torch.searchsorted(self.sorted, key).clamp(max=len(self.sorted) - 1)
         inside = (triples < self.sizes).all(-1) & (self.sorted[at] == key)
-        return torch.where(inside, self.order[at], -1)
+        return torch.where(inside, at if self.order is None else self.order[at], -1)
 
     def _sample(self, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random

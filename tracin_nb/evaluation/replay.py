@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from ..answer.ranking import Ranking
-from ..answer.results import Result
+from ..answer.results import Result, with_spread
 from ..engine.beliefs import believed
 from ..engine.objectives import Objective, make_objective
 from tracin_nb.evaluation.adjoints import (
     Adjoint,
     Backwards,
     Gradient,
+    Joining,
     backwards_through,
     end_adjoint,
     end_losses,
@@ -36,7 +37,7 @@ from .statistics import rank_correlation
 from ..files import replacing, write_json
 from ..graph.triples import size_text, to_ids, to_labels, triples_fingerprint
 from ..influence.cache import digest, objective_key
-from ..influence.question import untaught, versions
+from ..influence.question import new_triples, untaught, versions
 from ..influence.settings import parse_bytes
 from ..influence.tracin import checkpoint_facts, said, wanted
 from ..locks import alone_in_out
@@ -66,13 +67,15 @@ def tape_bytes(run: Run) -> int:
     return run.checkpoints[-1].epoch * run.training.num_triples * directions * each
 
 
-def room_for(run: Run, budget: int, tests: int) -> Room:
-    "Return how `budget` bytes are spent on so many `tests`; `RunError` if they do not suffice."
-    weights = sum(x.nbytes for x in run.state(-1).values())
+def room_for(run: Run, budget: int, tests: int, candidates: int = 0) -> Room:
+    """Return how `budget` bytes are spent on so many `tests` and `candidates`; `RunError` if they
+    do not suffice."""
+    model = sum(x.nbytes for x in run.state(-1).values())
     kept = run.optimizer_state(-1) if run.optimizer_state else {}
     moments = [x for s in kept.values() for x in s.values() if isinstance(x, Tensor)]
-    state = weights + sum(x.nbytes for x in moments)
-    adjoint = 4 * state + 8 * run.training.num_triples  # on its way, with what a step makes of it
+    state = model + sum(x.nbytes for x in moments)
+    weights = run.training.num_triples + candidates
+    adjoint = 4 * state + 8 * weights  # on its way, with what a step makes of it
     free = budget - tape_bytes(run)
     if (least := 6 * state + adjoint) > free:
         raise RunError(
@@ -89,12 +92,13 @@ _ENOUGH = 6  # triples, from which a rank correlation tells something
 
 @dataclass(frozen=True)
 class Dropped:
-    "What was foretold for triples that were then dropped, and what happened."
+    "What was foretold for triples that were then dropped, or added, and what happened."
 
-    rows: list[int]  # of the training triples
+    rows: list[int]  # of the training triples, or candidates
     foretold: Tensor  # `[M, n]`, the rise of each prediction's loss
     happened: Tensor  # `[M, n]`
     noise: float  # change of the losses by nothing but another order of adding up
+    added: bool = False  # candidates?
 
     @property
     def correlation(self) -> float:
@@ -124,17 +128,20 @@ class Dropped:
         "What has to be said of it."
         n = len(self.rows)
         ratio = 'not to be had' if self.ratio is None else f'{self.ratio:.2f}'
+        kind, done, ways = (
+            ('candidate', 'added', 'with') if self.added else ('triple', 'dropped', 'without')
+        )
         if not n:
-            return 'no triple could be dropped: none has an influence'
+            return f'no {kind} could be {done}: none has an influence'
         found = (
-            f'{n} triple{"s were" if n > 1 else " was"} really dropped, each alone: rank '
+            f'{n} {kind}{"s were" if n > 1 else " was"} really {done}, each alone: rank '
             f'correlation with what was foretold {self.correlation:.2f}, middle ratio {ratio}'
         )
         advice = {
             'smooth': 'the training is smooth, and its derivative tells what happens',
             'fairly smooth': 'the derivative tells the direction, hardly the size',
-            'rough': 'this training is too rough for its derivative to tell what happens without a '
-            'triple: use TracIn with weighting "natural", and verify by training again',
+            'rough': f'this training is too rough for its derivative to tell what happens {ways} a '
+            f'{kind}: use TracIn with weighting "natural", and verify by training again',
             'not known': f'whether the training is smooth enough for its derivative cannot be told '
             f'from fewer than {_ENOUGH}',
         }
@@ -159,23 +166,26 @@ def really_dropped(
     gradient: Gradient,
     objective: Objective,
     test: Tensor,
-    influence: Tensor,  # `[M, N]`
-    rows: Sequence[int],  # training triples to drop, each alone
+    influence: Tensor,  # `[M, N]`, or `[M, C]` of candidates
+    rows: Sequence[int],  # training triples to drop, or candidates to add, each alone
     told: Callable[[int], Any] = lambda n: None,
 ) -> Dropped:
-    "Train again without each of `rows`; return what was foretold and what happened."
+    """Train again without each of `rows`, or with it if there are candidates; return what was
+    foretold and what happened."""
     found, loop = [], gradient.loop
+    begin = gradient.known if gradient.count > gradient.known else 0
     first = end_losses(loop, objective, test)
     for row in (None, *rows):
-        w = torch.ones(gradient.count, dtype=first.dtype)
+        w = gradient.present(first.dtype)
         if row is not None:
-            w[row] = 0
+            w[begin + row] = 1.0 if begin else 0.0
         weighted_training(gradient, w, told)
         found.append(end_losses(loop, objective, test).cpu())
     whole, *found = found
     changes = torch.stack([x - whole for x in found], 1)
     noise = (whole - first.cpu()).abs().max().item()
-    return Dropped(list(rows), influence[:, list(rows)].cpu(), changes, noise)
+    foretold = influence[:, list(rows)].cpu() * (-1 if begin else 1)
+    return Dropped(list(rows), foretold, changes, noise, bool(begin))
 
 # %% ../../nbs/evaluation/60_replay.ipynb #053e9520
 _ASKED, _HALFWAY = 'replay.json', 'replay.pt'
@@ -189,6 +199,7 @@ class Halfway:
     folder: Path | None
     asked: dict[str, Any]
     total: Tensor  # `[M, N]`
+    name: str = _HALFWAY
     done: int = 0  # predictions that are through
     last: int | None = None  # the step before which the next ones are; None: the end
     adjoint: Adjoint = field(default_factory=dict)
@@ -199,7 +210,7 @@ class Halfway:
         if self.folder is None:
             return
         content = dict(asked=digest(self.asked), total=self.total, done=self.done, last=self.last)
-        with replacing(self.folder / _HALFWAY) as draft:
+        with replacing(self.folder / self.name) as draft:
             torch.save(content | dict(adjoint=self.adjoint), draft)
         self.saved = time.monotonic()
 
@@ -211,7 +222,7 @@ class Halfway:
 
     def read(self) -> None:
         "Go on where a folder says, if it says so."
-        path = self.folder and self.folder / _HALFWAY
+        path = self.folder and self.folder / self.name
         if not path or not path.is_file():
             return
         found = torch.load(path, weights_only=True)
@@ -222,10 +233,18 @@ class Halfway:
 
 
 def question_of(
-    run: Run, test: Tensor, objective: Objective, k: int, check: int, memory: int, device: str
+    run: Run,
+    test: Tensor,
+    objective: Objective,
+    k: int,
+    check: int,
+    memory: int,
+    device: str,
+    new: Tensor | None = None,  # candidates
 ) -> dict[str, Any]:
     "Return all that a replay depends on, as plain values."
-    return dict(
+    more = {} if new is None else dict(candidates=digest(new))
+    return more | dict(
         weights=[run.fingerprint(c) for c in range(len(run.checkpoints))],
         triples=triples_fingerprint(run.training),
         test=digest(test),
@@ -243,18 +262,23 @@ def begun_in(folder: Path) -> bool:
     return (folder / _ASKED).is_file()
 
 
+def _halfway(folder: Path) -> list[Path]:
+    "Return the files of ways back that were not finished."
+    return [*folder.glob('replay*.pt')]
+
+
 def _begun(folder: Path, asked: dict[str, Any], overwrite: bool) -> Result | None:
     "Return the finished result in `folder`, or begin there. Raises `ValueError` if it is taken."
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _ASKED
     if overwrite:
-        for name in (_HALFWAY, 'manifest.json'):
-            (folder / name).unlink(missing_ok=True)
+        for left in (*_halfway(folder), folder / 'manifest.json'):
+            left.unlink(missing_ok=True)
         write_json(asked, path)
     elif path.is_file():
         if json.loads(path.read_text(encoding='utf-8')) != json.loads(json.dumps(asked)):
             raise ValueError(f'{folder} holds the answer to another question: give another folder')
-        if (folder / 'manifest.json').is_file() and not (folder / _HALFWAY).is_file():
+        if (folder / 'manifest.json').is_file() and not _halfway(folder):
             return Result.load(folder)
     elif (folder / 'manifest.json').is_file():
         raise ValueError(f'{folder} holds another result: give another folder')
@@ -327,7 +351,8 @@ def replay_facts(
 def _answer(
     run: Run,
     test: Tensor,
-    influence: Tensor,
+    influence: Tensor,  # of the training triples, or of the candidates
+    new: Tensor | None,
     k: int,
     sloped: Tensor,
     facts: dict[str, Any],
@@ -336,32 +361,32 @@ def _answer(
     "Return the result of `influence` `[M, N]`, with what the model holds of the `test` triples."
     ranking = Ranking(len(test), min(k, influence.shape[1]), dtype=influence.dtype)
     ranking.update(influence, 0)
-    counts: dict[str, Any] = dict(
-        training_triples=influence.shape[1],
-        training_triples_with_slope=int(influence.bool().any(0).sum()),
-    )
-    passes = run.checkpoints[-1].epoch * influence.shape[1]
+    kind, training = 'training_triples' if new is None else 'candidates', run.training
+    counts: dict[str, Any] = {kind: influence.shape[1]}
+    counts[f'{kind}_with_slope'] = int(influence.bool().any(0).sum())
+    passes = run.checkpoints[-1].epoch * training.num_triples
     with bar(progress, 2 * len(test), 'ranks') as add:
         model = run.model(-1, facts['device'])
         held, counts['beliefs'] = believed(run, model, test, passes, add)
     more = dict(has_slope=sloped.cpu(), beliefs=held)
-    return Result.of(test, run.training, ranking, facts | counts, **more)
+    if new is None:
+        return Result.of(test, training, ranking, facts | counts, **more)
+    added = training.clone_and_exchange_triples(new, create_inverse_triples=False)
+    result = Result.of(test, added, ranking, facts | counts, **more)
+    result.frame = result.frame.rename(columns=dict(training_index='candidate_index'))
+    return result
 
 
-def _check_facts(run: Run, dropped: Dropped) -> dict[str, Any]:
-    "Return what a result says of the triples that were really dropped."
-    labels = [list(t) for t in to_labels(run.training.mapped_triples[dropped.rows], run.training)]
+def _check_facts(run: Run, dropped: Dropped, every: Tensor) -> dict[str, Any]:
+    "Return what a result says of those of `every` triple that were really dropped or added."
+    labels = [list(t) for t in to_labels(every[dropped.rows], run.training)]
     rows = [
         dict(triple=t, foretold=a, happened=b)
         for t, a, b in zip(labels, dropped.foretold.T.tolist(), dropped.happened.T.tolist())
     ]
-    return dict(
-        training=dropped.smooth,
-        check=dropped.words(),
-        dropped=dict(
-            correlation=dropped.correlation, ratio=dropped.ratio, noise=dropped.noise, triples=rows
-        ),
-    )
+    found = dict(correlation=dropped.correlation, ratio=dropped.ratio, noise=dropped.noise)
+    what = 'added' if dropped.added else 'dropped'
+    return dict(training=dropped.smooth, check=dropped.words()) | {what: found | dict(triples=rows)}
 
 
 def _objectives(run: Run, objective: str, test_objective: Any) -> Objective:
@@ -380,6 +405,7 @@ class OneReplay:
 
     run: Run
     test: Tensor  # `[M, 3]`
+    new: Tensor | None  # candidates `[C, 3]` in place of the training triples
     loss: Objective  # of the predictions
     k: int
     check: int
@@ -389,30 +415,33 @@ class OneReplay:
 
 
 def _replayed(
-    ask: OneReplay, folder: Path | None, asked: dict[str, Any], more: dict[str, Any]
+    ask: OneReplay, folder: Path | None, name: str, asked: dict[str, Any], more: dict[str, Any]
 ) -> tuple[Result, Tensor]:
-    "Return the result of one run, and the influence `[M, N]` of all its training triples."
+    "Return the result of one run, and the influence of all training triples or candidates."
     run, loss, room, check, start = ask.run, ask.loss, ask.room, ask.check, time.perf_counter()
     told_of = (-(-len(ask.test) // room.tests) + 1 + (check + 1 if check else 0)) * steps_of(run)
     with bar(ask.progress, told_of, 'replay', unit='steps') as told, kept_rng():
         loop, tape = record_training(run, room.states // 2, ask.device, told)
-        gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training)
+        joining = None if ask.new is None else Joining(run, ask.new, len(tape.steps))
+        gradient = Gradient(Repeater(loop, tape, check_repeatable(run)), run.training, joining)
         backwards, test = Backwards(gradient), ask.test.to(loop.model.device)
         dtype = next(loop.model.parameters()).dtype
         total = torch.zeros(len(test), gradient.count, dtype=dtype, device=test.device)
-        half = Halfway(folder, asked, total)
+        half = Halfway(folder, asked, total, name)
         half.read()
         recorded = time.perf_counter()
         sloped = _derivatives(backwards, loss, test, room, half, told)
         influence, back = -total.cpu(), time.perf_counter()
+        influence = influence if ask.new is None else influence[:, gradient.known :]
         facts = replay_facts(run, loss, backwards, room) | more
         facts |= dict(record_seconds=recorded - start, back_seconds=back - recorded)
-        result = _answer(run, ask.test, influence, ask.k, sloped, facts, ask.progress)
+        result = _answer(run, ask.test, influence, ask.new, ask.k, sloped, facts, ask.progress)
         if check and len(result.frame):
             put(loop, backwards.end)
+            every = run.training.mapped_triples if ask.new is None else ask.new
             rows = over_the_range(influence, check)
             dropped = really_dropped(gradient, loss, test, influence, rows, told)
-            result.facts |= _check_facts(run, dropped)
+            result.facts |= _check_facts(run, dropped, every)
     return result, influence
 
 # %% ../../nbs/evaluation/60_replay.ipynb #358fd263
@@ -433,14 +462,15 @@ def _training_of(runs: Sequence[Run]) -> Any:
 def _facts_of_runs(made: Sequence[Result]) -> dict[str, Any]:
     "Return what a mean over runs has to say of how it was made."
     each, facts = [r.facts for r in made], dict(made[0].facts)
-    for name in ('seed', 'checkpoints', 'dropped', 'arrives', 'replayed'):
+    done = 'dropped' if 'dropped' in facts else 'added'
+    for name in ('seed', 'checkpoints', done, 'arrives', 'replayed'):
         facts.pop(name, None)
     facts |= dict(runs=[{n: x for n, x in f.items() if n != 'beliefs'} for f in each])
     if all('check' in f for f in each):
         facts['training'] = max((f['training'] for f in each), key=_VERDICTS.index)
-        found = [f'{f["training"]} ({f["dropped"]["correlation"]:.2f})' for f in each]
+        found = [f'{f["training"]} ({f[done]["correlation"]:.2f})' for f in each]
         facts['check'] = (
-            'some triples were really dropped in each run; the training and the rank correlation '
+            f'some triples were really {done} in each run; the training and the rank correlation '
             f'with what was foretold: {", ".join(found)}'
         )
     return facts
@@ -449,6 +479,7 @@ def _facts_of_runs(made: Sequence[Result]) -> dict[str, Any]:
 def _over_runs(
     runs: Sequence[Run],
     test: Tensor,
+    new: Tensor | None,
     k: int,
     made: Sequence[tuple[Result, Tensor]],  # of `_replayed`
     progress: bool | Progress,
@@ -457,12 +488,12 @@ def _over_runs(
     results, every = [r for r, _ in made], torch.stack([x for _, x in made])
     mean, facts = every.mean(0), _facts_of_runs(results)
     sloped = torch.tensor([r.tests['has_slope'].tolist() for r in results]).any(0)
-    result = _answer(runs[0], test, mean, k, sloped, facts, progress)
-    at = result.frame[['test_index', 'training_index']].to_numpy().T
+    result = _answer(runs[0], test, mean, new, k, sloped, facts, progress)
+    row = 'training_index' if new is None else 'candidate_index'
+    at = result.frame[['test_index', row]].to_numpy().T
     some = every[:, *map(torch.from_numpy, at.copy())]
-    result.frame['spread'] = some.std(0).numpy()
-    result.frame['agreement'] = (some.sign() == some.mean(0).sign()).double().mean(0).numpy()
-    return result
+    agreement = (some.sign() == some.mean(0).sign()).double().mean(0)
+    return with_spread(result, some.std(0).numpy(), agreement.numpy(), len(runs))
 
 # %% ../../nbs/evaluation/60_replay.ipynb #63b72527
 @alone_in_out
@@ -473,7 +504,8 @@ def replay(
     test_objective: str | Objective | None = None,  # of the triples to explain; None: the same
     *,
     k: int = 10,  # proponents and opponents per triple
-    check: int = 8,  # training triples that are really dropped, to see; 0: none
+    candidates: Any = None,  # in place of training triples: what would adding each of these do?
+    check: int = 8,  # triples that are really dropped, or candidates added, to see; 0: none
     memory: str | int = '4GiB',
     device: str | torch.device | None = None,  # None: CUDA if there
     progress: bool | Progress = True,
@@ -486,16 +518,21 @@ def replay(
     Of several runs on the same triples: the mean of their influences, with `spread` (the standard
     deviation over the runs) and `agreement` (the share of the runs whose sign is that of the mean).
 
+    With `candidates`, labels or ids: those of them with which the loss would have ended lowest
+    (proponents) and highest (opponents). `ValueError` for one that is a training triple.
+
     Raises `RunError` if the training cannot be repeated, or `memory` is too little."""
     runs = [as_run(r) for r in ([run] if isinstance(run, (Run, Path, str)) else run)]
     training, start = _training_of(runs), time.perf_counter()
     test = to_ids(triples, training)
     losses = [_objectives(r, objective, test_objective) for r in runs]
     folder, more = None if out is None else Path(out), untaught(test, training)
-    rooms = [room_for(r, parse_bytes(memory), len(test)) for r in runs if check_repeatable(r)]
+    new = None if candidates is None else new_triples(candidates, training)
+    sizes = parse_bytes(memory), len(test), 0 if new is None else len(new)
+    rooms = [room_for(r, *sizes) for r in runs if check_repeatable(r)]
     where = 'auto' if device is None else str(device)
     asked = [
-        question_of(r, test, loss, wanted(k), check, room.budget, where)
+        question_of(r, test, loss, wanted(k), check, room.budget, where, new)
         for r, loss, room in zip(runs, losses, rooms)
     ]
     whole = asked[0] if len(runs) == 1 else dict(runs=asked)
@@ -503,12 +540,13 @@ def replay(
         return found
     made = []
     for i, (r, loss, room) in enumerate(zip(runs, losses, rooms)):
-        ask = OneReplay(r, test, loss, k, check, room, device, progress)
-        half = folder if len(runs) == 1 else None
-        made.append(_replayed(ask, half, asked[i], more))
-    result = made[0][0] if len(runs) == 1 else _over_runs(runs, test, k, made, progress)
+        ask = OneReplay(r, test, new, loss, k, check, room, device, progress)
+        name = _HALFWAY if len(runs) == 1 else f'replay-{i}.pt'
+        made.append(_replayed(ask, folder, name, asked[i], more))
+    result = made[0][0] if len(runs) == 1 else _over_runs(runs, test, new, k, made, progress)
     result.facts['seconds'] = round(time.perf_counter() - start, 3)
     if folder is not None:
         result.save(folder)
-        (folder / _HALFWAY).unlink(missing_ok=True)
+        for left in _halfway(folder):
+            left.unlink()
     return said(result)

@@ -65,6 +65,10 @@ class Pass:
         tiles = -(-len(self) // self.size)
         return [*range(0, len(self), self.size * max(1, -(-tiles // shards))), len(self)]
 
+    def cut(self, size: int) -> 'Pass':
+        "Return the same pass in tiles of at most `size` training triples."
+        return replace(self, size=min(self.size, size), part=min(self.part, size))
+
     def facts(self) -> dict[str, Any]:
         "Return what is needed to make the same pass again."
         return dict(sparse=self.sparse, size=self.size, part=self.part, peak=self.peak)
