@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors',
            'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less',
-           'with_weights', 'light', 'concat', 'blank', 'fill', 'Sketch']
+           'with_weights', 'light', 'concat', 'interleaved', 'blank', 'fill', 'Sketch']
 
 # %% ../../nbs/engine/10_factors.ipynb #7a7803ca
 import math
@@ -81,17 +81,18 @@ def _masked(a: Rows, b: Rows) -> Tensor:
 def _merged(rows: Rows, none: int) -> tuple[Tensor, Tensor]:
     """Return the ids and gradients with each id at most once per triple; what was merged away
     gets the id `none`."""
-    ids, grads = rows.ids, rows.grads
-    for j in range(1, ids.shape[1]):
-        for i in range(j):
-            same = ids[:, i] == ids[:, j]
-            if not same.any():
-                continue
-            if ids is rows.ids:
-                ids, grads = ids.clone(), grads.clone()
-            grads[:, i] += same[:, None] * grads[:, j]
-            ids[:, j] = torch.where(same, none, ids[:, j])
-    return ids, grads
+    (B, k), d = rows.ids.shape, rows.grads.shape[-1]
+    ordered, order = rows.ids.sort(dim=1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    if not again.any():
+        return rows.ids, rows.grads
+    first = torch.arange(k, device=order.device).masked_fill(again, 0).cummax(1).values
+    places = order + k * torch.arange(B, device=order.device)[:, None]
+    away, into = places[again], places.gather(1, first)[again]
+    flat = rows.grads.reshape(-1, d)
+    grads = flat.index_add(0, into, flat.index_select(0, away))
+    return rows.ids.flatten().index_fill(0, away, none).view(B, k), grads.view(B, k, d)
 
 # %% ../../nbs/engine/10_factors.ipynb #ad07876a
 def _sorted_by_id(ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,7 +137,9 @@ def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, i
     columns = (*g.starts, *g.counts)
     for s, t, m, n in zip(*(c.tolist() for c in columns)):
         i, j = g.places[0][s : s + m], g.places[1][t : t + n]
-        out[(i // k[0])[:, None], j // k[1]] += a[i] @ b[j].T
+        products = a.index_select(0, i) @ b.index_select(0, j).T
+        at = (i // k[0] * out.shape[1])[:, None] + j // k[1]
+        out.view(-1).index_add_(0, at.flatten(), products.flatten())
 
 # %% ../../nbs/engine/10_factors.ipynb #b4f21c53
 def _add_pairs(
@@ -157,7 +160,7 @@ def _add_pairs(
 # %% ../../nbs/engine/10_factors.ipynb #c45c8d17
 _LARGE_GROUP = 4096  # pairs; from here on a matrix product is faster
 _FEW = 2**16  # pairs of rows; below, looking up costs more than multiplying all with all
-_DENSE = 0.02  # share of pairs with equal ids; above, multiplying all with all is faster
+_DENSE = 0.2  # share of pairs with equal ids; above, multiplying all with all is faster
 
 # %% ../../nbs/engine/10_factors.ipynb #c0a4ae62
 def _add_joined(
@@ -543,13 +546,50 @@ def less(a: Factors, b: Factors) -> Factors:
         {name: tuple(map(_less, blocks, b.blocks[name])) for name, blocks in a.blocks.items()}
     )
 
+# %% ../../nbs/engine/10_factors.ipynb #dbe565f8
+def _width(block: Block) -> int:
+    "Entries, or terms, of each triple; 0 for a gradient itself."
+    if isinstance(block, Rows):
+        return block.ids.shape[1]
+    return block.factors[0].shape[1] if isinstance(block, Outer) else 0
+
+
+def _wide(block: Block, width: int) -> Block:
+    "The same gradients with `width` entries or terms, those behind its own being zero."
+    if (more := width - _width(block)) <= 0:
+        return block
+    longer = lambda t: torch.cat([t, t.new_zeros(len(t), more, t.shape[2])], 1)
+    if isinstance(block, Rows):
+        same = block.ids[:, :1].expand(-1, more)
+        return Rows(torch.cat([block.ids, same], 1), longer(block.grads))
+    return block.map(longer)
+
+
+def _same_kind(blocks: list[Block]) -> bool:
+    return len(set(map(type, blocks))) == 1
+
+
+def _alike(blocks: list[Block]) -> list[Block]:
+    "Blocks of one parameter in one form: as wide as the widest, or as `Dense` as one of them."
+    if not _same_kind(blocks):
+        like = next(b.grad for b in blocks if isinstance(b, Dense))
+        return [b if isinstance(b, Dense) else _dense(b, like.shape[1:]) for b in blocks]
+    width = max(map(_width, blocks))
+    return [_wide(b, width) for b in blocks] if width else blocks
+
+
+def _dense(rows: Rows, shape: tuple[int, ...]) -> Dense:
+    "`Rows` of a table of that shape as the gradient itself."
+    zeros = rows.grads.new_zeros(len(rows), *shape)
+    return Dense(zeros.scatter_add_(1, rows.ids[..., None].expand_as(rows.grads), rows.grads))
+
 # %% ../../nbs/engine/10_factors.ipynb #abc7be76
 def _cat(blocks: list[Block]) -> Block:
     if isinstance(blocks[0], Shared):
         raise ValueError('gradients that share factors cannot be joined')
-    columns = zip(*[b.tensors() for b in blocks], strict=True)
+    columns = zip(*[b.tensors() for b in _alike(blocks)], strict=True)
     joined = iter([torch.cat(c) for c in columns])
-    return blocks[0].map(lambda _: next(joined))
+    return blocks[0].map(lambda _: next(joined)) if _same_kind(blocks) else Dense(next(joined))
 
 # %% ../../nbs/engine/10_factors.ipynb #8db259aa
 def with_weights(factors: Factors) -> Factors:
@@ -581,6 +621,30 @@ def concat(parts: list[Factors]) -> Factors:
         torch.cat(weights) if weights else None,
     )
 
+# %% ../../nbs/engine/10_factors.ipynb #58118005
+def interleaved(parts: list[Factors], places: list[Tensor]) -> Factors:
+    "The gradients of several sets of triples as one, each triple at its place out of all."
+    if any(p.weight is not None for p in parts):
+        parts = list(map(with_weights, parts))
+    n = sum(map(len, places))
+
+    def one(tensors: tuple[Tensor, ...]) -> Tensor:
+        whole = tensors[0].new_empty(n, *tensors[0].shape[1:])
+        for at, t in zip(places, tensors, strict=True):
+            whole[at] = t
+        return whole
+
+    def joined(blocks: list[Block]) -> Block:
+        blocks = _alike(blocks)
+        new = iter([one(c) for c in zip(*[b.tensors() for b in blocks], strict=True)])
+        return blocks[0].map(lambda _: next(new))
+
+    names = parts[0].blocks
+    return Factors(
+        {n: tuple(map(joined, map(list, zip(*[p.blocks[n] for p in parts])))) for n in names},
+        None if parts[0].weight is None else one(tuple(p.weight for p in parts)),
+    )
+
 # %% ../../nbs/engine/10_factors.ipynb #11104cee
 def blank(like: Factors, n: int) -> Factors:
     "Return room for the gradients of `n` triples of the same form."
@@ -589,11 +653,22 @@ def blank(like: Factors, n: int) -> Factors:
     return made if like.weight is None else replace(made, weight=room(like.weight))
 
 # %% ../../nbs/engine/10_factors.ipynb #64936661
+def _of_one_form(a: Factors, b: Factors) -> tuple[Factors, Factors]:
+    "Both with blocks of one form, see `_alike`."
+    pairs = {
+        name: list(zip(*(_alike([p, q]) for p, q in zip(a.blocks[name], bs, strict=True))))
+        for name, bs in b.blocks.items()
+    }
+    both = ({name: p[i] for name, p in pairs.items()} for i in (0, 1))
+    return tuple(replace(f, blocks=blocks) for f, blocks in zip((a, b), both))
+
+
 def fill(whole: Factors, part: Factors, at: int) -> Factors:
     """Put the gradients of `part` into `whole`, from triple `at` on. Return `whole`, with weights
     if `part` is the first that has some."""
     if whole.weight is not None or part.weight is not None:
         whole, part = with_weights(whole), with_weights(part)
+    whole, part = _of_one_form(whole, part)
     weights = [(whole.weight, part.weight)] if part.weight is not None else []
     blocks = [
         pair

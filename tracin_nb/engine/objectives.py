@@ -8,6 +8,7 @@ __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BC
            'make_objective', 'left_out']
 
 # %% ../../nbs/engine/00_objectives.ipynb #73bc504e
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,27 +33,29 @@ class Queries:
 
     `kind` "hrt": `ids` `[B, c, 3]`, triples. "tails": `ids` `[B, g, 2]`, pairs (head, relation),
     each scored against all `E` entities, so `c = g * E`. "heads": the same with pairs (relation,
-    tail). `extra`: what the loss needs besides, each `[B, ...]`."""
+    tail). `extra`: what the loss needs besides, each `[B, ...]`. `candidates` `[B, c]`: entities
+    that a row (`g` = 1) is scored against, if not all."""
 
     kind: Literal['hrt', 'tails', 'heads']
     ids: Tensor
     extra: tuple[Tensor, ...] = ()
+    candidates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: slice) -> 'Queries':
-        return Queries(self.kind, self.ids[rows], tuple(x[rows] for x in self.extra))
+    def __getitem__(self, rows: slice | Tensor) -> 'Queries':
+        return self._map(lambda x: x[rows])
 
     def to(self, device: str | torch.device) -> 'Queries':
         "Return the queries on `device`."
         with stage('transfer', adds=True) as gave:
-            gave(
-                made := Queries(
-                    self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra)
-                )
-            )
+            gave(made := self._map(lambda x: x.to(device)))
         return made
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> 'Queries':
+        given = None if self.candidates is None else f(self.candidates)
+        return Queries(self.kind, f(self.ids), tuple(map(f, self.extra)), given)
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +86,7 @@ def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> T
     `candidates` `[B * g, c']` restricts rows to some entities; by default all entities are
     scored."""
     B, mode = len(queries), _mode(model)
+    candidates = queries.candidates if candidates is None else candidates
     flat = queries.ids.flatten(0, 1)
     if queries.kind == 'hrt':
         return model.score_hrt(flat, mode=mode).view(B, -1)
@@ -220,6 +224,7 @@ class Negatives:
         increase = bool((keys[1:] > keys[:-1]).all())  # as PyKEEN's factories have them
         self.sorted, self.order = (keys, None) if increase else keys.sort(stable=True)
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        self._met: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def _keys(self, triples: Tensor) -> Tensor:
         _, relations, tails = self.sizes
@@ -234,12 +239,11 @@ class Negatives:
         return torch.where(inside, at if self.order is None else self.order[at], -1)
 
     def _sample(self, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Return negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a
-        random order of the positives."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            order = torch.randperm(len(positives))
-            negatives, mask = self.sampler.sample(positives[order])
+        """Return negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random
+        order of the positives. The global random state is to be kept by who calls this."""
+        torch.default_generator.manual_seed(seed)
+        order = torch.randperm(len(positives))
+        negatives, mask = self.sampler.sample(positives[order])
         back = order.argsort()
         mask = torch.ones(negatives.shape[:2], dtype=torch.bool) if mask is None else mask
         return negatives[back], mask[back]
@@ -256,12 +260,16 @@ class Negatives:
         return self._drawn[i]
 
     def _unseen(self, triple: Tensor) -> tuple[Tensor, Tensor]:
-        "Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set."
-        negatives, mask = self._sample(
-            triple.expand(16, 3), hash((self.seed, *triple.tolist())) % 2**62
-        )
-        return negatives[0], mask[0]
+        """Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set; those of
+        the last few thousand are kept."""
+        if (key := tuple(triple.tolist())) not in self._met:
+            if len(self._met) >= self.block:
+                self._met.pop(next(iter(self._met)))
+            drawn = self._sample(triple.expand(16, 3), hash((self.seed, *key)) % 2**62)
+            self._met[key] = tuple(x[0].clone() for x in drawn)
+        return self._met[key]
 
+    @torch.random.fork_rng(devices=[])
     def draw(self, triples: Tensor) -> tuple[Tensor, Tensor]:
         """Return negatives `[B, n, 3]` of `triples` `[B, 3]`, and a mask `[B, n]` of those that the
         sampler did not filter out."""

@@ -15,14 +15,14 @@ from torch import Tensor
 from ..answer.ranking import Ranking
 from ..clock import stage
 from ..engine.factors import shared
-from ..engine.row_index import PAIRS, rows_only
+from ..engine.row_index import PAIRS, is_crowded, rows_only
 from ..graph.neighbourhoods import Near
-from .memory import Plan, metered, plan_tiles
+from .memory import SAMPLE, Plan, metered, plan_tiles
 from .steps import Steps, TestSide, budget, handy, single_tile
 from tracin_nb.influence.tiles import (
     DenseTile,
     Pass,
-    index_tile,
+    as_index,
     make_tile,
     multiply,
     near_matrix,
@@ -65,17 +65,19 @@ def trial(steps: Steps, test: TestSide, whole: Pass, k: int) -> Callable[[slice]
 def index_bytes(steps: Steps, some: Pass, test: TestSide, k: int) -> tuple[int, int, int, int]:
     """Return bytes per training triple while an index is made, and later; rows shared with
     tests; bytes to rank them."""
-    n = len(some)
-    with metered(steps.device) as making, steps.counters.trial():
-        tile = index_tile(steps, some.triples, max(1, n // 16))
+    with steps.counters.trial():
+        found = steps.gradients(some.triples)
+    with metered(steps.device) as making:
+        tile = as_index(found)
     with metered(steps.device) as using:
         take(
             Ranking(len(test), k, device=steps.device, dtype=test.dtype),
             multiply(tile, test, some, k),
             some,
         )
-    pairs = tile.shared(test)
-    return making.peak // n + 1, tile.nbytes // n + 1, pairs, max(0, using.peak - 4 * pairs)
+    n, pairs = len(some), tile.shared(test)
+    made = sum(f.nbytes for f in found) + making.peak
+    return made // n + 1, tile.nbytes // n + 1, pairs, using.peak
 
 # %% ../../nbs/influence/30_plan.ipynb #782ffb6e
 @dataclass
@@ -160,11 +162,22 @@ class Planner:
     ) -> tuple[int, int, int]:
         "Return the same for an index, from what a small one takes with `few` of the test triples."
         M, m, n, room = len(test), len(few), tiles.size, budget(self.steps.settings) - tiles.held
-        most, kept, pairs, ranking = index_bytes(self.steps, whole[:n], few, k)
-        beside = lambda size: ranking * M // m + 4 * min(PAIRS, pairs * size * M // (n * m))
-        size = max(n, min(room // most, (room - ranking * M // m - 4 * PAIRS) // kept, len(whole)))
-        last_pass = kept * (size - n) + tiles.peak - tiles.held  # the rest of the index is there
-        return size, n, tiles.held + max(most * size, kept * size + beside(size), last_pass)
+        some = whole[:: -(-len(whole) // min(n, SAMPLE))]
+        most, kept, pairs, using = index_bytes(self.steps, some, few, k)
+        share = M / (m * len(some))
+        if is_crowded(pairs, m * len(some)):  # all influences of a tile are made
+            each = kept + int(using * share)
+            size = max(1, min(PAIRS // M, room // max(most, each), len(whole)))
+            beside = (each - kept) * size
+        else:
+            ranking = max(0, using - 4 * pairs) * M // m
+            fits = min(room // most, (room - ranking - 4 * PAIRS) // kept)
+            size = max(n, min(fits, len(whole)))
+            beside = ranking + 4 * min(PAIRS, int(pairs * share * size))
+        part = min(n, size)
+        last_pass = kept * (size - part) + tiles.peak - tiles.held  # the rest is there
+        peak = tiles.held + max(most * size, kept * size + beside, last_pass)
+        return size, part, peak
 
     def matrix(self, test: TestSide, rows: Tensor, triples: Tensor) -> Pass:
         "Return the pass of a whole matrix, in the order that was asked for."
