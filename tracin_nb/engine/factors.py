@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors',
            'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less',
-           'with_weights', 'light', 'concat', 'interleaved', 'blank', 'fill', 'Sketch']
+           'with_weights', 'light', 'concat', 'blank', 'fill', 'Sketch']
 
 # %% ../../nbs/engine/10_factors.ipynb #7a7803ca
 import math
@@ -548,14 +548,14 @@ def less(a: Factors, b: Factors) -> Factors:
 
 # %% ../../nbs/engine/10_factors.ipynb #dbe565f8
 def _width(block: Block) -> int:
-    "Entries, or terms, of each triple; 0 for a gradient itself."
+    "Return the entries, or terms, of each triple; 0 for a gradient itself."
     if isinstance(block, Rows):
         return block.ids.shape[1]
     return block.factors[0].shape[1] if isinstance(block, Outer) else 0
 
 
 def _wide(block: Block, width: int) -> Block:
-    "The same gradients with `width` entries or terms, those behind its own being zero."
+    "Return the same gradients with `width` entries or terms, those behind its own being zero."
     if (more := width - _width(block)) <= 0:
         return block
     longer = lambda t: torch.cat([t, t.new_zeros(len(t), more, t.shape[2])], 1)
@@ -570,7 +570,7 @@ def _same_kind(blocks: list[Block]) -> bool:
 
 
 def _alike(blocks: list[Block]) -> list[Block]:
-    "Blocks of one parameter in one form: as wide as the widest, or as `Dense` as one of them."
+    "Return blocks of one parameter in one form: as wide as the widest, or `Dense` if one is."
     if not _same_kind(blocks):
         like = next(b.grad for b in blocks if isinstance(b, Dense))
         return [b if isinstance(b, Dense) else _dense(b, like.shape[1:]) for b in blocks]
@@ -579,7 +579,7 @@ def _alike(blocks: list[Block]) -> list[Block]:
 
 
 def _dense(rows: Rows, shape: tuple[int, ...]) -> Dense:
-    "`Rows` of a table of that shape as the gradient itself."
+    "Return `Rows` of a table of that shape as the gradient itself."
     zeros = rows.grads.new_zeros(len(rows), *shape)
     return Dense(zeros.scatter_add_(1, rows.ids[..., None].expand_as(rows.grads), rows.grads))
 
@@ -621,30 +621,6 @@ def concat(parts: list[Factors]) -> Factors:
         torch.cat(weights) if weights else None,
     )
 
-# %% ../../nbs/engine/10_factors.ipynb #58118005
-def interleaved(parts: list[Factors], places: list[Tensor]) -> Factors:
-    "The gradients of several sets of triples as one, each triple at its place out of all."
-    if any(p.weight is not None for p in parts):
-        parts = list(map(with_weights, parts))
-    n = sum(map(len, places))
-
-    def one(tensors: tuple[Tensor, ...]) -> Tensor:
-        whole = tensors[0].new_empty(n, *tensors[0].shape[1:])
-        for at, t in zip(places, tensors, strict=True):
-            whole[at] = t
-        return whole
-
-    def joined(blocks: list[Block]) -> Block:
-        blocks = _alike(blocks)
-        new = iter([one(c) for c in zip(*[b.tensors() for b in blocks], strict=True)])
-        return blocks[0].map(lambda _: next(new))
-
-    names = parts[0].blocks
-    return Factors(
-        {n: tuple(map(joined, map(list, zip(*[p.blocks[n] for p in parts])))) for n in names},
-        None if parts[0].weight is None else one(tuple(p.weight for p in parts)),
-    )
-
 # %% ../../nbs/engine/10_factors.ipynb #11104cee
 def blank(like: Factors, n: int) -> Factors:
     "Return room for the gradients of `n` triples of the same form."
@@ -654,7 +630,7 @@ def blank(like: Factors, n: int) -> Factors:
 
 # %% ../../nbs/engine/10_factors.ipynb #64936661
 def _of_one_form(a: Factors, b: Factors) -> tuple[Factors, Factors]:
-    "Both with blocks of one form, see `_alike`."
+    "Return both with blocks of one form, see `_alike`."
     pairs = {
         name: list(zip(*(_alike([p, q]) for p, q in zip(a.blocks[name], bs, strict=True))))
         for name, bs in b.blocks.items()

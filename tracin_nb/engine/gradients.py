@@ -37,10 +37,8 @@ from tracin_nb.engine.factors import (
     Outer,
     Rows,
     _dense,
-    _merged,
     _products,
     block_total,
-    interleaved,
 )
 from .objectives import Objective, Queries, Score, _mode, score
 
@@ -686,13 +684,9 @@ class Routes:
     whole_tables: bool = False  # is the table that a row is scored against an outer product?
     vectorised: bool = False  # is the interaction differentiated by vmap?
     mixed: frozenset[str] = frozenset()  # parameters that need one backward pass per triple
-    # candidates in which only heads (0) or only tails (2) differ are scored together on these sides
-    together: frozenset[int] = frozenset()
 
     def slower(self, names: set[str]) -> 'Routes':
         "Return the routes with slower ones for the parameters `names`."
-        if self.together:
-            return replace(self, together=frozenset())
         own = {name for name in names if name.startswith('interaction.')}
         if self.whole_tables and any(group_of(name) == 'entity' for name in names - own):
             return replace(self, whole_tables=False)
@@ -750,20 +744,13 @@ class FactoredEngine:
 
     def gradients(self, q: Queries) -> Factors:
         "Return the gradients of the losses of queries, of a model that is `frozen`."
-        slow, recorded = self.routes.vectorised or self.routes.mixed, get_proxy_mode() is not None
-        if q.kind != 'hrt' or q.ids.shape[1] == 1 or slow or recorded:
-            return self.plain(q)
-        return _by_sides(self, q)
-
-    def plain(self, q: Queries, fold: bool = False, most: int = 0) -> Factors:
-        "The same in one pass; for `fold` and `most` see `_join`."
         hrt, captures = _look_up(self, q)
         vectors = [v for x in hrt for v in _tensors(x)]
         leaves = [v.detach().requires_grad_(v.requires_grad) for v in vectors]
         grads, found, weight = _interact(self, q, hrt, leaves)
         live = [(v, g) for v, g in zip(vectors, grads) if v.requires_grad and g is not None]
         found = found + _pull(self, live, captures, len(q)) + _one_by_one(self, live, len(q))
-        return _collect(self, found, weight, fold, most)
+        return _collect(self, found, weight)
 
     def due(self, n: int) -> bool:
         """Return whether to try the routes on `n` triples to explain: at first, and whenever
@@ -809,27 +796,23 @@ def _look_up(engine: FactoredEngine, q: Queries) -> tuple[tuple, list[Capture]]:
             return _represent(engine, q), captures
 
 # %% ../../nbs/engine/30_gradients.ipynb #02de12ae
-def _scores_tables(engine: FactoredEngine, q: Queries) -> bool:
-    "Are rows scored against whole tables?"
-    return q.kind != 'hrt' and engine.routes.whole_tables and q.candidates is None
-
-
 def _represent(engine: FactoredEngine, q: Queries) -> tuple:
-    """Return head, relation and tail vectors. A row's candidates are ids `[B * g, c]`, or one table
+    """Return head, relation and tail vectors. A row's candidates are ids `[B * g, E]`, or one table
     `[1, E, ...]` for all."""
     ids, mode = q.ids.flatten(0, 1), _mode(engine.model)
     if q.kind == 'hrt':
         h, r, t = ids.unbind(-1)
         return engine.model._get_representations(h=h, r=r, t=t, mode=mode)
     E = engine.model._get_entity_len(mode=mode)
-    every = None
-    if not (whole := _scores_tables(engine, q)):
-        given = q.candidates
-        every = torch.arange(E, device=ids.device).expand(len(ids), E) if given is None else given
+    every = (
+        None
+        if engine.routes.whole_tables
+        else torch.arange(E, device=ids.device).expand(len(ids), E)
+    )
     known = ids[:, None].unbind(-1)
     h, r, t = (*known, every) if q.kind == 'tails' else (every, *known)
     hrt = list(engine.model._get_representations(h=h, r=r, t=t, mode=mode))
-    if whole:
+    if engine.routes.whole_tables:
         hrt[_open_side(q)] = _like(x := hrt[_open_side(q)], (v[None] for v in _tensors(x)))
     return tuple(hrt)
 
@@ -1044,7 +1027,7 @@ def _table_leaves(
     engine: FactoredEngine, q: Queries, hrt: tuple, leaves: list[Tensor]
 ) -> list[Tensor]:
     "Return those of the `leaves` that are whole tables `[1, E, ...]`."
-    if not _scores_tables(engine, q):
+    if q.kind == 'hrt' or not engine.routes.whole_tables:
         return []
     new = iter(leaves)
     return _tensors([_like(x, new) for x in hrt][_open_side(q)])
@@ -1068,7 +1051,7 @@ def _tables(
 ) -> list[tuple[nn.Parameter, Block]]:
     """Return blocks p ⊗ q of the tables that rows were scored against, for the gradients `p` of the
     `scores` `[B * g, E]`."""
-    if not _scores_tables(engine, q):
+    if q.kind == 'hrt' or not engine.routes.whole_tables:
         return []
     shape = (*q.ids.shape[:2], -1)
     whole = [v.detach() for v in _table_leaves(engine, q, hrt, leaves)]
@@ -1158,52 +1141,56 @@ def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Par
     return [(p, Dense(torch.stack(g))) for p, g in zip(params, zip(*grads))]
 
 # %% ../../nbs/engine/30_gradients.ipynb #e54bc574
-def _folded(rows: Rows) -> Rows:
-    "One entry for each triple, if all that it has are of one row."
-    one = rows.ids[:, :1]
-    if rows.ids.shape[1] == 1 or not (rows.ids == one).all():
-        return rows
-    return Rows(one, rows.grads.sum(1, keepdim=True))
+def _own_sums(rows: list[Rows], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums `[B, m, d]` of the gradients by the rows of each example's first triple,
+    and which of the `ids` `[B, m, c]` are of other rows."""
+    own = ids[:, :, 0]
+    again = (own[:, :, None] == own[:, None]).tril(-1).any(2)  # counted with an earlier one
+    match = (ids[:, None] == own[:, :, None, None]) & ~again[:, :, None, None]
+    sums = sum(match[:, :, j].to(b.grads.dtype) @ b.grads for j, b in enumerate(rows))
+    return sums, ~match.any(1)
 
 
-def _shortened(rows: Rows, most: int) -> Rows:
-    "With each row once for each triple and `most` entries, if no triple has more rows."
-    ids, grads = _merged(rows, -1)
-    gone = ids < 0
-    if rows.ids.shape[1] <= most or (~gone).sum(1).max() > most:
-        return rows
-    order = gone.sort(dim=1, stable=True).indices[:, :most]
-    ids, left = ids.gather(1, order), gone.gather(1, order)
-    grads = grads.gather(1, order[..., None].expand(-1, -1, grads.shape[2]))
-    return Rows(torch.where(left, ids[:, :1], ids), grads.masked_fill(left[..., None], 0))
+def _folded(rows: list[Rows]) -> Rows | None:
+    """Return `Rows` of a table, one or two, as one with the rows of each example's first triple
+    once; None if another of its `c` triples has two other rows, or nothing is saved."""
+    if len(rows) > 2 or len({b.grads.shape for b in rows}) > 1 or rows[0].ids.shape[1] == 1:
+        return None
+    ids = torch.stack([b.ids for b in rows], 1)
+    sums, other = _own_sums(rows, ids)
+    least, most = torch.stack(other[:, :, 1:].sum(1).aminmax()).tolist()
+    if most == 0:
+        return Rows(ids[:, :, 0], sums)
+    if most > 1 or len(rows) == 1:
+        return None
+    (B, m, c), first = ids.shape, other[:, 0, 1:]
+    grads = sums.new_empty(B, m + c - 1, sums.shape[2])
+    grads[:, :m] = sums
+    torch.where(first[..., None], *(b.grads[:, 1:] for b in rows), out=grads[:, m:])
+    if least == 0:
+        grads[:, m:].masked_fill_(~other[:, :, 1:].any(1)[..., None], 0)
+    return Rows(torch.cat([ids[:, :, 0], torch.where(first, *ids[:, :, 1:].unbind(1))], 1), grads)
 
 
-def _join(
-    blocks: tuple[Block, ...], table: nn.Parameter, fold: bool = False, most: int = 0
-) -> tuple[Block, ...]:
-    """The same gradients with all `Rows` joined, and densified if they are longer than the table.
-
-    Before that, with `fold`, entries of one row only become one; and with `most`, all entries of a
-    row, if that leaves so many."""
+def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
+    """Return the same gradients with all `Rows` joined, and densified if they are longer than
+    the table."""
     rows = [b for b in blocks if isinstance(b, Rows)]
     if not rows:
         return blocks
-    rows = list(map(_folded, rows)) if fold else rows
-    joined = Rows(torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1))
-    joined = _shortened(joined, most) if most else joined
+    joined = None if get_proxy_mode() is not None else _folded(rows)
+    joined = joined or Rows(
+        torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1)
+    )
     if joined.ids.shape[1] >= table.shape[0]:
         joined = _dense(joined, table.shape)
     return (joined, *(b for b in blocks if not isinstance(b, Rows)))
 
 # %% ../../nbs/engine/30_gradients.ipynb #663005ed
 def _collect(
-    engine: FactoredEngine,
-    found: list[tuple[nn.Parameter | None, Block]],
-    weight: Tensor | None,
-    fold: bool = False,
-    most: int = 0,
+    engine: FactoredEngine, found: list[tuple[nn.Parameter | None, Block]], weight: Tensor | None
 ) -> Factors:
-    "Blocks by parameter name, joined as `_join` does."
+    "Return blocks by parameter name."
     blocks: dict[str, tuple[Block, ...]] = {}
     for p, b in found:
         name = engine.names.get(id(p))
@@ -1211,39 +1198,8 @@ def _collect(
             blocks[name] = (*blocks.get(name, ()), b)
     with to_factors():
         return Factors(
-            {name: _join(bs, engine.params[name], fold, most) for name, bs in blocks.items()},
-            weight,
+            {name: _join(bs, engine.params[name]) for name, bs in blocks.items()}, weight
         )
-
-# %% ../../nbs/engine/30_gradients.ipynb #c80fddd5
-def _differing(ids: Tensor) -> Tensor:
-    """In which column the triples of each example, `ids` `[B, c, 3]`, differ: 0 if only their heads
-    do, 2 if only their tails do, else 1."""
-    same = (ids == ids[:, :1]).all(1)
-    relation, tail = same[:, 1], same[:, 1] & same[:, 0]
-    return torch.where(tail, 2, torch.where(relation & same[:, 2], 0, 1))
-
-
-def _as_row(q: Queries, side: int) -> Queries:
-    "The triples of each example, which differ on one `side` only, as candidates of one row."
-    pair = [0, 1] if side == 2 else [1, 2]
-    return Queries('tails' if side == 2 else 'heads', q.ids[:, :1, pair], q.extra, q.ids[..., side])
-
-
-def _by_sides(engine: FactoredEngine, q: Queries) -> Factors:
-    "Gradients of the losses of examples of several triples, those alike in one pass."
-    sides, found, c = _differing(q.ids), [], q.ids.shape[1]
-    for side in (0, 1, 2):
-        places = (sides == side).nonzero()[:, 0]
-        if not len(places):
-            continue
-        part = q if len(places) == len(q) else q[places]
-        part = _as_row(part, side) if side in engine.routes.together else part
-        made = engine.plain(part, fold=True, most=(c + 1) * (side == 1))
-        found.append((made, places, engine.loss_vectorised))
-    parts, places, vectorised = zip(*found)
-    engine.loss_vectorised = all(vectorised)
-    return parts[0] if len(parts) == 1 else interleaved(list(parts), list(places))
 
 # %% ../../nbs/engine/30_gradients.ipynb #979aee56
 @dataclass(frozen=True)
@@ -1500,23 +1456,6 @@ def _needed(
         return e.names, 0.0
 
 
-def _together(model: Model, trial: Objective, routes: Routes, some: Tensor) -> frozenset[int]:
-    "Sides on which the candidates of an example, if it has several, can be scored together."
-    q, found = trial.queries(some), set()
-    if q.kind != 'hrt' or q.ids.shape[1] == 1 or routes.vectorised or routes.mixed:
-        return frozenset()
-    sides = _differing(q.ids)
-    for side in (0, 2):
-        these = some[(sides == side).nonzero()[:3, 0].to(some.device)]
-        tried = replace(routes, together=frozenset([side]))
-        try:
-            if len(these) and not _judged(model, trial, tried, these, 2).wrong:
-                found.add(side)
-        except RouteError:
-            pass
-    return frozenset(found)
-
-
 def settled_routes(
     model: Model,
     objective: Objective,  # the loss that is differentiated
@@ -1539,9 +1478,7 @@ def settled_routes(
             raise RouteError(wrong, model)
         routes = slower
         wrong, error = _needed(model, trial, routes, some, known)
-    return routes if known else replace(
-        routes, together=_together(model, trial, routes, some)
-    ), error
+    return routes, error
 
 
 def choose_routes(model: ERModel, objective: Objective) -> Routes:

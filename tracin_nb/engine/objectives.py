@@ -8,7 +8,6 @@ __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BC
            'make_objective', 'left_out']
 
 # %% ../../nbs/engine/00_objectives.ipynb #73bc504e
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,29 +32,27 @@ class Queries:
 
     `kind` "hrt": `ids` `[B, c, 3]`, triples. "tails": `ids` `[B, g, 2]`, pairs (head, relation),
     each scored against all `E` entities, so `c = g * E`. "heads": the same with pairs (relation,
-    tail). `extra`: what the loss needs besides, each `[B, ...]`. `candidates` `[B, c]`: entities
-    that a row (`g` = 1) is scored against, if not all."""
+    tail). `extra`: what the loss needs besides, each `[B, ...]`."""
 
     kind: Literal['hrt', 'tails', 'heads']
     ids: Tensor
     extra: tuple[Tensor, ...] = ()
-    candidates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: slice | Tensor) -> 'Queries':
-        return self._map(lambda x: x[rows])
+    def __getitem__(self, rows: slice) -> 'Queries':
+        return Queries(self.kind, self.ids[rows], tuple(x[rows] for x in self.extra))
 
     def to(self, device: str | torch.device) -> 'Queries':
         "Return the queries on `device`."
         with stage('transfer', adds=True) as gave:
-            gave(made := self._map(lambda x: x.to(device)))
+            gave(
+                made := Queries(
+                    self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra)
+                )
+            )
         return made
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> 'Queries':
-        given = None if self.candidates is None else f(self.candidates)
-        return Queries(self.kind, f(self.ids), tuple(map(f, self.extra)), given)
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +83,6 @@ def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> T
     `candidates` `[B * g, c']` restricts rows to some entities; by default all entities are
     scored."""
     B, mode = len(queries), _mode(model)
-    candidates = queries.candidates if candidates is None else candidates
     flat = queries.ids.flatten(0, 1)
     if queries.kind == 'hrt':
         return model.score_hrt(flat, mode=mode).view(B, -1)
@@ -239,8 +235,8 @@ class Negatives:
         return torch.where(inside, at if self.order is None else self.order[at], -1)
 
     def _sample(self, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Return negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a random
-        order of the positives. The global random state is to be kept by who calls this."""
+        """Return negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a
+        random order of the positives. The caller keeps the global random state."""
         torch.default_generator.manual_seed(seed)
         order = torch.randperm(len(positives))
         negatives, mask = self.sampler.sample(positives[order])
@@ -260,8 +256,8 @@ class Negatives:
         return self._drawn[i]
 
     def _unseen(self, triple: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set; those of
-        the last few thousand are kept."""
+        """Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set;
+        those of the last few thousand are kept."""
         if (key := tuple(triple.tolist())) not in self._met:
             if len(self._met) >= self.block:
                 self._met.pop(next(iter(self._met)))

@@ -60,8 +60,8 @@ def _flat(rows: Rows, weight: Tensor | None) -> Tensor:
 
 # %% ../../nbs/engine/20_row_index.ipynb #d7c0c30e
 def _summed(grads: Tensor, order: Tensor, run: Tensor, first: Tensor) -> Tensor:
-    """Return sums `[r, d]` of the gradients `[n, d]`, taken in that `order`, of each `run` `[n]`; `first`
-    marks where a run begins."""
+    """Return sums `[r, d]` of the gradients `[n, d]`, taken in that `order`, of each `run` `[n]`;
+    `first` marks where a run begins."""
     if first.all():
         return grads.index_select(0, order)
     again = (~first).nonzero()[:, 0]

@@ -257,8 +257,8 @@ def _roomy(
     work: Callable[[slice], Any], n: int, most: int, total: int, room: int, device: torch.device
 ) -> dict[int, int]:
     """Return the peaks of tiles of `n` and of `most`, if by the first the second takes less than
-    half the room; else nothing. Where it takes less than an eighth, it is not tried: its peak follows
-    from that of a smaller one."""
+    half the room; else nothing. Where it takes less than an eighth, it is not tried: its peak
+    follows from that of a smaller one."""
     if n >= most:
         return {}
     used = _used(work, slice((total - n) // 2, (total - n) // 2 + n), device)
