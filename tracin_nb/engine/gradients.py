@@ -1172,16 +1172,20 @@ def _folded(rows: list[Rows]) -> Rows | None:
     return Rows(torch.cat([ids[:, :, 0], torch.where(first, *ids[:, :, 1:].unbind(1))], 1), grads)
 
 
-def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
+def _join(
+    blocks: tuple[Block, ...],
+    table: nn.Parameter,
+    open_ends: bool = False,  # may the only rows, of one end, differ between an example's triples?
+) -> tuple[Block, ...]:
     """Return the same gradients with all `Rows` joined, and densified if they are longer than
     the table."""
     rows = [b for b in blocks if isinstance(b, Rows)]
     if not rows:
         return blocks
-    joined = None if get_proxy_mode() is not None else _folded(rows)
-    joined = joined or Rows(
-        torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1)
-    )
+    as_they_are = get_proxy_mode() is not None or open_ends and len(rows) == 1
+    joined = None if as_they_are else _folded(rows)
+    if joined is None:
+        joined = Rows(torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1))
     if joined.ids.shape[1] >= table.shape[0]:
         joined = _dense(joined, table.shape)
     return (joined, *(b for b in blocks if not isinstance(b, Rows)))
@@ -1197,9 +1201,11 @@ def _collect(
         if name:
             blocks[name] = (*blocks.get(name, ()), b)
     with to_factors():
-        return Factors(
-            {name: _join(bs, engine.params[name]) for name, bs in blocks.items()}, weight
-        )
+        joined = {
+            name: _join(bs, engine.params[name], group_of(name) == 'entity')
+            for name, bs in blocks.items()
+        }
+        return Factors(joined, weight)
 
 # %% ../../nbs/engine/30_gradients.ipynb #979aee56
 @dataclass(frozen=True)
