@@ -137,9 +137,7 @@ def _add_products(out: Tensor, g: _Groups, a: Tensor, b: Tensor, k: tuple[int, i
     columns = (*g.starts, *g.counts)
     for s, t, m, n in zip(*(c.tolist() for c in columns)):
         i, j = g.places[0][s : s + m], g.places[1][t : t + n]
-        products = a.index_select(0, i) @ b.index_select(0, j).T
-        at = (i // k[0] * out.shape[1])[:, None] + j // k[1]
-        out.view(-1).index_add_(0, at.flatten(), products.flatten())
+        out[(i // k[0])[:, None], j // k[1]] += a[i] @ b[j].T
 
 # %% ../../nbs/engine/10_factors.ipynb #b4f21c53
 def _add_pairs(
@@ -160,7 +158,7 @@ def _add_pairs(
 # %% ../../nbs/engine/10_factors.ipynb #c45c8d17
 _LARGE_GROUP = 4096  # pairs; from here on a matrix product is faster
 _FEW = 2**16  # pairs of rows; below, looking up costs more than multiplying all with all
-_DENSE = 0.2  # share of pairs with equal ids; above, multiplying all with all is faster
+_DENSE = 0.02  # share of pairs with equal ids; above, multiplying all with all is faster
 
 # %% ../../nbs/engine/10_factors.ipynb #c0a4ae62
 def _add_joined(
