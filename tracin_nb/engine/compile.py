@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from ..waiting import arrived, unlikely
 
 from ..clock import stage
 from . import gradients
@@ -192,7 +193,7 @@ class CompiledEngine(FactoredEngine):
         ]
         with stage('compiled pass', whole=True, below='training forward'), torch.no_grad():
             *tensors, faint = self.program.run(*given)
-        if faint.any():
+        if unlikely(faint.any()):
             return self._plain(q)
         factors = _filled(self.program.form, tensors)
         return factors if len(q) == n else factors[: len(q)]
@@ -216,11 +217,10 @@ def _limit(low: torch.dtype | None) -> float:
 # %% ../../nbs/engine/60_compile.ipynb #5172e06c
 def seconds(f: Callable[[], Any], device: torch.device) -> float:
     "Return seconds that one call of `f` takes, including pending work of `device`."
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    wait()
+    arrived(device)
     start = time.perf_counter()
     f()
-    wait()
+    arrived(device)
     return time.perf_counter() - start
 
 # %% ../../nbs/engine/60_compile.ipynb #e40a28da

@@ -20,6 +20,7 @@ from pykeen.regularizers import NoRegularizer, Regularizer
 from pykeen.triples.weights import LossWeighter
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..waiting import sent
 
 from ..clock import stage
 from ..runs.optimizers import habits_of
@@ -49,7 +50,7 @@ class Queries:
         with stage('transfer', adds=True) as gave:
             gave(
                 made := Queries(
-                    self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra)
+                    self.kind, sent(self.ids, device), tuple(sent(x, device) for x in self.extra)
                 )
             )
         return made

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T', 'chosen', 'Counters', 'Telling', 'Maker', 'Step', 'handy', 'budget', 'single_tile',
-           'TestSide', 'Steps', 'Sent', 'Loader', 'moments_tile', 'check_finite',
-           'naming', 'Tests']
+           'TestSide', 'Steps', 'Sent', 'Repeatable', 'Loader', 'moments_tile',
+           'check_finite', 'recorded', 'naming', 'Tests']
 
 # %% ../../nbs/influence/20_steps.ipynb #9198c030
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 from torch import Tensor
+from ..waiting import doubting, unlikely
 
 from ..answer.ranking import NotFinite
 from ..clock import stage
@@ -381,6 +382,16 @@ class Sent:
         return made
 
 # %% ../../nbs/influence/20_steps.ipynb #4755c8b5
+@dataclass(frozen=True)
+class Repeatable(Generic[T]):
+    "What can be gone through more than once."
+
+    begin: Callable[[], Iterator[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return self.begin()
+
+
 @dataclass
 class Loader:
     "Makes the steps of a run's checkpoints."
@@ -409,7 +420,8 @@ class Loader:
                 test = steps.maker.engine(model, self.test_objective)
             with stage('weighting', whole=True):
                 weighting = self.weighting.within(budget(steps.settings), len(self.places))
-                metric = weighting.prepare(self.run, place, train, self.moments(steps, train))
+                factors = Repeatable(lambda: self.moments(steps, train))
+                metric = weighting.prepare(self.run, place, train, factors)
             gave(made := Step(self.run.checkpoints[place].learning_rate, train, test, metric))
         return made
 
@@ -454,8 +466,20 @@ def moments_tile(steps: Steps, engine: Engine, triples: Tensor) -> int:
 def check_finite(scores: Tensor, rows: Tensor) -> None:
     """Raise `NotFinite` for scores `[M, n]`, of the training triples `rows` `[n]`, that are not
     finite."""
-    for i, j in (~scores.isfinite()).nonzero()[:1].tolist():
+    if not unlikely((odd := ~scores.isfinite()).any()):
+        return
+    for i, j in odd.nonzero()[:1].tolist():
         raise NotFinite(i, int(rows[j]), scores[i, j].item())
+
+
+def recorded(step: Callable[[slice], T]) -> Callable[[slice], tuple[T, list[Tensor]]]:
+    "Return `step` with the doubts of its result, see `doubting`."
+
+    def work(rows: slice) -> tuple[T, list[Tensor]]:
+        with doubting() as doubts:
+            return step(rows), doubts
+
+    return work
 
 
 @contextmanager
