@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = 'strict'
@@ -118,13 +117,29 @@ class Strict(torch.Tensor):
         return run(op, args, kwargs or {})
 
 
+def each(x: Any) -> Iterator[torch.Tensor]:
+    "Yield the tensors among arguments."
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, (tuple, list)):
+        for y in x:
+            yield from each(y)
+
+
+def mapped(f: Callable[[Any], Any], x: Any) -> Any:
+    "Return arguments or results with `f` applied to each of them."
+    if isinstance(x, (tuple, list)):
+        return type(x)(mapped(f, y) for y in x)
+    return f(x)
+
+
 def is_mask(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8)
 
 
 def check_devices(name: str, op: Any, args: Any, kwargs: Any) -> None:
     "Raise `RuntimeError` for what a GPU refuses; count what an index makes it wait for."
-    flat = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    flat = [*each(args), *each(list(kwargs.values()))]
     if name in COPIES or name == 'aten::_local_scalar_dense':
         return
     if name in INDEXING:
@@ -167,14 +182,14 @@ def copied_out(name: str, op: Any, args: Any, kwargs: Any, late: bool) -> Any:
     COUNTS.copies['out, late' if late else 'out'] += 1
     if not late:
         wait('a copy out')
-        return op(*tree_map(bare, args), **kwargs)
+        return op(*mapped(bare, args), **kwargs)
     source = args[1] if name == 'aten::copy_' else args[0]
     values = bare(source).clone()
     if name == 'aten::copy_':
         target = args[0]
         target.copy_(nonsense(target))
     else:
-        values = op(*tree_map(bare, args), **kwargs)
+        values = op(*mapped(bare, args), **kwargs)
         target = nonsense(values)
     _late.append(lambda: target.detach().copy_(values))
     return target
@@ -196,7 +211,7 @@ def copied_in(name: str, op: Any, args: Any, kwargs: Any, late: bool) -> Any:
                 raise RuntimeError('memory was changed while it was being copied to the device')
 
         _late.append(arrive)
-    return op(*tree_map(bare, args), **kwargs)
+    return op(*mapped(bare, args), **kwargs)
 
 
 def bare(x: Any) -> Any:
@@ -208,9 +223,13 @@ def bare(x: Any) -> Any:
     return torch._neg_view(values) if x.is_neg() else values
 
 
-def made_of(values: torch.Tensor) -> Strict:
+def made_of(values: Any) -> Any:
     "Return the tensor of some values; PyTorch is told of their bits, and sees to them."
+    if not isinstance(values, torch.Tensor):
+        return values
     conjugate, negative = values.is_conj(), values.is_neg()
+    if not (conjugate or negative):
+        return Strict(values)
     plain = torch._neg_view(values) if negative else values
     made = Strict(plain.conj() if conjugate else plain)
     torch._C._set_conj(made, conjugate)
@@ -222,7 +241,7 @@ def run(op: Any, args: Any, kwargs: Any) -> Any:
     "Run an operator that has to do with the device."
     name = op._schema.name
     COUNTS.operators[name] += 1
-    ours = any(isinstance(x, Strict) for x in tree_flatten((args, kwargs))[0])
+    ours = any(isinstance(x, Strict) for given in (args, list(kwargs.values())) for x in each(given))
     there, late = ours, False
     if kwargs.get('device') is not None:
         there = torch.device(kwargs['device']).type == NAME
@@ -239,14 +258,14 @@ def run(op: Any, args: Any, kwargs: Any) -> Any:
     check_generator(name, kwargs, there)
     if name in WAITS:
         wait(name.removeprefix('aten::'))
-    out = op(*tree_map(bare, args), **tree_map(bare, kwargs))
+    out = op(*mapped(bare, args), **{k: mapped(bare, x) for k, x in kwargs.items()})
     if name == 'aten::_local_scalar_dense' or name == 'aten::equal':
         return out
     if op._schema.is_mutable and name.endswith('_'):
         return args[0]
     if op._schema.is_mutable and kwargs.get('out') is not None:
         return kwargs['out']
-    return tree_map(lambda x: made_of(x) if there and isinstance(x, torch.Tensor) else x, out)
+    return mapped(made_of, out) if there else out
 
 
 class _Hook(torch._C._acc.PrivateUse1Hooks):
