@@ -104,6 +104,21 @@ class Strict(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f'strict({self.raw})'
 
+    def __reduce_ex__(self, protocol: int) -> Any:  # type: ignore[override]
+        "A file holds the values; who opens it says where they go."
+        return self.cpu().__reduce_ex__(protocol)
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        "The values alone, which can be given others."
+        return self.detach()
+
+    @data.setter
+    def data(self, new: Strict) -> None:
+        if not isinstance(new, Strict) or new.shape != self.shape:
+            raise RuntimeError(f'cannot hold values of {new.device} {tuple(new.shape)}')
+        self.raw = new.raw
+
     def tolist(self) -> Any:
         "As on a GPU, where the values are copied first."
         return self.cpu().tolist()
@@ -313,7 +328,7 @@ _library.fallback(lambda op, *args, **kwargs: run(op, args, kwargs), 'PrivateUse
 @contextmanager
 def pinning() -> Iterator[None]:
     "Let pinned memory and waiting for the device be this module's, which PyTorch has not for it."
-    kept = torch.Tensor.pin_memory, torch.empty, torch.accelerator.synchronize
+    kept = torch.Tensor.pin_memory, torch.empty, torch.accelerator.synchronize, torch.inference_mode
 
     def pinned(x: torch.Tensor) -> torch.Tensor:
         if isinstance(x, Strict):
@@ -329,7 +344,9 @@ def pinning() -> Iterator[None]:
 
     torch.Tensor.pin_memory, torch.empty = pinned, empty  # type: ignore[method-assign]
     torch.accelerator.synchronize = lambda device: wait('synchronize')  # type: ignore[assignment]
+    torch.inference_mode = torch.no_grad  # type: ignore  # tensors without a version cannot be held
     try:
         yield
     finally:
-        torch.Tensor.pin_memory, torch.empty, torch.accelerator.synchronize = kept  # type: ignore
+        torch.Tensor.pin_memory, torch.empty = kept[:2]  # type: ignore[method-assign]
+        torch.accelerator.synchronize, torch.inference_mode = kept[2:]  # type: ignore

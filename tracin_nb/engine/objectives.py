@@ -94,7 +94,7 @@ def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> T
 # %% ../../nbs/engine/00_objectives.ipynb #134b98f9
 def losses(model: Model, objective: Objective, triples: Tensor) -> Tensor:
     "Return losses `[B]` of `triples` `[B, 3]`, one example at a time."
-    queries = objective.queries(triples).to(model.device)
+    queries = objective.queries(triples.cpu()).to(model.device)  # what is known lies on the CPU
     return torch.stack(
         [
             objective.loss(score(model, q)[0], *(x[0] for x in q.extra))
