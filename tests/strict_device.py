@@ -256,7 +256,9 @@ def run(op: Any, args: Any, kwargs: Any) -> Any:
     "Run an operator that has to do with the device."
     name = op._schema.name
     COUNTS.operators[name] += 1
-    ours = any(isinstance(x, Strict) for given in (args, list(kwargs.values())) for x in each(given))
+    ours = any(
+        isinstance(x, Strict) for given in (args, list(kwargs.values())) for x in each(given)
+    )
     there, late = ours, False
     if kwargs.get('device') is not None:
         there = torch.device(kwargs['device']).type == NAME
