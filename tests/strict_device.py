@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -327,28 +327,45 @@ _library = torch.library.Library('_', 'IMPL')
 _library.fallback(lambda op, *args, **kwargs: run(op, args, kwargs), 'PrivateUse1')
 
 
+def from_values(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    "Return `torch.tensor` or `torch.as_tensor`, which makes a tensor here and copies it there."
+
+    def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        if device is None or torch.device(device).type != NAME or isinstance(data, Strict):
+            return make(data, *args, device=device, **kwargs)
+        return make(data, *args, **kwargs).to(device)
+
+    return made
+
+
+def pinned(x: torch.Tensor) -> torch.Tensor:
+    "Return a copy in pinned memory."
+    if isinstance(x, Strict):
+        raise RuntimeError(f'cannot pin a tensor on {x.device}')
+    made = x.clone()
+    storage = made.untyped_storage()
+    _pinned.add(storage._cdata)
+    weakref.finalize(storage, _pinned.discard, storage._cdata)
+    return made
+
+
 @contextmanager
-def pinning() -> Iterator[None]:
-    "Let pinned memory and waiting for the device be this module's, which PyTorch has not for it."
-    kept = torch.Tensor.pin_memory, torch.empty, torch.accelerator.synchronize, torch.inference_mode
+def installed() -> Iterator[None]:
+    "Inside, what PyTorch does not ask a backend in Python is done here."
+    empty = torch.empty
+    new: list[tuple[Any, str, Any]] = [
+        (torch.Tensor, 'pin_memory', pinned),
+        (torch, 'tensor', from_values(torch.tensor)),
+        (torch, 'as_tensor', from_values(torch.as_tensor)),
+        (torch.accelerator, 'synchronize', lambda device: wait('synchronize')),
+        (torch, 'inference_mode', torch.no_grad),  # tensors without a version cannot be held
+    ]
 
-    def pinned(x: torch.Tensor) -> torch.Tensor:
-        if isinstance(x, Strict):
-            raise RuntimeError(f'cannot pin a tensor on {x.device}')
-        made = x.clone()
-        _pinned.add(made.untyped_storage()._cdata)
-        weakref.finalize(made.untyped_storage(), _pinned.discard, made.untyped_storage()._cdata)
-        return made
+    def made_empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        return pinned(empty(*args, **kwargs)) if pin_memory else empty(*args, **kwargs)
 
-    def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        made = kept[1](*args, **kwargs)
-        return pinned(made) if pin_memory else made
-
-    torch.Tensor.pin_memory, torch.empty = pinned, empty  # type: ignore[method-assign]
-    torch.accelerator.synchronize = lambda device: wait('synchronize')  # type: ignore[assignment]
-    torch.inference_mode = torch.no_grad  # type: ignore  # tensors without a version cannot be held
-    try:
+    with ExitStack() as stack:
+        for where, name, it in (*new, (torch, 'empty', made_empty)):
+            stack.callback(setattr, where, name, getattr(where, name))
+            setattr(where, name, it)
         yield
-    finally:
-        torch.Tensor.pin_memory, torch.empty = kept[:2]  # type: ignore[method-assign]
-        torch.accelerator.synchronize, torch.inference_mode = kept[2:]  # type: ignore

@@ -34,8 +34,8 @@ LOSSES = ('bce', 'score', 'softmax', 'softmax-head', 'training', 'rows', 'traini
 
 
 @pytest.fixture(scope='module', autouse=True)
-def pinned() -> Iterator[None]:
-    with strict.pinning():
+def installed() -> Iterator[None]:
+    with strict.installed():
         yield
 
 
@@ -191,14 +191,22 @@ def test_prepared(folder: Path) -> None:
     same(found(DEVICE), found('cpu'))
 
 
+class Stop(Exception):
+    "Somebody interrupts."
+
+
+def stop(label: str, done: int, total: int) -> None:
+    if label == 'influence' and done:
+        raise Stop
+
+
 def test_resumed(folder: Path) -> None:
     run, found = trained(folder, 'slcwa'), []
     for device in (DEVICE, 'cpu'):
         out = folder / f'begun-{torch.device(device).type}'
-        tracin = TracIn(run, devices=device, batch_size=25, progress=False)
-        tracin.explain(first_three(tracin), k=12, out=out)
-        for path in out.glob('result*'):  # as if it had been interrupted before the end
-            path.unlink()
+        tracin = TracIn(run, devices=device, batch_size=25, progress=stop)
+        with pytest.raises(Stop):
+            tracin.explain(first_three(tracin), k=12, out=out)
         found.append(numbers(resume(out, devices=device, progress=False)))
     same(*found)
 

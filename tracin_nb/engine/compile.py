@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from ..waiting import arrived, unlikely
 
 from ..clock import stage
 from . import gradients
 from .factors import Factors, concat, inner
 from .gradients import FactoredEngine, frozen
 from .objectives import Queries
+from ..waiting import arrived, unlikely
 
 # %% ../../nbs/engine/60_compile.ipynb #59f5361d
 def _model_tensors(engine: FactoredEngine) -> dict[str, Tensor]:

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
-from ..waiting import hurried, unlikely
 
 from ..clock import stage
 from .factors import Block, Dense, Factors, Outer, Rows, _products, block_total
 from .objectives import Objective, Queries, Score, _mode, score
+from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/30_gradients.ipynb #5d0b5ef1
 _CACHES = ('enriched_embeddings', 'enriched_representations')

@@ -20,11 +20,11 @@ from pykeen.regularizers import NoRegularizer, Regularizer
 from pykeen.triples.weights import LossWeighter
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..waiting import sent
 
 from ..clock import stage
 from ..runs.optimizers import habits_of
 from ..runs.run import Run
+from ..waiting import sent
 
 # %% ../../nbs/engine/00_objectives.ipynb #c628f48a
 @dataclass(frozen=True)

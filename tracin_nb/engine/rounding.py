@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from ..waiting import hurried, unlikely
 
 from .factors import Block, Dense, Factors, Outer, Rows, Shared, _up
+from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/15_rounding.ipynb #19650672
 def _length(x: Tensor) -> Tensor:

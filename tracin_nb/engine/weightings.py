@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ..waiting import doubted, doubting, hurried, unlikely
 
 from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner
 from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
 from .rounding import sizes
 from ..runs.run import Run
+from ..waiting import doubted, doubting, hurried, unlikely
 
 # %% ../../nbs/engine/40_weightings.ipynb #60fee838
 def _same(factors: Factors) -> Factors:

@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from ..waiting import Doubtful, arrived, doubting, fetched, hurried, sent
 
 from ..answer.ranking import NotFinite, Ranking, TopK
 from ..clock import stage
@@ -39,6 +38,7 @@ from tracin_nb.influence.tiles import (
     trusted,
 )
 from .workers import Shard, run_shards
+from ..waiting import Doubtful, arrived, doubting, fetched, hurried, sent
 
 # %% ../../nbs/influence/50_shards.ipynb #fa92831b
 T = TypeVar('T')

@@ -20,7 +20,6 @@ import torch
 from pykeen.models import Model
 from pykeen.triples import TriplesFactory
 from torch import Tensor
-from ..waiting import doubting, unlikely
 
 from ..answer.ranking import NotFinite
 from ..clock import stage
@@ -37,6 +36,7 @@ from .memory import Tiles, plan_tiles
 from .settings import Settings, parse_bytes
 from ..progress import Progress, bar, counter, silent
 from ..runs.run import Run
+from ..waiting import doubting, unlikely
 
 # %% ../../nbs/influence/20_steps.ipynb #d0623f75
 def chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
-from ..waiting import hurried, sent, unless_doubted
 
 from ..answer.ranking import Ranking
 from ..clock import stage
@@ -29,6 +28,7 @@ from tracin_nb.engine.row_index import (
     shared_pairs,
 )
 from .steps import Steps, TestSide
+from ..waiting import hurried, sent, unless_doubted
 
 # %% ../../nbs/influence/25_tiles.ipynb #abaaa629
 @dataclass(frozen=True)
