@@ -159,7 +159,8 @@ class _Written(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        self.bytes += sum(x.nbytes for x in tree_leaves(found) if isinstance(x, Tensor))
+        made = (x for x in tree_leaves(found) if isinstance(x, Tensor))
+        self.bytes += sum(x.nbytes for x in made if x.layout is torch.strided)
         return found
 
 

@@ -114,14 +114,15 @@ class SampledParts:
 
     def weighted(self, u: list[Tensor], scores: list[Tensor], w: Tensor) -> list[Tensor]:
         "Return the slopes `u`, each times the weight of its triple."
-        return [x * w[o].view_as(x).to(x) for x, o in zip(u, self.owners)]
+        return [x * w.to(o.device)[o].view_as(x).to(x) for x, o in zip(u, self.owners)]
 
     def add(
         self, total: Tensor, u: list[Tensor], scores: list[Tensor], along: list[Tensor]
     ) -> None:
         "Add to `total` `[M, N]` the derivatives by the weights; `along` `[M, ...]`, as the scores."
         for x, o, s in zip(u, self.owners, along):
-            total.index_add_(1, o.flatten(), (s * x.detach()).flatten(1).to(total))
+            mine = (s * x.detach()).flatten(1).to(total)
+            total.index_add_(1, o.flatten().to(total.device), mine)
 
 
 def sampled_parts(positive: Tensor, batch: Mapping[str, Tensor], n: slice) -> SampledParts:
@@ -191,7 +192,8 @@ class RowParts:
 
     def weighted(self, u: list[Tensor], scores: list[Tensor], w: Tensor) -> list[Tensor]:
         "Return the slopes, that of each label times the weight of its triple."
-        (u,), factor = u, w[self.owners] - (~self.new).to(w)
+        (u,), w = u, w.to(self.owners.device)
+        factor = w[self.owners] - (~self.new).to(w)
         some = factor.nonzero().flatten()
         if not len(some):
             return [u]
@@ -207,7 +209,7 @@ class RowParts:
         for some in torch.arange(len(self.row), device=s.device).split(each):
             change = self.change(u, s, some)
             found = (along[:, self.row[some]] * change).sum(-1)
-            total.index_add_(1, self.owners[some], found.to(total))
+            total.index_add_(1, self.owners[some].to(total.device), found.to(total))
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #307867ba
 def _check_rows(parts: RowParts, u: Tensor, scores: Tensor) -> None:
