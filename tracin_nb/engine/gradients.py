@@ -41,6 +41,7 @@ from tracin_nb.engine.factors import (
     block_total,
 )
 from .objectives import Objective, Queries, Score, _mode, score
+from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/30_gradients.ipynb #5d0b5ef1
 _CACHES = ('enriched_embeddings', 'enriched_representations')
@@ -861,9 +862,17 @@ def _faint(p: Tensor, scores: Tensor) -> Tensor:
     squared, or may have come out as zero for it?"""
     most = p.detach().abs().amax(1)
     low = most < (_FAINT if p.dtype == torch.float32 else 0.0)
-    if get_proxy_mode() is None and not low.any():
+    if get_proxy_mode() is None and not hurried(low) and not low.any():
         return low
     return low & ((most > 0) | (scores.abs().amax(1) > _FAR))
+
+
+def _wide(objective: Objective, scores: Tensor, extra: Sequence[Tensor]) -> Tensor:
+    "Return slopes `[n, c]` in float64."
+    try:
+        return loss_gradient(objective, scores.double(), extra)[0]
+    except RuntimeError:  # a loss that computes in float32 only
+        return loss_gradient(objective, scores, extra)[0].double()
 
 
 def _raised(
@@ -871,10 +880,7 @@ def _raised(
 ) -> tuple[Tensor, Tensor] | None:
     """Return slopes `[n, c]` in float64 as numbers of ordinary size, and the powers of two `[n]`
     that undo it; None if all are zero."""
-    try:
-        p, _ = loss_gradient(objective, scores.double(), extra)
-    except RuntimeError:  # a loss that computes in float32 only
-        p = loss_gradient(objective, scores, extra)[0].double()
+    p = _wide(objective, scores, extra)
     size = p.abs().amax(1)
     weight = torch.exp2(torch.frexp(size).exponent.double())
     return (p / weight[:, None], weight) if size.any() else None
@@ -889,6 +895,9 @@ def _slopes_of_loss(
     faint, weight = _faint(p, scores), None
     if get_proxy_mode() is not None:
         engine.faint = faint  # for whoever records
+    elif hurried(faint):
+        slopes = _wide(engine.objective, scores, extra)
+        unlikely((faint & (slopes.abs().amax(1) > 0)).any())
     elif faint.any():
         at = faint.nonzero()[:, 0]
         if raised := _raised(engine.objective, scores[at], [x[at] for x in extra]):
@@ -1082,10 +1091,8 @@ def _is_linear(scores: Tensor, tables: list[Tensor], slopes: list[Tensor]) -> bo
     moves = [_real_vectors(t[:, at] - t[:, :1]) * q for t, q in zip(tables, slopes)]
     some, first = scores[:, at], scores[:, :1]
     gap = some - first - sum(m.sum(-1) for m in moves)
-    return not (
-        gap.abs()
-        > _tolerance(scores) * (some.abs() + first.abs() + sum(m.abs().sum(-1) for m in moves))
-    ).any()
+    size = some.abs() + first.abs() + sum(m.abs().sum(-1) for m in moves)
+    return not unlikely((gap.abs() > _tolerance(scores) * size).any())
 
 
 def _tolerance(x: Tensor) -> float:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T', 'chosen', 'Counters', 'Telling', 'Maker', 'Step', 'handy', 'budget', 'single_tile',
-           'TestSide', 'Steps', 'Sent', 'Loader', 'moments_tile', 'read_moments',
-           'read_sample', 'check_finite', 'naming', 'Tests']
+           'TestSide', 'Steps', 'Sent', 'Repeatable', 'Loader', 'moments_tile',
+           'read_moments', 'read_sample', 'check_finite', 'recorded', 'naming', 'Tests']
 
 # %% ../../nbs/influence/20_steps.ipynb #9198c030
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -47,6 +47,7 @@ from tracin_nb.influence.moments import (
 from .settings import Settings, parse_bytes
 from ..progress import Progress, bar, counter, silent
 from ..runs.run import Run
+from ..waiting import doubting, unlikely
 
 # %% ../../nbs/influence/20_steps.ipynb #d0623f75
 def chosen(checkpoints: Sequence[int] | None, n: int) -> list[int]:
@@ -414,6 +415,16 @@ class Sent:
         return made
 
 # %% ../../nbs/influence/20_steps.ipynb #4755c8b5
+@dataclass(frozen=True)
+class Repeatable(Generic[T]):
+    "What can be gone through more than once."
+
+    begin: Callable[[], Iterator[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return self.begin()
+
+
 @dataclass
 class Loader:
     "Makes the steps of a run's checkpoints."
@@ -449,7 +460,8 @@ class Loader:
         drawing: list[tuple[Drawn, Spread]] = []
         with stage('weighting', whole=True):
             weighting = self.weighting.within(budget(steps.settings), len(self.places))
-            metric = weighting.prepare(self.run, place, train, self.moments(steps, train, drawing))
+            factors = Repeatable(lambda: self.moments(steps, train, drawing))
+            metric = weighting.prepare(self.run, place, train, factors)
         if not drawing:
             return Step(rate, train, test, metric)
         again = partial(self.weighed, place, rate, train, test)
@@ -470,8 +482,8 @@ class Loader:
         every = self.run.training.mapped_triples
         if (error := aim(steps.settings.moments, len(every))) is None:
             return (yield from read_moments(steps, engine, every))
-        sample, spread = self.drawn(steps, engine, error), Spread()
-        drawing.append((sample, spread))
+        sample = drawing[0][0] if drawing else self.drawn(steps, engine, error)
+        drawing[:] = [(sample, spread := Spread())]
         yield from read_sample(steps, engine, every, sample, spread)
 
     def drawn(self, steps: Steps, engine: Engine, error: float) -> Drawn:
@@ -543,8 +555,20 @@ def read_sample(
 def check_finite(scores: Tensor, rows: Tensor) -> None:
     """Raise `NotFinite` for scores `[M, n]`, of the training triples `rows` `[n]`, that are not
     finite."""
-    for i, j in (~scores.isfinite()).nonzero()[:1].tolist():
+    if not unlikely((odd := ~scores.isfinite()).any()):
+        return
+    for i, j in odd.nonzero()[:1].tolist():
         raise NotFinite(i, int(rows[j]), scores[i, j].item())
+
+
+def recorded(step: Callable[[slice], T]) -> Callable[[slice], tuple[T, list[Tensor]]]:
+    "Return `step` with the doubts of its result, see `doubting`."
+
+    def work(rows: slice) -> tuple[T, list[Tensor]]:
+        with doubting() as doubts:
+            return step(rows), doubts
+
+    return work
 
 
 @contextmanager
