@@ -4138,6 +4138,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'tracin_nb/influence/shards.py'),
                                             'tracin_nb.influence.shards.RankJob.do': ( 'influence/shards.html#rankjob.do',
                                                                                        'tracin_nb/influence/shards.py'),
+                                            'tracin_nb.influence.shards.RankJob.known_peak': ( 'influence/shards.html#rankjob.known_peak',
+                                                                                               'tracin_nb/influence/shards.py'),
                                             'tracin_nb.influence.shards.RankJob.rank': ( 'influence/shards.html#rankjob.rank',
                                                                                          'tracin_nb/influence/shards.py'),
                                             'tracin_nb.influence.shards.RankJob.to': ( 'influence/shards.html#rankjob.to',

@@ -286,6 +286,7 @@ class Steps:
         self.settings, self.objective, self.device, self.make = settings, objective, device, make
         self.maker = maker or Maker(settings, low_type(settings.precision, device))
         self.telling, self.counters = telling or Telling(False), Counters()
+        self.peaks: dict[tuple, int | None] = {}  # bytes in use at most, in a pass of each form
 
     @cached_property
     def every(self) -> list[Step]:
