@@ -1135,9 +1135,7 @@ def _pull(
     by = [c.output for c in captures]
     with backward():
         pulled = (
-            backward_from(outputs, grads, by, allow_unused=True, retain_graph=True)
-            if by
-            else ()
+            backward_from(outputs, grads, by, allow_unused=True, retain_graph=True) if by else ()
         )
     found = _blocks(captures, pulled, B)
     _check(engine, outputs, found)
@@ -1248,9 +1246,7 @@ def _weighted_pulls(vectors: list[Tensor], by: list[Tensor], n: int) -> tuple[Te
     random = [torch.randn(v.shape, generator=draw, dtype=v.dtype).to(v.device) for v in vectors]
     weight = 1 + torch.rand(n, generator=draw).to(vectors[0].device)
     heavy = [v * weight.view(-1, *[1] * (v.dim() - 1)).to(v) for v in random]
-    pull = lambda given: backward_from(
-        vectors, given, by, retain_graph=True, allow_unused=True
-    )
+    pull = lambda given: backward_from(vectors, given, by, retain_graph=True, allow_unused=True)
     return weight, list(zip(pull(random), pull(heavy)))
 
 # %% ../../nbs/engine/30_gradients.ipynb #6a578575

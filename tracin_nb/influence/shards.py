@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -57,6 +58,10 @@ class Job(Protocol):
         "Return the job with its tensors on another device."
 
 # %% ../../nbs/influence/50_shards.ipynb #e5cb8f55
+# bytes in use at most, in a pass of each form
+_PEAKS: WeakKeyDictionary[Steps, dict[tuple, int | None]] = WeakKeyDictionary()
+
+
 @dataclass
 class RankJob:
     "The strongest proponents and opponents."
@@ -100,15 +105,14 @@ class RankJob:
         for places, found in tiles:  # those that were not taken in to be counted
             into(places, found)
 
-    def known_peak(
-        self, steps: Steps, some: Pass, counted: Callable[[], int | None]
-    ) -> int | None:
+    def known_peak(self, steps: Steps, some: Pass, counted: Callable[[], int | None]) -> int | None:
         """Return the bytes in use at most: of the last pass like this one, or as `counted`. To
         count takes time with every operation, except on CUDA."""
         alike = (len(some), some.size, some.part, some.near is None, self.test.nbytes, self.k)
-        if alike not in steps.peaks or steps.device.type == 'cuda':
-            steps.peaks[alike] = counted()
-        return steps.peaks[alike]
+        known = _PEAKS.setdefault(steps, {})
+        if alike not in known or steps.device.type == 'cuda':
+            known[alike] = counted()
+        return known[alike]
 
     def counted(
         self,

@@ -8,8 +8,8 @@ __all__ = ['Rate', 'Words', 'HABITS', 'Groups', 'Habit', 'complete_settings', 'r
            'build_frozen']
 
 # %% ../../nbs/runs/05_optimizers.ipynb #fb9ac610
-import math
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
