@@ -4524,6 +4524,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tracin_nb.progress.Phase.add': ('progress.html#phase.add', 'tracin_nb/progress.py'),
                                     'tracin_nb.progress.Phase.begin': ('progress.html#phase.begin', 'tracin_nb/progress.py'),
                                     'tracin_nb.progress.Phase.left': ('progress.html#phase.left', 'tracin_nb/progress.py'),
+                                    'tracin_nb.progress.Phase.measured': ('progress.html#phase.measured', 'tracin_nb/progress.py'),
                                     'tracin_nb.progress.Phase.rate': ('progress.html#phase.rate', 'tracin_nb/progress.py'),
                                     'tracin_nb.progress.bar': ('progress.html#bar', 'tracin_nb/progress.py'),
                                     'tracin_nb.progress.counter': ('progress.html#counter', 'tracin_nb/progress.py'),

@@ -76,6 +76,7 @@ class Phase:
     done: int = 0  # parts
     timed: int = 0  # parts that were done while the clock ran
     spent: float = 0.0  # seconds, in those
+    between: float = 0.0  # seconds from the end of a run to the next, such as for loading
 
     def begin(self, parts: int, done: int = 0) -> None:
         "Begin a run, of whose `parts` some are `done` already."
@@ -89,8 +90,14 @@ class Phase:
     @property
     def left(self) -> float:
         "The predicted seconds to its end."
-        whole = self.total + max(0, self.times - self.begun) * self.parts
-        return max(0, whole - self.done) * self.rate(whole)
+        runs = max(0, self.times - self.begun)
+        whole = self.total + runs * self.parts
+        return max(0, whole - self.done) * self.rate(whole) + runs * self.between
+
+    @property
+    def measured(self) -> float:
+        "Seconds of each part so far; 0: none was done."
+        return self.spent / self.timed if self.timed else 0.0
 
     def rate(self, whole: int) -> float:
         "Return the predicted seconds of a part, out of `whole` in all runs."
@@ -98,7 +105,7 @@ class Phase:
         if not self.timed:
             return predicted
         share = min(1.0, _ENOUGH * self.timed / max(1, whole)) if predicted else 1.0
-        return share * self.spent / self.timed + (1 - share) * predicted
+        return share * self.measured + (1 - share) * predicted
 
 # %% ../nbs/03_progress.ipynb #ce7bec5e
 class Course:
@@ -112,7 +119,7 @@ class Course:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.phases, self.show, self.clock = list(phases), show, clock
-        self.start, self.share, self.at = clock(), 0.0, 0
+        self.start, self.share, self.at, self.ended = clock(), 0.0, 0, 0.0
 
     @property
     def left(self) -> float:
@@ -137,8 +144,10 @@ class Course:
     @contextmanager
     def bar(self, total: int, label: str, done: int = 0) -> Iterator[Callable[[int], Any]]:
         "Yield a function to call with the number of newly finished parts of a phase."
-        self.phase(label).begin(total, done)
-        phase, last = self.phases[self.at], self.clock()
+        phase, last = self.phase(label), self.clock()
+        if phase.begun:
+            phase.between = last - self.ended
+        phase.begin(total, done)
 
         def add(n: int) -> None:
             nonlocal last
@@ -149,6 +158,7 @@ class Course:
 
         self.tell()
         yield add
+        self.ended = self.clock()
 
 # %% ../nbs/03_progress.ipynb #2b7dce23
 @contextmanager

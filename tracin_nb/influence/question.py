@@ -267,11 +267,11 @@ def phases_of(question: Question, steps: Steps) -> list[Phase]:
         left_out = M * E > n * K and pace.head > 8 * pace.tail  # see `heads_too_dear`
         return E * (pace.tail + pace.head * (not left_out)) / 2
 
+    def a_pass(pace: Pace) -> float:
+        return K * max(pace.gradient * (1.25 + M / 1000), 0.9 * moments.measured)
+
     def at(price: Callable[[Pace], float]) -> Callable[[], float]:
         return lambda: price(steps.maker.pace) if steps.maker.pace else 0.0
 
-    return [
-        Phase('second moments', seconds=at(lambda pace: 2 * pace.gradient), times=K),
-        Phase('influence', n, at(lambda pace: K * pace.gradient * (1.25 + M / 1000))),
-        Phase('ranks', 2 * M, at(ranks)),
-    ]
+    moments = Phase('second moments', seconds=at(lambda pace: 2 * pace.gradient), times=K)
+    return [moments, Phase('influence', n, at(a_pass)), Phase('ranks', 2 * M, at(ranks))]
