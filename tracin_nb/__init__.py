@@ -46,13 +46,16 @@ def __getattr__(name: str) -> object:
     import warnings
     from importlib import import_module
     collects = gc.isenabled()
-    gc.disable()  # what is imported stays: looking for garbage in it takes a fifth of the time
+    gc.disable()  # what is imported stays: looking for garbage in it takes a tenth of the time
     try:
         with warnings.catch_warnings():
             # said in notebooks when PyKEEN is imported
             warnings.filterwarnings("ignore", "Using `tqdm.autonotebook.tqdm`")
             return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     finally:
+        if collects and not gc.get_freeze_count():
+            gc.freeze()  # and back, which makes all of it old, not to be looked through at once
+            gc.unfreeze()
         if collects:
             gc.enable()
 
