@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['backward', 'to_factors', 'ENGINES', 'Engine', 'frozen', 'trainable', 'group_of',
            'LoopEngine', 'call_with', 'loss_gradient', 'VmapEngine', 'Capture',
-           'capturing', 'Routes', 'RouteError', 'FactoredEngine', 'settled_routes',
-           'choose_routes', 'describe', 'make_engine']
+           'backward_from', 'capturing', 'Routes', 'RouteError', 'FactoredEngine',
+           'settled_routes', 'choose_routes', 'describe', 'make_engine']
 
 # %% ../../nbs/engine/30_gradients.ipynb #a97b6ff6
 import copy
@@ -178,6 +178,16 @@ class _Scorer(nn.Module):
         return score(self.model, queries)
 
 # %% ../../nbs/engine/30_gradients.ipynb #682fc946
+def _slopes_by(scores: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+    "Return the gradient of the sum of the `losses` by the `scores`, in the shape of these."
+    with torch.enable_grad():
+        given = scores.detach().requires_grad_()
+        total = losses(given).sum()
+        if not total.requires_grad:  # a constant loss
+            return torch.zeros_like(scores)
+        return torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True)[0]
+
+
 def loss_gradient(
     objective: Objective, scores: Tensor, extra: Sequence[Tensor]
 ) -> tuple[Tensor, bool]:
@@ -187,12 +197,12 @@ def loss_gradient(
     Losses whose steps depend on the data (filtered negatives, margin losses on rows) cannot be,
     and are differentiated one example at a time; the result is the same."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    gradient = torch.func.grad(objective.loss)
     try:
-        return torch.vmap(gradient)(scores, *extra), True
+        return _slopes_by(scores, lambda s: torch.vmap(objective.loss)(s, *extra)), True
     except RuntimeError:
-        one_by_one = [gradient(s, *(x[i] for x in extra)) for i, s in enumerate(scores)]
-    return torch.stack(one_by_one), False
+        examples = list(zip(scores, *extra))
+    one = lambda s, *more: _slopes_by(s, lambda x: objective.loss(x, *more))
+    return torch.stack([one(*example) for example in examples]), False
 
 # %% ../../nbs/engine/30_gradients.ipynb #464c0dc7
 class VmapEngine:
@@ -273,6 +283,29 @@ class Capture:
 def _split(x: Tensor, B: int, *shape: int) -> Tensor:
     "Return `x` as `[B, entries, *shape]`."
     return x.reshape(B, -1, *shape)
+
+# %% ../../nbs/engine/30_gradients.ipynb #502e72f8
+class _Seed(torch.autograd.Function):
+    "A scalar whose gradients by the first half of its tensors are the second half."
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.grads = tensors[len(tensors) // 2 :]
+        return tensors[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*ctx.grads, *(None for _ in ctx.grads))
+
+
+def backward_from(
+    outputs: Sequence[Tensor],
+    grads: Sequence[Tensor],  # of the same shapes: the gradients by the `outputs`
+    by: Sequence[Tensor],
+    **how: bool,  # as of `torch.autograd.grad`
+) -> tuple[Tensor | None, ...]:
+    "Return the gradients by the tensors `by` from those by the `outputs`."
+    return torch.autograd.grad(_Seed.apply(*outputs, *grads), list(by), **how)
 
 # %% ../../nbs/engine/30_gradients.ipynb #ccb52ae2
 def _embedding(m: nn.Embedding, x: Tensor, y: Tensor) -> Capture:
@@ -834,8 +867,8 @@ def _interact(
     wanted = [v for v in leaves if v.requires_grad and id(v) not in map(id, tables)]
     outputs = wanted + [c.output for c in captures]
     with backward():
-        grads = torch.autograd.grad(
-            scores, outputs, p.reshape(scores.shape).to(scores.dtype), allow_unused=True
+        grads = backward_from(
+            [scores], [p.reshape(scores.shape).to(scores.dtype)], outputs, allow_unused=True
         )
     by_leaf = dict(zip(map(id, wanted), grads))
     found = _blocks(captures, grads[len(wanted) :], len(q))
@@ -1118,9 +1151,7 @@ def _pull(
     by = [c.output for c in captures]
     with backward():
         pulled = (
-            torch.autograd.grad(outputs, by, grads, allow_unused=True, retain_graph=True)
-            if by
-            else ()
+            backward_from(outputs, grads, by, allow_unused=True, retain_graph=True) if by else ()
         )
     found = _blocks(captures, pulled, B)
     _check(engine, outputs, found)
@@ -1139,8 +1170,8 @@ def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Par
         only = [torch.zeros_like(g) for _, g in live]
         for o, (_, g) in zip(only, live):
             o.view(B, -1)[i] = g.reshape(B, -1)[i]
-        return torch.autograd.grad(
-            outputs, params, only, retain_graph=True, materialize_grads=True, allow_unused=True
+        return backward_from(
+            outputs, only, params, retain_graph=True, materialize_grads=True, allow_unused=True
         )
 
     with backward():
@@ -1267,9 +1298,7 @@ def _weighted_pulls(vectors: list[Tensor], by: list[Tensor], n: int) -> tuple[Te
     random = [torch.randn(v.shape, generator=draw, dtype=v.dtype).to(v.device) for v in vectors]
     weight = 1 + torch.rand(n, generator=draw).to(vectors[0].device)
     heavy = [v * weight.view(-1, *[1] * (v.dim() - 1)).to(v) for v in random]
-    pull = lambda given: torch.autograd.grad(
-        vectors, by, given, retain_graph=True, allow_unused=True
-    )
+    pull = lambda given: backward_from(vectors, given, by, retain_graph=True, allow_unused=True)
     return weight, list(zip(pull(random), pull(heavy)))
 
 # %% ../../nbs/engine/30_gradients.ipynb #6a578575
