@@ -93,16 +93,26 @@ class Moment:
         return sum(x.nbytes for x in (*self.weights.values(), *states) if isinstance(x, Tensor))
 
 
-def _copied(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
+def _copied(x: Any, into: Any = None) -> Any:
+    "Return a copy of a tensor, in the memory of `into` if that is of its kind."
+    if not isinstance(x, Tensor):
+        return x
+    kind = lambda t: (t.shape, t.dtype, t.device)
+    if isinstance(into, Tensor) and kind(into) == kind(x):
+        return into.copy_(x.detach())
+    return x.detach().clone()
 
 
-def moment_of(loop: TrainingLoop) -> Moment:
-    "Return a copy of what the training `loop` holds now."
+def moment_of(loop: TrainingLoop, into: Moment | None = None) -> Moment:
+    "Return a copy of what the training `loop` holds now, in the memory of `into` if given."
+    weights, known = (into.weights, into.optimizer) if into else ({}, {})
     states = {n: loop.optimizer.state.get(p, {}) for n, p in loop.model.named_parameters()}
     return Moment(
-        {n: _copied(x) for n, x in loop.model.state_dict().items()},
-        {n: {k: _copied(x) for k, x in s.items()} for n, s in states.items()},
+        {n: _copied(x, weights.get(n)) for n, x in loop.model.state_dict().items()},
+        {
+            n: {k: _copied(x, known.get(n, {}).get(k)) for k, x in s.items()}
+            for n, s in states.items()
+        },
     )
 
 
@@ -111,10 +121,12 @@ def put(loop: TrainingLoop, moment: Moment) -> None:
     "Put the training `loop` where it was at `moment`."
     for name, x in loop.model.state_dict().items():
         x.copy_(moment.weights[name])
+    before = dict(loop.optimizer.state)
     loop.optimizer.state.clear()
     for name, p in loop.model.named_parameters():
         if state := moment.optimizer.get(name):
-            loop.optimizer.state[p] = {k: _copied(x) for k, x in state.items()}
+            old = before.get(p, {})
+            loop.optimizer.state[p] = {k: _copied(x, old.get(k)) for k, x in state.items()}
     loop.optimizer.zero_grad(set_to_none=True)
     forget_representations(loop.model)
 
@@ -129,15 +141,24 @@ class Tape:
     stride: int = 1
     bits: bool = True  # were all checkpoints reached bit for bit?
     distance: float = 0.0  # else: the greatest relative distance of a parameter
+    spare: list[Moment] = field(default_factory=list)  # states whose memory is used again
+    held: int = 0  # bytes of all states that were copied, spare ones included
 
     def keep(self, make: Callable[[], Moment]) -> None:
         "Keep the state before the next step if it is its turn."
-        if (now := len(self.steps)) % self.stride:
-            return
-        self.moments[now] = make()
-        while len(self.moments) > max(self.room, 2):
+        while len(self.moments) + 1 > max(self.room, 2) and not len(self.steps) % self.stride:
             self.stride *= 2
+            self.spare += [m for i, m in self.moments.items() if i % self.stride]
             self.moments = {i: m for i, m in self.moments.items() if not i % self.stride}
+        if not (now := len(self.steps)) % self.stride:
+            self.moments[now] = make()
+
+    def copy(self, loop: TrainingLoop) -> Moment:
+        "Return the state of `loop`, in memory that is spare if there is some."
+        old = self.spare.pop() if self.spare else None
+        made = moment_of(loop, old)
+        self.held += made.nbytes - (old.nbytes if old else 0)
+        return made
 
 # %% ../../nbs/evaluation/55_repeating.ipynb #db2331d0
 def _random(device: torch.device) -> tuple[Tensor, ...]:
@@ -167,7 +188,7 @@ class Recorder(TrainingCallback):
 
     def pre_batch(self, **kwargs: Any) -> None:
         "Keep the state before the step if it is its turn."
-        self.tape.keep(lambda: moment_of(self.training_loop))
+        self.tape.keep(lambda: self.tape.copy(self.training_loop))
         self.before, self.drawn = _random(self.model.device), False
 
     def on_batch(self, epoch: int, batch: Any, batch_loss: float, **kwargs: Any) -> None:
@@ -258,7 +279,8 @@ def record_training(
     and the tape.
 
     Raises `RunError` if it cannot be repeated or does not arrive at the run's checkpoints."""
-    settings, tape = check_repeatable(run), Tape(room)
+    settings, steps = check_repeatable(run), run.checkpoints[-1].step or 1
+    tape = Tape(room, stride=-(-steps // max(room, 2)))
     with kept_rng(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as empty:
         warnings.simplefilter('ignore', UserWarning)
         model = build_model(settings, run.training).to(pick_device(device))
@@ -312,12 +334,3 @@ class Repeater:
         self.loop.optimizer.step()
         self.loop.model.post_parameter_update()
         self.taken += 1
-
-    def walk(self, first: int, last: int) -> Iterator[tuple[int, Moment]]:
-        "Yield the states before the steps from `first` to `last`, the latter not included."
-        for i in range(first, last):
-            yield i, self.tape.moments[i] if i == first else moment_of(self.loop)
-            if i + 1 < last:
-                if i == first:
-                    put(self.loop, self.tape.moments[first])
-                self.take(i)
