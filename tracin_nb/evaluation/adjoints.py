@@ -34,7 +34,7 @@ from ..engine.objectives import Negatives, Objective, directions, losses
 from .repeating import Moment, Repeater, moment_of, put
 from tracin_nb.evaluation.updates import (
     LeanUpdate,
-    Work,
+    Scratch,
     clipped,
     first_state,
     has_shortcut,
@@ -695,7 +695,7 @@ class Backwards:
         kwargs = settings['training_kwargs']
         self.clipping = {n: kwargs.get(f'gradient_clipping_{k}') for n, k in names.items()}
         self.optimizer, self.bounds = settings['optimizer'], constrainers(self.loop.model)
-        self.pull, self.work, self.end = _Pull(), Work(), moment_of(self.loop)
+        self.pull, self.work, self.end = _Pull(), Scratch(), moment_of(self.loop)
         self.formulas = self._has_formulas(self.loop.optimizer.param_groups[0])
         self.tables = plain_tables(self.loop) if self.formulas else {}
 

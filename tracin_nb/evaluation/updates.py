@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['State', 'Update', 'UPDATES', 'check_update', 'updated', 'first_state', 'moments_of',
-           'clipped', 'has_shortcut', 'Work', 'adam_slopes', 'LeanUpdate']
+           'clipped', 'has_shortcut', 'Scratch', 'adam_slopes', 'LeanUpdate']
 
 # %% ../../nbs/evaluation/52_updates.ipynb #685ccd8a
 import math
@@ -176,7 +176,7 @@ def has_shortcut(optimizer: str, group: Mapping[str, Any]) -> bool:
     return optimizer in ('sgd', 'adagrad') and not group['weight_decay']
 
 
-class Work:
+class Scratch:
     "Memory that is written over again and again, so that none has to be asked of the system."
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class LeanUpdate:
     after: Tensor  # its weights after the step, and after their bound
     moments: State  # after the step
     unit: bool  # are the rows of unit length after the step?
-    work: Work
+    work: Scratch
 
     def back(
         self,
