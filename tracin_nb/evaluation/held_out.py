@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ASKED_BY', 'DEFAULT', 'BEST_TWO', 'UNTRAINED', 'BY_REPLAY', 'REPLAY_TWICE', 'DRAWN',
-           'OPPONENTS', 'KINDS', 'ACROSS', 'graph_rule', 'spent', 'estimates', 'again',
-           'namers', 'Named', 'other_tails', 'surprise', 'changes', 'retrainings_of',
-           'compared_rows', 'correlations_with', 'rises', 'lds_by_share',
-           'all_correlations', 'by_deletion', 'explained', 'HeldOut', 'held_out_row',
-           'held_out_experiment', 'held_out_table']
+           'OPPONENTS', 'KINDS', 'ACROSS', 'ABOVE', 'graph_rule', 'spent', 'estimates',
+           'again', 'namers', 'Named', 'other_tails', 'surprise', 'changes',
+           'retrainings_of', 'compared_rows', 'correlations_with', 'rises',
+           'lds_by_share', 'all_correlations', 'by_deletion', 'explained', 'HeldOut',
+           'held_out_row', 'held_out_experiment', 'held_out_table']
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #4d5c6f7b
 import tempfile
@@ -366,13 +366,14 @@ def held_out_experiment(
     for ask in asks:
         rows.append(held_out_row(ask, HeldOut(**(much or {})), device))
         progress('trust: trainings done', len(rows), len(asks))
-    return dict(rows=rows)
+    return dict(seed=seed, rows=rows)
 
 
 def _said(x: Mapping[str, float] | None) -> str:
     return '' if x is None else f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}]'
 
 
+ABOVE = dict(default='the default', retraining='one retraining')
 _NUMBERS = {'1': 'one fact', '4': 'four facts'}
 
 
@@ -389,7 +390,9 @@ def _found(row: Mapping[str, Any], name: str) -> dict[str, str]:
     for n, words in _NUMBERS.items():
         found[words] = _said(by.get((n, 'one'), {}).get('rho'))
         found[f'{words}, mean of seeds'] = _said(by.get((n, 'all'), {}).get('rho'))
-        found[f'{words}, above the default'] = _said(by.get((n, 'one'), {}).get('above_default'))
+        for than in ('default', 'retraining'):
+            less = by.get((n, 'one'), {}).get(f'above_{than}')
+            found[f'{words}, above {ABOVE[than]}'] = _said(less)
     for n, words in dict(zip(_NUMBERS, ('first', 'first four'))).items():
         found[f'loss after its {words}'] = _said(rise.get(n))
     for share, x in row['lds'].get(name, {}).items():
