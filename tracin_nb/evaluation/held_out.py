@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ASKED_BY', 'DEFAULT', 'BEST_TWO', 'UNTRAINED', 'BY_REPLAY', 'REPLAY_TWICE', 'DRAWN',
            'OPPONENTS', 'KINDS', 'ACROSS', 'ABOVE', 'graph_rule', 'spent', 'estimates',
-           'again', 'namers', 'Named', 'other_tails', 'surprise', 'changes',
+           'ordered_again', 'namers', 'NamedFirst', 'other_tails', 'surprise', 'changes',
            'retrainings_of', 'compared_rows', 'correlations_with', 'rises',
-           'lds_by_share', 'all_correlations', 'by_deletion', 'explained', 'HeldOut',
+           'lds_by_share', 'all_correlations', 'by_deletion', 'all_estimates', 'HeldOut',
            'held_out_row', 'held_out_experiment', 'held_out_table']
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #4d5c6f7b
@@ -83,7 +83,7 @@ def estimates(run: Run, test: Tensor, seconds: dict[str, float]) -> dict[str, Te
     return found | {'graph rule': graph_rule(run.training.mapped_triples, test)}
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #80d650cd
-def again(first: Tensor, second: Tensor, among: int = 50) -> Tensor:
+def ordered_again(first: Tensor, second: Tensor, among: int = 50) -> Tensor:
     "Return the scores `second` `[M, N]` of the best by `first`; those of all others are lower."
     best = first.argsort(dim=1, descending=True, stable=True)[:, :among]
     low = second.min(1, keepdim=True).values - 1
@@ -99,7 +99,7 @@ def namers(scores: Mapping[str, Tensor], train: Tensor, test: Tensor) -> dict[st
     "Return scores `[M, N]` by which facts are named: the estimators' own, and random ones."
     found = {n: s for n, s in scores.items() if n in ASKED_BY or n == BY_REPLAY}
     if BY_REPLAY in scores:
-        found[REPLAY_TWICE] = again(scores[DEFAULT], scores[BY_REPLAY])
+        found[REPLAY_TWICE] = ordered_again(scores[DEFAULT], scores[BY_REPLAY])
     rule, rng = graph_rule(train, test), torch.Generator().manual_seed(0)
     for name, value in DRAWN.items():
         found[name] = (rule == value) + torch.rand(rule.shape, generator=rng) / 2
@@ -107,14 +107,14 @@ def namers(scores: Mapping[str, Tensor], train: Tensor, test: Tensor) -> dict[st
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedFirst:
     "Deletions, each once, and which of them each estimator named first."
 
     deletions: list[Deletion]
     first: dict[str, dict[int, list[int]]]  # name -> triples -> place for each prediction
 
     @classmethod
-    def by(cls, scores: Mapping[str, Tensor], near: Tensor, seed: int = 0) -> 'Named':
+    def by(cls, scores: Mapping[str, Tensor], near: Tensor, seed: int = 0) -> 'NamedFirst':
         "Return those named by `scores` `[M, N]`, and some drawn from `near` `[M, N]`."
         places: dict[Deletion, int] = {}
         put = lambda i, rows: places.setdefault(Deletion(i, tuple(sorted(rows))), len(places))
@@ -230,7 +230,7 @@ def correlations_with(
     return found
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #03d1aced
-def rises(named: Named, held: np.ndarray) -> list[dict[str, Any]]:
+def rises(named: NamedFirst, held: np.ndarray) -> list[dict[str, Any]]:
     "Return what each estimator's first fact and first four do, by the mean changes `[D]`."
     found = []
     for name, by in named.first.items():
@@ -288,7 +288,7 @@ def by_deletion(scores: Tensor, deletions: Sequence[Deletion]) -> np.ndarray:
     return np.array([scores[d.test, list(d.rows)].sum().item() for d in deletions])
 
 
-def explained(
+def all_estimates(
     run: Run, test: Tensor, seconds: dict[str, float], device: str | torch.device | None = None
 ) -> dict[str, Tensor]:
     "Return the influences `[M, N]` by each estimator, replay among them."
@@ -323,9 +323,9 @@ def held_out_row(
         run, triples = runs[0], runs[0].training.mapped_triples
         test = ranked_first(run, much.tests)
         seconds: dict[str, float] = {}
-        scores = [explained(r, test, seconds, device) for r in runs]
+        scores = [all_estimates(r, test, seconds, device) for r in runs]
         near = shared_entities(triples, test) > 0
-        named = Named.by(namers(scores[0], triples, test), near)
+        named = NamedFirst.by(namers(scores[0], triples, test), near)
         dropped = lambda: [changes(run, test, named.deletions, s, device) for s in seeds]
         happened = np.stack(spent(dropped, seconds, 'retrainings'))
         mrr = bootstrap(np.concatenate([reciprocal_ranks(r) for r in runs])).to_dict()
