@@ -195,6 +195,11 @@ def _approximations(facts: dict[str, Any]) -> list[str]:
         found.append(f'precision {facts["precision"]}{_error(facts.get("precision_error"))}')
     if shortcut := facts.get('shortcut_error'):
         found.append(f'by a shortcut{_error(shortcut)}')
+    if moments := facts.get('moments'):
+        found.append(
+            f'second moments estimated from {moments["read"]:,} of {moments["of"]:,} training '
+            f'triples{_error(moments)}'
+        )
     if sample := facts.get('sample'):
         found.append(f'from {sample["kept"]:,} of {sample["of"]:,} training triples')
     if candidates := facts.get('candidates'):

@@ -81,17 +81,18 @@ def _masked(a: Rows, b: Rows) -> Tensor:
 def _merged(rows: Rows, none: int) -> tuple[Tensor, Tensor]:
     """Return the ids and gradients with each id at most once per triple; what was merged away
     gets the id `none`."""
-    ids, grads = rows.ids, rows.grads
-    for j in range(1, ids.shape[1]):
-        for i in range(j):
-            same = ids[:, i] == ids[:, j]
-            if not same.any():
-                continue
-            if ids is rows.ids:
-                ids, grads = ids.clone(), grads.clone()
-            grads[:, i] += same[:, None] * grads[:, j]
-            ids[:, j] = torch.where(same, none, ids[:, j])
-    return ids, grads
+    (B, k), d = rows.ids.shape, rows.grads.shape[-1]
+    ordered, order = rows.ids.sort(dim=1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    if not again.any():
+        return rows.ids, rows.grads
+    first = torch.arange(k, device=order.device).masked_fill(again, 0).cummax(1).values
+    places = order + k * torch.arange(B, device=order.device)[:, None]
+    away, into = places[again], places.gather(1, first)[again]
+    flat = rows.grads.reshape(-1, d)
+    grads = flat.index_add(0, into, flat.index_select(0, away))
+    return rows.ids.flatten().index_fill(0, away, none).view(B, k), grads.view(B, k, d)
 
 # %% ../../nbs/engine/10_factors.ipynb #ad07876a
 def _sorted_by_id(ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -543,13 +544,50 @@ def less(a: Factors, b: Factors) -> Factors:
         {name: tuple(map(_less, blocks, b.blocks[name])) for name, blocks in a.blocks.items()}
     )
 
+# %% ../../nbs/engine/10_factors.ipynb #dbe565f8
+def _width(block: Block) -> int:
+    "Return the entries, or terms, of each triple; 0 for a gradient itself."
+    if isinstance(block, Rows):
+        return block.ids.shape[1]
+    return block.factors[0].shape[1] if isinstance(block, Outer) else 0
+
+
+def _wide(block: Block, width: int) -> Block:
+    "Return the same gradients with `width` entries or terms, those behind its own being zero."
+    if (more := width - _width(block)) <= 0:
+        return block
+    longer = lambda t: torch.cat([t, t.new_zeros(len(t), more, t.shape[2])], 1)
+    if isinstance(block, Rows):
+        same = block.ids[:, :1].expand(-1, more)
+        return Rows(torch.cat([block.ids, same], 1), longer(block.grads))
+    return block.map(longer)
+
+
+def _same_kind(blocks: list[Block]) -> bool:
+    return len(set(map(type, blocks))) == 1
+
+
+def _alike(blocks: list[Block]) -> list[Block]:
+    "Return blocks of one parameter in one form: as wide as the widest, or `Dense` if one is."
+    if not _same_kind(blocks):
+        like = next(b.grad for b in blocks if isinstance(b, Dense))
+        return [b if isinstance(b, Dense) else _dense(b, like.shape[1:]) for b in blocks]
+    width = max(map(_width, blocks))
+    return [_wide(b, width) for b in blocks] if width else blocks
+
+
+def _dense(rows: Rows, shape: tuple[int, ...]) -> Dense:
+    "Return `Rows` of a table of that shape as the gradient itself."
+    zeros = rows.grads.new_zeros(len(rows), *shape)
+    return Dense(zeros.scatter_add_(1, rows.ids[..., None].expand_as(rows.grads), rows.grads))
+
 # %% ../../nbs/engine/10_factors.ipynb #abc7be76
 def _cat(blocks: list[Block]) -> Block:
     if isinstance(blocks[0], Shared):
         raise ValueError('gradients that share factors cannot be joined')
-    columns = zip(*[b.tensors() for b in blocks], strict=True)
+    columns = zip(*[b.tensors() for b in _alike(blocks)], strict=True)
     joined = iter([torch.cat(c) for c in columns])
-    return blocks[0].map(lambda _: next(joined))
+    return blocks[0].map(lambda _: next(joined)) if _same_kind(blocks) else Dense(next(joined))
 
 # %% ../../nbs/engine/10_factors.ipynb #8db259aa
 def with_weights(factors: Factors) -> Factors:
@@ -589,11 +627,22 @@ def blank(like: Factors, n: int) -> Factors:
     return made if like.weight is None else replace(made, weight=room(like.weight))
 
 # %% ../../nbs/engine/10_factors.ipynb #64936661
+def _of_one_form(a: Factors, b: Factors) -> tuple[Factors, Factors]:
+    "Return both with blocks of one form, see `_alike`."
+    pairs = {
+        name: list(zip(*(_alike([p, q]) for p, q in zip(a.blocks[name], bs, strict=True))))
+        for name, bs in b.blocks.items()
+    }
+    both = ({name: p[i] for name, p in pairs.items()} for i in (0, 1))
+    return tuple(replace(f, blocks=blocks) for f, blocks in zip((a, b), both))
+
+
 def fill(whole: Factors, part: Factors, at: int) -> Factors:
     """Put the gradients of `part` into `whole`, from triple `at` on. Return `whole`, with weights
     if `part` is the first that has some."""
     if whole.weight is not None or part.weight is not None:
         whole, part = with_weights(whole), with_weights(part)
+    whole, part = _of_one_form(whole, part)
     weights = [(whole.weight, part.weight)] if part.weight is not None else []
     blocks = [
         pair

@@ -220,6 +220,7 @@ class Negatives:
         increase = bool((keys[1:] > keys[:-1]).all())  # as PyKEEN's factories have them
         self.sorted, self.order = (keys, None) if increase else keys.sort(stable=True)
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        self._met: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def _keys(self, triples: Tensor) -> Tensor:
         _, relations, tails = self.sizes
@@ -235,11 +236,10 @@ class Negatives:
 
     def _sample(self, positives: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Return negatives `[B, n, 3]` and which of them count `[B, n]`, drawn under `seed` in a
-        random order of the positives."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            order = torch.randperm(len(positives))
-            negatives, mask = self.sampler.sample(positives[order])
+        random order of the positives. The caller keeps the global random state."""
+        torch.default_generator.manual_seed(seed)
+        order = torch.randperm(len(positives))
+        negatives, mask = self.sampler.sample(positives[order])
         back = order.argsort()
         mask = torch.ones(negatives.shape[:2], dtype=torch.bool) if mask is None else mask
         return negatives[back], mask[back]
@@ -256,12 +256,16 @@ class Negatives:
         return self._drawn[i]
 
     def _unseen(self, triple: Tensor) -> tuple[Tensor, Tensor]:
-        "Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set."
-        negatives, mask = self._sample(
-            triple.expand(16, 3), hash((self.seed, *triple.tolist())) % 2**62
-        )
-        return negatives[0], mask[0]
+        """Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set;
+        those of the last few thousand are kept."""
+        if (key := tuple(triple.tolist())) not in self._met:
+            if len(self._met) >= self.block:
+                self._met.pop(next(iter(self._met)))
+            drawn = self._sample(triple.expand(16, 3), hash((self.seed, *key)) % 2**62)
+            self._met[key] = tuple(x[0].clone() for x in drawn)
+        return self._met[key]
 
+    @torch.random.fork_rng(devices=[])
     def draw(self, triples: Tensor) -> tuple[Tensor, Tensor]:
         """Return negatives `[B, n, 3]` of `triples` `[B, 3]`, and a mask `[B, n]` of those that the
         sampler did not filter out."""

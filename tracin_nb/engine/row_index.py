@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Part', 'PAIRS', 'rows_only', 'Index', 'make_index', 'make_indices', 'indexed_sizes',
-           'shared_counts', 'one_thread', 'shared_pairs']
+           'shared_counts', 'is_crowded', 'crowded', 'shared_matrix', 'one_thread',
+           'shared_pairs']
 
 # %% ../../nbs/engine/20_row_index.ipynb #cb401c28
 from collections.abc import Iterator, Sequence
@@ -58,12 +59,14 @@ def _flat(rows: Rows, weight: Tensor | None) -> Tensor:
     return grads.flatten(0, 1)
 
 # %% ../../nbs/engine/20_row_index.ipynb #d7c0c30e
-def _summed(grads: Tensor, run: Tensor, first: Tensor) -> Tensor:
-    """Return sums `[r, d]` of the gradients `[n, d]` of each `run` `[n]`; `first` marks where a
-    run begins."""
+def _summed(grads: Tensor, order: Tensor, run: Tensor, first: Tensor) -> Tensor:
+    """Return sums `[r, d]` of the gradients `[n, d]`, taken in that `order`, of each `run` `[n]`;
+    `first` marks where a run begins."""
     if first.all():
-        return grads
-    return grads[first].index_add_(0, run[~first], grads[~first])
+        return grads.index_select(0, order)
+    again = (~first).nonzero()[:, 0]
+    more = grads.index_select(0, order[again])
+    return grads.index_select(0, order[first]).index_add_(0, run[again], more)
 
 # %% ../../nbs/engine/20_row_index.ipynb #29fec599
 def make_index(
@@ -79,8 +82,8 @@ def make_index(
     run = first.cumsum(0) - 1
     kept, triples = ids.flatten()[order[first]], triples[order[first]]
     unique, counts = kept.unique_consecutive(return_counts=True)
-    sums = {c: _summed(g[order], run, first) for c, g in grads.items()}
-    sizes = {c: _summed(_length(g).to(g)[order, None], run, first) for c, g in grads.items()}
+    sums = {c: _summed(g, order, run, first) for c, g in grads.items()}
+    sizes = {c: _summed(_length(g).to(g)[:, None], order, run, first) for c, g in grads.items()}
     return Index(unique, counts.cumsum(0) - counts, counts, triples, sums, sizes)
 
 # %% ../../nbs/engine/20_row_index.ipynb #b683d9c3
@@ -269,6 +272,53 @@ def _strongest_parts(
         kept = torch.cat([_extreme(values, k, largest) for largest in (True, False)])
         columns, values = columns[kept], values[kept]
         yield torch.full_like(columns, i), columns, values
+
+# %% ../../nbs/engine/20_row_index.ipynb #19b1cb0e
+_CROWDED = 0.1  # shared rows for each pair; from here on nearly all influences are made anyway
+
+
+def is_crowded(shared: int, pairs: int) -> bool:
+    "Do so many `pairs` of a test and a training triple share rows that all are made faster?"
+    return shared > _CROWDED * pairs
+
+
+def crowded(test: Sequence[Factors], indices: dict[str, list[Index]], n: int) -> bool:
+    "Is that so for a tile of `n` triples, and can the matrix be held?"
+    pairs = len(test[0]) * n
+    return pairs <= PAIRS and is_crowded(int(shared_counts(indices, test).sum()), pairs)
+
+
+def shared_matrix(
+    test: Sequence[Factors],  # test triples' factors times the learning rate, by checkpoint
+    indices: dict[str, list[Index]],  # of a tile of training triples, see `make_indices`
+    n: int,  # training triples in the tile
+    dtype: torch.dtype = torch.float32,  # of the sums
+) -> Tensor:
+    "Return the influences `[M, n]` of all pairs; those that share nothing are exactly 0."
+    like = next(iter(test[0].blocks.values()))[0].ids
+    total = torch.zeros(len(test[0]), n, dtype=dtype, device=like.device)
+    for name, found in indices.items():
+        for index in found:
+            if known := _known(test, name, index):
+                ids = test[known[0]].blocks[name][0].ids
+                flat = {c: _flat(test[c].blocks[name][0], test[c].weight) for c in known}
+                _add_runs(total, index, flat, ids)
+    return total
+
+
+def _add_runs(total: Tensor, index: Index, test: dict[int, Tensor], ids: Tensor) -> None:
+    "Add to `total` `[M, n]` what the test rows `ids` `[M, k]` share with the index."
+    k, n = ids.shape[1], total.shape[1]
+    consecutive = dict(zip(index.starts.tolist(), _consecutive(index).tolist()))
+    for rows, start, end in _found(index, ids.flatten()):
+        values = sum(t[rows] @ index.grads[c][start:end].to(t.dtype).T for c, t in test.items())
+        rows, values = rows // k, values.to(total.dtype)
+        places = _places(index.triples[start:end], consecutive[start])
+        if isinstance(places, slice):
+            total[:, places].index_add_(0, rows, values)
+        else:
+            at = (rows * n)[:, None] + places
+            total.view(-1).index_add_(0, at.flatten(), values.flatten())
 
 # %% ../../nbs/engine/20_row_index.ipynb #01ecbc4c
 @contextmanager

@@ -64,6 +64,7 @@ _PASSING = {
     'enriched_embeddings',
     'enriched_representations',
     '_drawn',
+    '_met',
     '_abc_impl',
 }
 

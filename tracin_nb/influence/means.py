@@ -205,7 +205,7 @@ _EACH = (
 def joint_facts_of(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     "Return the facts of a mean from those of the runs."
     joint = {n: x for n, x in facts[0].items() if n not in _EACH}
-    for name in ('precision_error', 'shortcut_error'):
+    for name in ('precision_error', 'shortcut_error', 'moments'):
         if name in joint:
             joint[name] = max((f[name] for f in facts), key=lambda e: e['relative_error'])
     joint['training_triples_with_slope'] = max(f['training_triples_with_slope'] for f in facts)

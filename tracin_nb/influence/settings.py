@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'REQUIRED', 'ENGINE_NAMES', 'OBJECTIVE_NAMES', 'PRECISION_NAMES',
            'WEIGHTING_NAMES', 'Option', 'option', 'options_of', 'again', 'names_in',
-           'Known', 'parse_bytes', 'positive', 'Settings']
+           'Known', 'parse_bytes', 'positive', 'error_or_word', 'Settings']
 
 # %% ../../nbs/influence/05_settings.ipynb #40720cc4
 from ast import Assign, Dict, literal_eval, parse
@@ -120,6 +120,21 @@ def positive(n: int | None, name: str) -> int | None:
         raise ValueError(f'{name} is {n!r}, expected a whole number below 2**63')
     raise ValueError(f'{name} is {n!r}, expected a whole number above 0')
 
+# %% ../../nbs/influence/05_settings.ipynb #f100467f
+def error_or_word(moments: str | float) -> str | float:
+    "Return 'auto', 'exact' or a relative standard error. Raises `ValueError` for anything else."
+    if moments in ('auto', 'exact'):
+        return moments
+    try:
+        error = float(moments)
+    except (TypeError, ValueError):
+        error = 0.0
+    if not 0 < error < 1:
+        raise ValueError(
+            f"moments is {moments!r}, expected 'auto', 'exact' or a number between 0 and 1"
+        )
+    return error
+
 # %% ../../nbs/influence/05_settings.ipynb #372a5771
 @dataclass(frozen=True)
 class Settings:
@@ -163,6 +178,14 @@ class Settings:
         'states the error.',
         'Approximations',
         choices=PRECISION_NAMES,
+    )
+    moments: str | float = option(
+        'auto',
+        "Training triples that 'natural' reads for its second moments: all ('exact'), or a sample "
+        "with a relative standard error such as 0.05; 'auto': all up to 300,000, else with 0.02.",
+        'Approximations',
+        metavar='auto|exact|X',
+        advanced=True,
     )
     compile: bool = option(
         False,
@@ -217,6 +240,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, 'memory', parse_bytes(self.memory))
         object.__setattr__(self, 'batch_size', positive(self.batch_size, 'batch_size'))
+        object.__setattr__(self, 'moments', error_or_word(self.moments))
         if self.engine not in ENGINE_NAMES:
             raise ValueError(f'unknown engine {self.engine!r}; known are {", ".join(ENGINE_NAMES)}')
         if self.engine != 'factored' and (self.precision != 'fp32' or self.compile):
@@ -235,12 +259,12 @@ class Settings:
     def chosen(self) -> dict[str, Any]:
         """Return the options that change the numbers and are not at their defaults, as plain
         values; None for what is an object."""
-        mine = ('objective', 'test_objective', 'weighting', 'engine', 'precision', 'checkpoints')
+        mine = ('objective', 'test_objective', 'weighting', 'engine', 'precision', 'moments')
         defaults = {f.name: f.default for f in fields(self)}
-        given = {n: x for n in mine if (x := getattr(self, n)) is not None}
+        given = {n: x for n in (*mine, 'checkpoints') if (x := getattr(self, n)) is not None}
         numbers = lambda x: [int(i) for i in x] if isinstance(x, Iterable) else None
         return {
-            name: x if isinstance(x, str) else numbers(x)
+            name: x if isinstance(x, str | float) else numbers(x)
             for name, x in given.items()
             if not (isinstance(x, str) and x == defaults[name])
         }

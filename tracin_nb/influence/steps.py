@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['T', 'chosen', 'Counters', 'Telling', 'Maker', 'Step', 'handy', 'budget', 'single_tile',
-           'TestSide', 'Steps', 'Sent', 'Loader', 'moments_tile', 'check_finite',
-           'naming', 'Tests']
+           'TestSide', 'Steps', 'Sent', 'Loader', 'moments_tile', 'read_moments',
+           'read_sample', 'check_finite', 'naming', 'Tests']
 
 # %% ../../nbs/influence/20_steps.ipynb #9198c030
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -29,10 +29,21 @@ from ..engine.factors import Factors, added, concat, paired_inner, shared
 from ..engine.gradients import ENGINES, Engine, FactoredEngine, Routes, settled_routes
 from ..engine.objectives import Objective
 from ..engine.rounding import sizes
-from ..engine.weightings import Metric, Weighting
+from ..engine.weightings import Metric, Weighting, squared_lengths
 from ..graph.triples import to_labels
 from .cache import FactorCache, Key, gradient_key, objective_key
 from .memory import Tiles, plan_tiles
+from tracin_nb.influence.moments import (
+    Drawn,
+    Served,
+    Spread,
+    aim,
+    chances,
+    drawn_facts,
+    enough,
+    first_size,
+    take_sample,
+)
 from .settings import Settings, parse_bytes
 from ..progress import Progress, bar, counter, silent
 from ..runs.run import Run
@@ -66,6 +77,7 @@ class Counters:
     test_passes: int = 0  # gradient passes over the test triples
     train_passes: int = 0  # gradient passes over tiles of training triples
     covariance_passes: int = 0  # the same for the second moments that a weighting needs
+    covariance_triples: int = 0  # training triples in these
     trial_passes: int = 0  # gradient passes over a few training triples that only measured memory
     halvings: int = 0  # how often memory ran out and tiles were halved
     shards: int = 0  # shards done, by workers or for a folder
@@ -202,6 +214,8 @@ class Step:
     train: Engine  # gradients of training triples
     test: Engine  # gradients of test triples
     metric: Metric  # what is done to them before they are multiplied
+    moments: tuple[Drawn, Spread] | None = None  # the sample that its second moments are from
+    again: 'Callable[[Steps], Step] | None' = None  # with a sample for other triples, if it has one
 
     @property
     def nbytes(self) -> int:
@@ -286,6 +300,7 @@ class Steps:
         self.settings, self.objective, self.device, self.make = settings, objective, device, make
         self.maker = maker or Maker(settings, low_type(settings.precision, device))
         self.telling, self.counters = telling or Telling(False), Counters()
+        self.asked: Served | None = None  # what samples for second moments serve
 
     @cached_property
     def every(self) -> list[Step]:
@@ -297,6 +312,19 @@ class Steps:
     def made(self) -> bool:
         "Whether they are loaded."
         return 'every' in self.__dict__
+
+    def serve(self, triples: Tensor, objective: Objective) -> None:
+        """Have second moments for `triples` `[M, 3]` to explain under a loss; samples that were
+        drawn for others are drawn again."""
+        if self.asked and self.asked.same(triples, objective):
+            return
+        self.asked = Served(triples.clone(), objective)
+        if self.made and any(step.again for step in self.every):
+            rest = self.__dict__.pop('every')  # back once all are done
+            with arithmetic(self.settings.precision):
+                again = [step.again for step in rest]
+                rest.clear()
+                self.__dict__['every'] = [make(self) for make in again]
 
     def forget(self) -> None:
         "Let the checkpoints go; they are loaded again where they are needed."
@@ -315,6 +343,11 @@ class Steps:
     def metric_bytes(self) -> int:
         "Bytes that the metrics hold."
         return sum(s.metric.nbytes for s in self)
+
+    @property
+    def moments(self) -> dict[str, Any]:
+        "Facts of the sample that second moments are from, if they are from one."
+        return drawn_facts(step.moments for step in self if step.moments)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -407,11 +440,20 @@ class Loader:
                 train = steps.maker.compiled(train, self.tile(train, triples))
             if self.test_objective is not steps.objective:
                 test = steps.maker.engine(model, self.test_objective)
-            with stage('weighting', whole=True):
-                weighting = self.weighting.within(budget(steps.settings), len(self.places))
-                metric = weighting.prepare(self.run, place, train, self.moments(steps, train))
-            gave(made := Step(self.run.checkpoints[place].learning_rate, train, test, metric))
+            rate = self.run.checkpoints[place].learning_rate
+            gave(made := self.weighed(place, rate, train, test, steps))
         return made
+
+    def weighed(self, place: int, rate: float, train: Engine, test: Engine, steps: Steps) -> Step:
+        "Return the step with its metric; of second moments from a sample, with what draws another."
+        drawing: list[tuple[Drawn, Spread]] = []
+        with stage('weighting', whole=True):
+            weighting = self.weighting.within(budget(steps.settings), len(self.places))
+            metric = weighting.prepare(self.run, place, train, self.moments(steps, train, drawing))
+        if not drawing:
+            return Step(rate, train, test, metric)
+        again = partial(self.weighed, place, rate, train, test)
+        return Step(rate, train, test, metric, drawing[0], again)
 
     @staticmethod
     def tile(engine: Engine, triples: Tensor) -> Tensor:
@@ -420,17 +462,37 @@ class Loader:
             torch.linspace(0, len(triples) - 1, handy(engine(triples[:1]), len(triples))).long()
         ]
 
-    def moments(self, steps: Steps, engine: Engine) -> Iterator[Factors]:
-        "Yield the factors of all training triples, tile by tile; costs nothing unless it is read."
-        triples = self.run.training.mapped_triples
+    def moments(
+        self, steps: Steps, engine: Engine, drawing: list[tuple[Drawn, Spread]]
+    ) -> Iterator[Factors]:
+        """Yield the factors of training triples, tile by tile: of all, or of a sample, which is
+        put into `drawing`. Costs nothing unless it is read."""
+        every = self.run.training.mapped_triples
+        if (error := aim(steps.settings.moments, len(every))) is None:
+            return (yield from read_moments(steps, engine, every))
+        sample, spread = self.drawn(steps, engine, error), Spread()
+        drawing.append((sample, spread))
+        yield from read_sample(steps, engine, every, sample, spread)
 
-        def step(rows: slice) -> Factors:
-            steps.counters.covariance_passes += 1
-            return engine(triples[rows])
+    def drawn(self, steps: Steps, engine: Engine, error: float) -> Drawn:
+        "Return the sample that is read for second moments, with about that standard error."
+        every, least = self.run.training.mapped_triples, self.least(steps)
+        size, spread = first_size(len(every)), Spread()
+        first = take_sample(torch.zeros_like(least), size)
+        for _ in read_sample(steps, engine, every, first, spread):
+            pass
+        return take_sample(least, enough(spread, size, error))
 
-        size = moments_tile(steps, engine, triples)
-        for _, factors in steps.tiles(len(triples), size, 'second moments', step):
-            yield factors
+    def least(self, steps: Steps) -> Tensor:
+        "Return the least probability `[N]` with which each training triple is read."
+        training, asked = self.run.training, steps.asked
+        if asked is None:
+            return torch.zeros(len(training.mapped_triples))
+        if asked.chances is None:
+            counts = training.num_entities, training.num_relations
+            ask = (asked.triples.cpu(), asked.objective)
+            asked.chances = chances(training.mapped_triples, counts, steps.objective, *ask)
+        return asked.chances
 
 # %% ../../nbs/influence/20_steps.ipynb #51501df1
 def moments_tile(steps: Steps, engine: Engine, triples: Tensor) -> int:
@@ -449,6 +511,33 @@ def moments_tile(steps: Steps, engine: Engine, triples: Tensor) -> int:
         engine(triples[rows])
 
     return plan_tiles(trial, len(triples), budget(settings), steps.device, most=most).size
+
+# %% ../../nbs/influence/20_steps.ipynb #c053fc0f
+def read_moments(steps: Steps, engine: Engine, triples: Tensor) -> Iterator[Factors]:
+    "Yield the factors of `triples` `[n, 3]`, tile by tile."
+
+    def step(rows: slice) -> Factors:
+        steps.counters.covariance_passes += 1
+        steps.counters.covariance_triples += rows.stop - rows.start
+        return engine(triples[rows])
+
+    size = moments_tile(steps, engine, triples)
+    for _, factors in steps.tiles(len(triples), size, 'second moments', step):
+        yield factors
+
+
+def read_sample(
+    steps: Steps, engine: Engine, every: Tensor, sample: Drawn, spread: Spread
+) -> Iterator[Factors]:
+    "Yield the factors of a sample of the training triples, weighted; `spread` measures the error."
+    if sample.whole:
+        return (yield from read_moments(steps, engine, every))
+    done = 0
+    for factors in read_moments(steps, engine, every[sample.rows]):
+        places = slice(done, done := done + len(factors))
+        weighted = factors.scale(sample.weights[places].to(steps.device))
+        spread.add(squared_lengths(weighted, engine), sample.chance[places])
+        yield weighted
 
 # %% ../../nbs/influence/20_steps.ipynb #8d69e465
 def check_finite(scores: Tensor, rows: Tensor) -> None:
@@ -499,6 +588,7 @@ class Tests:
         `[M]`, and booleans `[M]`: has its loss a slope at some checkpoint? Raises `ValueError`
         for gradients that cannot be multiplied."""
         held, parts = [], []
+        self.steps.serve(test, engines[0].objective)
         slopes = torch.zeros(len(test), dtype=torch.bool, device=self.steps.device)
         pairs = list(zip(self.steps, engines, strict=True))
         with stage('test gradients', whole=True) as gave:

@@ -22,9 +22,11 @@ from ..engine.factors import Factors, added, blank, fill, inner, shared
 from ..engine.rounding import cleared, lengths, limit, sizes
 from tracin_nb.engine.row_index import (
     Index,
+    crowded,
     indexed_sizes,
     make_indices,
     shared_counts,
+    shared_matrix,
     shared_pairs,
 )
 from .steps import Steps, TestSide
@@ -171,19 +173,32 @@ class IndexTile:
 
     def scores(self, test: TestSide) -> Tensor:
         "Return the influence `[M, n]`; pairs that share no row have none."
-        found = self.ranking(test, None, self.n)
-        return (
-            torch.zeros(len(test), self.n, dtype=test.dtype)
-            .to(found.values.device)
-            .index_put_((found.test, found.column), found.values)
-        )
+        return shared_matrix(test.rated(self.device), self.indices, self.n, test.dtype)
 
-    def ranking(self, test: TestSide, some: Pass | None, k: int) -> Pairs:
-        "Return the pairs that share a row and may be among the `k` highest or lowest."
-        device = next(iter(self.indices.values()))[0].ids.device
+    def ranking(self, test: TestSide, some: Pass | None, k: int) -> Matrix | Pairs:
+        """Return the pairs that share a row and may be among the `k` highest or lowest; or all
+        influences, where nearly all pairs share one."""
+        rated = test.rated(self.device)
         most = test.reach * self.largest * limit(test.dtype)
-        found = shared_pairs(test.rated(device), self.indices, self.n, k, test.dtype, most)
+        if crowded(rated, self.indices, self.n):
+            found = shared_matrix(rated, self.indices, self.n, test.dtype)
+            return Matrix(cleared(found, k, most, lambda: self.terms(test)), self.slopes)
+        found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most)
         return Pairs(*found, self.slopes)
+
+    def terms(self, test: TestSide) -> Tensor:
+        "Return the sums `[M, n]` of |terms| of the influences."
+        mine = list(map(lengths, test.rated(self.device)))
+        by_length = {
+            name: [replace(x, grads=x.lengths) for x in found]
+            for name, found in self.indices.items()
+        }
+        return shared_matrix(mine, by_length, self.n, torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        "Where the index lies."
+        return next(iter(self.indices.values()))[0].ids.device
 
     def rounded(self, dtype: torch.dtype) -> 'IndexTile':
         "Return the tile with its gradients in `dtype`."
@@ -237,12 +252,15 @@ def as_tile(found: list[Factors], sparse: bool) -> Tile:
 
 def index_tile(steps: Steps, triples: Tensor, part: int) -> IndexTile:
     "Return the index of training triples `[n, 3]`, in gradient passes of `part` triples."
+    if len(triples) <= part:
+        return as_index(steps.gradients(triples))
     whole: list[Factors] = []
     for at in range(0, len(triples), part):
         found = steps.gradients(triples[at : at + part])
         with stage('index'):
             whole = whole or [blank(f, len(triples)) for f in found]
             whole = [fill(w, f, at) for w, f in zip(whole, found, strict=True)]
+        del found  # not held beside the next
     return as_index(whole)
 
 

@@ -443,6 +443,7 @@ class TracIn:
             naming(None, self.planner.every, self.run.training),
         ):
             tables = int(triples[:, 1].max()) + 1 if by_relation else 1
+            self.steps.serve(triples, self.objective)
             size = single_tile(self.steps[0].train, triples, self.settings)
             whole = Pass(rows, triples, False, size, size)
             job = SelfJob(whole, wanted(k), tables, self.steps.dtype)
@@ -495,7 +496,7 @@ class TracIn:
         training_rows(train, self.run.training)  # are they all?
         untaught(test, self.run.training)
         with arithmetic(self.settings.precision):
-            engines = self._engines(self._objective(test, against))
+            engines = self._engines(test, self._objective(test, against))
             return aggregation.scores_by_checkpoint(self.steps, engines, test, train)
 
     def precompute(self, test: Any) -> None:
@@ -505,7 +506,8 @@ class TracIn:
             raise ValueError('there is no cache to fill; give TracIn one by cache=FactorCache(...)')
         with arithmetic(self.settings.precision):
             for part in each_run(self):
-                part.tests.side(to_ids(test, self.run.training), part.tests.engines())
+                ids = to_ids(test, self.run.training)
+                part.tests.side(ids, part._engines(ids, part.test_objective))
 
     def prepare(
         self,
@@ -565,6 +567,7 @@ class TracIn:
                 left_out=left_out(self.run, self.steps[-1].train.model, self.objective),
                 precision=settings.precision,
                 **self.run.weights(self.checkpoints),
+                **self.steps.moments,
                 **(dict(assumed=dict(self.run.assumed)) if self.run.assumed else {}),
                 **maker.compile_facts,
                 dtype=str(self.steps.dtype).removeprefix('torch.'),
@@ -584,8 +587,9 @@ class TracIn:
             self.test_objective if against is None else contrast(test, against, self.run.training)
         )
 
-    def _engines(self, objective: Objective) -> list[Engine]:
-        "Return the engines of the test triples' `objective` at each checkpoint."
+    def _engines(self, test: Tensor, objective: Objective) -> list[Engine]:
+        "Return the engines of the `test` triples' `objective` at each checkpoint."
+        self.steps.serve(test, objective)
         return self.tests.engines(None if objective is self.test_objective else objective)
 
     def _question(
@@ -628,7 +632,7 @@ class TracIn:
 
     def _matrix(self, test: Tensor, rows: Tensor, triples: Tensor, each: int | None = None) -> Work:
         "Return the whole matrix as work, in shards of `each` bytes if that is given."
-        side, *_ = self.tests.side(test, self.tests.engines())
+        side, *_ = self.tests.side(test, self._engines(test, self.test_objective))
         whole = self.planner.matrix(side, rows, triples)
         if each is None:
             return self.crew.work(MatrixJob(whole, side), self.steps)
@@ -646,7 +650,8 @@ class TracIn:
     ) -> tuple[Result, Parts | None]:
         "Return the answer, and the shards that are kept in the folder `out`."
         every, training = self.planner.every, self.run.training
-        side, own, slopes = self.tests.side(question.test, self._engines(question.test_objective))
+        engines = self._engines(question.test, question.test_objective)
+        side, own, slopes = self.tests.side(question.test, engines)
         kept, tried = self._kept(side, question), self.counters.trial_passes
         whole = kept.whole if kept else self._whole(side, question, parts)
         tried = self.counters.trial_passes - tried
@@ -764,7 +769,7 @@ def of_candidates(
     new, objective = new_triples(candidates, training), tracin._objective(ids, against)
     untaught(ids, training)
     with arithmetic(tracin.settings.precision), naming(ids, new, training):
-        side, own, slopes = tracin.tests.side(ids, tracin._engines(objective))
+        side, own, slopes = tracin.tests.side(ids, tracin._engines(ids, objective))
         whole = tracin.planner.matrix(side, torch.arange(len(new)), new)
         work = tracin.crew.work(MatrixJob(whole, side), tracin.steps)
         work.do(range(len(work)), lambda shard, tables: found.update({shard: tables['matrix']}))
@@ -853,7 +858,7 @@ def taken_run(tracin: TracIn, question: Question, moments: Moments) -> dict[str,
     steps, run, test, rows = tracin.steps, tracin.run, question.test, question.rows
     every, loss = tracin.planner.every, question.test_objective
     with naming(test, every, run.training):
-        side, own, slopes = tracin.tests.side(test, tracin._engines(loss))
+        side, own, slopes = tracin.tests.side(test, tracin._engines(test, loss))
         whole = tracin.planner.plan(side, rows, question.k)
         sloped = take_run(moments, whole, side, question.k, rows, steps, tracin.crew)
     more: dict[str, Any] = checks.measured_errors(steps, loss, test, every[rows])
