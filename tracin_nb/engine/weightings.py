@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .factors import Block, Dense, Factors, Outer, Rows, less, paired_inner
+from .factors import Block, Dense, Factors, Outer, Rows, _merged, less, paired_inner
 from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
 from .rounding import sizes
@@ -557,7 +557,29 @@ def _take(x: Tensor, places: Tensor) -> Tensor:
     flat = x.flatten(0, 1)
     return torch.cat([flat, flat.new_zeros(1, flat.shape[1])])[places]
 
+# %% ../../nbs/engine/40_weightings.ipynb #480c5771
+def _each_once(rows: Rows) -> tuple[Tensor, Tensor]:
+    "Ids `[m]` and gradients `[m, d]` of the rows that triples touch, each once for each triple."
+    ids, grads = _merged(rows, -1)
+    ids, grads = ids.flatten(), grads.flatten(0, 1)
+    if (kept := ids >= 0).all():
+        return ids, grads
+    return ids[kept], grads.index_select(0, kept.nonzero()[:, 0])
+
+
+def _add_squares(total: Tensor, ids: Tensor, grads: Tensor) -> None:
+    "Add to each row's `total` `[n, d, d]` the products of its gradients `[m, d]`."
+    ids, order = ids.sort(stable=True)
+    grads, (rows, counts) = grads.index_select(0, order), ids.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    for row, start, end in zip(rows.tolist(), [0, *ends], ends):
+        x = grads[start:end]
+        total[row].addmm_(x.T, x)
+
 # %% ../../nbs/engine/40_weightings.ipynb #4658afed
+_MANY = 4  # rows touched for each row of the table, from which on they are taken one by one
+
+
 class RowBlocks:
     "Second moments of the gradients by each row of a table, `[n, d, d]`."
 
@@ -602,6 +624,8 @@ class RowBlocks:
                 self._add(*whole)
 
     def _add(self, rows: Rows, outer: Outer) -> None:
+        if not outer.factors[0].shape[1] and rows.ids.numel() >= _MANY * len(self.table):
+            return _add_squares(self.moments, *_each_once(rows))
         partners, (p, q) = _partners(rows, outer), outer.factors
         for ids, places in _rounds(rows.ids.flatten(), self.limit):
             self.moments.index_add_(0, ids, _take(rows.grads, places).mT @ _take(partners, places))
@@ -781,12 +805,19 @@ class Kronecker:
             _add_gram(side, x, x)
 
     def _factored(self, rows: Rows, outer: Outer) -> None:
+        if not outer.factors[0].shape[1]:
+            return self._each(*_each_once(rows))
         if rows.ids.numel():
             self._rows(rows, _partners(rows, outer))
         grams = [x @ x.mT for x in outer.factors]
         for i, (side, x) in enumerate(zip(self.sides, outer.factors)):
             others = math.prod(g for j, g in enumerate(grams) if j != i)
             _add_gram(side, x, others @ x)
+
+    def _each(self, ids: Tensor, grads: Tensor) -> None:
+        by_row, by_column = self.sides
+        by_row.index_add_(0, ids, grads.square().sum(1))
+        _add_gram(by_column, grads, grads)
 
     def _rows(self, rows: Rows, partners: Tensor) -> None:
         by_row, by_column = self.sides
