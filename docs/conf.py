@@ -47,7 +47,7 @@ nb_ipywidgets_js = {'embed.js': {}} if (HERE / '_static/embed.js').exists() else
 
 
 PARTS = [  # caption, pages: names or patterns; what an earlier line has is not repeated
-    ('Start here', ['00_tracin', 'rooms/tutorials']),
+    ('Start here', ['00_tracin', 'rooms/tutorials', 'trust']),
     ('Reference', ['method', 'glossary', 'commands', 'api/index', 'benchmarks', 'comparison']),
     ('How it is made', ['rooms/index', 'contributing', 'changelog']),
 ]

@@ -430,6 +430,15 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
         'halves, with 95 % intervals. See [Datamodels](evaluation/20_datamodel.ipynb).',
         None,
     ),
+    'trust': (
+        'Deletions in other seeds',
+        'Rank correlation with the mean change over held-out seeds when one fact, or four, are '
+        'dropped, with 95 % intervals over the predictions; what one to five real retrainings '
+        'predict of it; what the facts that each ranking names first do there (mean rise of the '
+        "loss); and the LDS in the run's own seed. See "
+        '[the chapter](evaluation/67_held_out.ipynb).',
+        None,
+    ),
     'stability': (
         'Stability',
         'What two rankings have in common of their first ten proponents, with 95 % intervals: '

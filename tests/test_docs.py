@@ -312,3 +312,180 @@ def test_table_of_the_default() -> None:
     for e in lds:  # what was learnt is there in every column
         of = {r['estimator']: r['own'] for r in e['rows']}
         assert of['natural']['low'] > of['natural, random weights']['high']
+
+
+# ---- nbs/trust.md
+
+DEFAULT = 'training, natural'
+PREDICTING = {  # line of the page -> estimator, and how many seeds, in benchmarks/trust.json
+    '**`explain`**, the default (`training`, `natural`)': ('training, natural', 'one'),
+    'the default, mean over several seeds': ('training, natural', 'all'),
+    '`weighting="sgd"`: TracIn as published': ('training, sgd', 'one'),
+    '`objective="score"`': ('score, natural', 'one'),
+    '`objective="softmax"`': ('softmax, natural', 'one'),
+    'mean rank of the default and `score`': ('mean rank of two', 'one'),
+    '`replay`': ('replay', 'one'),
+    '`replay`, mean over several seeds': ('replay', 'all'),
+    'one real retraining, another seed': ('1 retraining', 'one'),
+    'two': ('2 retrainings', 'one'),
+    'three': ('3 retrainings', 'one'),
+    'five': ('5 retrainings', 'one'),
+    'the default, weights never trained': ('random weights: training, natural', 'one'),
+    'same relation and tail first, then same head': ('graph rule', 'one'),
+}
+RANKED = {  # line -> model, ranking and weights in benchmarks/view.json
+    'DistMult, `score`, trained': ('DistMult', 'score, natural', 'trained'),
+    'DistMult, `score`, never trained': ('DistMult', 'score, natural', 'random'),
+    'RotatE, `score`, trained': ('RotatE', 'score, natural', 'trained'),
+    'RotatE, `score`, never trained': ('RotatE', 'score, natural', 'random'),
+    'no model: paths first, the rarer end first': ('none', 'paths first, rarer end', ''),
+}
+PRICES = {  # line -> key in the seconds of a row
+    '`explain`, the default': 'training, natural',
+    '`explain`, `objective="score"`': 'score, natural',
+    '`replay`': 'replay',
+}
+
+
+def table_lines(text: str) -> list[list[str]]:
+    "The cells of the lines of all tables of a page."
+    rows = [[c.strip() for c in x.strip('|').split('|')] for x in text.splitlines() if x[:1] == '|']
+    return [row for row in rows if set(''.join(row)) - set('-: ')]
+
+
+def short(x: float) -> str:
+    return f'{x:.2f}'.replace('0.', '.', 1).replace('-.00', '.00')
+
+
+def predicting_rows(trainings: list[dict]) -> list[list[str]]:
+    "The line of each estimator: one fact / four facts, for each training."
+    rho = lambda row, n, key: next(
+        x['rho']['mean']
+        for x in row['correlations']['plain'][n]
+        if (x['estimator'], x['seeds']) == key
+    )
+    both = lambda row, key: ' / '.join(short(rho(row, n, key)) for n in ('1', '4'))
+    return [[line, *(both(row, key) for row in trainings)] for line, key in PREDICTING.items()]
+
+
+def curated_rows(view: dict) -> list[list[str]]:
+    "The line of each ranking of curated steps: MRR, MAP."
+    at = {(r['model'], r['ranking'], r['weights']): r for r in view['table']}
+    return [[line, short(at[k]['mrr']), short(at[k]['map'])] for line, k in RANKED.items()]
+
+
+def seed_rows(lds: dict, stability: dict, graphs: list[str]) -> list[list[str]]:
+    "The lines about other seeds, for each graph."
+    of = {e['settings']['dataset']: e for e in reversed(lds['experiments'])}  # DistMult is first
+    row = lambda g: next(r for r in of[g]['rows'] if r['estimator'] == 'natural')
+    same = dict(model='DistMult', weighting='natural')
+    ten = lambda g, **more: [
+        r['top_10']
+        for r in stability['rows']
+        if all(r.get(n) == x for n, x in (same | dict(dataset=g) | more).items())
+    ][-1]
+    return [
+        ['its list, trainings from its own seed', *(short(row(g)['own']['mean']) for g in graphs)],
+        ['its list, trainings from another', *(short(row(g)['other']['mean']) for g in graphs)],
+        ["two seeds' trainings", *(short(of[g]['seed_agreement']['mean']) for g in graphs)],
+        [
+            'first ten, two seeds',
+            *(short(ten(g, compared='seeds', case='all checkpoints')) for g in graphs),
+        ],
+        [
+            'first ten, trained and random weights',
+            *(short(ten(g, compared='weights')) for g in graphs),
+        ],
+    ]
+
+
+def price_rows(trainings: list[dict]) -> list[list[str]]:
+    "CPU seconds of each rung for all predictions of a training."
+    rows = [[line, *(f'{r["seconds"][k]:.1f}' for r in trainings)] for line, k in PRICES.items()]
+    each = [
+        r['seconds']['retrainings'] / (r['deletions'] * (r['seeds'] + r['held'])) for r in trainings
+    ]
+    return [*rows, ['one retraining among many side by side', *map(short, each)]]
+
+
+def trust_tables(read: dict[str, dict]) -> list[list[list[str]]]:
+    "The four tables of the page 'How far can I trust this?'."
+    plain = cross_entropy(read)
+    timed = [r for r in plain if 'seconds' in r]
+    return [
+        [['predicted by', *graph_names(plain)], *predicting_rows(plain)],
+        [['ranking', 'MRR', 'MAP'], *curated_rows(read['view'])],
+        [
+            ['the default, DistMult', *graph_names(plain)],
+            *seed_rows(read['lds'], read['stability'], [r['settings']['dataset'] for r in plain]),
+        ],
+        [['CPU seconds, one thread', *graph_names(timed)], *price_rows(timed)],
+    ]
+
+
+def cross_entropy(read: dict[str, dict]) -> list[dict]:
+    return [r for r in read['trust']['rows'] if r['settings']['loss'] == 'crossentropy']
+
+
+def graph_names(rows: list[dict]) -> list[str]:
+    names = [r['settings']['dataset'] for r in rows]
+    return [n.upper() if n == 'umls' else n.capitalize() for n in names]
+
+
+def trust_sentences(read: dict[str, dict]) -> list[str]:
+    "The sentences of the page that have figures."
+    plain, names = cross_entropy(read), graph_names(cross_entropy(read))
+
+    def above(n: str, name: str, than: str) -> str:
+        found = []
+        for row, graph in zip(plain, names):
+            x = next(
+                x[f'above_{than}']
+                for x in row['correlations']['plain'][n]
+                if (x['estimator'], x['seeds']) == (name, 'one')
+            )
+            ends = ', '.join(map(short, (x['low'], x['high'])))
+            found.append(f'{graph} {short(x["mean"])} [{ends}]')
+        return ', '.join(found)
+
+    filtered = lambda name: ', '.join(
+        short(
+            next(
+                x['rho']['mean']
+                for x in r['correlations']['filtered']['4']
+                if x['estimator'] == name
+            )
+        )
+        for r in plain
+    )
+    same = [
+        r['correlation']['same']['replay'][n]['mean']
+        for r in read['deletions']['rows']
+        for n in '14'
+    ]
+    tests = ' to '.join(str(n) for n in sorted({r['tests'] for r in plain if 'seconds' in r}))
+    rises = lambda name: ', '.join(
+        short(next(x['4']['mean'] for x in r['rises'] if x['estimator'] == name)) for r in plain
+    )
+    one, four = (above(n, DEFAULT, 'retraining') for n in '14')
+    return [
+        f'(difference: {one})',
+        f'four facts less well ({four})',
+        f'(four facts: {filtered(DEFAULT)} against {filtered("1 retraining")})',
+        f'for one fact, is {above("1", "score, natural", "default")}',
+        f'by {rises(DEFAULT)} (in this order of graphs)',
+        f'by {rises("drawn: same relation and tail")}',
+        f'by {rises("drawn: same head")}',
+        f'by {rises("natural, its best 50 by replay")}',
+        f'(rank correlation {short(min(same))} to {short(max(same))})',
+        f'For {tests} predictions',
+    ]
+
+
+def test_trust() -> None:
+    "The page 'How far can I trust this?' has the files' numbers, in its tables and its text."
+    names = ('trust', 'view', 'lds', 'stability', 'deletions')
+    read = {n: json.loads((ROOT / f'benchmarks/{n}.json').read_text('utf-8')) for n in names}
+    page = (ROOT / 'nbs/trust.md').read_text(encoding='utf-8')
+    assert table_lines(page) == [row for table in trust_tables(read) for row in table]
+    assert all(sentence in page for sentence in trust_sentences(read))

@@ -1511,6 +1511,7 @@ def evaluate_command(asked: Measured) -> None:
     stability    how rankings change with other seeds, fewer checkpoints, random weights
     replay       predict trainings without some triples, with rough and smooth steps
     deletions    replay against trainings without one triple and without four
+    trust        each estimator against deletions in other seeds, beside real retrainings
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     view         the mechanism view on DrugMechDB, beside untrained weights (--set runs=FOLDER)
     \b

@@ -22,6 +22,7 @@ from ..answer.table import markdown
 from ..bench.engine import machine
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
+from ..evaluation.held_out import held_out_experiment, held_out_table
 from ..evaluation.mechanisms import mechanism_experiment, view_experiment, view_table
 from tracin_nb.evaluation.predicting import (
     deletion_experiment,
@@ -101,6 +102,7 @@ EXPERIMENTS = {
     'stability': Experiment(stability, lambda r: stability_table(r).reset_index()),
     'replay': Experiment(replay_lds, replay_lds_table),
     'deletions': Experiment(deletion_experiment, deletions_table),
+    'trust': Experiment(held_out_experiment, held_out_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
     'view': Experiment(view_experiment, view_table),
 }

@@ -23,6 +23,7 @@ from pykeen.nn import modules
 from pykeen.nn.modules import DistMultInteraction
 from pykeen.nn.representation import Embedding, Representation
 from pykeen.triples import TriplesFactory
+from pykeen.utils import tensor_product
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -343,6 +344,15 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return a.squeeze(1) @ b.squeeze(0).mT if rows else (a * b).sum(-1)
 
 
+def _distmult(self: DistMultInteraction, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    "Return the scores of PyKEEN's DistMult; a matrix product where rows meet all entities."
+    size = lambda *x: math.prod(torch.broadcast_shapes(*(y.shape for y in x)))
+    if size(h, r, t) <= max(x.numel() for x in (h, r, t)):
+        return tensor_product(h, r, t).sum(-1)
+    a, b, c = min(((h, r, t), (r, t, h), (h, t, r)), key=lambda x: size(*x[:2]))
+    return torch.einsum('...d,...d->...', a * b, c)
+
+
 def _devices(module: nn.Module) -> set[torch.device]:
     "Return `get_devices` of PyKEEN, which reads `.data`; within `vmap` that is an error."
     return {x.device for x in (*module.parameters(), *module.buffers())}
@@ -351,15 +361,12 @@ def _devices(module: nn.Module) -> set[torch.device]:
 @contextmanager
 def stackable() -> Iterator[None]:
     "PyKEEN's scoring as `vmap` over weights can run it."
-    before, utils.get_devices, modules.batched_dot = (
-        (utils.get_devices, modules.batched_dot),
-        _devices,
-        _dot,
-    )
+    before = utils.get_devices, modules.batched_dot, DistMultInteraction.forward
+    utils.get_devices, modules.batched_dot, DistMultInteraction.forward = _devices, _dot, _distmult
     try:
         yield
     finally:
-        utils.get_devices, modules.batched_dot = before
+        utils.get_devices, modules.batched_dot, DistMultInteraction.forward = before
 
 # %% ../../nbs/evaluation/00_retraining.ipynb #2eab1f2b
 Tensors = dict[str, Tensor]
