@@ -107,7 +107,8 @@ def door(address: str) -> str:
     return (
         f'<!DOCTYPE html><html><head><meta charset="utf-8"><meta http-equiv="refresh" '
         f'content="0;url={address}">'
-        f'<title>tracin serve</title></head><body><a href="{address}">Explorer</a></body></html>'
+        f'<title>tracin serve</title></head>'
+        f'<body><a href="{address}">Open the run</a></body></html>'
     )
 
 # %% ../../nbs/app/60_serve.ipynb #3dc27c03
@@ -265,7 +266,7 @@ def served(
     edge_names: Path | None = None,  # a file for `formats.read_edge_names`
     **options: Any,  # of `TracIn`: plain values
 ) -> Iterator[tuple[str, Serving]]:
-    """Yield the address of the explorer of a run, while it is served, and the process that
+    """Yield the address of the page of a run, while it is served, and the process that
     serves it. Raises `ValueError` if it cannot be."""
     folder = Path(folder).resolve()
     check_served(folder)
