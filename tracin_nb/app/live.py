@@ -227,15 +227,16 @@ LOOKS = """
 .tracin-live .tracin.tracin tr[aria-selected=true]:nth-child(n) {
   background: color-mix(in srgb, #2b8fd0 18%, transparent); box-shadow: inset 4px 0 #2b8fd0; }
 .tracin-live .tracin.tracin tr[aria-selected=true] > :first-child { padding-left: .5em; }
-.tracin-live .tracin.tracin tr.detail > td { padding: .4em .7em .6em; grid-column: 1 / -1;
+.tracin-live .tracin.tracin .ranking tr.detail > td { padding: .4em .7em .6em; grid-column: 1 / -1;
   box-shadow: inset 4px 0 #2b8fd0; }
 .tracin-live .sketch:has(.lit) [data-row]:not(.lit) :is(line, polygon) { opacity: .4; }
 .tracin-live .sketch .lit { filter: drop-shadow(0 0 2px #2b8fd0) drop-shadow(0 0 3px #2b8fd0); }
 .tracin-live .sketch .lit text { font-weight: 700; }
 @container (max-width: 33em) {
-  .tracin-live .tracin .ranking thead { display: block; }
-  .tracin-live .tracin.tracin .ranking thead tr { display: flex; flex-wrap: wrap; gap: 0 1em; }
-  .tracin-live .tracin.tracin .ranking thead th { border: 0; padding: 0; }
+  .tracin-live .tracin .ranking > thead { display: block; }
+  .tracin-live .tracin.tracin .ranking > thead > tr { display: flex; flex-wrap: wrap;
+    gap: 0 1em; }
+  .tracin-live .tracin.tracin .ranking > thead th { border: 0; padding: 0; }
 }
 """
 
@@ -307,7 +308,7 @@ def parts_of(row: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 
 def html_parts_of(parts: pd.DataFrame, by: str, title: str) -> str:
-    "Return the parts of an influence as a table with bars."
+    "Return the parts of an influence as a table with bars; `title` is for who cannot see where."
     largest, body = parts['influence'].abs().max() or 1, []
     texts = signed(parts['influence'].tolist())
     for (part, x, share), text in zip(parts.itertuples(index=False), texts):
@@ -320,8 +321,9 @@ def html_parts_of(parts: pd.DataFrame, by: str, title: str) -> str:
         )
     heads = ''.join(f'<th scope="col" class="number">{x}</th>' for x in ('influence', 'share'))
     return (
-        f'<table class="shares"><caption>{escaped(title)}, by {by}</caption><thead><tr>'
-        f'<th scope="col">{by}</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        f'<table class="shares" aria-label="{escaped(title)}, by {by}"><caption>by {by}</caption>'
+        f'<thead><tr><th scope="col">{by}</th>{heads}</tr></thead>'
+        f'<tbody>{"".join(body)}</tbody></table>'
     )
 
 # %% ../../nbs/app/05_live.ipynb #e6c8689f
@@ -365,4 +367,4 @@ def breakdown_html(rows: pd.DataFrame) -> str:
     tables = [html_parts_of(parts, by, title) for by, parts in parts_of(row).items()]
     if not tables:
         return html_note('To see what an influence consists of: explain(..., breakdown=True)')
-    return f'<div class="splits">{"".join(tables)}</div>'
+    return f'<b>{escaped(title)}</b><div class="splits">{"".join(tables)}</div>'
