@@ -50,7 +50,6 @@ from tracin_nb.app.panels import (
     entity_index,
     folded,
     html_table,
-    in_panel,
     links,
     loss_field,
     message,
@@ -548,7 +547,7 @@ def _controls(self: CompareRuns) -> None:
     common = [name for name in objectives(self.runs[0]) if name in objectives(self.runs[1])]
     self.objective, self.weighting = loss_field(common), weighting_field()
     self.k = amount('Rows of each side', 20, min(1000, self.training.num_triples))
-    self.title, self.tables, self.rankings = (w.HTML() for _ in range(3))
+    self.title, self.tables, self.rankings = w.HTML(), w.HTML(), LiveTables()
     self.image, self.files, self.code = w.HTML(), w.HTML(), code_area()
     hint = 'Type a prediction and press Run: both runs are asked for their reasons.'
     self.answer_box = w.VBox([w.HTML(f'<p class="tracin-hint">{hint}</p>')])
@@ -596,7 +595,7 @@ def both_ranked(result: Comparison) -> str:
             pairs = zip(signed(rows['influence'].tolist()), rows['other_rank'])
             numbers = [f'{x}<small>{rank:,} in {others[run]}</small>' for x, rank in pairs]
             tables.append(html_ranking(f'{kind}s of run {run}', rows, numbers, strongest))
-    return in_panel(f'<div class="sides">{"".join(tables)}</div>')
+    return f'<div class="sides">{"".join(tables)}</div>'
 
 
 @patch
@@ -604,7 +603,8 @@ def show(self: CompareRuns, setting: dict[str, Any], result: Comparison) -> None
     "Show a comparison."
     self.result = result
     named = result.with_names(self.names if self.names else None, keep=True)
-    self.rankings.value = both_ranked(named)
+    ranked = [named.side(run, kind) for kind in SIDES for run in RUNS]
+    self.rankings.show(both_ranked(named), tab_lines(pd.concat(ranked)))
     triple = tuple(result.facts['triple'])
     self.title.value = message('  '.join(map(self.named, triple)))
     self.tables.value = html_table(

@@ -31,6 +31,7 @@ from .live import LiveTables, LiveView
 from tracin_nb.app.panels import (
     RunPanel,
     Search,
+    Stopped,
     amount,
     arguments,
     beside,
@@ -38,6 +39,7 @@ from tracin_nb.app.panels import (
     choice,
     chosen_checkpoints,
     code_area,
+    complaint,
     download,
     entity_index,
     folded,
@@ -342,7 +344,7 @@ def start_ranking(self: InfluenceExplorer) -> None:
 @patch
 def start_drawing(self: InfluenceExplorer) -> None:
     "Draw the chosen picture. Raises `RuntimeError` during other work."
-    self.begin(self.draw)
+    self.begin(_telling(self.image, self.draw))
 
 # %% ../../nbs/app/20_explorer.ipynb #50945156
 @patch
@@ -424,11 +426,28 @@ def export(self: InfluenceExplorer, *pictures: bytes) -> None:
 SHOWN_PATHS = 20
 
 
+def _telling(place: w.HTML, work: Callable[[], Any]) -> Callable[[], None]:
+    "Return work that says at its own place, too, how it ended if it did not finish."
+
+    def told() -> None:
+        try:
+            work()
+        except Stopped:
+            place.value = message('stopped: press the button again to go on')
+            raise
+        except Exception as error:
+            place.value = complaint(error)
+            raise
+
+    return told
+
+
 def _start_paths(explorer: InfluenceExplorer) -> None:
     "Find the paths. Raises `ValueError` before there is an answer."
     if explorer.result is None:
         raise ValueError('there is nothing to find paths for yet: press Run')
-    explorer.begin(partial(_find_paths, explorer))
+    explorer.found_paths.value = message('searching')
+    explorer.begin(_telling(explorer.found_paths, partial(_find_paths, explorer)))
 
 
 def _find_paths(explorer: InfluenceExplorer) -> None:
@@ -460,7 +479,8 @@ def start_verifying(self: InfluenceExplorer) -> None:
         raise ValueError('there is nothing to verify yet: press Run')
     asked = self.verify_k.value, self.verify_seeds.value
     same = self.plan and (len(self.plan.named), len(self.plan.seeds)) == asked
-    self.begin(self.verify if same else partial(_plan_trainings, self, *asked))
+    work = self.verify if same else partial(_plan_trainings, self, *asked)
+    self.begin(_telling(self.proof, work))
 
 
 def _plan_trainings(explorer: InfluenceExplorer, k: int, seeds: int) -> None:

@@ -120,7 +120,7 @@ function render({ model, el }) {
     if (value.length != 1 || value[0] !== of || !rows[of] || rows[of].hidden) return;
     const cell = make('td', { colSpan: rows[of].cells.length, innerHTML: html });
     const arrow = body.querySelector('.sketch .lit');
-    if (arrow) cell.prepend(make('button', { textContent: 'Show it in the picture', onclick() {
+    if (arrow) cell.append(make('button', { textContent: 'Show it in the picture', onclick() {
       arrow.closest('details')?.setAttribute('open', '');
       arrow.scrollIntoView({ block: 'center' });
     } }));
@@ -189,13 +189,19 @@ function render({ model, el }) {
     const arrow = event.target.closest('.sketch [data-row]'), row = rows[arrow?.dataset.row];
     if (row) { choose([row]); if (seen().includes(row)) go(row); }
   });
+  const quiet = (e) => {  // JupyterLab leaves the keys to it, and to the panel that it is in
+    if (e && !e.dataset.lmSuppressShortcuts) e.dataset.lmSuppressShortcuts = 'true';
+  };
+  const focused = (event) => quiet(event.target.closest?.('.tracin-panel'));
+  document.addEventListener('focusin', focused);
+  quiet(el);
   el.classList.add('tracin-live');
-  el.dataset.lmSuppressShortcuts = '';  // JupyterLab leaves the keys to it
   el.replaceChildren(tools, body);
   model.on('change:content', draw);
   for (const trait of ['query', 'order', 'hidden']) model.on(`change:${trait}`, arrange);
   for (const trait of ['value', 'detail']) model.on(`change:${trait}`, mark);
   draw();
+  return () => document.removeEventListener('focusin', focused);
 }
 export default { render };
 """
@@ -238,6 +244,7 @@ LOOKS = """
     gap: 0 1em; }
   .tracin-live .tracin.tracin .ranking > thead th { border: 0; padding: 0; }
 }
+@container (max-width: 21em) { .tracin-live .ranking > tbody td { font-size: .9em; } }
 """
 
 
@@ -247,7 +254,8 @@ def sheet(*styles: str) -> str:
 
 # %% ../../nbs/app/05_live.ipynb #6a9ad6e3
 SIZES = ('influence', 'score')  # columns written with six digits
-COPIED = ['kind', 'rank', 'influence', *(f'{p}{x}' for p in TRIPLE for x in ('', '_name', '_type'))]
+COPIED = ['run', 'kind', 'rank', 'influence']
+COPIED += [f'{part}{x}' for part in TRIPLE for x in ('', '_name', '_type')] + ['other_rank']
 
 
 def tab_lines(frame: pd.DataFrame) -> list[str]:
@@ -367,4 +375,4 @@ def breakdown_html(rows: pd.DataFrame) -> str:
     tables = [html_parts_of(parts, by, title) for by, parts in parts_of(row).items()]
     if not tables:
         return html_note('To see what an influence consists of: explain(..., breakdown=True)')
-    return f'<b>{escaped(title)}</b><div class="splits">{"".join(tables)}</div>'
+    return f'<div class="splits">{"".join(tables)}</div>'

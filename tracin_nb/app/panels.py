@@ -8,7 +8,7 @@ __all__ = ['STYLE', 'LOSSES', 'HOW', 'Stopped', 'duration', 'progress_line', 'me
            'cell', 'html_table', 'new_axes', 'png', 'picture', 'download', 'links',
            'up_to', 'choice', 'amount', 'typed_text', 'folded', 'rows_list', 'beside',
            'code_area', 'checkpoint_field', 'chosen_checkpoints', 'objectives',
-           'loss_field', 'weighting_field', 'panel', 'in_panel', 'panel_names', 'Panel',
+           'loss_field', 'weighting_field', 'panel', 'panel_names', 'Panel',
            'entity_index', 'relation_index', 'Kept', 'RunPanel', 'arguments', 'source_of']
 
 # %% ../../nbs/app/10_panels.ipynb #5a478e16
@@ -34,9 +34,7 @@ from matplotlib.figure import Figure
 from pykeen.triples import TriplesFactory
 
 from ..answer.results import Report
-from ..answer.sketch import SKETCH_STYLE
-from ..answer.table import STYLE as TABLE_STYLE
-from ..answer.view import VIEW_STYLE
+from .live import LiveTables
 from ..engine.weightings import WEIGHTINGS
 from ..graph.names import NAMELESS, Names, NamesGiven, label_shown, name_triples, names_of
 from ..graph.triples import nearest_labels
@@ -602,15 +600,9 @@ def weighting_field() -> w.Dropdown:
 # %% ../../nbs/app/10_panels.ipynb #84369c74
 def panel(title: str, *parts: w.Widget) -> w.VBox:
     "Return the box of a panel."
-    styles = f'{STYLE}{TABLE_STYLE}{SKETCH_STYLE}{VIEW_STYLE}'
-    box = w.VBox([w.HTML(f'{styles}<h3>{html.escape(title)}</h3>'), *parts])
+    box = w.VBox([LiveTables(content=f'{STYLE}<h3>{html.escape(title)}</h3>'), *parts])
     box.add_class('tracin-panel')
     return box
-
-
-def in_panel(content: str) -> str:
-    "Return the parts of the view, in a panel, which has their style."
-    return f'<div class="tracin">{content}</div>'
 
 # %% ../../nbs/app/10_panels.ipynb #1df7bf31
 def panel_names(
