@@ -176,8 +176,8 @@ function render({ model, el }) {
       row.onkeydown = (event) => press(event, row);
     });
     const sides = tables.length > 1 ? tables.map(side) : [];
-    tools.replaceChildren(make('label', {}, 'Filter rows', search), ...sides, all, one, news);
-    tools.hidden = !get('lines').length;
+    const every = [make('label', {}, 'Filter rows', search), ...sides, all, one, news];
+    tools.replaceChildren(...get('lines').length ? every : []);
     arrange();
     if (within) here?.focus();
   };
@@ -189,12 +189,10 @@ function render({ model, el }) {
     const arrow = event.target.closest('.sketch [data-row]'), row = rows[arrow?.dataset.row];
     if (row) { choose([row]); if (seen().includes(row)) go(row); }
   });
-  const quiet = (e) => {  // JupyterLab leaves the keys to it, and to the panel that it is in
-    if (e && !e.dataset.lmSuppressShortcuts) e.dataset.lmSuppressShortcuts = 'true';
+  const focused = ({ target }) => {  // JupyterLab leaves the keys to what is in a panel
+    if (target.closest?.('.tracin-panel, .tracin-live')) target.dataset.lmSuppressShortcuts = '';
   };
-  const focused = (event) => quiet(event.target.closest?.('.tracin-panel'));
   document.addEventListener('focusin', focused);
-  quiet(el);
   el.classList.add('tracin-live');
   el.replaceChildren(tools, body);
   model.on('change:content', draw);
@@ -211,7 +209,7 @@ LOOKS = """
 .tracin-live { color: var(--jp-ui-font-color1, inherit); width: 100%; line-height: 1.4; }
 .tracin-live .tools { display: flex; flex-flow: row wrap; align-items: center; gap: .4em 1em;
   margin: .3em 0; }
-.tracin-live .tools[hidden], .tracin-live .tracin [hidden] { display: none !important; }
+.tracin-live .tools:empty, .tracin-live .tracin [hidden] { display: none !important; }
 .tracin-live .tools label { display: flex; align-items: center; gap: .4em; min-height: 2em; }
 .tracin-live .tools input[type=search] { width: 12em; }
 .tracin-live .tools input[type=search], .tracin-live :is(.tools, .detail) button {
