@@ -69,12 +69,13 @@ def browser() -> Iterator:
 @pytest.fixture
 def page(browser, tmp_path: Path) -> Iterator:
     "A page; its last look stays in `tmp_path`."
-    page = browser.new_page(viewport=dict(width=1250, height=1800))
-    page.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    context = browser.new_context(viewport=dict(width=1250, height=1800))
+    context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    page = context.new_page()
     page.set_default_timeout(60_000)
     yield page
     page.screenshot(path=tmp_path / 'last.png')
-    page.close()
+    context.close()
 
 
 @pytest.fixture(scope='module')
@@ -501,9 +502,11 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
         with urllib.request.urlopen(address.partition('?')[0]) as answer:
             assert '/login' in answer.geturl()
         light, answered = page.context.new_page(), set()
+        light.set_default_timeout(60_000)
         for one in (page, light):
             one.on('response', lambda r: answered.add(r.url.partition('?')[0]))
         page.goto(address)
+        page.get_by_role('grid', name=re.compile('Predictions')).wait_for()
         check_explorer(page, run)
         light.goto(f'{address}&theme=light', wait_until='commit')
         explained_by_keys(page)

@@ -181,6 +181,10 @@ def test_opens_with_something_to_see(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert len(explorer.tests) and explorer.predictions.value == (0,)
     assert explorer.asked().triple == tuple(explorer.tests.loc[0, ['head', 'relation', 'tail']])
     assert explorer.tests['relation'].unique().tolist() == [first_look(run.training)['relation']]
+    other = InfluenceExplorer(run)
+    other.begin = lambda work: (setattr(other.head.field, 'value', 'braz'), work())
+    other.open()
+    assert (other.head.field.value, other.predictions.value) == ('braz', ())
     monkeypatch.setattr('tracin_nb.app.explorer.LOOK', 10)
     assert {*first_look(run.training)} == {'head', 'relation'}
 

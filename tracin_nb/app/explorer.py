@@ -197,14 +197,16 @@ class InfluenceExplorer(RunPanel):
         return self.run.predict(**given, k=self.count.value, progress=self.job.progress)
 
     def open(self) -> None:
-        "Begin with something to see: the best predictions for a relation, the first one chosen."
+        """Begin with something to see: the best predictions for a relation, the first one chosen
+        unless a label was typed meanwhile."""
         if self.tests is not None or self.job.running or self.head.typed or self.tail.typed:
             return
         given = first_look(self.training)
 
         def look() -> None:
             self.offer(self.predicted(given))
-            self.predictions.value = (0,) if len(self.tests) else ()
+            typed = any(getattr(self, part).typed for part in TRIPLE)
+            self.predictions.value = (0,) if len(self.tests) and not typed else ()
 
         self.begin(look)
 
