@@ -21,12 +21,14 @@ from tracin_nb.app.audit import (
     EngineSetting,
     ProfilePanel,
     TrainingAudit,
+    both_ranked,
     compare,
     compare_settings,
     without,
 )
 from tracin_nb.app.panels import Panel, Stopped
 from tracin_nb.evaluation.stability import overlap
+from tracin_nb.graph.names import Names
 from tracin_nb.graph.triples import select, to_labels
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
@@ -242,6 +244,10 @@ def test_rankings(both: CompareRuns, tracins: list[TracIn], runs: list[Run]) -> 
             table = both.rankings.content.partition(f'<caption>{kind}s of run {name}<')[2]
             told = re.findall(r'<small>([\d,]+) in [ab]</small>', table.partition('</table>')[0])
             assert [int(rank.replace(',', '')) for rank in told] == there
+    copied = [line.split('\t') for line in both.rankings.lines]
+    assert copied[0][:2] == ['run', 'kind'] and len(copied) == 1 + len(result.frame)
+    named = both_ranked(result.with_names(Names({'uk': 'United Kingdom'})))
+    assert 'United Kingdom<small>uk</small>' in named
     shared = result.agreement.set_index('measure')['value']
     for k in (10, 100):
         for side, sign in (('proponents', 1), ('opponents', -1)):

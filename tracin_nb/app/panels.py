@@ -120,7 +120,8 @@ STYLE = """<style>
 .tracin-panel .tracin-wrong input { border-color: #d55e00; border-width: 2px; }
 .tracin-panel .tracin-few.tracin-few { max-height: 17em; min-height: 6em; overflow-y: auto;
   margin-bottom: .6em; }
-.tracin-error { border-left: 4px solid #d55e00; padding-left: .6em; }
+.tracin-panel .tracin-wrap:has(.tracin-wrong) { align-items: flex-start; }
+.tracin-error { border-left: 4px solid #d55e00; padding-left: .6em; margin: .3em 0; }
 .tracin-hint { border: 1px dashed color-mix(in srgb, currentColor 45%, transparent);
   border-radius: 4px; padding: .8em 1em; margin: .5em 0; }
 </style>"""
