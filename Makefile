@@ -16,7 +16,7 @@ DEV := $(VENV)/.dev-$(ASKED)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test house notebooks-test pytest notebooks export format readme docs docs-assets docs-serve clean
+.PHONY: help demo test house notebooks-test pytest notebooks export format readme pictures docs docs-assets docs-serve clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
@@ -67,6 +67,9 @@ format: $(DEV)  ## format and lint notebooks, tests and tools, then export
 
 readme: $(DEV)  ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/notebooks.py readme
+
+pictures: $(DEV)  ## take the pictures of the app on the start page (RUN=runs/demo; needs Chromium)
+	$(BIN)/python tools/pictures.py $(RUN)
 
 docs: $(DEV) docs-assets  ## build the site into docs/_build/html
 	@echo "== site"

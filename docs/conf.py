@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup
+from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).resolve().parent
 NBS = HERE.parent / 'nbs'
@@ -33,7 +34,7 @@ toc_object_entries_show_parents = 'hide'
 
 html_theme, html_title = 'furo', 'tracin_nb'
 html_static_path, html_favicon = ['_static'], '_static/icon.svg'
-html_css_files, html_js_files = ['site.css'], ['widgets-math.js']
+html_css_files, html_js_files = ['site.css'], ['widgets-math.js', 'keyboard.js']
 html_search_scorer = str(HERE / 'scorer.js')  # which page is found first
 nb_code_prompt_show = nb_code_prompt_hide = 'Checks'  # what is folded
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
@@ -62,12 +63,27 @@ def toctrees() -> str:
     return '\n\n'.join(map('\n'.join, parts))
 
 
+THEMED = re.compile(
+    r'<picture>\n<source [^>]*srcset="\.\./docs/([^"]+)">\n<img src="\.\./docs/([^"]+)" ([^>]+)>\n'
+    '</picture>'
+)
+
+
+def themed(text: str) -> str:
+    """Return Markdown in which a picture of two, for a light and for a dark page, follows the
+    switch of the page; `<picture>` asks the browser only."""
+    both = r'<img class="only-light" src="\2" \3>\n<img class="only-dark" src="\1" \3>'
+    return THEMED.sub(both, text)
+
+
 def complete(app, docname: str, source: list[str]) -> None:
     """Put into pages what is made when the site is built: the table of contents into the first
     page, which is also the README and so does not hold it, and for `<!-- made: name -->` what
     `pages.MADE` says."""
     if docname == root_doc:
         nb = json.loads(source[0])
+        for cell in nb['cells']:
+            cell['source'] = themed(''.join(cell['source']))
         nb['cells'].append(dict(cell_type='markdown', id='toctree', metadata={}, source=toctrees()))
         source[0] = json.dumps(nb)
     elif (NBS / f'{docname}.md').exists() and docname.split('/')[0] not in MADE_HERE:
@@ -105,8 +121,10 @@ def drop_others(level: Any, kept: list) -> None:
 def shortened(tree: str) -> str:
     """Return the sidebar with few entries: what lies below an entry is listed where that is
     read, of rooms and chapters the one that is read and those around it, and the tutorials
-    elsewhere."""
+    elsewhere. A caption is a heading, whose level Sphinx leaves out."""
     soup = BeautifulSoup(tree, 'html.parser')
+    for caption in soup.select('[role=heading]'):
+        caption['aria-level'] = '2'
     elsewhere = not soup.select('li.current.has-children')
     for item in soup.select('li.has-children'):
         if item.decomposed:
@@ -132,7 +150,25 @@ def shorten(app, pagename: str, templatename: str, context: dict, doctree) -> No
         context['furo_navigation_tree'] = shortened(tree)
 
 
+LINES = {'<dl>': '<span class="sig-lines">', '<dd>': '<span class="sig-line">'}
+
+
+class Writer(HTML5Translator):
+    """Writes a signature of several lines as lines; Sphinx makes a list of definitions of them,
+    without terms."""
+
+    def visit_desc_parameterlist(self, node) -> None:
+        self.signature_starts = len(self.body)
+        super().visit_desc_parameterlist(node)
+
+    def depart_desc_parameterlist(self, node) -> None:
+        super().depart_desc_parameterlist(node)
+        for i in range(self.signature_starts, len(self.body)):
+            self.body[i] = re.sub(r'</?d[dl]>', lambda m: LINES.get(m[0], '</span>'), self.body[i])
+
+
 def setup(app) -> None:
+    app.set_translator('html', Writer)
     app.add_html_math_renderer('tex', (show_tex, None), (show_tex, None))
     app.connect('builder-inited', lambda app: pages.write_made())
     app.connect('html-page-context', shorten, priority=900)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from looks import dull, faults, hidden
 
 from tracin_nb.graph.names import Names
 from tracin_nb.influence.tracin import TracIn
@@ -165,54 +166,19 @@ def end(process: subprocess.Popen) -> int:
 
 # ---- what one sees
 
-DULL = """() => {
-  const ctx = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const known = {}, rgba = (c) => known[c] ??= (() => { ctx.clearRect(0, 0, 1, 1);
-    ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1);
-    const d = ctx.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3]/255]; })();
-  const over = (a, part, b) => [0, 1, 2].map((i) => a[i]*part + b[i]*(1 - part));
-  const ups = (e) => e ? [...ups(e.parentElement), e] : [];
-  const ground = (e) => ups(e).reduce((under, x) => {
-    const c = rgba(getComputedStyle(x).backgroundColor); return over(c, c[3], under); },
-    [255, 255, 255]);
-  const seen = (e) => ups(e).reduce((o, x) => o*getComputedStyle(x).opacity, 1);
-  const part = (x) => (x /= 255) <= .03928 ? x/12.92 : ((x + .055)/1.055) ** 2.4;
-  const light = (c) => { const [r, g, b] = c.map(part); return .2126*r + .7152*g + .0722*b; };
-  const what = '.widget-label, input, textarea, select, option:not(:checked), td, th, ' +
-    'caption, h1, h2, h3, a, p, li, small, pre, summary, [role=status], [role=alert], ' +
-    '[role=tab], button:enabled';
-  const where = ':is(.tracin-panel, .widget-tab, main) ';
-  return [...document.querySelectorAll(where + ':is(' + what + ')')]
-    .filter((e) => e.offsetWidth).map((e) => {
-    const under = ground(e), c = rgba(getComputedStyle(e).color);
-    const a = light(over(c, c[3]*seen(e), under)), b = light(under);
-    return [(Math.max(a, b) + .05)/(Math.min(a, b) + .05), e.tagName,
-            (e.innerText || '').slice(0, 30)];
-  }).filter(([ratio]) => ratio < 4.5);
-}"""
 NAMELESS = """() => [...document.querySelectorAll('.tracin-panel :is(input, select, textarea)')]
   .filter((e) => e.offsetWidth && !e.labels?.[0]?.innerText.trim()).map((e) => e.outerHTML)"""
-HIDDEN = """() => {
-  const clips = (e) => { for (const found = []; ; e = e.parentElement) {
-    if (!e) return found;
-    if (getComputedStyle(e).overflowX != 'visible') found.push(e.getBoundingClientRect()); } };
-  const cells = [...document.querySelectorAll(
-    ':is(.tracin, .tracin-panel) :is(td, th, h2, h3, li), .tracin-panel .widget-label')];
-  return cells.filter((e) => e.offsetWidth).map((e) => {
-    const text = document.createRange(); text.selectNodeContents(e);
-    const b = text.getBoundingClientRect();
-    const out = clips(e.parentElement).some((c) => b.left < c.left - 1 || b.right > c.right + 1);
-    return [out || b.left < 0 || b.right > innerWidth + 1, e.innerText.slice(0, 40), b.right];
-  }).filter(([bad]) => bad);
-}"""
+
+SCALES = """() => [...document.querySelectorAll('.ranking .bar')].filter((e) => e.offsetWidth > 20)
+  .map((e) => e.getBoundingClientRect().width / parseFloat(e.style.width))"""
 
 
 def check_readable(page) -> None:
     """Text stands out from what is behind it (WCAG AA), every control has a label, and no label
     of a triple is cut off at a side."""
-    assert page.evaluate(DULL) == []
+    assert dull(page, ':is(.tracin-panel, .widget-tab, main)') == []
     assert page.evaluate(NAMELESS) == []
-    assert page.evaluate(HIDDEN) == []
+    assert hidden(page, ':is(.tracin, .tracin-panel)') == []
 
 
 def check_widths(page, tmp_path: Path, name: str) -> None:
@@ -221,6 +187,9 @@ def check_widths(page, tmp_path: Path, name: str) -> None:
         page.set_viewport_size(dict(width=width, height=1800))
         page.wait_for_timeout(300)
         check_readable(page)
+        assert faults(page, contrast=name.startswith('report')) == []
+        scales = page.evaluate(SCALES)
+        assert max(scales) < 1.2 * min(scales)  # of bars, per cent: as long as they say
         page.screenshot(path=tmp_path / f'{name}_{width}.png')
 
 
@@ -515,6 +484,7 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
             page.get_by_role('tab', name=name).click()
             page.get_by_role('heading', name=asked).wait_for()
             check_readable(page)
+            assert faults(page) == []
             page.screenshot(path=tmp_path / f'{name}.png')
         explained_by_keys(light)
         check_widths(light, tmp_path, 'served_light')

@@ -537,7 +537,7 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def check_steps(run: Run, result: Result) -> None:
-    "The first proponents are curated steps, and the picture of README shows them."
+    "The first proponents are curated steps, and the picture in the tutorial shows them."
     first = result.proponents.head(4)
     curated = Mechanisms(mechanisms(), run.training)
     h, _, t = to_ids([QUESTION], run.training)[0].tolist()

@@ -16,8 +16,8 @@ CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 INDEX = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
 START = '\n\n'.join(''.join(c['source']) for c in INDEX if c['cell_type'] == 'markdown')
 NOT_HERE = re.compile(
-    r'make \w|git clone|cd |pip install'
-)  # test_make, test_packaging and people do these
+    r'make \w|git clone|cd |pip install|tracin demo|tracin serve'
+)  # test_make, test_packaging, test_cli, test_browser and people do these
 
 RUNNER = """
 import contextlib, json, logging, os, shlex, subprocess, sys, tempfile, time, warnings
@@ -142,7 +142,7 @@ def test_make() -> None:
     named = set(
         re.findall(
             r'`?\bmake ([a-z-]+)\b',
-            '\n'.join(re.findall(r'`[^`]+`|^make .*', README + CONTRIBUTING, re.MULTILINE)),
+            '\n'.join(re.findall(r'(?<!`)`[^`\n]+`|^make .*', README + CONTRIBUTING, re.MULTILINE)),
         )
     )
     assert {'demo', 'test'} <= named <= targets
@@ -188,7 +188,7 @@ def test_comparison() -> None:
 def test_links(name: str) -> None:
     "Every relative link leads to a file of the repository."
     text = {'README.md': README, 'CONTRIBUTING.md': CONTRIBUTING}[name]
-    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|(?:src|href)="([^"#]+)"', text)
+    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|(?:src|srcset|href)="([^"#]+)"', text)
     local = [a or b for a, b in links if not re.match(r'\w+:', a or b)]
     assert local and [link for link in local if not (ROOT / link).exists()] == []
 

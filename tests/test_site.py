@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from looks import dull, faults, hidden
 
 SITE = Path(__file__).resolve().parent.parent / 'docs/_build/html'
 CHROMIUM = (
@@ -286,20 +287,18 @@ def test_widgets_are_stored() -> None:
     assert {name: n for name, n in lost.items() if n} == {}
 
 
-def widget_page() -> str | None:
-    "A page with a stored widget."
-    return next((name for name in PAGES if all(views(name))), None)
-
-
-WIDGET = widget_page()
+WIDGETS = [name for name in PAGES if all(views(name))]
+WIDGET = next(iter(WIDGETS), None)
 SHOWN = {  # page: what it has to show
     'index.html': ('figures', 'tables'),
     'method.html': ('formulas', 'tables'),
     'benchmarks.html': ('figures', 'tables'),
     'influence/90_tracin.html': ('formulas', 'tables'),
     'answer/30_plots.html': ('figures',),
+    'tutorials/1_five_minutes.html': ('figures', 'tables'),
     'api/influence.tracin.html': ('tables',),
 } | ({WIDGET: ('widgets',)} if WIDGET else {})
+KINDS = {'tutorials/1_five_minutes.html', 'api/influence.tracin.html', WIDGET}
 
 
 def look(browser, server: str, name: str, width: int, theme: str) -> dict:
@@ -320,7 +319,11 @@ def look(browser, server: str, name: str, width: int, theme: str) -> dict:
         page.evaluate('() => MathJax.startup.promise')
     if name == WIDGET:
         page.wait_for_selector('.jupyter-widgets', timeout=20_000)
-    found = page.evaluate(LOOK)
+    found = page.evaluate(LOOK) | dict(dull=dull(page, 'article'))
+    if name == 'index.html':
+        found |= dict(hidden=hidden(page, 'article'), faults=faults(page, contrast=True))
+    elif name in KINDS and width < 1000:
+        found |= dict(faults=faults(page))
     context.close()
     assert not wrong
     return found
@@ -329,8 +332,8 @@ def look(browser, server: str, name: str, width: int, theme: str) -> dict:
 @pytest.mark.parametrize('width, theme', [(1400, 'light'), (390, 'dark')])
 @pytest.mark.parametrize('name', SHOWN)
 def test_page(name: str, width: int, theme: str, server: str, browser) -> None:
-    """Formulas, figures, tables and widgets show, text can be read, and the page is no wider
-    than the window."""
+    """Formulas, figures, tables and widgets show, text can be read, the page is no wider than the
+    window, and axe-core finds nothing serious on a page of each kind."""
     found = look(browser, server, name, width, theme)
     missing = [what for what in SHOWN[name] if not found[what]]
     if not (SITE / '_static/tex-svg.js').exists():
@@ -339,9 +342,38 @@ def test_page(name: str, width: int, theme: str, server: str, browser) -> None:
         assert not found['raw']
     assert not missing
     assert not found['broken'] and 'Error displaying widget' not in found['text']
-    assert not found['faint'] and not found['small']
+    assert not found['faint'] and not found['small'] and not found['dull']
+    assert not found.get('faults') and not found.get('hidden')  # of a page of each kind
     assert (found['theme'] > 200) == (theme == 'light')
     assert found['page'] <= found['window']
+
+
+@pytest.mark.parametrize('name', WIDGETS)
+def test_widgets_in_the_dark(name: str, server: str, browser) -> None:
+    "Every embedded widget can be read, in the light and in the dark."
+    page = browser.new_page(viewport=dict(width=1440, height=900))
+    page.goto(server + name, wait_until='load')
+    page.wait_for_selector('.jupyter-widgets', timeout=20_000)
+    page.wait_for_load_state('networkidle')
+    for theme in ('light', 'dark'):
+        page.emulate_media(color_scheme=theme)
+        assert dull(page, 'article .jupyter-widgets') == []
+    page.close()
+
+
+def test_picture_follows_the_theme(server: str, browser) -> None:
+    "The start page shows the app as dark as the page is, however that was chosen; files are small."
+    page = browser.new_page(viewport=dict(width=1440, height=900), color_scheme='light')
+    page.goto(server, wait_until='load')
+    shown = """[...document.querySelectorAll('article img')].filter((e) => e.checkVisibility())
+      .map((e) => e.src.split('/').pop())"""
+    assert page.evaluate(shown) == ['app-light.webp']
+    page.emulate_media(color_scheme='dark')
+    assert page.evaluate(shown) == ['app-dark.webp']
+    page.evaluate("document.body.dataset.theme = 'light'")
+    assert page.evaluate(shown) == ['app-light.webp']
+    page.close()
+    assert max(p.stat().st_size for p in (SITE / '_static').glob('app-*.webp')) <= 120_000
 
 
 @pytest.mark.parametrize('theme', ['light', 'dark'])
@@ -426,6 +458,8 @@ def test_search_finds_first(query: str, first: str, server: str, browser) -> Non
     page.goto(f'{server}search.html?q={query}', wait_until='load')
     page.wait_for_selector('ul.search li a', timeout=20_000)
     page.wait_for_function("document.querySelector('p.search-summary')?.innerText.includes('page')")
+    if query == 'leak':
+        assert faults(page) == []
     target = page.locator('ul.search li a').first.get_attribute('href')
     page.close()
     assert target.split('?')[0].split('#')[0] == first

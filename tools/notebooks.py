@@ -296,6 +296,7 @@ def readme() -> str:
         raise ValueError('nbs/index.ipynb: an output is an image, which README.md cannot hold')
     text = re.sub(r'<style.*?</style>\n*', '', text, flags=re.DOTALL)
     text = re.sub(r'(\]\()(?!\w+:|#|/|\.\./)', r'\1nbs/', text).replace('](../', '](')
+    text = re.sub(r'((?:src|srcset)=")\.\./', r'\1', text)
     text = re.sub(r'\n{3,}', '\n\n', text).strip()
     return f'<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->\n\n{text}\n'
 

@@ -22,6 +22,8 @@ import pandas as pd
 PARTS_OF_TRIPLE = ('head', 'relation', 'tail')
 _COPIED = ('influence', 'kind', 'rank', 'test_index', 'training_index')
 _COPIED += ('spread', 'agreement', 'runs')  # of means over several runs
+_WHOLE = {'rank', 'test_index', 'training_index'}
+_SOURCE = ('knowledge_level', 'agent_type')  # which Biolink requires of edges
 
 
 def without_marks(text: str) -> str:
@@ -134,7 +136,7 @@ def biolink_predicate(relation: str) -> str:
 
 def kgx_tables(graph: nx.MultiDiGraph) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return the nodes and edges as tables."
-    levels = dict(prediction='prediction')
+    sources = dict(prediction=('prediction', 'computational_model'))
     nodes = [
         dict(
             id=label, name=told['name'], category=biolink_category(told['type']), type=told['type']
@@ -144,10 +146,11 @@ def kgx_tables(graph: nx.MultiDiGraph) -> tuple[pd.DataFrame, pd.DataFrame]:
     edges = [
         dict(id=key, subject=a, predicate=biolink_predicate(told['relation_name']), object=b)
         | told
-        | dict(knowledge_level=levels.get(told.get('kind'), 'not_provided'))
+        | dict(zip(_SOURCE, sources.get(told.get('kind'), ('not_provided', 'not_provided'))))
         for a, b, key, told in graph.edges(keys=True, data=True)
     ]
-    return pd.DataFrame(nodes), pd.DataFrame(edges)
+    whole = dict.fromkeys(_WHOLE & set().union(*edges), 'Int64')  # a prediction has no rank
+    return pd.DataFrame(nodes), pd.DataFrame(edges).astype(whole)
 
 
 def kgx_files(path: Path) -> tuple[Path, Path]:

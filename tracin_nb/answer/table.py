@@ -155,6 +155,19 @@ STYLE = """<style>
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .tracin .bar.opp { background: repeating-linear-gradient(-55deg, var(--opp) 0 3px,
   transparent 3px 5px); box-shadow: inset 0 0 0 1px var(--opp); }
+@container (max-width: 33em) { /* a bar, which its number does not shorten, above the triple */
+  .tracin.tracin.tracin .ranking > tbody > tr { grid-template-columns: 1.15fr .9fr 1.15fr;
+    font-size: min(1em, 13.5px); padding-left: .5em; }
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(1) { grid-area: 1 / 1; text-align: left; }
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(2) { grid-area: 1 / 1 / 2 / 4;
+    margin-left: 2em; }
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(3) { grid-column: 1; }
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(2):not(:has(small)) {
+    flex-direction: row; justify-content: flex-start; padding-right: 6em; }
+  .tracin.tracin .ranking > tbody > tr > td:nth-child(2):has(small) { display: block;
+    text-align: left; }
+  .tracin.tracin .ranking > tbody > tr > td > .bar { flex: none; order: -1; }
+}
 .tracin small { display: block; font-size: .85em; opacity: .78; }
 .tracin .note { opacity: .82; margin: .4em 0; overflow-wrap: anywhere; }
 .tracin td i { opacity: .9; }

@@ -1449,6 +1449,7 @@ def demo_command(asked: DemoAsked) -> None:
         f'{out / "explanation"}\n'
         f'Next: tracin predict {out} imatinib indication\n'
         f'      tracin explain {out} --head imatinib --relation indication --top 2\n'
+        f'      tracin serve {out}   (the same in a browser)\n'
         f'      tracin explain --help   (all options)\n'
         f'      nbs/tutorials/2_why_this_drug.ipynb   (the same in Python, and how far to trust it)'
     )

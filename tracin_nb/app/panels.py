@@ -87,6 +87,10 @@ STYLE = """<style>
   vertical-align: top; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 .tracin-panel .plain caption { text-align: left; font-weight: 600; padding-top: .4em; }
 .tracin-panel .plain :is(td, th).number { text-align: right; }
+.tracin-panel .tracin-few .plain :is(th, td) { min-width: 7em; }
+.tracin-panel .tracin-few .plain :is(th, td):first-child { min-width: 3.5em; }
+@container (max-width: 33em) {
+  .tracin-panel .tracin-few .plain :is(th, td):nth-child(n) { min-width: 0; } }
 .tracin-panel a { color: var(--jp-content-link-color, #0072b2); }
 .tracin-panel a.main { display: inline-block; padding: .3em 1em; margin: .2em .6em .2em 0;
   border: 1px solid; border-radius: 3px; font-weight: 600; text-decoration: none; }
