@@ -242,7 +242,6 @@ LOOKS = """
     gap: 0 1em; }
   .tracin-live .tracin.tracin .ranking > thead th { border: 0; padding: 0; }
 }
-@container (max-width: 21em) { .tracin-live .ranking > tbody td { font-size: .9em; } }
 """
 
 
