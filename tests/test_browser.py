@@ -170,7 +170,8 @@ NAMELESS = """() => [...document.querySelectorAll('.tracin-panel :is(input, sele
   .filter((e) => e.offsetWidth && !e.labels?.[0]?.innerText.trim()).map((e) => e.outerHTML)"""
 
 SCALES = """() => [...document.querySelectorAll('.ranking tr:not(.detail) > td > .bar')]
-  .filter((e) => e.offsetWidth > 20 && !e.closest('.detail')).map((e) => e.getBoundingClientRect().width / parseFloat(e.style.width))"""
+  .filter((e) => e.offsetWidth > 20 && !e.closest('.detail'))
+  .map((e) => e.getBoundingClientRect().width / parseFloat(e.style.width))"""
 
 
 def check_readable(page) -> None:
@@ -181,13 +182,13 @@ def check_readable(page) -> None:
     assert hidden(page, ':is(.tracin, .tracin-panel)') == []
 
 
-def check_widths(page, tmp_path: Path, name: str) -> None:
+def check_widths(page, tmp_path: Path, name: str, where: str = '') -> None:
     "On a phone and on a wide screen; a picture of each stays."
     for width in (390, 1440):
         page.set_viewport_size(dict(width=width, height=1800))
         page.wait_for_timeout(300)
         check_readable(page)
-        assert faults(page, contrast=name.startswith('report')) == []
+        assert faults(page, name.startswith('report'), where) == []
         scales = page.evaluate(SCALES)
         assert max(scales) < 1.2 * min(scales)  # of bars, per cent: as long as they say
         page.screenshot(path=tmp_path / f'{name}_{width}.png')
@@ -368,13 +369,13 @@ def check_both_themes(page, tmp_path: Path) -> None:
     """It can be read in light and dark, on a wide screen and, with JupyterLab's list of files
     folded, on a phone; a picture of each stays. Keys stay within the panel."""
     page.evaluate('jupyterapp.shell.collapseLeft()')
-    check_widths(page, tmp_path, 'light')
+    check_widths(page, tmp_path, 'light', '.tracin-panel')
     page.evaluate(
         "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
     )
     page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
     page.wait_for_timeout(500)
-    check_widths(page, tmp_path, 'dark')
+    check_widths(page, tmp_path, 'dark', '.tracin-panel')
     page.get_by_role('button', name='Run', exact=True).press('b')  # which makes a cell elsewhere
     page.get_by_label('Filter rows').first.press('Escape')
     page.locator('tr[data-row]').first.press('b')
