@@ -278,7 +278,7 @@ class Ranking:
         self.proponents = TopK(num_tests, k, largest=True, device=device, dtype=dtype, beyond=0.0)
         self.opponents = TopK(num_tests, k, largest=False, device=device, dtype=dtype, beyond=0.0)
         self.sums = torch.zeros(2, num_tests, dtype=torch.float64, device=device)
-        self.slopes = 0  # training triples with a slope, as counted by who makes the scores
+        self.slopes: int | Tensor = 0  # training triples with a slope, counted by the caller
 
     @property
     def nbytes(self) -> int:

@@ -85,16 +85,17 @@ def index_bytes(steps: Steps, some: Pass, test: TestSide, k: int) -> IndexBytes:
     n, both, factors = len(some), len(some) * len(test), sum(f.nbytes for f in found)
     every = passing.peak, factors, factors + making.peak, tile.nbytes
     with metered(steps.device) as multiplying:
-        found = multiply(tile, test, some, k)
+        got = multiply(tile, test, some, k)
     with metered(steps.device) as taking:
-        take(Ranking(len(test), k, device=steps.device, dtype=test.dtype), found, some)
-    shared, one, each = tile.shared(test), found.nbytes // both + 1, taking.peak
+        take(Ranking(len(test), k, device=steps.device, dtype=test.dtype), got, some)
+    shared, one, each = tile.shared(test), got.nbytes // both + 1, taking.peak
     crowded = is_crowded(shared, both)
     if crowded:  # all are made, copied, and compared
         pair, each = max(multiplying.peak // both + 1, 2 * one + 1), each - (one + 1) * both
     else:
-        pair, each = 0, max(multiplying.peak, found.nbytes + each) - 4 * shared
-    return IndexBytes(*(b // n + 1 for b in every), shared, crowded, pair, max(0, each))
+        pair, each = 0, max(multiplying.peak, got.nbytes + each) - 4 * shared
+    forward, held, made, kept = (b // n + 1 for b in every)
+    return IndexBytes(forward, held, made, kept, shared, crowded, pair, max(0, each))
 
 # %% ../../nbs/influence/30_plan.ipynb #782ffb6e
 @dataclass

@@ -262,7 +262,8 @@ class SelfJob:
 
     def do(self, steps: Steps, some: Pass) -> dict[str, Tensor]:
         "Return the strongest of a shard."
-        top, slopes, later = self.blank(steps), 0, Doubtful(steps.device)
+        slopes: int | Tensor = 0
+        top, later = self.blank(steps), Doubtful(steps.device)
         step = lambda places: self.own(steps, some.triples[places])
         tiles = steps.tiles(len(some), some.size, self.label, recorded(step))
         for places, (found, doubts) in tiles:

@@ -107,7 +107,7 @@ class Pairs:
     test: Tensor
     column: Tensor
     values: Tensor
-    slopes: int  # of the tile's triples
+    slopes: int | Tensor  # of the tile's triples
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +117,7 @@ class Pairs:
     def into(self, ranking: Ranking, some: Pass) -> None:
         "Take the influences of the training triples of `some` into `ranking`."
         ranking.update_pairs(self.test, some.rows.to(self.column.device)[self.column], self.values)
-        ranking.slopes += self.slopes
+        ranking.slopes += trusted(self.slopes)
 
 
 def take(ranking: Ranking, found: Matrix | Pairs, some: Pass) -> None:
@@ -169,8 +169,8 @@ class IndexTile:
 
     indices: dict[str, list[Index]]
     n: int
-    slopes: int = 0  # triples with a slope at some checkpoint
-    largest: float = 0.0  # size of the largest gradient
+    slopes: int | Tensor = 0  # triples with a slope at some checkpoint
+    largest: float | Tensor = 0.0  # size of the largest gradient
 
     @property
     def nbytes(self) -> int:
@@ -187,8 +187,8 @@ class IndexTile:
         rated = test.rated(self.device)
         most = test.reach * self.largest * limit(test.dtype)
         if crowded(rated, self.indices, self.n):
-            found = shared_matrix(rated, self.indices, self.n, test.dtype)
-            return Matrix(cleared(found, k, most, lambda: self.terms(test)), self.slopes)
+            every = shared_matrix(rated, self.indices, self.n, test.dtype)
+            return Matrix(cleared(every, k, most, lambda: self.terms(test)), self.slopes)
         found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most)
         return Pairs(*found, self.slopes)
 

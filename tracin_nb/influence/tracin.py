@@ -729,7 +729,7 @@ class TracIn:
         more |= checks.measured_errors(self.steps, question.test_objective, question.test, rows)
         more |= untaught(question.test, self.run.training)
         more |= checks.slope_facts(
-            self.steps, self.run, question.test_objective, flat, ranking.slopes
+            self.steps, self.run, question.test_objective, flat, int(ranking.slopes)
         )
         if question.sample:
             audit = checks.missed(self.steps, self.planner, question, side, ranking)
