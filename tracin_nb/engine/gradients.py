@@ -1221,6 +1221,7 @@ def _join(
     if not rows:
         return blocks
     as_they_are = get_proxy_mode() is not None or open_ends and len(rows) == 1
+    as_they_are = as_they_are or hurried(rows[0].grads)  # the host must know what is saved
     joined = None if as_they_are else _folded(rows)
     if joined is None:
         joined = Rows(torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1))

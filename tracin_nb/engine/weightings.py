@@ -625,7 +625,8 @@ class RowBlocks:
                 self._add(*whole)
 
     def _add(self, rows: Rows, outer: Outer) -> None:
-        if not outer.factors[0].shape[1] and rows.ids.numel() >= _MANY * len(self.table):
+        many = rows.ids.numel() >= _MANY * len(self.table)
+        if many and not outer.factors[0].shape[1] and not hurried(rows.grads):
             return _add_squares(self.moments, *_each_once(rows))
         partners, (p, q) = _partners(rows, outer), outer.factors
         if hurried(partners):
