@@ -276,10 +276,30 @@ def inline(cell: dict) -> None:
             data['text/html'] = f'<div class="picture">{drawn}</div>'
 
 
+STATES, SHOWN = (f'application/vnd.jupyter.widget-{x}+json' for x in ('state', 'view'))
+
+
+def without_scripts(nb: dict[str, Any]) -> dict[str, Any]:
+    """Return the notebook with the HTML of its live views in place of their widgets, whose script
+    the site has no loader for."""
+    found = nb['metadata'].get('widgets', {}).get(STATES, {}).get('state', {})
+    for widget in found.values():
+        if widget['model_module'] == 'anywidget':
+            state = widget['state']
+            page = f'<style>{state["_css"]}</style><div class="tracin">{state["content"]}</div>'
+            kept = {name: state[name] for name in ('layout', '_dom_classes') if name in state}
+            widget |= dict(model_name='HTMLModel', model_module='@jupyter-widgets/controls')
+            widget |= dict(model_module_version='2.0.0', state=dict(kept, value=page))
+    for out in (out for cell in nb['cells'] for out in cell.get('outputs', ())):
+        if {SHOWN, 'text/html'} <= {*out.get('data', ())}:
+            del out['data'][SHOWN]
+    return nb
+
+
 def read(text: str) -> nbformat.NotebookNode:
     "Return the notebook in `text` (JSON) as the site shows it."
     module = re.search(r'#\|\s*default_exp\s+([\w.]+)', text)
-    nb = NBProcessor(nb=dict2nb(json.loads(text)), procs=PROCS, process=True).nb
+    nb = NBProcessor(nb=dict2nb(without_scripts(json.loads(text))), procs=PROCS, process=True).nb
     for cell in nb.cells:
         if cell.cell_type == 'markdown':
             cell['source'] = linked(cell.source.replace(*HERE))

@@ -50,12 +50,13 @@ def axe() -> str:
     return AXE_SCRIPT
 
 
-def faults(page, contrast: bool = False) -> list[tuple[str, list[str]]]:
+def faults(page, contrast: bool = False, where: str = '') -> list[tuple[str, list[str]]]:
     """What axe-core finds on a page that is serious or critical: the rule, and where. Its rule of
     contrast takes more time than all others, and `dull` measures the same."""
     page.evaluate(axe())
     options = dict(resultTypes=['violations'], rules={'color-contrast': dict(enabled=contrast)})
-    found = page.evaluate('options => axe.run(options)', options)
+    run = '([where, options]) => axe.run(where || document, options)'
+    found = page.evaluate(run, [where, options])
     return [
         (rule['id'], [node['html'][:100] for node in rule['nodes']])
         for rule in found['violations']

@@ -21,12 +21,14 @@ from tracin_nb.app.audit import (
     EngineSetting,
     ProfilePanel,
     TrainingAudit,
+    both_ranked,
     compare,
     compare_settings,
     without,
 )
 from tracin_nb.app.panels import Panel, Stopped
 from tracin_nb.evaluation.stability import overlap
+from tracin_nb.graph.names import Names
 from tracin_nb.graph.triples import select, to_labels
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
@@ -118,7 +120,7 @@ def stopped(panel: Panel, pattern: str) -> float:
 def test_ranking(audit: TrainingAudit, tracins: list[TracIn]) -> None:
     frame, direct = pressed(audit).result.frame, tracins[0].self_influence(12).frame
     pd.testing.assert_frame_equal(frame, direct)
-    cells = re.findall(r'<td>([^<]*)</td>', audit.ranking.html.value)
+    cells = re.findall(r'<td>([^<]*)</td>', audit.ranking.content)
     assert cells == direct[['head', 'relation', 'tail']].to_numpy().ravel().tolist()
 
 
@@ -144,9 +146,9 @@ def test_marks_are_kept(audit: TrainingAudit) -> None:
     click(audit, 'Mark')
     audit.weighting.value = 'sgd'
     pressed(audit)
-    assert len(audit.suspects.places) == 3 and set(first) < set(audit.marked['training_index'])
+    assert len(audit.suspects.lines) == 1 + 3 and set(first) < set(audit.marked['training_index'])
     assert set(audit.marked['ranking']) == {'all relations, training, natural'}
-    audit.suspects.value = (first[0],)
+    audit.suspects.value = (audit.marked.index.get_loc(first[0]),)
     click(audit, 'Unmark')
     assert first[0] not in audit.marked['training_index'].tolist() and len(audit.marked) == 2
 
@@ -239,9 +241,13 @@ def test_rankings(both: CompareRuns, tracins: list[TracIn], runs: list[Run]) -> 
                 mine['training_index']
             ].tolist()
             assert mine['other_rank'].tolist() == there
-            table = both.rankings.value.partition(f'<caption>{kind}s of run {name}<')[2]
+            table = both.rankings.content.partition(f'<caption>{kind}s of run {name}<')[2]
             told = re.findall(r'<small>([\d,]+) in [ab]</small>', table.partition('</table>')[0])
             assert [int(rank.replace(',', '')) for rank in told] == there
+    copied = [line.split('\t') for line in both.rankings.lines]
+    assert copied[0][:2] == ['run', 'kind'] and len(copied) == 1 + len(result.frame)
+    named = both_ranked(result.with_names(Names({'uk': 'United Kingdom'})))
+    assert 'United Kingdom<small>uk</small>' in named
     shared = result.agreement.set_index('measure')['value']
     for k in (10, 100):
         for side, sign in (('proponents', 1), ('opponents', -1)):
@@ -420,5 +426,5 @@ def test_names(runs: list[Run]) -> None:
     panel.relation.complete()
     assert panel.asked() == Ask(relation='embassy')
     panel.k.value = 3
-    table = pressed(panel).ranking.html.value
+    table = pressed(panel).ranking.content
     assert table.count('has embassy in<small>embassy</small>') == 3

@@ -70,42 +70,30 @@ def browser() -> Iterator:
 @pytest.fixture
 def page(browser, tmp_path: Path) -> Iterator:
     "A page; its last look stays in `tmp_path`."
-    page = browser.new_page(viewport=dict(width=1250, height=1800))
+    context = browser.new_context(viewport=dict(width=1250, height=1800))
+    context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    page = context.new_page()
     page.set_default_timeout(60_000)
     yield page
     page.screenshot(path=tmp_path / 'last.png')
-    page.close()
+    context.close()
 
 
-@pytest.fixture
-def clean(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope='module')
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     "An environment in which Jupyter knows nothing of its user."
-    own = {
-        f'JUPYTER_{name}_DIR': str(tmp_path / name.lower())
-        for name in ('CONFIG', 'RUNTIME', 'DATA')
-    }
-    return os.environ | own | dict(IPYTHONDIR=str(tmp_path / 'ipython'), OMP_NUM_THREADS='1')
+    home = tmp_path_factory.mktemp('home')
+    own = {f'JUPYTER_{x}_DIR': str(home / x.lower()) for x in ('CONFIG', 'RUNTIME', 'DATA')}
+    return os.environ | own | dict(IPYTHONDIR=str(home / 'ipython'), OMP_NUM_THREADS='1')
 
 
-@pytest.fixture
-def lab(
-    request: pytest.FixtureRequest, tmp_path: Path, clean: dict[str, str], run: Run
-) -> Iterator[str]:
-    "JupyterLab with a notebook that shows a panel, whose name is the parameter; its address."
-    code = (
-        f'from tracin_nb import {request.param}\n{request.param}({str(run.folder)!r}, '
-        f'batch_size={TILE})'
-    )
-    cell = dict(
-        cell_type='code', id='a', source=code, metadata={}, outputs=[], execution_count=None
-    )
-    kernel = dict(
-        kernelspec=dict(name='python3', display_name='Python 3 (ipykernel)', language='python')
-    )
-    (tmp_path / 'work').mkdir()
-    (tmp_path / 'work/a.ipynb').write_text(
-        json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5))
-    )
+@pytest.fixture(scope='module')
+def jupyterlab(
+    tmp_path_factory: pytest.TempPathFactory, clean: dict[str, str]
+) -> Iterator[tuple[Path, int]]:
+    "JupyterLab: the folder that it shows, and its port."
+    home = tmp_path_factory.mktemp('lab')
+    (home / 'work').mkdir()
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -116,25 +104,43 @@ def lab(
         '--no-browser',
         '--allow-root',
         '--expose-app-in-browser',
-        f'--ServerApp.root_dir={tmp_path}/work',
+        f'--ServerApp.root_dir={home}/work',
         '--LabApp.news_url=None',
         '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
     ]
-    with (tmp_path / 'log').open('wb') as log:
+    with (home / 'log').open('wb') as log:
         process = subprocess.Popen(
             [sys.executable, '-m', 'jupyterlab', *options],
             env=clean,
-            cwd=tmp_path,
+            cwd=home,
             stdout=log,
             stderr=log,
         )
     try:
-        yield (
-            listening(port, process, tmp_path / 'log')
-            or f'http://127.0.0.1:{port}/lab/tree/a.ipynb?reset&token=t'
-        )
+        listening(port, process, home / 'log')
+        yield home / 'work', port
     finally:
         end(process)
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, jupyterlab: tuple[Path, int], run: Run) -> str:
+    "The address of a notebook that shows a panel, whose name is the parameter."
+    folder, port = jupyterlab
+    code = (
+        f'from tracin_nb import {request.param}\n{request.param}({str(run.folder)!r}, '
+        f'batch_size={TILE})'
+    )
+    cell = dict(
+        cell_type='code', id='a', source=code, metadata={}, outputs=[], execution_count=None
+    )
+    kernel = dict(
+        kernelspec=dict(name='python3', display_name='Python 3 (ipykernel)', language='python')
+    )
+    (folder / f'{request.param}.ipynb').write_text(
+        json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5))
+    )
+    return f'http://127.0.0.1:{port}/lab/tree/{request.param}.ipynb?reset&token=t'
 
 
 def listening(port: int, process: subprocess.Popen, log: Path, seconds: float = 60) -> None:
@@ -163,7 +169,8 @@ def end(process: subprocess.Popen) -> int:
 NAMELESS = """() => [...document.querySelectorAll('.tracin-panel :is(input, select, textarea)')]
   .filter((e) => e.offsetWidth && !e.labels?.[0]?.innerText.trim()).map((e) => e.outerHTML)"""
 
-SCALES = """() => [...document.querySelectorAll('.ranking .bar')].filter((e) => e.offsetWidth > 20)
+SCALES = """() => [...document.querySelectorAll('.ranking tr:not(.detail) > td > .bar')]
+  .filter((e) => e.offsetWidth > 20 && !e.closest('.detail'))
   .map((e) => e.getBoundingClientRect().width / parseFloat(e.style.width))"""
 
 
@@ -175,13 +182,13 @@ def check_readable(page) -> None:
     assert hidden(page, ':is(.tracin, .tracin-panel)') == []
 
 
-def check_widths(page, tmp_path: Path, name: str) -> None:
+def check_widths(page, tmp_path: Path, name: str, where: str = '') -> None:
     "On a phone and on a wide screen; a picture of each stays."
     for width in (390, 1440):
         page.set_viewport_size(dict(width=width, height=1800))
         page.wait_for_timeout(300)
         check_readable(page)
-        assert faults(page, contrast=name.startswith('report')) == []
+        assert faults(page, name.startswith('report'), where) == []
         scales = page.evaluate(SCALES)
         assert max(scales) < 1.2 * min(scales)  # of bars, per cent: as long as they say
         page.screenshot(path=tmp_path / f'{name}_{width}.png')
@@ -261,17 +268,11 @@ def stop_and_run_again(page) -> None:
 def check_answer(page, frame: pd.DataFrame) -> None:
     "The rows are those of `explain`, a row can be opened by keyboard, the files hold the rows."
     for side, rows in frame.groupby('kind'):
-        shown = page.get_by_role('grid', name=f'{side}s').locator('tbody tr')
+        shown = page.get_by_role('grid', name=f'{side}s').locator('tr[data-row]')
         cells = [line.locator('td').all_inner_texts()[2:] for line in shown.all()[:3]]
         assert shown.count() == len(rows)
         assert cells == rows[['head', 'relation', 'tail']].to_numpy().tolist()[:3]
-    row = page.get_by_role('grid', name='proponents').locator('tbody tr').first
-    row.focus()
-    row.press('ArrowDown')
-    page.get_by_role(
-        'table', name=re.compile('Influence of proponent 2: .* by checkpoint')
-    ).wait_for()
-    assert page.locator('[aria-selected=true]', has_text='+').count() == 1
+    check_live(page, frame)
     for name, read in (('influence.csv', pd.read_csv), ('influence.parquet', pd.read_parquet)):
         assert (
             read(saved(page, name))['training_index'].tolist() == frame['training_index'].tolist()
@@ -283,6 +284,53 @@ def check_answer(page, frame: pd.DataFrame) -> None:
     assert 'TracIn(' in page.get_by_role('textbox', name='Code').input_value()
 
 
+def check_live(page, frame: pd.DataFrame) -> None:
+    "Rows are selected, shown in the picture, sorted, filtered, hidden and copied."
+    grid, triple = page.get_by_role('grid', name='proponents'), ['head', 'relation', 'tail']
+    rows, filtered = grid.locator('tr[data-row]'), page.get_by_label('Filter rows')
+    tails = lambda: rows.locator('td:nth-child(5)').all_inner_texts()
+    rows.first.focus()
+    rows.first.press('ArrowDown')
+    page.get_by_role(
+        'table', name=re.compile('Influence of proponent 2: .* by checkpoint')
+    ).wait_for()
+    assert page.locator('.tracin-live table.ranking [aria-selected=true]').count() == 1
+    page.keyboard.press('Control+c')
+    page.locator('[role=status]', has_text='1 row copied').wait_for()
+    copied = page.evaluate('navigator.clipboard.readText()').split('\t')
+    assert copied[:2] == ['proponent', '2'] and copied[3:6] == frame[triple].values[1].tolist()
+    page.keyboard.press('Escape')
+    page.locator('tr.detail').wait_for(state='detached')
+    arrow = page.locator('.sketch [data-row]').first
+    arrow.locator('text').click()
+    row = int(arrow.get_attribute('data-row'))
+    page.get_by_role(
+        'table', name=re.compile(f'Influence of {frame["kind"][row]} {frame["rank"][row]}: .* by')
+    ).first.wait_for()
+    lit = page.locator('.sketch .lit')
+    assert {x.get_attribute('data-row') for x in lit.all()} == {str(row)}
+    grid.get_by_role('button', name='tail').press('Enter')
+    assert tails() == sorted(frame['tail'][: len(tails())])
+    grid.get_by_role('button', name='tail').press('Enter')
+    assert grid.locator('th[aria-sort=descending]').inner_text().startswith('tail')
+    assert tails() == sorted(frame['tail'][: len(tails())], reverse=True)
+    grid.get_by_role('button', name='tail').press('Enter')
+    word = frame['tail'][0]
+    filtered.fill(word.upper())
+    fits = frame[(frame[triple].apply(lambda x: x.str.contains(word))).any(axis=1)]
+    page.locator('[role=status]', has_text=f'{len(fits)} of {len(frame)} rows').wait_for()
+    page.get_by_label('opponents').uncheck()
+    fits = fits[fits['kind'] == 'proponent']
+    page.locator('[role=status]', has_text=f'{len(fits)} of {len(frame)} rows').wait_for()
+    assert page.get_by_role('grid', name='opponents').count() == 0
+    page.get_by_role('button', name='Copy rows').press('Enter')
+    page.locator('[role=status]', has_text=f'{len(fits)} row').wait_for()
+    copied = pd.read_csv(io.StringIO(page.evaluate('navigator.clipboard.readText()')), sep='\t')
+    assert copied[triple].values.tolist() == fits[triple].values.tolist()
+    filtered.fill('')
+    page.get_by_label('opponents').check()
+
+
 def explained_by_keys(page) -> None:
     "From the top of the page with Tab, Enter and arrows only, to what a row had its influence by."
     page.get_by_role('grid', name=re.compile('Predictions')).wait_for()
@@ -291,9 +339,9 @@ def explained_by_keys(page) -> None:
     page.keyboard.press('Enter')
     wait_for(page, 'influence: ')
     wait_for(page, 'done in')
-    reach(page, "!!document.activeElement.closest('table.ranking tr')")
+    reach(page, "!!document.activeElement.matches('table.ranking tbody tr')")
     page.keyboard.press('ArrowDown')
-    page.get_by_role('table', name=re.compile('proponent 2: .* by parameters')).wait_for()
+    page.get_by_role('table', name=re.compile('[2-9]: .* by parameters')).wait_for()
 
 
 def reach(page, there: str) -> None:
@@ -318,16 +366,20 @@ def shown(lab: str, page) -> None:
 
 
 def check_both_themes(page, tmp_path: Path) -> None:
-    "It can be read in light and dark; a picture of each stays."
-    check_readable(page)
-    page.screenshot(path=tmp_path / 'light.png')
+    """It can be read in light and dark, on a wide screen and, with JupyterLab's list of files
+    folded, on a phone; a picture of each stays. Keys stay within the panel."""
+    page.evaluate('jupyterapp.shell.collapseLeft()')
+    check_widths(page, tmp_path, 'light', '.tracin-panel')
     page.evaluate(
         "jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
     )
     page.wait_for_function("document.body.dataset.jpThemeLight == 'false'")
     page.wait_for_timeout(500)
-    check_readable(page)
-    page.screenshot(path=tmp_path / 'dark.png')
+    check_widths(page, tmp_path, 'dark', '.tracin-panel')
+    page.get_by_role('button', name='Run', exact=True).press('b')  # which makes a cell elsewhere
+    page.get_by_label('Filter rows').first.press('Escape')
+    page.locator('tr[data-row]').first.press('b')
+    assert page.locator('.jp-Notebook .jp-Cell').count() == 1
     assert page.locator('.jp-OutputArea-output').count() == 1  # the panel, and nothing printed
 
 
@@ -346,7 +398,8 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     wait_for(page, r'moments: [\d,]+ of 1,592')
     stop_and_run_again(page)
     frame = TracIn(run, progress=False).self_influence(100).frame
-    rows = page.get_by_role('grid', name='Training triples by self-influence').locator('tbody tr')
+    grid = page.get_by_role('grid', name='Training triples by self-influence')
+    rows = grid.locator('tr[data-row]')
     cells = [line.locator('td').all_inner_texts()[2:] for line in rows.all()[:3]]
     assert cells == frame[['head', 'relation', 'tail']].to_numpy().tolist()[:3]
     press(page, 'Mark')
@@ -358,7 +411,7 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     rows.first.focus()
     rows.first.press('Shift+ArrowDown')
     press(page, 'Mark')
-    marked = page.get_by_role('grid', name='Marked as suspicious').locator('tbody tr')
+    marked = page.get_by_role('grid', name='Marked as suspicious').locator('tr[data-row]')
     marked.nth(1).wait_for(state='attached')
     page.wait_for_timeout(300)  # the links come last
     assert (
@@ -386,8 +439,8 @@ def test_report(page, run: Run, tmp_path: Path) -> None:
 
 
 def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
-    """`tracin serve`, dark; without the token there is no explorer, and nothing of it stays when
-    it is terminated."""
+    """`tracin serve`, dark and light; without the token there is no explorer, no other host is
+    asked, and nothing of it stays when it is terminated."""
     command = [
         '-m',
         'tracin_nb',
@@ -418,8 +471,14 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o77 == 0
         with urllib.request.urlopen(address.partition('?')[0]) as answer:
             assert '/login' in answer.geturl()
+        light, answered = page.context.new_page(), set()
+        light.set_default_timeout(60_000)
+        for one in (page, light):
+            one.on('response', lambda r: answered.add(r.url.partition('?')[0]))
         page.goto(address)
+        page.get_by_role('grid', name=re.compile('Predictions')).wait_for()
         check_explorer(page, run)
+        light.goto(f'{address}&theme=light', wait_until='commit')
         explained_by_keys(page)
         check_widths(page, tmp_path, 'served')
         for name, asked in dict(Audit='look wrong', Compare='Do two', Profile='cost here').items():
@@ -428,6 +487,11 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
             check_readable(page)
             assert faults(page) == []
             page.screenshot(path=tmp_path / f'{name}.png')
+        explained_by_keys(light)
+        check_widths(light, tmp_path, 'served_light')
+        light.close()
+        own = address.partition('?')[0]
+        assert not [x for x in answered if not x.startswith((own, 'data:', 'blob:'))]
     finally:
         status = end(process)
     assert status == 130 and 'interrupted' in process.stderr.read() and not folder.exists()

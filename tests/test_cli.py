@@ -602,11 +602,18 @@ def test_light(args: list[str]) -> None:
 
 
 def test_process_succeeds(original: Path) -> None:
-    done = subprocess.run(
-        [*MODULE, 'explain', original, *ASK, '--format', 'json'], capture_output=True, text=True
-    )
+    """An answer in a real process, which compiles nothing: PyTorch's compiler and its library of
+    symbols take longer to import than a small question takes, and are not."""
+    command = [sys.executable, '-X', 'importtime', '-m', 'tracin_nb', 'explain', original, *ASK]
+    done = subprocess.run([*command, '--format', 'json'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)['rows']
+    told = json.loads(done.stdout)
+    assert told['rows']
+    imported = set(re.findall(r'^import time:.*\|\s+([\w.]+)$', done.stderr, re.MULTILINE))
+    assert 'torch' in imported
+    assert not imported & {'torch._dynamo', 'sympy', 'torch._inductor'}
+    passes = told['facts']['counters']
+    assert 0 < passes['trial_passes'] <= 24 * passes['loads']  # of few triples each, to plan by
 
 
 def test_process_is_refused(original: Path) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pykeen.datasets.nations import NATIONS_TRAIN_PATH
 from tracin_nb.answer.results import Result
 from tracin_nb.answer.standing import BELIEFS
 from tracin_nb.app.cli import main
+from tracin_nb.graph.neighbourhoods import paths
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.training import train
@@ -225,6 +227,20 @@ def test_enough_mistakes() -> None:
     assert len(MISTAKES) >= 90
     flags = [name for name, (_, *parts) in MISTAKES.items() if any(p[:1] == '-' for p in parts)]
     assert len(flags) >= 60
+
+
+def test_too_many_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The line names the flag that helps."
+    monkeypatch.chdir(place)
+    monkeypatch.setattr('tracin_nb.graph.neighbourhoods.paths', partial(paths, limit=10))
+    done = invoke('paths', 'run', *ASK, *FAST)
+    assert done.exit_code == 2 and "'--max-edges': more than 10 paths of up" in done.stderr
+
+
+def test_serve_says_what_is_on_its_page() -> None:
+    told, listed = invoke('serve', '--help').stdout, invoke('--help').stdout
+    assert all(f'{tab}:' in told for tab in ('Explore', 'Audit', 'Compare', 'Profile'))
+    assert re.search(r'serve +Explore, audit, compare', listed)
 
 
 # ---- the name that it had, and the files of other programs

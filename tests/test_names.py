@@ -461,7 +461,7 @@ def test_panel(run: Run) -> None:
     panel.weighting.value = 'sgd'
     question = panel.asked()
     panel.show(question, panel.explain(question))
-    assert '<h3>China <i>has embassy in</i> Cuba, the island</h3>' in panel.title.value
+    assert '<h3>China <i>has embassy in</i> Cuba, the island</h3>' in panel.view.content
     other = InfluenceExplorer(run, names={'china': 'Middle'})
     assert other.named('china') == 'Middle [china]'
 

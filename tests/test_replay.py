@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,10 @@ import torch
 from models import CONVE
 from pykeen.datasets import EagerDataset, Nations
 from pykeen.losses import CrossEntropyLoss
+from torch.profiler import ProfilerActivity, profile
 
+import tracin_nb.evaluation.adjoints as adjoints
+import tracin_nb.evaluation.repeating as repeating
 import tracin_nb.evaluation.replay as replaying
 from tracin_nb.answer.results import Result, replay_text
 from tracin_nb.engine.objectives import make_objective
@@ -25,17 +31,21 @@ from tracin_nb.evaluation.adjoints import (
     backwards_through,
     end_adjoint,
     end_losses,
+    stretches,
+    taken_again,
     trained_in_double,
     weighted_training,
 )
 from tracin_nb.evaluation.repeating import (
+    Moment,
     Repeater,
+    blank_moment,
     check_repeatable,
     moment_of,
     put,
     record_training,
 )
-from tracin_nb.evaluation.replay import replay
+from tracin_nb.evaluation.replay import replay, room_for, tape_room
 from tracin_nb.evaluation.updates import updated
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.loop import KeepCheckpoints
@@ -267,7 +277,7 @@ def test_the_result_is_of_the_kind_that_explain_gives(run: Run) -> None:
 def test_little_memory_takes_steps_again_and_gives_the_same(run: Run) -> None:
     test = run.testing.mapped_triples[:3]
     ask = dict(k=3, check=0, progress=False)
-    much, little = replay(run, test, **ask), replay(run, test, memory='160KB', **ask)
+    much, little = replay(run, test, **ask), replay(run, test, memory='1170KB', **ask)
     assert much.facts['replayed']['steps_taken_again'] == 0
     assert little.facts['replayed']['steps_taken_again'] > 0
     assert little.facts['replayed']['predictions_together'] < 3
@@ -277,12 +287,82 @@ def test_little_memory_takes_steps_again_and_gives_the_same(run: Run) -> None:
         replay(run, test, memory='20KB', progress=False)
 
 
+def allocated_at_most(profiled: profile) -> int:
+    "The most bytes that tensors took at a time, beyond those at the beginning."
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
+    return max(itertools.accumulate(n for _, n in changes))
+
+
+def test_a_small_budget_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kwargs = dict(model_kwargs=dict(embedding_dim=128), batch_size=200, epochs=1)
+    runs = [trained(tmp_path / 'sampled', **kwargs)]
+    kwargs |= dict(loop='lcwa', loss='crossentropy', batch_size=64)
+    runs += [trained(tmp_path / 'rows', **kwargs)]
+    now = most = 0
+
+    def counted(loop: Any) -> Moment:
+        nonlocal now, most
+        made = blank_moment(loop)
+        now += made.nbytes
+        most = max(most, now)
+        weakref.finalize(next(iter(made.weights.values())).untyped_storage(), freed, made.nbytes)
+        return made
+
+    def freed(n: int) -> None:
+        nonlocal now
+        now -= n
+
+    monkeypatch.setattr(repeating, 'blank_moment', counted)
+    for run, tests in zip(runs, (1, 3)):
+        test, again = run.testing.mapped_triples[:tests], []
+        with pytest.raises(RunError, match='at least') as info:
+            room_for(run, 1000, tests)
+        number, unit = str(info.value).split('at least ')[1].split()[:2]
+        least = float(number) * dict(KiB=2**10, MiB=2**20)[unit]
+        for budget in (int(1.02 * least), int(1.5 * least)):
+            now = most = 0
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+                found = replay(run, test, check=0, memory=budget, progress=False)
+            room = room_for(run, budget, tests)
+            assert 0 < most == found.facts['memory']['states'] <= (room.states + 1) * room.state
+            assert most < allocated_at_most(profiled) <= budget
+            again.append(found.facts['replayed']['steps_taken_again'])
+        assert again[0] > again[1]
+
+
+def test_states_are_had_in_reverse_order_within_their_room() -> None:
+    for steps, room in itertools.product((1, 2, 3, 10, 60, 200), (1, 2, 4, 9, 70, 199)):
+        made = SimpleNamespace(moments={0: 0}, copy=lambda loop: loop.at)
+        loop = SimpleNamespace(at=0, taken=0, tape=made)
+
+        def put(loop: Any, moment: int) -> None:
+            loop.at = moment
+
+        def take(i: int, loop: Any = loop) -> None:
+            assert loop.at == i
+            loop.at, loop.taken = i + 1, loop.taken + 1
+
+        loop.loop, loop.take, most, found = loop, take, 0, []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adjoints, 'put', put)
+            for i, moment in stretches(loop, 0, steps, room):
+                assert i == moment
+                found.append(i)
+                most = max(most, len(made.moments) - 1)
+        assert found == [*range(steps)][::-1] and most <= room
+        assert loop.taken == taken_again(steps, room)
+        assert loop.taken < steps or room < steps - 1
+    assert taken_again(55, 9) == 99  # none more than twice
+    assert [tape_room(8, n) for n in (4, 6, 8, 100)] == [2, 4, 8, 8]
+
+
 @pytest.mark.parametrize('at', [14, 20])  # in the first part of the way back, in the second
 def test_a_replay_that_was_killed_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     monkeypatch.setattr(replaying, '_EVERY', 0.0)
-    ask = dict(k=3, check=0, memory='180KB')
+    ask = dict(k=3, check=0, memory='1185KB')
     test, out = run.testing.mapped_triples[:2], tmp_path / 'out'
     want = replay(run, test, progress=False, **ask)
     assert want.facts['replayed']['predictions_together'] == 1

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
@@ -24,14 +25,14 @@ from tracin_nb.app.explorer import (
     PICTURES,
     ExplorerQuestion,
     InfluenceExplorer,
+    _show_view,
     first_look,
-    holding,
-    parts_of,
     ranked_tests,
 )
+from tracin_nb.app.live import parts_of
 from tracin_nb.app.panels import Stopped
 from tracin_nb.app.serve import page, settings
-from tracin_nb.graph.neighbourhoods import Graph, near
+from tracin_nb.graph.neighbourhoods import Graph, near, paths
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.training import train
@@ -110,27 +111,29 @@ def test_rows(explorer: InfluenceExplorer, run: Run) -> None:
         TracIn(run, progress=False).explain(TRIPLE, k=5, breakdown=True).frame,
     )
     pd.testing.assert_frame_equal(frame[direct.columns], direct)
-    cells = re.findall(r'<td>([^<]*)</td>', explorer.rows.html.value)
+    cells = re.findall(r'<td>([^<]*)</td>', explorer.view.content)
     assert cells == direct[['head', 'relation', 'tail']].to_numpy().ravel().tolist()
-    assert explorer.rows.places == [*range(10)]
+    copied = [line.split('\t') for line in explorer.view.lines]
+    assert [x[-3:] for x in copied[1:]] == direct[['head', 'relation', 'tail']].values.tolist()
 
 
-def test_rows_are_sorted_and_filtered(explorer: InfluenceExplorer) -> None:
-    "By text, by column, and without opponents; a row that is chosen is still the right one."
+def test_selected(explorer: InfluenceExplorer) -> None:
+    "What a click tells is the row; it stays while the answer grows, and goes with the answer."
     frame = asked(explorer)
-    explorer.sort.value, explorer.sides.value = 'tail', ('opponent',)
-    mine = frame[frame['kind'] == 'opponent'].sort_values('tail', kind='stable')
-    assert explorer.rows.places == mine.index.tolist()
-    word = mine['head'].iloc[0]
-    explorer.filter.value = word.upper()
-    fits = mine[(mine[['head', 'relation', 'tail']] == word).any(axis=1)]
-    assert explorer.rows.places == fits.index.tolist()
-    explorer.rows.field.value = str(len(fits) - 1)  # the page tells the last row
-    assert explorer.rows.value == (fits.index[-1],)
-    assert f'opponent {fits["rank"].iloc[-1]}: ' in explorer.breakdown.value
-    explorer.filter.value = 'nowhere'
-    assert not explorer.rows.places and 'no opponents' in explorer.rows.html.value
-    assert len(holding(frame, '')) == len(frame)
+    told = []
+    explorer.view.observe(lambda _: told.append(explorer.view.selected.copy()), 'value')
+    explorer.view.set_state(dict(value=[7]))  # as the page does
+    assert told[0]['training_index'].tolist() == [frame['training_index'][7]]
+    assert f'opponent {frame["rank"][7]}: ' in explorer.view.detail['html']
+    explorer.result.note_verified(0, 'Trained again: so.', frame[:0])
+    _show_view(explorer, keep=True)
+    assert explorer.view.value == (7,) and 'Trained again' in explorer.view.content
+    explorer.view.query, explorer.view.order = 'uk', '-tail'
+    asked(explorer)
+    assert (explorer.view.value, explorer.view.detail, explorer.view.query) == ((), {}, '')
+    assert explorer.view.order == '-tail'
+    explorer.view.value = (99,)  # of an answer that is no longer there
+    assert explorer.view.selected.empty and explorer.view.detail == {}
 
 
 def test_report(explorer: InfluenceExplorer) -> None:
@@ -155,6 +158,19 @@ def test_paths_through(explorer: InfluenceExplorer) -> None:
     explorer.paths_button.click()
     with pytest.raises(ValueError, match="nearest: 'usa'"):
         explorer.job.wait()
+    assert 'role="alert"' in explorer.found_paths.value
+
+
+def test_too_many_paths(explorer: InfluenceExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The control is named in its own words, where the button was pressed."
+    asked(explorer)
+    few = partial(paths, limit=10)
+    monkeypatch.setattr('tracin_nb.app.explorer.paths', few)
+    explorer.paths_button.click()
+    said = 'Path length: more than 10 paths of up to 3 edges lead there, choose a shorter one'
+    with pytest.raises(ValueError, match=said):
+        explorer.job.wait()
+    assert said in explorer.found_paths.value and explorer.longest.description == 'Path length'
 
 
 def test_opens_with_something_to_see(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +181,10 @@ def test_opens_with_something_to_see(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert len(explorer.tests) and explorer.predictions.value == (0,)
     assert explorer.asked().triple == tuple(explorer.tests.loc[0, ['head', 'relation', 'tail']])
     assert explorer.tests['relation'].unique().tolist() == [first_look(run.training)['relation']]
+    other = InfluenceExplorer(run)
+    other.begin = lambda work: (setattr(other.head.field, 'value', 'braz'), work())
+    other.open()
+    assert (other.head.field.value, other.predictions.value) == ('braz', ())
     monkeypatch.setattr('tracin_nb.app.explorer.LOOK', 10)
     assert {*first_look(run.training)} == {'head', 'relation'}
 
@@ -199,7 +219,7 @@ def test_second_tail(explorer: InfluenceExplorer, tracin: TracIn) -> None:
     frame = asked(explorer)
     direct = tracin.explain(TRIPLE, k=5, against='china').frame
     assert frame['training_index'].tolist() == direct['training_index'].tolist()
-    assert 'and not china' in explorer.title.value
+    assert '· and not china' in explorer.view.content
     explorer.picture.value = 'all influences'
     explorer.draw_button.click()
     with pytest.raises(ValueError, match='is for one tail'):
@@ -212,10 +232,9 @@ def test_neighbourhood(explorer: InfluenceExplorer, run: Run) -> None:
     assert set(asked(explorer)['training_index']) <= set(inside)
     explorer.restrict.value, explorer.k.value = False, 200
     frame = asked(explorer)
-    explorer.filter.value = 'nearby'
-    marked = explorer.rows.places
-    assert explorer.rows.html.value.count('<small>nearby</small>') == len(marked)
-    assert set(frame.loc[marked, 'training_index']) == set(frame['training_index']) & set(inside)
+    assert explorer.view.content.count('<small>nearby</small>') == frame['in_neighbourhood'].sum()
+    near_ones = frame['training_index'][frame['in_neighbourhood']]
+    assert set(near_ones) == set(frame['training_index']) & set(inside)
 
 
 def test_breakdown(explorer: InfluenceExplorer) -> None:
@@ -223,11 +242,9 @@ def test_breakdown(explorer: InfluenceExplorer) -> None:
     for row in frame.index:
         for parts in parts_of(frame.loc[row]).values():
             assert parts['influence'].sum() == pytest.approx(frame.loc[row, 'influence'], rel=1e-3)
-    explorer.rows.value = (frame.index[-1],)
-    assert re.findall(
-        '<caption>Influence of opponent 5: [^<]*, by (parameters|checkpoint)</caption>',
-        explorer.breakdown.value,
-    ) == ['parameters', 'checkpoint']
+    explorer.view.value = (frame.index[-1],)
+    said = 'Influence of opponent 5: [^<]*, by (parameters|checkpoint)'
+    assert re.findall(said, explorer.view.detail['html']) == ['parameters', 'checkpoint']
 
 
 def test_files(explorer: InfluenceExplorer) -> None:
@@ -276,7 +293,7 @@ def test_names(run: Run, tracin: TracIn) -> None:
     explorer.tail.complete()
     assert explorer.asked().triple == TRIPLE
     explorer.show(explorer.asked(), tracin.explain(TRIPLE, k=20, breakdown=True))
-    assert 'United Kingdom<small>uk</small>' in explorer.rows.html.value
+    assert 'United Kingdom<small>uk</small>' in explorer.view.content
     assert b'United Kingdom' in link(explorer, 'why.html')
 
 
@@ -287,10 +304,10 @@ def test_ranks(explorer: InfluenceExplorer, run: Run) -> None:
     explorer.count.value = 20
     explorer.rank_button.click()
     explorer.job.wait()
-    assert explorer.predictions.places == [*range(20)]
+    assert len(explorer.tests) == 20
     explorer.predictions.value = (7,)
     assert explorer.asked().triple == tuple(explorer.tests.loc[7, ['head', 'relation', 'tail']])
-    assert explorer.predictions.html.value.count(' of ') == 20
+    assert explorer.predictions.content.count(' of ') == 20
     assert explorer.asked().triple in {tuple(t) for t in run.testing.triples.tolist()}
 
 
@@ -372,7 +389,8 @@ def test_many_entities() -> None:
     todo, size = [explorer.box], 0
     while todo:
         widget = todo.pop()
-        size += len(repr(widget.get_state()))
+        state = widget.get_state()
+        size += len(repr({name: x for name, x in state.items() if name not in ('_esm', '_css')}))
         todo += [
             child
             for child in getattr(widget, 'children', ())
@@ -451,7 +469,7 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
     explorer.job.button.click()
     with pytest.raises(ValueError, match='is missing'):
         explorer.job.wait()
-    assert f'{path.name} is missing' in explorer.job.news.value and not explorer.rows.places
+    assert f'{path.name} is missing' in explorer.job.news.value and not explorer.view.content
     (tmp_path / 'away').rename(path)
     asked(explorer)
 
@@ -516,7 +534,7 @@ def test_verified(explorer: InfluenceExplorer) -> None:
     assert len(explorer.plan.found) == 3
     explorer.start_verifying()
     explorer.job.wait()
-    assert len(explorer.result.verified) == 6 and 'Trained again' in explorer.title.value
+    assert len(explorer.result.verified) == 6 and 'Trained again' in explorer.view.content
     assert b'Trained again' in link(explorer, 'why.html')
     assert 'proof.json' in explorer.proof.value and 'Without this one' in explorer.proof.value
     explorer.verify_k.value = 9

@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..waiting import hurried, sent, unless_doubted, unlikely
+
 # %% ../../nbs/answer/00_ranking.ipynb #fd4d12b9
 BLOCK = 128
 
@@ -86,7 +88,7 @@ def row_numbers(
             f'got {indices.dtype} {list(indices.shape)}'
         )
     else:
-        indices, lowest = indices.to(device), int(indices.min()) if n else 0
+        indices, lowest = sent(indices, device), int(indices.min()) if n else 0
     if lowest < 0:
         raise ValueError(f'training index {lowest} is negative')
     return indices, lowest
@@ -172,8 +174,31 @@ class TopK:
             )
         scores = scores.detach().to(self.held)
         indices, lowest = row_numbers(indices, scores.shape[1], scores.device)
+        if hurried(scores):
+            return self._replace(*self._joined(scores, indices))
         row, column, values = self.candidates(scores, lowest)
         self._take(row, values, indices[column])
+
+    def _joined(self, scores: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the table with a tile `[M, n]` taken in, for who cannot wait for numbers: scores
+        that are not finite, and ties at the end, are doubts."""
+        values, columns = (self.sign * scores).topk(min(self.k + 1, scores.shape[1]), dim=1)
+        unlikely((~(values[:, 0] < torch.inf)).any())
+        if values.shape[1] > self.k:
+            last, beyond = values[:, -2], values[:, -1]
+            counts = (last > self.floor) & (last >= self.held[:, -1])
+            unlikely(((last == beyond) & counts).any())
+        values, places = values[:, : self.k], indices[columns[:, : self.k]]
+        weak = values <= self.floor
+        values, places = values.masked_fill(weak, -torch.inf), places.masked_fill(weak, NONE)
+        both = torch.cat([self.held, values], 1), torch.cat([self.places, places], 1)
+        return strongest(*both, self.k)
+
+    def _replace(self, values: Tensor, places: Tensor) -> None:
+        "Hold another table, unless it is in doubt."
+        self.held = unless_doubted(values, self.held)
+        self.places = unless_doubted(places, self.places)
+        self.highest = NONE  # it is not known here
 
     def _take(self, row: Tensor, values: Tensor, indices: Tensor) -> None:
         "Join candidates `[c]`, their values signed, with what is held of their rows."
@@ -252,7 +277,7 @@ class Ranking:
     ) -> None:
         self.proponents = TopK(num_tests, k, largest=True, device=device, dtype=dtype, beyond=0.0)
         self.opponents = TopK(num_tests, k, largest=False, device=device, dtype=dtype, beyond=0.0)
-        self.sums = torch.zeros(2, num_tests, dtype=torch.float64)
+        self.sums = torch.zeros(2, num_tests, dtype=torch.float64, device=device)
         self.slopes = 0  # training triples with a slope, as counted by who makes the scores
 
     @property
@@ -266,13 +291,25 @@ class Ranking:
         """Add the absolute scores of a tile `[M, n]` to `sums`: all of them, and those `inside`
         (booleans `[M, n]`)."""
         strength = scores.detach().double().abs()
-        self.sums += torch.stack([strength.sum(1), (strength * inside).sum(1)]).cpu()
+        both = torch.stack([strength.sum(1), (strength * inside).sum(1)])
+        self.sums += unless_doubted(both).to(self.sums.device)
 
     def update(self, scores: Tensor, indices: Tensor | int) -> None:
         """Take in a tile `[M, n]` of the training triples `indices` (`[n]`, or the first of
         consecutive ones)."""
+        if hurried(scores):
+            return self._both(scores, indices)
         self.proponents.update(scores, indices)
         self.opponents.update(scores, indices)
+
+    def _both(self, scores: Tensor, indices: Tensor | int) -> None:
+        "Take in a tile on both sides, or on none where one of them is in doubt."
+        tops = self.proponents, self.opponents
+        scores = scores.detach().to(tops[0].held)
+        indices, _ = row_numbers(indices, scores.shape[1], scores.device)
+        tables = [top._joined(scores, indices) for top in tops]
+        for top, table in zip(tops, tables):
+            top._replace(*table)
 
     def update_pairs(self, row: Tensor, indices: Tensor, scores: Tensor) -> None:
         """Take in single scores `[c]` of the test triples `row` `[c]` with the training triples
@@ -295,14 +332,14 @@ class Ranking:
             f'{side}.{name}': getattr(top, name).cpu()
             for side, top in sides.items()
             for name in ('values', 'indices')
-        } | {'sums': self.sums, 'slopes': torch.tensor(self.slopes)}
+        } | {'sums': self.sums.cpu(), 'slopes': torch.tensor(int(self.slopes))}
 
     def update_tables(self, tables: dict[str, Tensor]) -> None:
         """Take in the `tables` of another ranking, of other training triples, without looking
         for overlaps."""
         self.proponents.update_table(tables['proponents.values'], tables['proponents.indices'])
         self.opponents.update_table(tables['opponents.values'], tables['opponents.indices'])
-        self.sums = self.sums + tables['sums']
+        self.sums = self.sums + tables['sums'].to(self.sums.device)
         self.slopes += int(tables['slopes'])
 
 # %% ../../nbs/answer/00_ranking.ipynb #f9f1ab51

@@ -667,8 +667,9 @@ class Report:
         `head_name`."""
         if keep and names is None:
             return self
-        frames = [f.name for f in fields(self) if f.name != 'facts']
-        return replace(self, **{n: named_frame(getattr(self, n), names) for n in frames})
+        frames = {f.name: getattr(self, f.name) for f in fields(self)}
+        tables = {name: x for name, x in frames.items() if isinstance(x, pd.DataFrame)}
+        return replace(self, **{name: named_frame(x, names) for name, x in tables.items()})
 
     def save(
         self,

@@ -12,7 +12,7 @@ __all__ = ['WIDTH', 'LINE', 'LETTER', 'END', 'BOX', 'GAP', 'NAMED', 'DOWN', 'SKE
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import networkx as nx
@@ -160,13 +160,14 @@ def box_height(name: str) -> float:
 
 @dataclass(frozen=True)
 class Arrow:
-    "A training triple in the picture."
+    "A training triple in the picture, which knows its row."
 
     relation: str
     forward: bool  # does it point from left to right?
     influence: float
     width: float  # of its line
     told: str  # the triple and its number, in words
+    row: int  # of the frame
 
     def lines(self, width: float) -> list[str]:
         "Return the relation's name above the line."
@@ -180,7 +181,8 @@ class Arrow:
         head = f'{end:g},{y:g} {tip:g},{y - 5:g} {tip:g},{y + 5:g}'
         lines = self.lines(u - x)
         return (
-            f'<g class="{side}"><title>{escape(visible(self.told, 600))}</title>'
+            f'<g class="{side}" data-row="{self.row}">'
+            f'<title>{escape(visible(self.told, 600))}</title>'
             f'<line x1="{start:g}" y1="{y:g}" x2="{tip:g}" y2="{y:g}" '
             f'stroke-width="{self.width:.2g}"/><polygon points="{head}"/>'
             f'{text_at((x + u) / 2, y - 3 - LINE * len(lines) / 2, lines)}</g>'
@@ -230,7 +232,8 @@ def down(arrows: Sequence[Arrow], y: float) -> str:
         tip = end + (-9 if arrow.forward else 9)
         kind, words = 'pro' if arrow.influence > 0 else 'opp', broken(arrow.relation, 22, 2)
         drawn.append(
-            f'<g class="{kind}"><title>{escape(visible(arrow.told, 600))}</title>'
+            f'<g class="{kind}" data-row="{arrow.row}">'
+            f'<title>{escape(visible(arrow.told, 600))}</title>'
             f'<line x1="{x:g}" y1="{start:g}" x2="{x:g}" y2="{tip:g}" '
             f'stroke-width="{arrow.width:.2g}"/>'
             f'<polygon points="{x:g},{end:g} {x - 5:g},{tip:g} {x + 5:g},{tip:g}"/>'
@@ -276,17 +279,16 @@ class EvidencePicture:
     def _arrows(self, rows: pd.DataFrame, largest: float) -> Iterator[Arrow]:
         "Yield an arrow for each of `rows`; the row in the picture says later which way it points."
         texts = signed(rows['influence'].tolist())
-        for text, row in zip(texts, rows[[*TRIPLE, 'influence']].itertuples(index=False)):
-            words = '  '.join(map(self.told, row[:3]))
+        for text, row in zip(texts, rows[[*TRIPLE, 'influence']].itertuples()):
+            words = '  '.join(map(self.told, row[1:4]))
             width = 1 + 5 * abs(row.influence) / largest
-            name = self.called(row.relation)
-            yield Arrow(name, True, row.influence, width, f'{words}: influence {text}')
+            told, name = f'{words}: influence {text}', self.called(row.relation)
+            yield Arrow(name, True, row.influence, width, told, row.Index)
 
     def link(self, rows: Sequence[int], left: str) -> list[Arrow]:
         "Return the arrows between two neighbours, of which `left` stands on the left."
         turned = lambda row: self.frame['head'][row] == left
-        found = [(turned(row), self.arrows[row]) for row in rows[:NAMED]]
-        return [Arrow(a.relation, ahead, a.influence, a.width, a.told) for ahead, a in found]
+        return [replace(self.arrows[row], forward=turned(row)) for row in rows[:NAMED]]
 
     def svg(self) -> str:
         "Return the picture; nothing if no triple lies at head or tail."

@@ -171,17 +171,17 @@ STYLE = """<style>
 .tracin small { display: block; font-size: .85em; opacity: .78; }
 .tracin .note { opacity: .82; margin: .4em 0; overflow-wrap: anywhere; }
 .tracin td i { opacity: .9; }
-.tracin .ranking td:nth-child(4) { min-width: 6.5em; }
+.tracin .ranking > tbody > tr > td:nth-child(4) { min-width: 6.5em; }
 @container (max-width: 33em) {
-  .tracin .ranking td:nth-child(4) { min-width: 0; }
-  .tracin .ranking thead { display: none; }
-  .tracin.tracin .ranking tr { display: grid; grid-template-columns: 2em 1fr 1fr 1fr;
+  .tracin .ranking > tbody > tr > td:nth-child(4) { min-width: 0; }
+  .tracin .ranking > thead { display: none; }
+  .tracin.tracin .ranking > * > tr { display: grid; grid-template-columns: 2em 1fr 1fr 1fr;
     border-bottom: 1px solid var(--line); padding: .25em 0; }
-  .tracin.tracin .ranking td { border: 0; padding: .1em .5em .1em 0; }
-  .tracin .ranking td:nth-child(2) { grid-column: 2 / 5; display: flex; gap: .7em;
+  .tracin.tracin .ranking > tbody > tr > td { border: 0; padding: .1em .5em .1em 0; }
+  .tracin .ranking > tbody > tr > td:nth-child(2) { grid-column: 2 / 5; display: flex; gap: .7em;
     align-items: center; flex-direction: row-reverse; justify-content: flex-end; }
-  .tracin .ranking td:nth-child(3) { grid-column: 2; }
-  .tracin .ranking .bar { margin: 0; }
+  .tracin .ranking > tbody > tr > td:nth-child(3) { grid-column: 2; }
+  .tracin .ranking > tbody > tr > td > .bar { margin: 0; }
 }
 </style>"""
 SHOWN_BLOCKS, SHOWN_ROWS = 10, 20

@@ -23,7 +23,15 @@ import pandas as pd
 
 from .bars import SIDES
 from .sketch import SKETCH_STYLE, EvidencePicture
-from .table import STYLE, TRIPLE, escaped, html_note, html_rankings, names_beside
+from tracin_nb.answer.table import (
+    SHOWN_ROWS,
+    STYLE,
+    TRIPLE,
+    escaped,
+    html_note,
+    html_rankings,
+    names_beside,
+)
 
 # %% ../../nbs/answer/09_view.ipynb #0243acb4
 PARTS = dict(
@@ -211,7 +219,13 @@ def folded_part(summary: str, content: str, opened: bool) -> str:
     return content and f'<details{mark}><summary>{summary}</summary>{content}</details>'
 
 
-def view_html(view: View, level: int = 3, opened: bool = True, anchor: str = '') -> str:
+def view_html(
+    view: View,
+    level: int = 3,
+    opened: bool = True,
+    anchor: str = '',
+    most: int = SHOWN_ROWS,  # rows of each side
+) -> str:
     "Return one prediction with all that is known of it, as a section of a page."
     rows, n = view.rows, len(view.rows)
     shares = '' if view.test is None else ''.join(html_shares(rows, by) for by in splits_of(rows))
@@ -219,7 +233,7 @@ def view_html(view: View, level: int = 3, opened: bool = True, anchor: str = '')
     share = f'Shares of the |influence| of the {n} triples named'
     return (
         f'<section{where}>{html_title(view, level)}{html_said(view.said)}'
-        f'{html_rankings(view.sides)}{html_note(view.note)}'
+        f'{html_rankings(view.sides, most)}{html_note(view.note)}'
         f'{folded_part("Around head and tail", html_sketch(view), opened)}'
         f'{folded_part(share, shares and f"""<div class="splits">{shares}</div>""", opened)}'
         '</section>'

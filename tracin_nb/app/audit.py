@@ -34,8 +34,8 @@ from ..answer.results import CAVEAT, SIDES, Report, Result, SelfInfluence, facts
 from ..answer.standing import known_text, rank_text
 from ..answer.table import TRIPLE, html_ranking, html_rankings, signed
 from .explorer import InfluenceExplorer
+from .live import LiveTables, tab_lines
 from tracin_nb.app.panels import (
-    ChosenRows,
     Kept,
     Panel,
     RunPanel,
@@ -50,7 +50,6 @@ from tracin_nb.app.panels import (
     entity_index,
     folded,
     html_table,
-    in_panel,
     links,
     loss_field,
     message,
@@ -173,7 +172,7 @@ def _controls(self: TrainingAudit) -> None:
     self.objective, self.weighting = loss_field(objectives(self.run)), weighting_field()
     self.checkpoints = checkpoint_field(self.run)
     self.k = amount('Rows', 100, min(1000, self.run.training.num_triples))
-    self.ranking, self.suspects = ChosenRows(several=True), ChosenRows(several=True)
+    self.ranking, self.suspects = LiveTables(several=True), LiveTables(several=True)
     self.buttons = {
         name: w.Button(description=name) for name in ('Mark', 'Unmark', 'What contradicts it?')
     }
@@ -245,7 +244,7 @@ def rank(self: TrainingAudit, ask: Ask) -> SelfInfluence:
 def show(self: TrainingAudit, ask: Ask, result: SelfInfluence) -> None:
     "Show a ranking."
     self.ask, self.result = ask, result
-    self.ranking.show(self.rows_of(result, OWN), result.frame.index.tolist())
+    self.ranking.show(*self.rows_of(result, OWN))
     self.title.value = message(
         f'{ask}: {len(result.frame):,} of {result.facts["training_triples"]:,} training '
         'triples. High means unusual, not necessarily wrong: read and judge.'
@@ -259,10 +258,10 @@ OWN = 'Training triples by self-influence'
 
 
 @patch
-def rows_of(self: TrainingAudit, result: SelfInfluence, caption: str) -> str:
-    "Return all rows of a ranking as a table, with the panel's names."
+def rows_of(self: TrainingAudit, result: SelfInfluence, caption: str) -> tuple[str, list[str]]:
+    "Return all rows of a ranking as a table and for copying, with the panel's names."
     named = result.with_names(self.names if self.names else None, keep=True)
-    return html_rankings({caption: named.frame}, len(named.frame))
+    return html_rankings({caption: named.frame}, len(named.frame)), tab_lines(named.frame)
 
 # %% ../../nbs/app/30_audit.ipynb #ec15519d
 @patch
@@ -270,7 +269,7 @@ def mark(self: TrainingAudit) -> None:
     "Mark the chosen rows of the ranking. Raises `ValueError` if none is chosen."
     if not self.ranking.value:
         raise ValueError('select training triples in the table, then press Mark')
-    rows = self.result.frame.loc[[*self.ranking.value]].assign(ranking=str(self.ask))
+    rows = self.result.frame.iloc[[*self.ranking.value]].assign(ranking=str(self.ask))
     rows = rows.set_index('training_index', drop=False)
     self.marked = pd.concat([self.marked, rows[~rows.index.isin(self.marked.index)]])
     self._listed()
@@ -281,7 +280,7 @@ def unmark(self: TrainingAudit) -> None:
     "Remove the selected marks. Raises `ValueError` if none is selected."
     if not self.suspects.value:
         raise ValueError('choose marked triples in their table, then Unmark')
-    self.marked = self.marked.drop([*self.suspects.value])
+    self.marked = self.marked.drop(self.marked.index[[*self.suspects.value]])
     self._listed()
 
 
@@ -289,8 +288,7 @@ def unmark(self: TrainingAudit) -> None:
 def _listed(self: TrainingAudit) -> None:
     "Show the marks and the download links."
     marks = SelfInfluence(self.marked.reset_index(drop=True), self.result.facts)
-    table = self.rows_of(marks, 'Marked as suspicious') if len(self.marked) else ''
-    self.suspects.show(table, self.marked.index.tolist())
+    self.suspects.show(*self.rows_of(marks, 'Marked as suspicious') if len(self.marked) else ('',))
     self.export()
 
 
@@ -315,7 +313,7 @@ def start_doubting(self: TrainingAudit) -> None:
     """Explain the one selected triple by its opponents. Raises `ValueError` unless exactly one
     is selected."""
     places = (
-        self.result.frame.loc[[*self.ranking.value], 'training_index'].tolist()
+        self.result.frame['training_index'].iloc[[*self.ranking.value]].tolist()
         if self.result
         else []
     )
@@ -549,7 +547,7 @@ def _controls(self: CompareRuns) -> None:
     common = [name for name in objectives(self.runs[0]) if name in objectives(self.runs[1])]
     self.objective, self.weighting = loss_field(common), weighting_field()
     self.k = amount('Rows of each side', 20, min(1000, self.training.num_triples))
-    self.title, self.tables, self.rankings = (w.HTML() for _ in range(3))
+    self.title, self.tables, self.rankings = w.HTML(), w.HTML(), LiveTables()
     self.image, self.files, self.code = w.HTML(), w.HTML(), code_area()
     hint = 'Type a prediction and press Run: both runs are asked for their reasons.'
     self.answer_box = w.VBox([w.HTML(f'<p class="tracin-hint">{hint}</p>')])
@@ -597,7 +595,7 @@ def both_ranked(result: Comparison) -> str:
             pairs = zip(signed(rows['influence'].tolist()), rows['other_rank'])
             numbers = [f'{x}<small>{rank:,} in {others[run]}</small>' for x, rank in pairs]
             tables.append(html_ranking(f'{kind}s of run {run}', rows, numbers, strongest))
-    return in_panel(f'<div class="sides">{"".join(tables)}</div>')
+    return f'<div class="sides">{"".join(tables)}</div>'
 
 
 @patch
@@ -605,7 +603,8 @@ def show(self: CompareRuns, setting: dict[str, Any], result: Comparison) -> None
     "Show a comparison."
     self.result = result
     named = result.with_names(self.names if self.names else None, keep=True)
-    self.rankings.value = both_ranked(named)
+    ranked = [named.side(run, kind) for kind in SIDES for run in RUNS]
+    self.rankings.show(both_ranked(named), tab_lines(pd.concat(ranked)))
     triple = tuple(result.facts['triple'])
     self.title.value = message('  '.join(map(self.named, triple)))
     self.tables.value = html_table(

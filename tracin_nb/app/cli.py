@@ -1055,12 +1055,16 @@ class PathsAsked:
 # %% ../../nbs/app/70_cli.ipynb #1b792fcc
 def paths_between(graph: 'Graph', asked: PathsAsked) -> list[Any]:
     "Return the simple paths from head to tail."
-    from tracin_nb.graph.neighbourhoods import paths
+    from tracin_nb.graph.neighbourhoods import TooManyPathsError, paths
 
     head, _, tail = asked.triple
     ends, how = (asked.min_edges, asked.max_edges), dict(directed=asked.directed)
     with naming_lines('--through') if asked.through else nullcontext():
-        found = paths(graph, head, tail, *ends, **how, through=asked.through)
+        try:
+            found = paths(graph, head, tail, *ends, **how, through=asked.through)
+        except TooManyPathsError as error:
+            lead = f'more than {error.limit:,} paths of up to {asked.max_edges} edges'
+            refuse('--max-edges', f'{lead} lead there, expected a smaller number')
     if asked.view == 'score':
         return found
     own = graph.relation == graph.ids(asked.triple)[1]
@@ -1758,12 +1762,16 @@ class ServeAsked:
     )
 
 
-@main.command('serve', short_help='Show the explorer of a run in a browser.')
+@main.command('serve', short_help='Explore, audit, compare and profile a run in a browser.')
 @takes
 def serve_command(asked: ServeAsked) -> None:
-    """Show the explorer of the run in RUN_DIR as a web page, until Ctrl+C. Anyone with the
-    printed address, which contains a token, can open it; only on this machine, unless --host
-    says otherwise. Needs `pip install 'tracin_nb[app]'`."""
+    """Show the run in RUN_DIR as a web page with four tabs, until Ctrl+C. Explore: which training
+    triples made the model believe a prediction. Audit: which training triples look wrong. Compare:
+    whether another run beside this one gives the same reasons. Profile: what each option costs
+    on this machine.
+
+    Anyone with the printed address, which contains a token, can open the page; only on this
+    machine, unless --host says otherwise. Needs `pip install 'tracin_nb[app]'`."""
     import webbrowser
 
     from tracin_nb.app.serve import DOOR, served

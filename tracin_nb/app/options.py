@@ -410,7 +410,7 @@ class Analysis:
         self, cache: 'FactorCache | None' = None, more: 'Sequence[Path] | None' = None
     ) -> 'TracIn':
         "Return `TracIn` as the options want it, of the run and `more` runs."
-        from tracin_nb.influence.tracin import TracIn
+        from tracin_nb import TracIn
 
         around = self.shortcuts.around(self.settings.weighting)
         settings = self.words.said(replace(self.settings, weighting=around))

@@ -11,6 +11,8 @@ __all__ = ['KINDS', 'EARLIER', 'EARLIER_NAMES', 'say', 'on_terminal', 'say_once'
            'flags_named', 'natural_order', 'one_each', 'Command', 'Commands']
 
 # %% ../../nbs/app/40_terminal.ipynb #bccbebcd
+import atexit
+import gc
 import json
 import re
 import sys
@@ -107,6 +109,7 @@ class Cli(click.Group):
     ) -> None:
         "Run the command and exit with its status."
         lenient(sys.stdout, sys.stderr)
+        atexit.register(gc.freeze)  # at the exit nothing is looked through for garbage
         try:
             with warnings_as_lines():
                 status = super().main(args, 'tracin', **kwargs | dict(standalone_mode=False))

@@ -157,9 +157,15 @@ class _Written(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        "PyTorch need not import its compiler to keep it away: nothing is compiled in here."
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        self.bytes += sum(x.nbytes for x in tree_leaves(found) if isinstance(x, Tensor))
+        made = (x for x in tree_leaves(found) if isinstance(x, Tensor))
+        self.bytes += sum(x.nbytes for x in made if x.layout is torch.strided)
         return found
 
 

@@ -25,6 +25,7 @@ from . import gradients
 from .factors import Factors, concat, inner
 from .gradients import FactoredEngine, frozen
 from .objectives import Queries
+from ..waiting import arrived, unlikely
 
 # %% ../../nbs/engine/60_compile.ipynb #59f5361d
 def _model_tensors(engine: FactoredEngine) -> dict[str, Tensor]:
@@ -192,7 +193,7 @@ class CompiledEngine(FactoredEngine):
         ]
         with stage('compiled pass', whole=True, below='training forward'), torch.no_grad():
             *tensors, faint = self.program.run(*given)
-        if faint.any():
+        if unlikely(faint.any()):
             return self._plain(q)
         factors = _filled(self.program.form, tensors)
         return factors if len(q) == n else factors[: len(q)]
@@ -216,11 +217,10 @@ def _limit(low: torch.dtype | None) -> float:
 # %% ../../nbs/engine/60_compile.ipynb #5172e06c
 def seconds(f: Callable[[], Any], device: torch.device) -> float:
     "Return seconds that one call of `f` takes, including pending work of `device`."
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    wait()
+    arrived(device)
     start = time.perf_counter()
     f()
-    wait()
+    arrived(device)
     return time.perf_counter() - start
 
 # %% ../../nbs/engine/60_compile.ipynb #e40a28da

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..waiting import hurried
+
 # %% ../../nbs/engine/10_factors.ipynb #ab1c6172
 class Block:
     """A piece of the gradients of `B` triples by one parameter; the first axis of every tensor
@@ -176,10 +178,12 @@ def _add_joined(
 # %% ../../nbs/engine/10_factors.ipynb #8ad1f517
 def _add_rows(total: Tensor, a: Rows, b: Rows) -> None:
     "Add the inner products of rows to `total` `[Ba, Bb]`."
-    ids, rows = zip(_merged(a, -1), _merged(b, -2))
-    pairs, g = a.ids.numel() * b.ids.numel(), _groups(*ids)
-    if g.sizes.sum() < _DENSE * pairs:
-        return _add_joined(total, ids, rows, g)
+    pairs = a.ids.numel() * b.ids.numel()
+    if not hurried(total):  # groups have sizes that the host must know
+        ids, rows = zip(_merged(a, -1), _merged(b, -2))
+        g = _groups(*ids)
+        if g.sizes.sum() < _DENSE * pairs:
+            return _add_joined(total, ids, rows, g)
     per = max(1, 2**24 * len(a) // pairs)
     for i in range(0, len(a), per):
         total[i : i + per] += _masked(a.map(lambda t: t[i : i + per]), b)
@@ -264,7 +268,7 @@ def _distinct(x: Tensor) -> tuple[Tensor, Tensor | None]:
 # %% ../../nbs/engine/10_factors.ipynb #5b7d5647
 def _shared(block: Block) -> Block:
     "Return an `Outer` as `Shared`, if factors are repeated; else the block itself."
-    if not isinstance(block, Outer):
+    if not isinstance(block, Outer) or hurried(block.factors[0]):
         return block
     factors, places = zip(*[_distinct(f.flatten(0, 1)) for f in block.factors])
     return (

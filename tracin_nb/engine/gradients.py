@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['backward', 'to_factors', 'ENGINES', 'Engine', 'frozen', 'trainable', 'group_of',
            'LoopEngine', 'call_with', 'loss_gradient', 'VmapEngine', 'Capture',
-           'capturing', 'Routes', 'RouteError', 'FactoredEngine', 'settled_routes',
-           'choose_routes', 'describe', 'make_engine']
+           'backward_from', 'capturing', 'Routes', 'RouteError', 'FactoredEngine',
+           'settled_routes', 'choose_routes', 'describe', 'make_engine']
 
 # %% ../../nbs/engine/30_gradients.ipynb #a97b6ff6
 import copy
@@ -41,6 +41,7 @@ from tracin_nb.engine.factors import (
     block_total,
 )
 from .objectives import Objective, Queries, Score, _mode, score
+from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/30_gradients.ipynb #5d0b5ef1
 _CACHES = ('enriched_embeddings', 'enriched_representations')
@@ -177,6 +178,16 @@ class _Scorer(nn.Module):
         return score(self.model, queries)
 
 # %% ../../nbs/engine/30_gradients.ipynb #682fc946
+def _slopes_by(scores: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+    "Return the gradient of the sum of the `losses` by the `scores`, in the shape of these."
+    with torch.enable_grad():
+        given = scores.detach().requires_grad_()
+        total = losses(given).sum()
+        if not total.requires_grad:  # a constant loss
+            return torch.zeros_like(scores)
+        return torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True)[0]
+
+
 def loss_gradient(
     objective: Objective, scores: Tensor, extra: Sequence[Tensor]
 ) -> tuple[Tensor, bool]:
@@ -186,12 +197,12 @@ def loss_gradient(
     Losses whose steps depend on the data (filtered negatives, margin losses on rows) cannot be,
     and are differentiated one example at a time; the result is the same."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    gradient = torch.func.grad(objective.loss)
     try:
-        return torch.vmap(gradient)(scores, *extra), True
+        return _slopes_by(scores, lambda s: torch.vmap(objective.loss)(s, *extra)), True
     except RuntimeError:
-        one_by_one = [gradient(s, *(x[i] for x in extra)) for i, s in enumerate(scores)]
-    return torch.stack(one_by_one), False
+        examples = list(zip(scores, *extra))
+    one = lambda s, *more: _slopes_by(s, lambda x: objective.loss(x, *more))
+    return torch.stack([one(*example) for example in examples]), False
 
 # %% ../../nbs/engine/30_gradients.ipynb #464c0dc7
 class VmapEngine:
@@ -272,6 +283,29 @@ class Capture:
 def _split(x: Tensor, B: int, *shape: int) -> Tensor:
     "Return `x` as `[B, entries, *shape]`."
     return x.reshape(B, -1, *shape)
+
+# %% ../../nbs/engine/30_gradients.ipynb #502e72f8
+class _Seed(torch.autograd.Function):
+    "A scalar whose gradients by the first half of its tensors are the second half."
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.grads = tensors[len(tensors) // 2 :]
+        return tensors[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*ctx.grads, *(None for _ in ctx.grads))
+
+
+def backward_from(
+    outputs: Sequence[Tensor],
+    grads: Sequence[Tensor],  # of the same shapes: the gradients by the `outputs`
+    by: Sequence[Tensor],
+    **how: bool,  # as of `torch.autograd.grad`
+) -> tuple[Tensor | None, ...]:
+    "Return the gradients by the tensors `by` from those by the `outputs`."
+    return torch.autograd.grad(_Seed.apply(*outputs, *grads), list(by), **how)
 
 # %% ../../nbs/engine/30_gradients.ipynb #ccb52ae2
 def _embedding(m: nn.Embedding, x: Tensor, y: Tensor) -> Capture:
@@ -833,8 +867,8 @@ def _interact(
     wanted = [v for v in leaves if v.requires_grad and id(v) not in map(id, tables)]
     outputs = wanted + [c.output for c in captures]
     with backward():
-        grads = torch.autograd.grad(
-            scores, outputs, p.reshape(scores.shape).to(scores.dtype), allow_unused=True
+        grads = backward_from(
+            [scores], [p.reshape(scores.shape).to(scores.dtype)], outputs, allow_unused=True
         )
     by_leaf = dict(zip(map(id, wanted), grads))
     found = _blocks(captures, grads[len(wanted) :], len(q))
@@ -861,9 +895,17 @@ def _faint(p: Tensor, scores: Tensor) -> Tensor:
     squared, or may have come out as zero for it?"""
     most = p.detach().abs().amax(1)
     low = most < (_FAINT if p.dtype == torch.float32 else 0.0)
-    if get_proxy_mode() is None and not low.any():
+    if get_proxy_mode() is None and not hurried(low) and not low.any():
         return low
     return low & ((most > 0) | (scores.abs().amax(1) > _FAR))
+
+
+def _wide(objective: Objective, scores: Tensor, extra: Sequence[Tensor]) -> Tensor:
+    "Return slopes `[n, c]` in float64."
+    try:
+        return loss_gradient(objective, scores.double(), extra)[0]
+    except RuntimeError:  # a loss that computes in float32 only
+        return loss_gradient(objective, scores, extra)[0].double()
 
 
 def _raised(
@@ -871,10 +913,7 @@ def _raised(
 ) -> tuple[Tensor, Tensor] | None:
     """Return slopes `[n, c]` in float64 as numbers of ordinary size, and the powers of two `[n]`
     that undo it; None if all are zero."""
-    try:
-        p, _ = loss_gradient(objective, scores.double(), extra)
-    except RuntimeError:  # a loss that computes in float32 only
-        p = loss_gradient(objective, scores, extra)[0].double()
+    p = _wide(objective, scores, extra)
     size = p.abs().amax(1)
     weight = torch.exp2(torch.frexp(size).exponent.double())
     return (p / weight[:, None], weight) if size.any() else None
@@ -889,6 +928,9 @@ def _slopes_of_loss(
     faint, weight = _faint(p, scores), None
     if get_proxy_mode() is not None:
         engine.faint = faint  # for whoever records
+    elif hurried(faint):
+        slopes = _wide(engine.objective, scores, extra)
+        unlikely((faint & (slopes.abs().amax(1) > 0)).any())
     elif faint.any():
         at = faint.nonzero()[:, 0]
         if raised := _raised(engine.objective, scores[at], [x[at] for x in extra]):
@@ -1082,10 +1124,8 @@ def _is_linear(scores: Tensor, tables: list[Tensor], slopes: list[Tensor]) -> bo
     moves = [_real_vectors(t[:, at] - t[:, :1]) * q for t, q in zip(tables, slopes)]
     some, first = scores[:, at], scores[:, :1]
     gap = some - first - sum(m.sum(-1) for m in moves)
-    return not (
-        gap.abs()
-        > _tolerance(scores) * (some.abs() + first.abs() + sum(m.abs().sum(-1) for m in moves))
-    ).any()
+    size = some.abs() + first.abs() + sum(m.abs().sum(-1) for m in moves)
+    return not unlikely((gap.abs() > _tolerance(scores) * size).any())
 
 
 def _tolerance(x: Tensor) -> float:
@@ -1111,9 +1151,7 @@ def _pull(
     by = [c.output for c in captures]
     with backward():
         pulled = (
-            torch.autograd.grad(outputs, by, grads, allow_unused=True, retain_graph=True)
-            if by
-            else ()
+            backward_from(outputs, grads, by, allow_unused=True, retain_graph=True) if by else ()
         )
     found = _blocks(captures, pulled, B)
     _check(engine, outputs, found)
@@ -1132,8 +1170,8 @@ def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Par
         only = [torch.zeros_like(g) for _, g in live]
         for o, (_, g) in zip(only, live):
             o.view(B, -1)[i] = g.reshape(B, -1)[i]
-        return torch.autograd.grad(
-            outputs, params, only, retain_graph=True, materialize_grads=True, allow_unused=True
+        return backward_from(
+            outputs, only, params, retain_graph=True, materialize_grads=True, allow_unused=True
         )
 
     with backward():
@@ -1260,9 +1298,7 @@ def _weighted_pulls(vectors: list[Tensor], by: list[Tensor], n: int) -> tuple[Te
     random = [torch.randn(v.shape, generator=draw, dtype=v.dtype).to(v.device) for v in vectors]
     weight = 1 + torch.rand(n, generator=draw).to(vectors[0].device)
     heavy = [v * weight.view(-1, *[1] * (v.dim() - 1)).to(v) for v in random]
-    pull = lambda given: torch.autograd.grad(
-        vectors, by, given, retain_graph=True, allow_unused=True
-    )
+    pull = lambda given: backward_from(vectors, given, by, retain_graph=True, allow_unused=True)
     return weight, list(zip(pull(random), pull(heavy)))
 
 # %% ../../nbs/engine/30_gradients.ipynb #6a578575

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ..clock import stage
 from ..runs.optimizers import habits_of
 from ..runs.run import Run
+from ..waiting import sent
 
 # %% ../../nbs/engine/00_objectives.ipynb #c628f48a
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Queries:
         with stage('transfer', adds=True) as gave:
             gave(
                 made := Queries(
-                    self.kind, self.ids.to(device), tuple(x.to(device) for x in self.extra)
+                    self.kind, sent(self.ids, device), tuple(sent(x, device) for x in self.extra)
                 )
             )
         return made
@@ -93,7 +94,7 @@ def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> T
 # %% ../../nbs/engine/00_objectives.ipynb #134b98f9
 def losses(model: Model, objective: Objective, triples: Tensor) -> Tensor:
     "Return losses `[B]` of `triples` `[B, 3]`, one example at a time."
-    queries = objective.queries(triples).to(model.device)
+    queries = objective.queries(triples.cpu()).to(model.device)  # what is known lies on the CPU
     return torch.stack(
         [
             objective.loss(score(model, q)[0], *(x[0] for x in q.extra))

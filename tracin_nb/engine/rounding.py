@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .factors import Block, Dense, Factors, Outer, Rows, Shared, _up
+from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/15_rounding.ipynb #19650672
 def _length(x: Tensor) -> Tensor:
@@ -21,7 +22,9 @@ def _length(x: Tensor) -> Tensor:
     x = _up(x)
     found = torch.linalg.vector_norm(x, dim=-1)
     odd = (found == 0) | found.isinf()
-    if odd.any():
+    if hurried(x):
+        found = torch.where(odd, x.abs().amax(-1) * math.sqrt(x.shape[-1]), found)
+    elif odd.any():
         found[odd] = x[odd].abs().amax(-1) * math.sqrt(x.shape[-1])
     return found.double()
 
@@ -96,6 +99,8 @@ def doubtful(
     "Return whether one of the wanted scores may be only a rounding error."
     if not scores.numel():
         return False
+    if hurried(scores):
+        return unlikely(torch.stack([_small(e, most).any() for e in _ends(scores, k)]).any())
     high, low = _ends(scores[:, :: max(1, scores.shape[1] // (8 * k))], k)
     if high.shape[1] == k:
         left = ~(_sure(high, most) & _sure(low, most))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,7 @@ from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
 from .rounding import sizes
 from ..runs.run import Run
+from ..waiting import doubted, doubting, hurried, unlikely
 
 # %% ../../nbs/engine/40_weightings.ipynb #60fee838
 def _same(factors: Factors) -> Factors:
@@ -627,11 +628,21 @@ class RowBlocks:
         if not outer.factors[0].shape[1] and rows.ids.numel() >= _MANY * len(self.table):
             return _add_squares(self.moments, *_each_once(rows))
         partners, (p, q) = _partners(rows, outer), outer.factors
-        for ids, places in _rounds(rows.ids.flatten(), self.limit):
-            self.moments.index_add_(0, ids, _take(rows.grads, places).mT @ _take(partners, places))
+        if hurried(partners):
+            self._scatter(rows, partners)
+        else:
+            for ids, places in _rounds(rows.ids.flatten(), self.limit):
+                each = _take(rows.grads, places).mT @ _take(partners, places)
+                self.moments.index_add_(0, ids, each)
         for s, t in product(range(p.shape[1]), repeat=2):
             both = (q[:, s, :, None] * q[:, t, None]).flatten(1)
             self.moments.flatten(1).addmm_((p[:, s] * p[:, t]).T, both)
+
+    def _scatter(self, rows: Rows, partners: Tensor) -> None:
+        "Add the products of each entry on its own: more numbers, and the host knows how many."
+        every = (x.flatten(0, 1).split(self.limit) for x in (rows.ids, rows.grads, partners))
+        for ids, grads, partner in zip(*every):
+            self.moments.index_add_(0, ids, grads[:, :, None] * partner[:, None])
 
     def energies(self, count: int) -> Tensor:
         "Return the second moment of each row, over `count` triples, `[n]`."
@@ -696,6 +707,12 @@ class _Solver:
         blocks.table, blocks.moments = blocks.table.to(device), blocks.moments.to(device)
         return _Solver(blocks, self.count, self.damping.to(device), self.floor)
 
+    @cached_property
+    def every(self) -> Tensor:
+        "The damped inverses `[n, d, d]` of all rows, for who cannot wait to know which are needed."
+        parts = torch.arange(len(self.blocks.table), device=self.blocks.table.device)
+        return torch.cat([self.inverses(ids) for ids in parts.split(self.blocks.limit)])
+
     def inverses(self, ids: Tensor) -> Tensor:
         "Return the damped inverses `[u, d, d]` of the rows `ids` `[u]`."
         C = self.blocks.moments[ids].double() / self.count
@@ -714,6 +731,9 @@ class _Solver:
         return Dense(torch.cat([grads[ids] @ self.inverses(ids) for ids in parts]).transpose(0, 1))
 
     def _rows(self, block: Rows) -> Rows:
+        if hurried(block.grads):
+            each = block.grads[..., None, :] @ self.every[block.ids]
+            return Rows(block.ids, each[..., 0, :])
         flat = block.grads.flatten(0, 1)
         out = flat.new_zeros(len(flat) + 1, flat.shape[1])
         for ids, places in _rounds(block.ids.flatten(), self.blocks.limit):
@@ -822,8 +842,11 @@ class Kronecker:
     def _rows(self, rows: Rows, partners: Tensor) -> None:
         by_row, by_column = self.sides
         energy = (rows.grads * partners).sum(-1, keepdim=True)
-        for ids, places in _rounds(rows.ids.flatten(), _NUMBERS):
-            by_row.index_add_(0, ids, _take(energy, places).sum((1, 2)))
+        if hurried(energy):
+            by_row.index_add_(0, rows.ids.flatten(), energy.flatten())
+        else:
+            for ids, places in _rounds(rows.ids.flatten(), _NUMBERS):
+                by_row.index_add_(0, ids, _take(energy, places).sum((1, 2)))
         _add_gram(by_column, rows.grads, partners)
 
     def energies(self, count: int) -> Tensor:
@@ -978,33 +1001,38 @@ def _new_forms(
     return forms
 
 
-def _most(blocks: tuple[Block, ...], weight: Tensor | None) -> float:
-    "Return the largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat more."
-    return sum(_largest_entry(b, weight) for b in blocks)
+def _most(blocks: tuple[Block, ...], weight: Tensor | None) -> Tensor:
+    """Return the largest entry of the gradients in `blocks`, times `weight` `[B]`, or somewhat
+    more: `[]`."""
+    return torch.stack([_largest_entry(b, weight) for b in blocks]).sum()
 
 
-def _largest_entry(block: Block, weight: Tensor | None) -> float:
-    "Return the largest entry of the gradients in `block`, times `weight` `[B]`, or somewhat more."
+def _largest_entry(block: Block, weight: Tensor | None) -> Tensor:
+    """Return the largest entry of the gradients in `block`, times `weight` `[B]`, or somewhat
+    more: `[]`."""
     values = [t for t in block.tensors() if t.is_floating_point()]
     if not all(t.numel() for t in values):
-        return 0.0
+        return values[0].new_zeros((), dtype=torch.float64)
     if weight is None:
-        return math.prod(max(abs(x) for x in torch.stack(t.aminmax()).tolist()) for t in values)
+        return math.prod(torch.stack(t.aminmax()).abs().amax().double() for t in values)
     each = (t.flatten(1).abs().amax(1).double() for t in values)
-    return math.prod(each, start=weight.abs().double()).max().item()
+    return math.prod(each, start=weight.abs().double()).max()
+
+
+_ORDINARY = 2.0**-40, 2.0**40  # entries whose squares can be summed up
 
 
 def _exponent(most: float) -> int:
     """Return the power of two that gradients with entries up to `most` are multiplied by; 0
     where their squares can be summed up."""
-    if not 0 < most < math.inf or 2.0**-40 < most < 2.0**40:
+    if not 0 < most < math.inf or _ORDINARY[0] < most < _ORDINARY[1]:
         return 0
     return -math.frexp(most)[1]
 
 
 def _add(form: RowBlocks | Kronecker, blocks: tuple[Block, ...], weight: Tensor | None) -> None:
     "Add the gradients of a tile in numbers whose squares can be summed up."
-    form.most = max(form.most, _most(blocks, weight))
+    form.most = max(form.most, float(_most(blocks, weight)))
     if form.exponent != (exponent := _exponent(form.most)):
         form.rescale(exponent)
     if exponent:
@@ -1017,16 +1045,43 @@ def _add(form: RowBlocks | Kronecker, blocks: tuple[Block, ...], weight: Tensor 
     form.add(_plain(blocks, weight, _dtype(form)))
 
 
+def _add_hurried(forms: dict[str, RowBlocks | Kronecker], tile: Factors) -> None:
+    "Add the gradients of a tile, of which it is a doubt whether their squares can be summed up."
+    for name, blocks in tile.blocks.items():
+        most = _most(blocks, tile.weight)
+        ordinary = (most > _ORDINARY[0]) & (most < _ORDINARY[1])
+        unlikely((most > 0) & (most < math.inf) & ~ordinary)
+        forms[name].add(_plain(blocks, tile.weight, _dtype(forms[name])))
+
+
 def _gathered(
     natural: Natural, engine: Engine, factors: Iterable[Factors]
 ) -> tuple[dict[str, RowBlocks | Kronecker], int]:
     """Return the second moments by parameter, and the number of training triples. Raises
-    `ValueError` if there are none."""
+    `ValueError` if there are none.
+
+    On a device nothing is waited for, tile by tile; where that leaves a doubt, all is done again,
+    unless `factors` can be read only once."""
+    device = engine.model.device
+    if device.type == 'cpu' or iter(factors) is factors:
+        return _sums(natural, engine, factors)
+    with doubting() as doubts:
+        found = _sums(natural, engine, factors)
+    return _sums(natural, engine, factors) if doubted(doubts, device) else found
+
+
+def _sums(
+    natural: Natural, engine: Engine, factors: Iterable[Factors]
+) -> tuple[dict[str, RowBlocks | Kronecker], int]:
+    "Return the same, from one pass."
     forms, count = {}, 0
     for tile in factors:
         count += len(tile)
         if new := [name for name in tile.blocks if name not in forms]:
             forms |= _new_forms(natural, engine, new)
+        if hurried(next(iter(tile.blocks.values()))[0].tensors()[0]):
+            _add_hurried(forms, tile)
+            continue
         for name, blocks in tile.blocks.items():
             _add(forms[name], blocks, tile.weight)
     if not count:
@@ -1058,8 +1113,11 @@ def _unit(factors: Factors) -> Factors:
     "Return the gradients of length 1; zero stays zero."
     bare = replace(factors, weight=None)  # a weight is a sign here: its square could underflow
     norm2 = paired_inner(bare, bare).clamp(min=0)
-    if norm2.dtype == torch.float32 and ((norm2 < _LEAST) | (norm2 > 1 / _LEAST)).any():
-        bare = _ordinary(bare, (norm2 < _LEAST) | (norm2 > 1 / _LEAST))
+    odd = (norm2 < _LEAST) | (norm2 > 1 / _LEAST)
+    if hurried(odd):
+        odd = odd & (sizes(bare) > 0)  # zeros are not odd: there is nothing to be done about them
+    if norm2.dtype == torch.float32 and unlikely(odd.any()):
+        bare = _ordinary(bare, odd)
         norm2 = paired_inner(bare, bare).clamp(min=0)
     norm = norm2.sqrt()
     sign = torch.ones_like(norm) if factors.weight is None else factors.weight.sign().to(norm)

@@ -7,9 +7,12 @@ __all__ = ['Adjoint', 'TripleRows', 'slopes', 'SampledParts', 'sampled_parts', '
            'RowParts', 'row_parts', 'Joined', 'Joining', 'Norms', 'Scored', 'Gradient',
            'weighted_training', 'constrainers', 'constrained', 'Stepped', 'second_half',
            'plain_tables', 'touched_only', 'Backwards', 'end_adjoint', 'end_losses',
-           'stretches', 'backwards_through', 'trained_in_double']
+           'reach', 'taken_again', 'next_kept', 'stretches', 'backwards_through',
+           'trained_in_double']
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #c6adc9c7
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +34,7 @@ from ..engine.objectives import Negatives, Objective, directions, losses
 from .repeating import Moment, Repeater, moment_of, put
 from tracin_nb.evaluation.updates import (
     LeanUpdate,
+    Scratch,
     clipped,
     first_state,
     has_shortcut,
@@ -97,11 +101,13 @@ def slopes(value: Callable[..., Tensor], scores: Sequence[Tensor], again: bool) 
     if not again:
         leaves = [s.detach().requires_grad_() for s in scores]
         return list(torch.autograd.grad(value(*leaves), leaves, materialize_grads=True))
-    with _Uncut() as uncut:
-        value(*(s * 1 for s in scores))
     copies = [s * 1 for s in scores]
-    with _Uncut(uncut.noted):
+    with _Uncut() as uncut:
         total = value(*copies)
+    if uncut.noted:
+        copies = [s * 1 for s in scores]
+        with _Uncut(uncut.noted):
+            total = value(*copies)
     found = torch.autograd.grad(total, copies, create_graph=True, materialize_grads=True)
     return [u * 1 for u in found]  # none is made of another
 
@@ -114,14 +120,15 @@ class SampledParts:
 
     def weighted(self, u: list[Tensor], scores: list[Tensor], w: Tensor) -> list[Tensor]:
         "Return the slopes `u`, each times the weight of its triple."
-        return [x * w[o].view_as(x).to(x) for x, o in zip(u, self.owners)]
+        return [x * w.to(o.device)[o].view_as(x).to(x) for x, o in zip(u, self.owners)]
 
     def add(
         self, total: Tensor, u: list[Tensor], scores: list[Tensor], along: list[Tensor]
     ) -> None:
         "Add to `total` `[M, N]` the derivatives by the weights; `along` `[M, ...]`, as the scores."
         for x, o, s in zip(u, self.owners, along):
-            total.index_add_(1, o.flatten(), (s * x.detach()).flatten(1).to(total))
+            mine = (s * x.detach()).flatten(1).to(total)
+            total.index_add_(1, o.flatten().to(total.device), mine)
 
 
 def sampled_parts(positive: Tensor, batch: Mapping[str, Tensor], n: slice) -> SampledParts:
@@ -191,7 +198,8 @@ class RowParts:
 
     def weighted(self, u: list[Tensor], scores: list[Tensor], w: Tensor) -> list[Tensor]:
         "Return the slopes, that of each label times the weight of its triple."
-        (u,), factor = u, w[self.owners] - (~self.new).to(w)
+        (u,), w = u, w.to(self.owners.device)
+        factor = w[self.owners] - (~self.new).to(w)
         some = factor.nonzero().flatten()
         if not len(some):
             return [u]
@@ -207,7 +215,7 @@ class RowParts:
         for some in torch.arange(len(self.row), device=s.device).split(each):
             change = self.change(u, s, some)
             found = (along[:, self.row[some]] * change).sum(-1)
-            total.index_add_(1, self.owners[some], found.to(total))
+            total.index_add_(1, self.owners[some].to(total.device), found.to(total))
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #307867ba
 def _check_rows(parts: RowParts, u: Tensor, scores: Tensor) -> None:
@@ -689,7 +697,7 @@ class Backwards:
         kwargs = settings['training_kwargs']
         self.clipping = {n: kwargs.get(f'gradient_clipping_{k}') for n, k in names.items()}
         self.optimizer, self.bounds = settings['optimizer'], constrainers(self.loop.model)
-        self.pull, self.end = _Pull(), moment_of(self.loop)
+        self.pull, self.work, self.end = _Pull(), Scratch(), moment_of(self.loop)
         self.formulas = self._has_formulas(self.loop.optimizer.param_groups[0])
         self.tables = plain_tables(self.loop) if self.formulas else {}
 
@@ -809,6 +817,7 @@ class Backwards:
             after.weights[name],
             moments_of(state),
             name in self.bounds,
+            self.work,
         )
         found = update.back(p, {k: adjoint[key] for k, key in mine.items()}, g, rows)
         if found is not None:
@@ -854,20 +863,46 @@ def end_losses(loop: TrainingLoop, objective: Objective, test: Tensor) -> Tensor
     return found
 
 # %% ../../nbs/evaluation/57_adjoints.ipynb #ae524712
+def reach(room: int, times: int) -> int:
+    """Return from how many steps the states can be had in reverse order, each step taken at most
+    so many `times`, if the first state and `room` others can be kept."""
+    return math.comb(room + times, room)
+
+
+def _times(steps: int, room: int) -> int:
+    return next(t for t in itertools.count() if reach(room, t) >= steps)
+
+
+def taken_again(steps: int, room: int) -> int:
+    "Return how often a step is taken for the states of so many `steps`, in reverse order."
+    if not (t := _times(steps, room)):
+        return 0
+    return t * steps - math.comb(room + t, t - 1)
+
+
+def next_kept(steps: int, room: int) -> int:
+    "Return after how many of so many `steps` the next state is kept."
+    t = _times(steps, room)
+    return min(reach(room, t - 1), steps - reach(room - 1, t - 1))
+
+
 def stretches(repeater: Repeater, first: int, last: int, room: int) -> Iterator[tuple[int, Moment]]:
-    "Yield the states before the steps from `last - 1` to `first`, keeping at most `room`."
-    n = last - first
-    apart = -(-n // max(room, 2))
-    kept = {i: m for i, m in repeater.walk(first, last) if not (i - first) % apart}
-    for i in sorted(kept, reverse=True):
-        moment = kept.pop(i)
-        if apart == 1:
-            yield i, moment
-            continue
-        repeater.tape.moments[i] = moment
-        yield from stretches(repeater, i, min(i + apart, last), max(room - len(kept), 2))
-        if i != first:
-            del repeater.tape.moments[i]
+    """Yield the states before the steps from `last - 1` to `first`, the latter on the tape, keeping
+    at most `room` others."""
+    kept, loop, moments = [first], repeater.loop, repeater.tape.moments
+    while kept:
+        if (now := kept[-1]) < last - 1:
+            put(loop, moments[now])
+        while now < last - 1:
+            then = now + next_kept(last - now, room + 1 - len(kept))
+            for i in range(now, then):
+                repeater.take(i)
+            moments[then] = repeater.tape.copy(loop)
+            kept.append(now := then)
+        yield now, moments[now]
+        last = kept.pop()
+        if kept:
+            del moments[last]
 
 
 def backwards_through(
@@ -887,6 +922,8 @@ def backwards_through(
         behind = tape.moments.get(stop, backwards.end)
         for i, moment in stretches(backwards.repeater, first, stop, room):
             adjoint = backwards.step(i, moment, adjoint, total, behind)
+            if behind is not backwards.end and i + 1 not in tape.moments:
+                tape.spare.append(behind)
             behind = moment
             told(1)
         after(first, adjoint)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['State', 'Update', 'UPDATES', 'check_update', 'updated', 'first_state', 'moments_of',
-           'clipped', 'has_shortcut', 'adam_slopes', 'LeanUpdate']
+           'clipped', 'has_shortcut', 'Scratch', 'adam_slopes', 'LeanUpdate']
 
 # %% ../../nbs/evaluation/52_updates.ipynb #685ccd8a
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,15 +176,45 @@ def has_shortcut(optimizer: str, group: Mapping[str, Any]) -> bool:
     return optimizer in ('sgd', 'adagrad') and not group['weight_decay']
 
 
-def adam_slopes(group: Mapping[str, Any], step: int, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    "Return the derivatives of Adam's weights by the moments `m` and `v` after the step."
-    b1, b2 = group['betas']
+class Scratch:
+    "Memory that is written over again and again, so that none has to be asked of the system."
+
+    def __init__(self) -> None:
+        self.held: Tensor | None = None
+
+    def __call__(self, like: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
+        "Return tensors of these shapes, not filled, of the kind of `like`; the last ones are lost."
+        sizes = [math.prod(x) for x in shapes]
+        kind = like.dtype, like.device
+        if (
+            self.held is None
+            or (self.held.dtype, self.held.device) != kind
+            or len(self.held) < sum(sizes)
+        ):
+            self.held = like.new_empty(sum(sizes))
+        parts = self.held[: sum(sizes)].split(sizes)
+        return [x.view(shape) for x, shape in zip(parts, shapes)]
+
+
+def adam_slopes(
+    group: Mapping[str, Any],
+    step: int,
+    m: Tensor,  # the moments after the step
+    v: Tensor,
+    work: Sequence[Tensor],  # three tensors like `m`, to write in
+) -> tuple[float, Tensor, Tensor, Tensor]:
+    """Return a number `c` and tensors `by_m`, `by_v`, `moved`: Adam adds `c * moved` to the
+    weights, and the derivatives of this by `m` and `v` are `c * by_m` and `-c / 2 * by_v`."""
+    (b1, b2), (root, by_m, moved) = group['betas'], work
     scale = (1 - b2**step) ** 0.5
-    root = v.sqrt()
-    below = (root / scale).add_(group['eps'])
-    a = (-group['lr'] / (1 - b1**step) / below).mul_(v > 0)
-    b = torch.where(v > 0, a * m, 0.0).div_(below.mul_(root).mul_(-2 * scale).clamp_(max=-1e-38))
-    return a, b
+    torch.sqrt(v, out=root)
+    torch.add(root, group['eps'] * scale, out=by_m).reciprocal_()
+    if not root.amin() > 0:
+        by_m.mul_(torch.sign(root, out=moved))
+        root.clamp_(min=torch.finfo(root.dtype).tiny)
+    torch.mul(m, by_m, out=moved)
+    by_v = torch.div(moved, root, out=root).mul_(by_m)
+    return -group['lr'] * scale / (1 - b1**step), by_m, by_v, moved
 
 
 _BLOCK = 2**18  # numbers of a table that are worked on at once
@@ -207,6 +238,7 @@ class LeanUpdate:
     after: Tensor  # its weights after the step, and after their bound
     moments: State  # after the step
     unit: bool  # are the rows of unit length after the step?
+    work: Scratch
 
     def back(
         self,
@@ -219,10 +251,10 @@ class LeanUpdate:
         name = 'adam' if self.optimizer == 'adamw' else self.optimizer
         return getattr(self, f'_{name}')(p, mine, g, rows)
 
-    def _bound(self, p: Tensor, some: slice, x: Tensor) -> None:
+    def _bound(self, p: Tensor, some: slice, x: Tensor, work: Tensor) -> None:
         "Take `p` back to before the rows `x` were made of unit length."
         y, p = self.after[some], p[:, some]
-        along = torch.einsum('md,nmd->nm', y, p)[..., None]
+        along = torch.mul(p, y, out=work).sum(-1, keepdim=True)
         p.addcmul_(y, along, value=-1).div_(x.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
 
     def _adam(self, p: Tensor, mine: State, g: Tensor | None, rows: Tensor | None) -> Tensor | None:
@@ -233,11 +265,14 @@ class LeanUpdate:
             keep -= group['lr'] * group['weight_decay']
         for some in _blocks(self.before, len(p)):
             now, square = self.moments['exp_avg'][some], self.moments['exp_avg_sq'][some]
-            a, b = adam_slopes(group, self.step, now, square)
+            *work, more = self.work(p, *[now.shape] * 3, p[:, some].shape if self.unit else (0,))
+            c, by_m, by_v, moved = adam_slopes(group, self.step, now, square, work)
             if self.unit:
-                self._bound(p, some, torch.addcmul(self.before[some] * keep, a, now))
-            m[:, some].addcmul_(a, p[:, some]).mul_(b1)
-            v[:, some].addcmul_(b, p[:, some]).mul_(b2)
+                before = self.before[some] if keep == 1 else self.before[some] * keep
+                x = torch.add(before, moved, alpha=c, out=moved)
+                self._bound(p, some, x, more)
+            m[:, some].addcmul_(by_m, p[:, some], value=c).mul_(b1)
+            v[:, some].addcmul_(by_v, p[:, some], value=-c / 2).mul_(b2)
         if keep != 1:
             p.mul_(keep)
         if g is None:

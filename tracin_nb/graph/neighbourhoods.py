@@ -7,10 +7,10 @@ __all__ = ['SCORES', 'PATHS_FIRST', 'checked_ids', 'grouped', 'Graph', 'rows_wit
            'at_least_one', 'n_hop', 'on_walks', 'two_ways', 'ways_around', 'fitting',
            'ways_to', 'path_through', 'neighbours_of', 'searched', 'settled', 'on_paths',
            'well_connected', 'check_conditions', 'neighbourhood', 'Near', 'near',
-           'longer_paths', 'longer', 'Through', 'paths', 'edge_influence', 'above_zero',
-           'score_paths', 'entities_along', 'chain_text', 'path_table', 'curie_prefix',
-           'read_types', 'type_function', 'metapaths', 'path_tiers', 'in_tiers',
-           'best_path_of']
+           'longer_paths', 'TooManyPathsError', 'longer', 'Through', 'paths',
+           'edge_influence', 'above_zero', 'score_paths', 'entities_along', 'chain_text',
+           'path_table', 'curie_prefix', 'read_types', 'type_function', 'metapaths',
+           'path_tiers', 'in_tiers', 'best_path_of']
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #df4b05cb
 import os
@@ -591,6 +591,14 @@ def longer_paths(
     ]
 
 
+class TooManyPathsError(ValueError):
+    "There are more paths than a search may hold."
+
+    def __init__(self, limit: int):
+        super().__init__(f'more than {limit} paths: lower max_edges or raise limit')
+        self.limit = limit
+
+
 def longer(
     graph: Graph,
     entities: np.ndarray,  # `[P, k + 1]`
@@ -599,15 +607,15 @@ def longer(
     directed: bool,
     limit: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `longer_paths` does, computed in pieces. Raises `ValueError` for more than
-    `limit` paths."""
+    """Return what `longer_paths` does, computed in pieces. Raises `TooManyPathsError` for
+    more than `limit` paths."""
     pieces = int(graph.degree[entities[:, -1]].sum(dtype=np.int64)) // 4_000_000 + 1
     found, count = [], 0
     for some in np.array_split(np.arange(len(entities)), pieces):
         found.append(longer_paths(graph, entities[some], rows[some], near, directed))
         count += len(found[-1][1])
         if count > limit:
-            raise ValueError(f'more than {limit} paths: lower max_edges or raise limit')
+            raise TooManyPathsError(limit)
     return tuple(np.concatenate(part) for part in zip(*found))
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #a510874c
@@ -663,7 +671,8 @@ def paths(
     through: str | int | None = None,  # an entity between, the type of one, or a relation
 ) -> list[tuple[int, ...]]:
     """Yield the simple paths h..t as row numbers in order, shorter ones first; none if h is t.
-    `ValueError` beyond `limit`, and for a `through` that is neither entity, type nor relation."""
+    `TooManyPathsError` beyond `limit`, `ValueError` for a `through` that is neither entity, type
+    nor relation."""
     at_least_one('min_edges', min_edges)
     at_least_one('max_edges', max_edges)
     if not min_edges <= max_edges:

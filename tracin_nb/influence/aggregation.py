@@ -101,7 +101,7 @@ def with_near(result: Result, near: Near, sums: Tensor) -> Result:
     tests = result.tests.assign(neighbourhood_size=[len(r) for r in near.rows])
     if near.restrict:
         return replace(result, tests=tests)
-    total, inside = sums.numpy()
+    total, inside = sums.cpu().numpy()
     share = np.divide(inside, total, out=np.zeros_like(total), where=total > 0).round(12)
     found = near_rows(result.frame, near)
     ranks = result.frame[found].groupby(['test_index', 'kind'])['rank'].rank(method='first')

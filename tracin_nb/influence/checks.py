@@ -26,7 +26,6 @@ from .plan import Planner
 from .question import Question
 from .steps import Steps, TestSide
 from .tiles import as_dense
-from ..progress import bar
 from ..runs.run import Run
 
 # %% ../../nbs/influence/75_checks.ipynb #2c88cbc0
@@ -151,5 +150,5 @@ def held(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     "Return the result of `believed` for the model of the last checkpoint."
     model, passes = steps[places.index(max(places))].train.model, looked_at * len(steps)
-    with stage('beliefs', whole=True), bar(steps.telling.progress, 2 * len(test), 'ranks') as add:
+    with stage('beliefs', whole=True), steps.telling.bar(2 * len(test), 'ranks') as add:
         return believed(run, model, test, passes, add)

@@ -49,6 +49,12 @@ class _Live(TorchDispatchMode):
             Any, list[bool]
         ] = {}  # operation -> is each of its results new? (a view is not)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler to keep it away from the mode; `_tensors_counted`
+        does so without."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:

@@ -108,9 +108,11 @@ class Planner:
 
     @property
     def rows_only(self) -> bool:
-        "Do the training triples' gradients consist of embedding rows?"
+        """Do the training triples' gradients consist of embedding rows, and does an index of them
+        pay? It is a matter of numbers that the host must know: on a device all are multiplied with
+        all."""
         if self._is_rows is None:
-            self._is_rows = all(
+            self._is_rows = self.steps.device.type == 'cpu' and all(
                 rows_only(s.metric.train(s.train(self.every[:1]))) for s in self.steps
             )
         return self._is_rows

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['GONE_BACK', 'training_rows', 'KnownTripleError', 'new_triples', 'contrast', 'untaught',
            'check_answers', 'training_seconds', 'versions', 'Question', 'other_names',
-           'near_digest', 'question_entries']
+           'near_digest', 'question_entries', 'phases_of']
 
 # %% ../../nbs/influence/70_question.ipynb #426e56f8
 import functools
 import importlib.metadata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any
@@ -37,6 +37,8 @@ from tracin_nb.graph.triples import (
 )
 from .cache import digest, objective_key
 from .settings import Settings
+from .steps import Pace, Steps
+from ..progress import Phase
 from ..runs.run import Run
 
 # %% ../../nbs/influence/70_question.ipynb #89255260
@@ -253,3 +255,23 @@ def question_entries(
         device=device.type,
         versions=versions(),
     )
+
+# %% ../../nbs/influence/70_question.ipynb #38ed7072
+def phases_of(question: Question, steps: Steps) -> list[Phase]:
+    "Return the phases of the answer to a question, priced at the pace of the model."
+    steps.maker.timed = not steps.made
+    K, M, E = len(question.places), len(question.test), question.run.training.num_entities
+    n = len(question.rows)
+
+    def ranks(pace: Pace) -> float:
+        left_out = M * E > n * K and pace.head > 8 * pace.tail  # see `heads_too_dear`
+        return E * (pace.tail + pace.head * (not left_out)) / 2
+
+    def a_pass(pace: Pace) -> float:
+        return K * max(pace.gradient * (1.25 + M / 1000), 0.9 * moments.measured)
+
+    def at(price: Callable[[Pace], float]) -> Callable[[], float]:
+        return lambda: price(steps.maker.pace) if steps.maker.pace else 0.0
+
+    moments = Phase('second moments', seconds=at(lambda pace: 2 * pace.gradient), times=K)
+    return [moments, Phase('influence', n, at(a_pass)), Phase('ranks', 2 * M, at(ranks))]

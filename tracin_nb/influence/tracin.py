@@ -81,6 +81,7 @@ from tracin_nb.influence.question import (
     check_answers,
     contrast,
     new_triples,
+    phases_of,
     training_rows,
     training_seconds,
     untaught,
@@ -372,7 +373,8 @@ class TracIn:
             if folder and parts and parts.complete:
                 with stage('read'):
                     return said(Result.load(folder).with_names(self.run.names, keep=True))
-            result, parts = self._answered(question, folder, parts, overwrite, start)
+            with self.steps.telling.planned(lambda: phases_of(question, self.steps)):
+                result, parts = self._answered(question, folder, parts, overwrite, start)
         if folder and parts:
             with stage('write', whole=True, adds=True) as gave:
                 gave(saved := result.save(folder))

@@ -8,6 +8,7 @@ __all__ = ['Rate', 'Words', 'HABITS', 'Groups', 'Habit', 'complete_settings', 'r
            'build_frozen']
 
 # %% ../../nbs/runs/05_optimizers.ipynb #fb9ac610
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def _named(name: str) -> type[torch.optim.Optimizer] | None:
 def complete_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     "Return `settings` and, for an optimiser of PyTorch, the defaults of those that are not given."
     kind = _named(name) if name.lower() in HABITS else None
-    return {**(kind([torch.zeros(1, 1)]).defaults if kind else {}), **settings}
+    known = inspect.signature(kind).parameters.values() if kind else ()
+    return {**{p.name: p.default for p in known if p.name != 'params'}, **settings}
 
 
 def rate_at(name: str, settings: Mapping[str, Any], lr: float, step: int | None) -> float:
