@@ -474,14 +474,14 @@ def trust_sentences(read: dict[str, dict]) -> list[str]:
         f'(difference: {one})',
         f'four facts less well ({four})',
         f'(four facts: {filtered(DEFAULT)} against {filtered("1 retraining")})',
-        f'for one fact, is {above("1", "score, natural", "default")}',
+        f'for one fact, `score` minus the default is {above("1", "score, natural", "default")}',
         f'by {rises(DEFAULT)} (in this order of graphs)',
         f'by {rises("drawn: same relation and tail")}',
         f'by {rises("drawn: same head")}',
         f'by {rises("natural, its best 50 by replay")}',
         f'(rank correlation {short(min(same))} to {short(max(same))})',
         f'For {tests} predictions',
-        f'(one fact: {above("1", DEFAULT, "retraining", True)})',
+        f'far behind for one fact ({above("1", DEFAULT, "retraining", True)})',
     ]
 
 
