@@ -206,7 +206,7 @@ def shared_counts(indices: dict[str, list[Index]], test: Sequence[Factors]) -> T
             if not (known := _known(test, name, index)):
                 continue
             ids = test[known[0]].blocks[name][0].ids
-            at = torch.searchsorted(index.ids, ids).clamp(max=len(index.ids) - 1)
+            at = torch.searchsorted(index.ids, ids.contiguous()).clamp(max=len(index.ids) - 1)
             total += ((index.ids[at] == ids) * index.counts[at]).sum(1)
     return total
 
