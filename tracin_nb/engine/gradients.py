@@ -1179,52 +1179,13 @@ def _one_by_one(engine: FactoredEngine, live: list, B: int) -> list[tuple[nn.Par
     return [(p, Dense(torch.stack(g))) for p, g in zip(params, zip(*grads))]
 
 # %% ../../nbs/engine/30_gradients.ipynb #e54bc574
-def _own_sums(rows: list[Rows], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums `[B, m, d]` of the gradients by the rows of each example's first triple,
-    and which of the `ids` `[B, m, c]` are of other rows."""
-    own = ids[:, :, 0]
-    again = (own[:, :, None] == own[:, None]).tril(-1).any(2)  # counted with an earlier one
-    match = (ids[:, None] == own[:, :, None, None]) & ~again[:, :, None, None]
-    sums = sum(match[:, :, j].to(b.grads.dtype) @ b.grads for j, b in enumerate(rows))
-    return sums, ~match.any(1)
-
-
-def _folded(rows: list[Rows]) -> Rows | None:
-    """Return `Rows` of a table, one or two, as one with the rows of each example's first triple
-    once; None if another of its `c` triples has two other rows, or nothing is saved."""
-    if len(rows) > 2 or len({b.grads.shape for b in rows}) > 1 or rows[0].ids.shape[1] == 1:
-        return None
-    ids = torch.stack([b.ids for b in rows], 1)
-    sums, other = _own_sums(rows, ids)
-    least, most = torch.stack(other[:, :, 1:].sum(1).aminmax()).tolist()
-    if most == 0:
-        return Rows(ids[:, :, 0], sums)
-    if most > 1 or len(rows) == 1:
-        return None
-    (B, m, c), first = ids.shape, other[:, 0, 1:]
-    grads = sums.new_empty(B, m + c - 1, sums.shape[2])
-    grads[:, :m] = sums
-    torch.where(first[..., None], *(b.grads[:, 1:] for b in rows), out=grads[:, m:])
-    if least == 0:
-        grads[:, m:].masked_fill_(~other[:, :, 1:].any(1)[..., None], 0)
-    return Rows(torch.cat([ids[:, :, 0], torch.where(first, *ids[:, :, 1:].unbind(1))], 1), grads)
-
-
-def _join(
-    blocks: tuple[Block, ...],
-    table: nn.Parameter,
-    open_ends: bool = False,  # may the only rows, of one end, differ between an example's triples?
-) -> tuple[Block, ...]:
+def _join(blocks: tuple[Block, ...], table: nn.Parameter) -> tuple[Block, ...]:
     """Return the same gradients with all `Rows` joined, and densified if they are longer than
     the table."""
     rows = [b for b in blocks if isinstance(b, Rows)]
     if not rows:
         return blocks
-    as_they_are = get_proxy_mode() is not None or open_ends and len(rows) == 1
-    as_they_are = as_they_are or hurried(rows[0].grads)  # the host must know what is saved
-    joined = None if as_they_are else _folded(rows)
-    if joined is None:
-        joined = Rows(torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1))
+    joined = Rows(torch.cat([b.ids for b in rows], 1), torch.cat([b.grads for b in rows], 1))
     if joined.ids.shape[1] >= table.shape[0]:
         joined = _dense(joined, table.shape)
     return (joined, *(b for b in blocks if not isinstance(b, Rows)))
@@ -1240,11 +1201,9 @@ def _collect(
         if name:
             blocks[name] = (*blocks.get(name, ()), b)
     with to_factors():
-        joined = {
-            name: _join(bs, engine.params[name], group_of(name) == 'entity')
-            for name, bs in blocks.items()
-        }
-        return Factors(joined, weight)
+        return Factors(
+            {name: _join(bs, engine.params[name]) for name, bs in blocks.items()}, weight
+        )
 
 # %% ../../nbs/engine/30_gradients.ipynb #979aee56
 @dataclass(frozen=True)
