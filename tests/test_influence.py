@@ -247,9 +247,9 @@ def test_weightings(runs, test_triples):
     for name in ('adam', 'natural', 'cosine'):
         tracin = make(run, weighting=name, batch_size=400)
         result = tracin.explain(test_triples, k=3)
-        extra = 3 * math.ceil(run.training.num_triples / 400) if name == 'natural' else 0
+        passes, reads = 3 * math.ceil(run.training.num_triples / 400), name == 'natural'
         assert tracin.counters == Counters(
-            3, 3, 3 * math.ceil(run.training.num_triples / 400), extra
+            3, 3, passes, passes * reads, 3 * run.training.num_triples * reads
         )
         assert result.facts['weighting'] == name
         assert not torch.allclose(tracin.scores(test_triples), plain)
