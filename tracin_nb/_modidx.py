@@ -1463,6 +1463,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'tracin_nb.engine.factors._is_large': ( 'engine/factors.html#_is_large',
                                                                                   'tracin_nb/engine/factors.py'),
                                           'tracin_nb.engine.factors._less': ('engine/factors.html#_less', 'tracin_nb/engine/factors.py'),
+                                          'tracin_nb.engine.factors._mapped': ( 'engine/factors.html#_mapped',
+                                                                                'tracin_nb/engine/factors.py'),
                                           'tracin_nb.engine.factors._masked': ( 'engine/factors.html#_masked',
                                                                                 'tracin_nb/engine/factors.py'),
                                           'tracin_nb.engine.factors._merged': ( 'engine/factors.html#_merged',

@@ -20,6 +20,13 @@ from torch import Tensor
 from ..waiting import hurried
 
 # %% ../../nbs/engine/10_factors.ipynb #ab1c6172
+def _mapped(f: Callable[[Tensor], Tensor], v: Any) -> Any:
+    "Return `v` with `f` applied to it, or to the tensors in it."
+    if isinstance(v, tuple):
+        return tuple(_mapped(f, x) for x in v)
+    return f(v) if isinstance(v, Tensor) else v
+
+
 class Block:
     """A piece of the gradients of `B` triples by one parameter; the first axis of every tensor
     is the triple."""
@@ -39,13 +46,7 @@ class Block:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> 'Block':
         "Return a block of the same kind with `f` applied to each tensor."
-
-        def new(v: Any) -> Any:
-            return (
-                tuple(map(new, v)) if isinstance(v, tuple) else f(v) if isinstance(v, Tensor) else v
-            )
-
-        return replace(self, **{o.name: new(getattr(self, o.name)) for o in fields(self)})
+        return replace(self, **{o.name: _mapped(f, getattr(self, o.name)) for o in fields(self)})
 
 # %% ../../nbs/engine/10_factors.ipynb #255d139a
 @dataclass(frozen=True)
