@@ -424,7 +424,7 @@ def test_in_panels(run: Run, result: Result, test: torch.Tensor) -> None:
     explorer, one = InfluenceExplorer(run), result[3]
     explorer.draw = lambda: None
     explorer.show(ExplorerQuestion(labels(run, test)[3]), one)
-    in_text(explorer.title.value, one)
+    in_text(explorer.view.content, one)
     a = TracIn(run, weighting='sgd', progress=False)
     both = compare(a, a, test[3], k=2)
     for text in (repr(both), both._repr_html_(), text_table(both)):

@@ -475,10 +475,12 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
         light.set_default_timeout(60_000)
         for one in (page, light):
             one.on('response', lambda r: answered.add(r.url.partition('?')[0]))
+        page.bring_to_front()  # a page behind another is not drawn, and waits in it never end
         page.goto(address)
         page.get_by_role('grid', name=re.compile('Predictions')).wait_for()
         check_explorer(page, run)
         light.goto(f'{address}&theme=light', wait_until='commit')
+        page.bring_to_front()
         explained_by_keys(page)
         check_widths(page, tmp_path, 'served')
         for name, asked in dict(Audit='look wrong', Compare='Do two', Profile='cost here').items():
@@ -487,6 +489,7 @@ def test_served(page, run: Run, clean: dict[str, str], tmp_path: Path) -> None:
             check_readable(page)
             assert faults(page) == []
             page.screenshot(path=tmp_path / f'{name}.png')
+        light.bring_to_front()
         explained_by_keys(light)
         check_widths(light, tmp_path, 'served_light')
         light.close()
