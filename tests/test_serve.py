@@ -69,6 +69,14 @@ class Serve(subprocess.Popen):
         return psutil.Process(self.pid).children(recursive=True)
 
 
+@pytest.fixture(autouse=True)
+def hang_up() -> Iterator[None]:
+    "Under nohup, SIGHUP would be ignored in all that a test starts."
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
     "Starts `tracin serve`; whatever of it is left at the end is killed."
