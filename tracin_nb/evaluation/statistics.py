@@ -16,7 +16,7 @@ from scipy.stats import permutation_test, rankdata
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return Spearman's correlation `[M]` of the rows of `a` and `b` `[M, N]`; 0 where one of
     them is constant."""
-    a, b = (rankdata(x, axis=1) for x in (a, b))
+    a, b = (rankdata(x, axis=1).astype(np.float64) for x in (a, b))
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
     length = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.divide((a * b).sum(1), length, out=np.zeros(len(a)), where=length > 0)
