@@ -197,6 +197,7 @@ def check_widths(page, tmp_path: Path, name: str, where: str = '') -> None:
 def press(page, name: str) -> None:
     "Press a button with the keyboard."
     button = page.get_by_role('button', name=name, exact=True)
+    page.wait_for_function('button => !button.disabled', arg=button.element_handle())
     button.focus()
     button.press('Enter')
 

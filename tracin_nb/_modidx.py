@@ -722,8 +722,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'tracin_nb/app/explorer.py'),
                                         'tracin_nb.app.explorer.InfluenceExplorer._controls': ( 'app/explorer.html#influenceexplorer._controls',
                                                                                                 'tracin_nb/app/explorer.py'),
-                                        'tracin_nb.app.explorer.InfluenceExplorer._repr_mimebundle_': ( 'app/explorer.html#influenceexplorer._repr_mimebundle_',
-                                                                                                        'tracin_nb/app/explorer.py'),
                                         'tracin_nb.app.explorer.InfluenceExplorer.asked': ( 'app/explorer.html#influenceexplorer.asked',
                                                                                             'tracin_nb/app/explorer.py'),
                                         'tracin_nb.app.explorer.InfluenceExplorer.draw': ( 'app/explorer.html#influenceexplorer.draw',

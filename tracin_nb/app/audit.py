@@ -1055,6 +1055,4 @@ class RunDesk:
             self.tabs.children[place].children = [self.panels[name].box]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        explorer = self.panels['Explore']
-        explorer.handler(explorer.open)(None)
         return self.tabs._repr_mimebundle_(**kwargs)

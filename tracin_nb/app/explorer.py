@@ -210,10 +210,6 @@ class InfluenceExplorer(RunPanel):
 
         self.begin(look)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        self.handler(self.open)(None)
-        return super()._repr_mimebundle_(**kwargs)
-
 # %% ../../nbs/app/20_explorer.ipynb #473f3841
 @patch
 def _controls(self: InfluenceExplorer) -> None:
@@ -274,6 +270,7 @@ def _arranged(self: InfluenceExplorer) -> w.VBox:
     ):
         button.on_click(self.handler(method))
     self.predictions.observe(self.handler(self.take), 'value')
+    self.predictions.observe(self.handler(self.open), 'drawn')
     self._answer = _answered(self)
     asked = beside(self.head.box, self.relation.box, self.tail.box)
     return panel(

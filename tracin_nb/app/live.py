@@ -199,6 +199,7 @@ function render({ model, el }) {
   for (const trait of ['query', 'order', 'hidden']) model.on(`change:${trait}`, arrange);
   for (const trait of ['value', 'detail']) model.on(`change:${trait}`, mark);
   draw();
+  if (!get('drawn')) set('drawn', true);
   return () => document.removeEventListener('focusin', focused);
 }
 export default { render };
@@ -282,6 +283,7 @@ class LiveTables(anywidget.AnyWidget):
     order = Unicode().tag(sync=True)  # a column's heading; after "-": descending; empty: by rank
     hidden = List(Unicode()).tag(sync=True)  # captions of the tables that are not shown
     detail = Dict().tag(sync=True)  # HTML beneath a selected row: `row`, `html`
+    drawn = Bool(False).tag(sync=True)  # does a page show it? What is sent before may be lost
 
     def show(self, content: str, lines: list[str] | None = None) -> None:
         "Show other tables, of which no row is selected; `query`, `order` and `hidden` stay."
