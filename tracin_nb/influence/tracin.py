@@ -379,7 +379,8 @@ class TracIn:
             with stage('write', whole=True, adds=True) as gave:
                 gave(saved := result.save(folder))
             parts.close(saved)
-        return said(result)
+        with stage('facts', whole=True):
+            return said(result)
 
     def scores(
         self,
@@ -688,7 +689,8 @@ class TracIn:
     def _whole(self, side: TestSide, question: Question, parts: Parts | None) -> Pass:
         "Return the pass for a question: planned, or as stored in a folder."
         if parts is None:
-            return self.planner.plan(side, question.rows, question.k, question.near)
+            with stage('planning', whole=True):
+                return self.planner.plan(side, question.rows, question.k, question.near)
         facts = {
             name: x
             for name, x in parts.question['pass'].items()
