@@ -1254,6 +1254,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.question': ('bench/scale.html#question', 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.repeated': ('bench/scale.html#repeated', 'tracin_nb/bench/scale.py'),
+                                       'tracin_nb.bench.scale.to_all_answers': ( 'bench/scale.html#to_all_answers',
+                                                                                 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.to_answer': ('bench/scale.html#to_answer', 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.to_progress': ('bench/scale.html#to_progress', 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.write_files': ('bench/scale.html#write_files', 'tracin_nb/bench/scale.py')},

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['peak_bytes', 'pieces', 'question', 'bench_fb15k237', 'power_law_triples',
            'bench_robokop', 'curies', 'write_files', 'opened', 'imported', 'kept',
-           'to_progress', 'to_answer', 'as_it_is', 'bench_files', 'repeated',
-           'bench_repeat', 'exponent', 'growth_row', 'bench_growth', 'floor_rows',
-           'bench_floor']
+           'to_progress', 'to_answer', 'to_all_answers', 'as_it_is', 'bench_files',
+           'repeated', 'bench_repeat', 'exponent', 'growth_row', 'bench_growth',
+           'floor_rows', 'bench_floor']
 
 # %% ../../nbs/bench/20_scale.ipynb #64adf9a3
 import multiprocessing
@@ -256,9 +256,15 @@ def _write_checkpoint(path: Path, entities: int, relations: int) -> None:
 
 
 def write_files(
-    folder: Path, entities: int, relations: int, triples: int, tests: int, power: float = 0.65
+    folder: Path,
+    entities: int,
+    relations: int,
+    triples: int,
+    tests: int,  # predictions in `test.tsv`
+    many: int,  # predictions in `many.tsv`
+    power: float = 0.65,
 ) -> None:
-    "Write `train.tsv`, `test.tsv`, label maps, `names.tsv` and `conve.pt`."
+    "Write `train.tsv`, `test.tsv`, `many.tsv`, label maps, `names.tsv` and `conve.pt`."
     folder.mkdir(parents=True, exist_ok=True)
     data = power_law_triples(entities, relations, triples * 21 // 20, power=power).numpy()
     data = data[np.random.default_rng(1).permutation(len(data))[:triples]]
@@ -268,8 +274,9 @@ def write_files(
         numbers = np.arange(len(labels)).astype(str)
         _write_rows(folder / f'{name}.tsv', [labels, numbers])
     _write_rows(folder / 'names.tsv', [ids, np.array([f'name of {x}' for x in ids], object)])
-    h, r, t = data[:tests].T
-    _write_rows(folder / 'test.tsv', [ids[h], kinds[r], ids[(t + 1) % entities]])
+    for name, part in (('test', data[:tests]), ('many', data[:many])):
+        h, r, t = part.T
+        _write_rows(folder / f'{name}.tsv', [ids[h], kinds[r], ids[(t + 1) % entities]])
     _write_checkpoint(folder / 'conve.pt', entities, relations)
 
 # %% ../../nbs/bench/20_scale.ipynb #eb5c38c5
@@ -323,6 +330,13 @@ def to_answer(run: Run, folder: Path, **how: Any) -> None:
         _near(run, folder, out, False, how).run(items)
 
 
+def to_all_answers(run: Run, folder: Path, **how: Any) -> None:
+    "Explain the many predictions by all training triples, and write the answers."
+    with tempfile.TemporaryDirectory() as out:
+        items = read_items(folder / 'many.tsv', run.training)
+        Batch(TracIn(run, progress=False, **how), Path(out)).run(items)
+
+
 def as_it_is(run: Run, folder: Path) -> None:
     "Ask nothing."
 
@@ -373,16 +387,22 @@ def bench_files(
     triples: int = 18_600_000,
     tests: int = 5,
     weightings: Sequence[str] = ('natural', 'sgd'),
+    many: int = 950,  # predictions that all training triples explain
+    whole: Sequence[Mapping[str, str]] = (  # settings of `TracIn` for each of these questions
+        dict(weighting='natural'),
+        dict(weighting='natural', precision='bf16'),
+        dict(weighting='sgd', objective='bce'),
+    ),
     data: Path | str | None = None,  # a folder of files from before, or one to write and keep
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """Measure the time from files of a graph of the size of ROBOKOP to the first progress, and
-    to the answer for a few predictions."""
+    """Measure the time from files of a graph of the size of ROBOKOP to the first progress, to the
+    answer for a few predictions from what is near them, and for many from all triples."""
     at, rows = torch.device(device), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(data or scratch)
         if not (folder / 'conve.pt').exists():
-            write_files(folder, entities, relations, triples, tests)
+            write_files(folder, entities, relations, triples, tests, many)
         ways = [('files to first progress', opened, to_progress, dict(devices=at))]
         if not (folder / 'run').exists():
             ways += [('files to imported run', imported, as_it_is, {})]
@@ -390,6 +410,15 @@ def bench_files(
         ways += [
             (f'imported run to answers, {w}', kept, to_answer, dict(devices=at, weighting=w))
             for w in weightings
+        ]
+        ways += [
+            (
+                f'{many} answers by all triples, {", ".join(w.values())}',
+                kept,
+                to_all_answers,
+                dict(w, devices=at),
+            )
+            for w in whole
         ]
         rows = [_fresh(_way, n, folder, time.time(), g, a, how) for n, g, a, how in ways]
         near, error = _fresh(_near_check, folder, at)
@@ -401,6 +430,7 @@ def bench_files(
         training_triples=triples,
         test_triples=tests,
         triples_near_them=near,
+        many_test_triples=many,
         rows=rows,
         relative_error=error,
     )
