@@ -1,7 +1,10 @@
 """Every flag of `run` and `batch` by its effect."""
 
 import csv
+import html
 import json
+import shlex
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from tracin_nb.app.cli import main
 from tracin_nb.engine.shortcuts import Only, Projected, Sample
 from tracin_nb.graph.neighbourhoods import Graph, neighbourhood
 from tracin_nb.graph.triples import to_ids
+from tracin_nb.influence import tracin
 from tracin_nb.influence.shards import RankJob
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
@@ -502,13 +506,46 @@ def test_paths(run: Run, tmp_path: Path) -> None:
 
 def test_paths_as_evidence(run: Run) -> None:
     "Shorter paths first, none over the prediction's relation, about the raw score, in plain words."
-    ask = ('paths', run.folder, *ASK, '--view', 'mechanism', '--device', 'cpu', '-k', 10**6)
-    report = json.loads(done(*ask, '--format', 'json').stdout)
+    ask = ('paths', run.folder, *ASK, '--view', 'mechanism', '--device', 'cpu')
+    report = json.loads(done(*ask, '-k', 10**6, '--format', 'json').stdout)
     edges = [row['edges'] for row in report['rows']]
     assert edges == sorted(edges) and {*edges} == {2, 3}
     assert not any(f'-{ASK[2]}-' in row['path'] for row in report['rows'])
     assert report['facts']['objective'] == 'score' and report['view'] == 'mechanism'
     assert "seen through the model's form; untrained weights" in ' '.join(done(*ask).stdout.split())
+
+
+def test_evidence(run: Run, tmp_path: Path) -> None:
+    """`--view mechanism` gives what `explain` gives, path by path; the page states the command;
+    what is about the ranking by influence is refused."""
+    ask = ('explain', run.folder, *ASK, '--view', 'mechanism', '--device', 'cpu', '-k', 7)
+    ask += ('--weighting', 'sgd')
+    page, out = tmp_path / 'why.html', tmp_path / 'out'
+    text = done(*ask).stdout
+    done(*ask, '--report', page, '--out', out)
+    asked = TracIn(run, devices='cpu', weighting='sgd', progress=False)
+    frame = asked.explain(CUBA, 7, view='mechanism').frame
+    pd.testing.assert_frame_equal(Result.load(out).frame, frame, rtol=1e-4, check_dtype=False)
+    assert text.count('\n      ') == 7
+    for path in frame['path'].unique():
+        assert f'\n    {path}\n' in text
+    call = html.unescape(page.read_text()).partition('tracin explain ')[2].partition('<')[0]
+    assert '--objective score' in call and '--view mechanism' in call
+    assert done('explain', *shlex.split(call), '--device', 'cpu').stdout == text
+    for flag in (['--n-hops', 2], ['--against', 'usa'], ['--rank-by', 'absolute'], ['--breakdown']):
+        assert f'--view mechanism does not go with {flag[0]}' in refused(*ask, *flag)
+
+
+def test_evidence_in_parts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A budget for the influences on one test triple gives the same as one for all."
+    ids = run.testing.mapped_triples[:3]
+    sgd = TracIn(run, devices='cpu', weighting='sgd', progress=False)
+    ask = partial(sgd.explain, ids, 5, view='mechanism')
+    asked, scores, whole = [], TracIn.scores, ask()
+    monkeypatch.setattr(tracin, 'budget', lambda _: 8 * run.training.num_triples)
+    monkeypatch.setattr(TracIn, 'scores', lambda *a: asked.append(len(a[1])) or scores(*a))
+    pd.testing.assert_frame_equal(ask().frame, whole.frame, rtol=1e-4)
+    assert asked == [2, 1]
 
 
 def test_mechanism_paths(run: Run, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_opens_with_something_to_see(run: Run, monkeypatch: pytest.MonkeyPatch) 
         dict(),
         dict(against='china', hops=1, path_length=2, restrict=False),
         dict(objective='softmax', weighting='adam-cosine', checkpoints=(1,), against='usa', k=3),
+        dict(order=True, k=6),
     ],
     ids=str,
 )
@@ -211,6 +212,19 @@ def test_code(explorer: InfluenceExplorer, change: dict) -> None:
     frame, space = asked(explorer), {}
     exec(explorer.code.value, space)
     pd.testing.assert_frame_equal(space['result'].frame, frame)
+
+
+def test_evidence_is_of_all_triples(explorer: InfluenceExplorer) -> None:
+    "The mechanism view is one list, path by path; what it does not go with is named as seen."
+    explorer.order.value = True
+    assert asked(explorer)['rank'].is_monotonic_increasing
+    assert '<caption>evidence</caption>' in explorer.view.content
+    assert '>path</th>' in explorer.view.content and 'Mechanism view' in explorer.view.content
+    explorer.hops.value = 1
+    explorer.job.button.click()
+    assert 'leave &quot;Why not this tail instead?&quot; empty' in explorer.alert.value
+    named = {explorer.against.description, explorer.hops.description, explorer.order.description}
+    assert all(name in str(explorer.error) for name in named)
 
 
 def test_code_without_a_folder() -> None:

@@ -867,13 +867,15 @@ class Result(Report):
         return cls(frame, facts, tests).with_names(names_of(training))
 
     def block(self, i: int) -> tuple[str, dict[str, pd.DataFrame]]:
-        """Return test triple `i` and its proponents and opponents. Raises `IndexError` if there
-        is no such test triple."""
+        """Return test triple `i` and its proponents and opponents; in the mechanism view one list.
+        Raises `IndexError` if there is no such test triple."""
         if not -len(self) <= i < len(self):
             raise IndexError(f'there is no test triple {i}, the result has {len(self)}')
         title = '  '.join(triples_shown(self.tests.iloc[[i]], 'test_')[0])
         first, last = np.searchsorted(self.frame['test_index'], [i % len(self), i % len(self) + 1])
         mine = self.frame.iloc[first:last]
+        if self.facts.get('view') == 'mechanism':
+            return title, {'evidence': mine}
         return title, {kind + 's': mine[mine['kind'] == kind] for kind in SIDES}
 
     def said(self, i: int) -> list[str]:

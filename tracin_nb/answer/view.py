@@ -197,7 +197,7 @@ def html_said(said: Sequence[str]) -> str:
 def html_sketch(view: View) -> str:
     "Return the picture of the evidence and its best paths in words; nothing where there is none."
     head, tail = view.part('head'), view.part('tail')
-    if view.test is None or not {*view.sides} <= {'proponents', 'opponents'}:
+    if view.test is None or not {*view.sides} <= {*SIDES, 'evidence'}:
         return ''
     names = {view.part(part): view.part(part, 'name') for part in TRIPLE}
     sketch = EvidencePicture(view.rows, head, tail, names)
@@ -358,6 +358,8 @@ def command_words(facts: Mapping[str, Any], rows: pd.DataFrame) -> Iterator[str]
         yield '--lens'
     if sample := facts.get('sample'):
         yield from ('--sample-rate', str(sample['rate']), '--seed', str(sample['seed']))
+    if 'view' in facts:
+        yield from ('--view', facts['view'])
     if facts.get('rank_by') == 'absolute':
         yield from ('--rank-by', 'absolute')
     if any(str(name).startswith('via_') for name in rows.columns):
@@ -368,7 +370,7 @@ def commandable(facts: Mapping[str, Any], rows: pd.DataFrame) -> bool:
     "Return whether the command has flags for the whole question."
     replayed, sample = facts.get('rung') == 'replay', facts.get('sample', {})
     return not (
-        {'candidates', 'restricted', 'view'} & {*facts}
+        {'candidates', 'restricted'} & {*facts}
         or None in options_asked(facts).values()
         or (replayed and {'runs', 'test_objective'} & {*facts})
         or sample.get('stratify_by', 'proportional') != 'proportional'

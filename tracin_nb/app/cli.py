@@ -7,18 +7,18 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'train_command', 'train_seeds_asked', 'ImportAsked', 'import_command',
            'Predicted', 'PredictAsked', 'predictions_table', 'predict_command',
            'check_against', 'resumable', 'Ranked', 'Why', 'Asked', 'refuse_with',
-           'check_page', 'check_mode', 'check_candidates', 'check_all_scores',
-           'check_several', 'profiled', 'explained', 'known_paths', 'marked',
-           'offer_replay', 'answer', 'run_command', 'own_influence', 'BatchAsked',
-           'batch_command', 'batch_status', 'Graphed', 'FilterAsked', 'filter_command',
-           'PathsAsked', 'paths_between', 'ranked_paths', 'held_of', 'with_told',
-           'print_paths', 'save_paths', 'paths_command', 'ReportAsked', 'report_command',
-           'Begun', 'ResumeAsked', 'resume_command', 'status_command', 'ReplayAsked',
-           'replay_command', 'SelfAsked', 'self_command', 'cache_group', 'GradientFolder',
-           'cache_info_command', 'cache_clear_command', 'DemoAsked', 'demo_command',
-           'BenchAsked', 'bench_command', 'evaluate_command', 'VerifyAsked',
-           'carried_out', 'cores', 'verify_command', 'ServeAsked', 'serve_command',
-           'terminated']
+           'check_page', 'check_mode', 'check_candidates', 'check_view',
+           'check_all_scores', 'check_several', 'profiled', 'explained', 'known_paths',
+           'marked', 'offer_replay', 'answer', 'run_command', 'own_influence',
+           'BatchAsked', 'batch_command', 'batch_status', 'Graphed', 'FilterAsked',
+           'filter_command', 'PathsAsked', 'paths_between', 'ranked_paths', 'held_of',
+           'with_told', 'print_paths', 'save_paths', 'paths_command', 'ReportAsked',
+           'report_command', 'Begun', 'ResumeAsked', 'resume_command', 'status_command',
+           'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command', 'cache_group',
+           'GradientFolder', 'cache_info_command', 'cache_clear_command', 'DemoAsked',
+           'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
+           'VerifyAsked', 'carried_out', 'cores', 'verify_command', 'ServeAsked',
+           'serve_command', 'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -511,6 +511,14 @@ class Why:
         'What',
         choices=MODES,
     )
+    view: str = option(
+        'influence',
+        'Order of the training triples: by influence, or as evidence for the pair: those on short '
+        'paths over other relations first, one list, by the raw score unless --objective names '
+        'a loss.',
+        'What',
+        choices=('influence', 'mechanism'),
+    )
     against: str | None = option(
         None,
         'Explain why the model prefers the tail of each triple to this one.',
@@ -569,7 +577,7 @@ class Asked:
     def begun(self) -> bool:
         "Return whether the answer can be resumed from its folder."
         why = self.why
-        apart = why.mode == 'self' or self.new.candidates is not None
+        apart = why.mode == 'self' or self.new.candidates is not None or why.view != 'influence'
         return not (apart or why.mechanism_paths or why.ranked.strength)
 
     @property
@@ -593,6 +601,7 @@ class Asked:
             )
         check_all_scores(self)
         check_candidates(self)
+        check_view(self)
         check_page(self.why.report)
         both = ('bars', 'relation', *(['parameters'] if self.why.breakdown else []))
         check_picture(self.to, *both, *(['graph'] if self.why.mode != 'self' else []))
@@ -632,6 +641,16 @@ def check_candidates(asked: Asked) -> None:
     refuse_with('--candidates', given + [flag for part in parts for flag in given_flags(part)])
 
 
+def check_view(asked: Asked) -> None:
+    "Refuse with the mechanism view what is about the ranking by influence."
+    if asked.why.view == 'influence':
+        return
+    parts = asked.new, asked.around, asked.around.where, asked.part
+    given = given_flags(asked.why, 'mode', 'view', 'mechanism_paths', 'report')
+    given += given_flags(asked.why.ranked, 'k')
+    refuse_with('--view mechanism', given + [flag for part in parts for flag in given_flags(part)])
+
+
 def check_all_scores(asked: Asked) -> None:
     "Refuse with `--all-scores` what is about a ranking."
     if (path := asked.why.all_scores) is None:
@@ -653,6 +672,7 @@ def check_several(asked: Asked, tracin: 'TracIn') -> None:
     given = dict(all_scores=why.all_scores, breakdown=why.breakdown, profile=why.profile)
     flags = [f'--{name.replace("_", "-")}' for name, x in given.items() if x]
     flags += ['--mode self'] if why.mode == 'self' else []
+    flags += ['--view mechanism'] if why.view == 'mechanism' else []
     flags += given_flags(asked.part)
     refuse_with(f'an explanation by {1 + len(tracin.others)} runs', flags)
 
@@ -674,6 +694,8 @@ def explained(tracin: 'TracIn', test: 'Tensor', near: 'Near | None', asked: Aske
     if (new := asked.new.read(training, asked.analysis.header.header)) is not None:
         result = tracin.explain(test, min(k, len(new)), against=why.against, candidates=new)
         return result.by_strength(k) if why.ranked.strength else result
+    if why.view == 'mechanism':
+        return tracin.explain(test, min(k, training.num_triples), view=why.view)
     ask = partial(profiled, tracin) if why.profile else tracin.explain
     with resumable(asked.to.out if asked.saved else None):
         result = ask(
@@ -760,6 +782,7 @@ def run_command(asked: Asked) -> None:
     tracin explain runs/umls --relation treats --max 5 --format csv > treats.csv
     tracin explain runs/umls5/seed-0 runs/umls5/seed-1 --max 3
     tracin explain runs/umls --test predictions.tsv --candidates new_facts.tsv
+    tracin explain runs/drugs --triple DB00619 treats MONDO:0004979 --view mechanism
     tracin explain --model-path ck/*.pt --train train.tsv --learning-rate 0.001 --test mine.tsv"""
     answer(asked)
 

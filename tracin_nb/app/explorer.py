@@ -87,6 +87,15 @@ class ExplorerQuestion:
     hops: int | None = None  # of the neighbourhood; None: any
     path_length: int | None = None
     restrict: bool = True  # look only in the neighbourhood; if not, mark what lies in it
+    evidence: bool = False  # in the mechanism view: those on short paths of the pair first
+
+    def __post_init__(self) -> None:
+        if self.evidence and (self.against or self.conditions):
+            raise ValueError(
+                'Order: evidence for the pair comes from all training triples, so leave "Why not '
+                'this tail instead?" empty and "Only near head and tail" and "Only on short '
+                'paths" open'
+            )
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -115,8 +124,9 @@ def code(
         f'k={self.k}',
         *([f'against={self.against!r}'] if self.against else []),
         *(['near=around'] if self.conditions else []),
-        'breakdown=True',
+        "view='mechanism'" if self.evidence else 'breakdown=True',
     ]
+    parts = f'result = tracin.by_checkpoint(result{f", {self.against!r}" if self.against else ""})'
     around = (
         f'around = near(Graph(tracin.run.training), triple, {self.restrict}, '
         f'{arguments(self.conditions)})'
@@ -129,7 +139,7 @@ def code(
         f'triple = {self.triple!r}',
         *([around] if self.conditions else []),
         f'result = tracin.explain(triple, {", ".join(ask)})',
-        f'result = tracin.by_checkpoint(result{f", {self.against!r}" if self.against else ""})',
+        *([] if self.evidence else [parts]),
         'result',
     ]
     return '\n'.join(lines)
@@ -229,6 +239,7 @@ def _controls(self: InfluenceExplorer) -> None:
     self.k = amount('Rows of each side', 20, min(1000, self.run.training.num_triples))
     self.hops = choice('Only near head and tail', up_to(1, 3, 'within {} steps of both'))
     self.path_length = choice('Only on short paths', up_to(2, 4, 'of at most {} edges'))
+    self.order = choice('Order', [('influence', False), ('evidence for the pair first', True)])
     self.restrict = choice('Other triples', [('left out', True), ('kept, near ones marked', False)])
     _views(self)
 
@@ -291,7 +302,8 @@ def _settings(explorer: InfluenceExplorer) -> w.VBox:
     return folded(
         'More settings',
         beside(explorer.objective, explorer.weighting, explorer.k, explorer.checkpoints),
-        beside(explorer.hops, explorer.path_length, explorer.restrict, explorer.against.box),
+        beside(explorer.hops, explorer.path_length, explorer.restrict),
+        beside(explorer.against.box, explorer.order),
     )
 
 
@@ -323,6 +335,7 @@ def asked(self: InfluenceExplorer) -> ExplorerQuestion:
         self.hops.value,
         self.path_length.value,
         self.restrict.value,
+        self.order.value,
     )
 
 
@@ -350,6 +363,8 @@ def start_drawing(self: InfluenceExplorer) -> None:
 def explain(self: InfluenceExplorer, question: ExplorerQuestion) -> Result:
     "Return the answer, with the parts of each influence by parameter group and by checkpoint."
     tracin, around = self.kept(question.setting), None
+    if question.evidence:
+        return tracin.explain(question.triple, question.k, view='mechanism')
     if question.conditions:
         around = near(self.graph, question.triple, question.restrict, **question.conditions)
     found = tracin.explain(

@@ -253,7 +253,8 @@ def sheet(*styles: str) -> str:
 # %% ../../nbs/app/05_live.ipynb #6a9ad6e3
 SIZES = ('influence', 'score')  # columns written with six digits
 COPIED = ['run', 'kind', 'rank', 'influence']
-COPIED += [f'{part}{x}' for part in TRIPLE for x in ('', '_name', '_type')] + ['other_rank']
+COPIED += [f'{part}{x}' for part in TRIPLE for x in ('', '_name', '_type')]
+COPIED += ['path', 'other_rank']
 
 
 def tab_lines(frame: pd.DataFrame) -> list[str]:

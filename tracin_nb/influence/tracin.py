@@ -13,7 +13,7 @@ __all__ = ['VIEWS', 'rank_shards', 'row_group', 'score_schema', 'ordered_writer'
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from numbers import Integral
 from pathlib import Path
@@ -822,6 +822,13 @@ def _paths_first(
     return rows, edges, [best.get(row, '') for row in rows.tolist()]
 
 
+def _score_rows(tracin: TracIn, ids: Tensor) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
+    "Yield each of the triples `[M, 3]` with the influence `[N]` of all training triples on it."
+    size = tracin.run.training.num_triples * tracin.steps.dtype.itemsize
+    for some in ids.split(max(1, budget(tracin.settings) // size)):
+        yield from zip(map(tuple, some.tolist()), tracin.scores(some))
+
+
 def of_paths(
     tracin: TracIn,
     test: Any,
@@ -839,13 +846,12 @@ def of_paths(
     tracin = for_paths(tracin)
     training, graph = tracin.run.training, Graph(tracin.run.training)
     ids, k = to_ids(test, training), min(wanted(k), training.num_triples)
-    scores, ranking = tracin.scores(ids), Ranking(len(ids), k)
+    ranking = Ranking(len(ids), k, dtype=tracin.steps.dtype)
     first, tiers, paths = ranking.proponents, list[int](), list[str]()
-    first.held = first.held.to(scores.dtype)
-    for i, triple in enumerate(map(tuple, ids.tolist())):
-        rows, edges, words = _paths_first(graph, triple, scores[i], k)
+    for i, (triple, scores) in enumerate(_score_rows(tracin, ids)):
+        rows, edges, words = _paths_first(graph, triple, scores, k)
         first.places[i, : len(rows)] = torch.from_numpy(rows)
-        first.held[i, : len(rows)] = scores[i, rows]
+        first.held[i, : len(rows)] = scores[rows]
         tiers += edges
         paths += words
     beliefs, told = checks.held(tracin.steps, tracin.run, tracin.checkpoints, ids, len(graph))
