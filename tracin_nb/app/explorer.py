@@ -17,7 +17,6 @@ from typing import Any
 
 import ipywidgets as w
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 from pykeen.triples import TriplesFactory
@@ -68,7 +67,7 @@ from tracin_nb.graph.neighbourhoods import (
     paths,
     score_paths,
 )
-from ..graph.triples import label_columns
+from ..graph.triples import evenly, label_columns
 from ..influence.settings import Settings, again
 from ..progress import Progress
 from ..runs.run import Run
@@ -154,8 +153,7 @@ def ranked_tests(
     best rank first. Raises `ValueError` for a run without test triples."""
     if run.testing is None or not run.testing.num_triples:
         raise ValueError('the run has no test triples to rank')
-    rows = torch.linspace(0, run.testing.num_triples - 1, min(n, run.testing.num_triples))
-    test = run.testing.mapped_triples[rows.round().long()]
+    test = run.testing.mapped_triples[evenly(run.testing.num_triples, n)]
     found = beliefs(run, test, progress=tell)
     ranks = dict(rank=found['tail_rank'], among=found['tails'])
     frame = pd.DataFrame({**label_columns(test, run.training), **ranks})

@@ -30,7 +30,7 @@ from ..engine.factors import inner
 from ..engine.gradients import FactoredEngine
 from ..engine.row_index import rows_only
 from ..files import replacing, write_json
-from ..graph.triples import to_ids
+from ..graph.triples import evenly, to_ids
 from ..influence.cache import FactorCache
 from ..influence.steps import TestSide
 from ..influence.tracin import TracIn
@@ -125,7 +125,7 @@ def count_flops(tracin: TracIn, test: Tensor, options: dict[str, Any]) -> tuple[
     and of inner products with `test` `[M, 3]`."""
     every = tracin.run.training.mapped_triples
     size = min(_TILE, len(every)) if tracin.settings.engine == FactoredEngine.name else 4
-    step, some = tracin.steps[-1], every[torch.linspace(0, len(every) - 1, size).long()]
+    step, some = tracin.steps[-1], every[evenly(len(every), size)]
     engine = tracin.steps.maker.engine(step.train.model, tracin.objective)  # not compiled
     with arithmetic(tracin.settings.precision):
         passes = flops(lambda: engine(some))

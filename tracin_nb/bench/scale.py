@@ -33,7 +33,7 @@ from .engine import in_turns, looped, machine, random_conve, relative_error, sec
 from ..engine.factors import Factors, inner
 from ..engine.gradients import FactoredEngine, LoopEngine
 from ..engine.objectives import BCE
-from ..graph.triples import load_dataset
+from ..graph.triples import evenly, load_dataset
 from ..influence.batch import Batch, read_items
 from ..influence.memory import metered, resident_peak
 from ..influence.tracin import TracIn
@@ -59,7 +59,7 @@ def pieces(triples: Tensor, part: int | None, piece: int = 4096) -> Tensor:
         return triples
     order = (triples[:, 0] * (triples[:, 1].max() + 1) + triples[:, 1]).argsort(stable=True)
     piece = min(piece, part)
-    starts = torch.linspace(0, len(triples) - piece, max(1, part // piece)).long()
+    starts = evenly(len(triples) - piece + 1, max(1, part // piece))
     return triples[order[(starts[:, None] + torch.arange(piece)).flatten().unique()]]
 
 # %% ../../nbs/bench/20_scale.ipynb #569115c1
@@ -447,9 +447,7 @@ def repeated(
 ) -> dict[str, Any]:
     """Return a row of the table: a question without preparation, the preparation, and the median
     of the questions after it."""
-    test = run.testing.mapped_triples[
-        torch.linspace(0, run.testing.num_triples - 1, questions + 2).long()
-    ]
+    test = run.testing.mapped_triples[evenly(run.testing.num_triples, questions + 2)]
     plain, kept = (
         TracIn(run, objective, weighting='sgd', devices=device, progress=False) for _ in range(2)
     )

@@ -41,6 +41,7 @@ from tracin_nb.engine.factors import (
     block_total,
 )
 from .objectives import Objective, Queries, Score, _mode, score
+from ..graph.triples import evenly
 from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/30_gradients.ipynb #5d0b5ef1
@@ -1118,9 +1119,7 @@ def _is_linear(scores: Tensor, tables: list[Tensor], slopes: list[Tensor]) -> bo
     ...]` with `slopes` `[n, 1, d]` do."""
     if get_proxy_mode() is not None:
         return True  # while it is recorded, no number can be looked at
-    at = torch.linspace(
-        0, scores.shape[1] - 1, min(8, scores.shape[1]), device=scores.device
-    ).long()
+    at = evenly(scores.shape[1], 8, scores.device)
     moves = [_real_vectors(t[:, at] - t[:, :1]) * q for t, q in zip(tables, slopes)]
     some, first = scores[:, at], scores[:, :1]
     gap = some - first - sum(m.sum(-1) for m in moves)
@@ -1332,7 +1331,7 @@ def _gap(got: Tensor, want: Tensor, noise: float) -> tuple[bool, float, float]:
 # %% ../../nbs/engine/30_gradients.ipynb #230be47a
 def _spread(x: Tensor, n: int) -> Tensor:
     "Return `n` entries of `x`, from the first to the last; or all if they are fewer."
-    return x[torch.linspace(0, len(x) - 1, min(n, len(x))).long()]
+    return x[evenly(len(x), n)]
 
 
 def _at(blocks: Sequence[Block], i: int, like: Tensor) -> Tensor:
@@ -1433,8 +1432,7 @@ def _some(triples: Tensor) -> Tensor:
     neighbours at once."""
     last = len(triples) - 1
     places = [
-        torch.linspace(a, min(a + 1023, last), 11).long()
-        for a in (0, last // 2, max(0, last - 1023))
+        a + evenly(min(1024, len(triples) - a), 11) for a in (0, last // 2, max(0, last - 1023))
     ]
     return triples[torch.cat(places).unique()]
 

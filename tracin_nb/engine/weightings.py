@@ -24,6 +24,7 @@ from .factors import Block, Dense, Factors, Outer, Rows, _merged, less, paired_i
 from .gradients import Engine, FactoredEngine
 from .objectives import Objective, Queries
 from .rounding import sizes
+from ..graph.triples import evenly
 from ..runs.run import Run
 from ..waiting import doubted, doubting, hurried, unlikely
 
@@ -318,7 +319,7 @@ _FEW, _SLOPES, _TRIED = (
 
 def _looked_at(triples: Tensor) -> Sequence[Tensor]:
     "Return some of `triples` `[N, 3]` from everywhere, a few at a time."
-    some = torch.linspace(0, len(triples) - 1, min(_TRIED, len(triples))).long()
+    some = evenly(len(triples), _TRIED)
     shuffled = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
     return triples[shuffled].split(_FEW)
 

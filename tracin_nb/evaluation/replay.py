@@ -38,7 +38,7 @@ from tracin_nb.evaluation.adjoints import (
 from .repeating import Repeater, check_repeatable, put, record_training
 from .statistics import rank_correlation
 from ..files import replacing, write_json
-from ..graph.triples import size_text, to_ids, to_labels, triples_fingerprint
+from ..graph.triples import evenly, size_text, to_ids, to_labels, triples_fingerprint
 from ..influence.cache import digest, objective_key
 from ..influence.question import new_triples, untaught, versions
 from ..influence.settings import parse_bytes
@@ -206,7 +206,7 @@ def over_the_range(total: Tensor, n: int) -> list[int]:
     order = order[: int((strength > _WEAK * strength.max()).sum())]
     if not len(order):
         return []
-    return order[torch.linspace(0, len(order) - 1, min(n, len(order))).round().long()].tolist()
+    return order[evenly(len(order), n)].tolist()
 
 
 def really_dropped(

@@ -7,8 +7,8 @@ __all__ = ['HEADERS', 'TriplesFileError', 'TriplesWarning', 'machine_memory', 's
            'read_blocks', 'read_bytes', 'read_table', 'read_numbered', 'read_triples',
            'read_label_map', 'load_files', 'nearest_labels', 'load_dataset', 'Naming',
            'naming_of', 'UnknownLabelError', 'AmbiguousNameError', 'label_named',
-           'to_ids', 'to_labels', 'named', 'label_columns', 'select', 'never_seen',
-           'note_fingerprint', 'triples_fingerprint']
+           'to_ids', 'to_labels', 'named', 'label_columns', 'select', 'evenly',
+           'never_seen', 'note_fingerprint', 'triples_fingerprint']
 
 # %% ../../nbs/graph/00_triples.ipynb #d9746be9
 import codecs
@@ -1481,6 +1481,12 @@ def select(
         if labels is not None:
             triples = triples[torch.isin(triples[:, column], _wanted(labels, column, factory))]
     return triples
+
+# %% ../../nbs/graph/00_triples.ipynb #82b1c299
+def evenly(n: int, most: int, device: str | torch.device = 'cpu') -> torch.Tensor:
+    "Return at most `most` places out of `n`, evenly spread from the first to the last."
+    count = min(most, n)
+    return torch.arange(count, device=device) * (n - 1) // max(count - 1, 1)
 
 # %% ../../nbs/graph/00_triples.ipynb #dbb0d191
 _SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -39,6 +39,7 @@ from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner, 
 from ..engine.gradients import Engine, LoopEngine
 from ..engine.objectives import Objective, make_objective
 from ..files import replacing
+from ..graph.triples import evenly
 from ..runs.run import Run
 
 # %% ../../nbs/influence/00_cache.ipynb #479abcba
@@ -665,11 +666,6 @@ def rounding_error(factors: Factors, dtype: torch.dtype | None) -> float:
         (inner(exact, rounded) - true).norm() / true.norm().clamp(min=torch.finfo(true.dtype).tiny)
     ).item()
 
-# %% ../../nbs/influence/00_cache.ipynb #cf083256
-def _sample(triples: Tensor, n: int = 64) -> Tensor:
-    "Return the rows of `n` of the `triples`, spread evenly; all of them if they are fewer."
-    return torch.linspace(0, len(triples) - 1, min(n, len(triples))).long()
-
 # %% ../../nbs/influence/00_cache.ipynb #7d5ed370
 def _check_budget(need: int, n: int, budget: int) -> None:
     """Raise `ValueError` with both numbers if the file of `n` triples `need`s more bytes than
@@ -691,7 +687,12 @@ def _build(
     size: int,
 ) -> None:
     "Write the store."
-    facts, n, sample, kept = {**facts, 'error': '0.000e+00'}, len(triples), _sample(triples), []
+    facts, n, sample, kept = (
+        {**facts, 'error': '0.000e+00'},
+        len(triples),
+        evenly(len(triples), 64),
+        [],
+    )
     like = (exact := compute(triples[:size])).to(dtype=dtype)
     _check_budget(_Writer(io.BytesIO(), facts, n, like).nbytes, n, budget)
     with writing(path, facts, n, like) as w:

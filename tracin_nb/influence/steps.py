@@ -40,7 +40,7 @@ from tracin_nb.engine.gradients import (
 from ..engine.objectives import Objective, Softmax, score
 from ..engine.rounding import sizes
 from ..engine.weightings import Metric, Weighting, squared_lengths
-from ..graph.triples import to_labels
+from ..graph.triples import evenly, to_labels
 from .cache import FactorCache, Key, gradient_key, objective_key
 from .memory import Tiles, plan_tiles
 from tracin_nb.influence.moments import (
@@ -559,9 +559,7 @@ class Loader:
     @staticmethod
     def tile(engine: Engine, triples: Tensor) -> Tensor:
         "Return a tile of training triples from everywhere."
-        return triples[
-            torch.linspace(0, len(triples) - 1, handy(engine(triples[:1]), len(triples))).long()
-        ]
+        return triples[evenly(len(triples), handy(engine(triples[:1]), len(triples)))]
 
     def moments(
         self, steps: Steps, engine: Engine, drawing: list[tuple[Drawn, Spread]]

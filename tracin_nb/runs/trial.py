@@ -21,6 +21,7 @@ from pykeen.training.training_loop import NoTrainingBatchError
 from pykeen.triples import CoreTriplesFactory
 from pykeen.utils import set_random_seed
 
+from ..graph.triples import evenly
 from .loop import build_loop, train_epochs, use_bf16
 from .models import build_model, kept_rng, silenced
 from .settings import RunError, loss_settings
@@ -32,7 +33,7 @@ _FEW = 16
 def few_triples(training: CoreTriplesFactory, batch_size: int) -> CoreTriplesFactory:
     "Return a factory of at most a batch of the triples, with all entities and relations."
     n = min(_FEW, training.num_triples, max(1, batch_size // 2))
-    rows = torch.linspace(0, training.num_triples - 1, n).long()
+    rows = evenly(training.num_triples, n)
     return CoreTriplesFactory(
         training.mapped_triples[rows],
         num_entities=training.num_entities,
