@@ -13,10 +13,12 @@ from pykeen.models import DistMult, ERModel
 from torch import Tensor
 
 from tracin_nb import TracIn
+from tracin_nb.answer.ranking import Ranking
 from tracin_nb.engine.compile import CompiledEngine, make_program
 from tracin_nb.engine.factors import inner
 from tracin_nb.engine.gradients import FactoredEngine
 from tracin_nb.engine.objectives import BCE
+from tracin_nb.engine.rounding import cleared
 from tracin_nb.influence.cache import FactorCache
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -156,6 +158,28 @@ def test_flat_losses_stay_flat() -> None:
     p = torch.tensor([[0.0], [-1.0]])
     assert _faint(p, scores).tolist() == [True, False]
     assert _raised(Margin(), scores[:1], ()) is None
+
+
+def test_rounding_is_looked_for_where_it_can_be_listed() -> None:
+    """A list that is full of influences above the bound takes in no rounding: the same lists, while
+    the sums of |terms| are computed for fewer test triples."""
+    torch.manual_seed(0)
+    tiles = torch.randn(12, 6, 40) * torch.tensor([1, 1, 1, 1, 1, 0.01])[:, None]
+    most, asked, lists = torch.full((6,), 1.8), [0, 0], [Ranking(6, 3), Ranking(6, 3)]
+    for i, tile in enumerate(tiles):
+        for which, ranking in enumerate(lists):
+
+            def terms(rows: Tensor | slice, which: int = which, tile: Tensor = tile) -> Tensor:
+                asked[which] += len(tile[rows])
+                return torch.where(tile[rows].abs() < 0.3, 1e9, 0.0)
+
+            reached = ranking.reached if which else None
+            ranking.update(cleared(tile.clone(), 3, most, terms, reached), 40 * i)
+    every, few = lists
+    for x, y in zip(every.tables().values(), few.tables().values()):
+        assert torch.equal(x, y)
+    assert (few.proponents.values[:5] > 1.8).all() and not few.proponents.values[5].any()
+    assert asked[1] < asked[0] / 2 and asked[1] >= len(tiles)
 
 
 def test_few_digits_are_told() -> None:

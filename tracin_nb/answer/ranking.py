@@ -287,6 +287,11 @@ class Ranking:
             t.nbytes for top in (self.proponents, self.opponents) for t in (top.held, top.places)
         )
 
+    @property
+    def reached(self) -> Tensor:
+        "The |score| `[M]` that the weakest of both lists has; -inf while they are not full."
+        return torch.minimum(self.proponents.held[:, -1], self.opponents.held[:, -1])
+
     def count(self, scores: Tensor, inside: Tensor) -> None:
         """Add the absolute scores of a tile `[M, n]` to `sums`: all of them, and those `inside`
         (booleans `[M, n]`)."""

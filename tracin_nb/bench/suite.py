@@ -16,7 +16,6 @@ from .engine import bench_engine, table
 from .peers import bench_peers
 from tracin_nb.bench.scale import (
     bench_fb15k237,
-    bench_files,
     bench_floor,
     bench_growth,
     bench_repeat,
@@ -31,7 +30,6 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = dict(
     peers=bench_peers,
     fb15k237=bench_fb15k237,
     robokop=bench_robokop,
-    files=bench_files,
     repeat=bench_repeat,
     growth=bench_growth,
     floor=bench_floor,

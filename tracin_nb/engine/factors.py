@@ -285,6 +285,13 @@ def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
         dots = dots.index_select(1, b)
     return dots if a is None else dots.index_select(0, a)
 
+# %% ../../nbs/engine/10_factors.ipynb #700c6266
+def _part(block: Shared, rows: slice | Tensor) -> Shared:
+    "Return the block of a part of the triples, whose factors are not copied."
+    terms = torch.arange(len(block) * block.terms, device=block.factors[0].device)
+    terms = terms.view(-1, block.terms)[rows].flatten()
+    return replace(block, places=tuple(terms if p is None else p[terms] for p in block.places))
+
 # %% ../../nbs/engine/10_factors.ipynb #caa8d013
 def _plain(block: Shared) -> Outer:
     "Return the `Outer` that `block` stands for."
@@ -387,9 +394,8 @@ class Factors:
 
     def __getitem__(self, rows: slice | Tensor) -> 'Factors':
         "Return the gradients of a part of the triples."
-        if any(isinstance(b, Shared) for bs in self.blocks.values() for b in bs):
-            raise ValueError('gradients that share factors cannot be sliced')
-        part = self.map(lambda b: b.map(lambda t: t[rows]))
+        of = lambda b: _part(b, rows) if isinstance(b, Shared) else b.map(lambda t: t[rows])
+        part = self.map(of)
         return part if self.weight is None else replace(part, weight=self.weight[rows])
 
     def to(
@@ -421,7 +427,7 @@ class Factors:
 # %% ../../nbs/engine/10_factors.ipynb #e81e6c55
 def shared(factors: Factors) -> Factors:
     """Return the gradients with repeated factors stored once, for multiplication only: they
-    cannot be sliced or joined."""
+    cannot be joined."""
     return factors.map(_shared)
 
 # %% ../../nbs/engine/10_factors.ipynb #340df092

@@ -95,29 +95,39 @@ def doubtful(
     scores: Tensor,  # `[M, n]`
     k: int,  # how many of the highest and of the lowest are wanted
     most: Tensor,  # `[M]`, what rounding can be at most
-) -> bool:
-    "Return whether one of the wanted scores may be only a rounding error."
+    reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
+) -> Tensor:
+    "Return the rows `[r]` in which one of the wanted scores may be only a rounding error."
+    every = torch.arange(len(scores), device=scores.device)
+    open_ = torch.ones_like(most, dtype=torch.bool) if reached is None else ~(reached > most)
     if not scores.numel():
-        return False
+        return every[:0]
     if hurried(scores):
-        return unlikely(torch.stack([_small(e, most).any() for e in _ends(scores, k)]).any())
-    high, low = _ends(scores[:, :: max(1, scores.shape[1] // (8 * k))], k)
+        small = torch.stack([_small(e, most) for e in _ends(scores, k)]).any(0) & open_
+        return every if unlikely(small.any()) else every[:0]
+    left = every[open_]
+    high, low = _ends(scores[left, :: max(1, scores.shape[1] // (8 * k))], k)
     if high.shape[1] == k:
-        left = ~(_sure(high, most) & _sure(low, most))
-    else:
-        left = torch.ones_like(most, dtype=torch.bool)
-    return bool(left.any()) and any(
-        _small(ends, most[left]).any() for ends in _ends(scores[left], k)
-    )
+        left = left[~(_sure(high, most[left]) & _sure(low, most[left]))]
+    found = [_small(ends, most[left]) for ends in _ends(scores[left], k)]
+    return left[found[0] | found[1]]
 
 # %% ../../nbs/engine/15_rounding.ipynb #60d2da4e
 def cleared(
     scores: Tensor,  # `[M, n]`; changed in place
     k: int,  # how many of the highest and of the lowest are wanted
     most: Tensor,  # `[M]`, what rounding can be at most
-    terms: Callable[[], Tensor],  # the sums `[M, n]` of |terms|
+    terms: Callable[[Tensor | slice], Tensor],  # of rows `[r]`: the sums `[r, n]` of |terms|
+    reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
 ) -> Tensor:
-    "Return the scores with 0 in place of rounding, if any of those that are wanted is that."
-    if not doubtful(scores, k, most):
+    """Return the scores with 0 in place of rounding, in rows in which one of those that are wanted
+    is that."""
+    left = doubtful(scores, k, most, reached)
+    if not len(left):
         return scores
-    return scores.masked_fill_(scores.abs() <= terms().mul_(limit(scores.dtype)), 0)
+    rows = left if 2 * len(left) <= len(scores) else slice(None)  # many are not copied
+    some = scores[rows]
+    some.masked_fill_(some.abs() <= terms(rows).mul_(limit(scores.dtype)), 0)
+    if rows is left:
+        scores[rows] = some
+    return scores

@@ -98,7 +98,7 @@ class RankJob:
         def step(places: slice) -> Matrix | Pairs:
             tile = self.kept and self.kept(places)
             tile = tile or make_tile(steps, some.triples[places], some.sparse, some.part)
-            return multiply(tile, self.test, some[places], self.k)
+            return multiply(tile, self.test, some[places], self.k, ranking.reached)
 
         into = lambda places, found: take(ranking, found, some[places])
         if some.sparse or steps.device.type == 'cpu':

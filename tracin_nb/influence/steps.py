@@ -356,7 +356,7 @@ class TestSide:
         "Bytes of the gradients."
         return sum(f.nbytes for f in self.factors)
 
-    def __getitem__(self, some: slice) -> 'TestSide':
+    def __getitem__(self, some: slice | Tensor) -> 'TestSide':
         return replace(self, factors=[f[some] for f in self.factors])
 
     def to(self, *args: Any, **kwargs: Any) -> 'TestSide':

@@ -8,6 +8,7 @@ __all__ = ['Tile', 'Pass', 'Matrix', 'trusted', 'Pairs', 'take', 'DenseTile', 'I
            'make_tile', 'multiply', 'near_matrix']
 
 # %% ../../nbs/influence/25_tiles.ipynb #4db8e31a
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,18 +146,20 @@ class DenseTile:
         steps = zip(test.rates, test.factors, self.factors, strict=True)
         return added(inner(mine, theirs).mul_(rate) for rate, mine, theirs in steps)
 
-    def ranking(self, test: TestSide, some: Pass, k: int) -> Matrix:
-        "Return the influences to rank; 0 outside of a neighbourhood that restricts."
+    def ranking(self, test: TestSide, some: Pass, k: int, reached: Tensor | None = None) -> Matrix:
+        """Return the influences to rank; 0 outside of a neighbourhood that restricts. The weakest
+        of each list so far has `reached` `[M]`."""
         found = self.scores(test)
         if some.near is not None and some.restrict:
             found = found.mul_(some.inside(found.device))
         most = test.reach * self.largest * limit(test.dtype)
-        return Matrix(cleared(found, k, most, lambda: self.terms(test)), self.slopes)
+        return Matrix(cleared(found, k, most, self.terms(test), reached), self.slopes)
 
-    def terms(self, test: TestSide) -> Tensor:
-        "Return the sums `[M, n]` of |terms| of the influences."
-        mine = replace(test, factors=list(map(lengths, test.factors)))
-        return DenseTile(list(map(lengths, self.factors))).scores(mine)
+    def terms(self, test: TestSide) -> Callable[[Tensor | slice], Tensor]:
+        "Return what gives, for some test triples `[r]`, the sums `[r, n]` of |terms|."
+        mine = lambda rows: [lengths(f[rows]) for f in test.factors]
+        theirs = lambda: DenseTile(list(map(lengths, self.factors)))
+        return lambda rows: theirs().scores(replace(test, factors=mine(rows)))
 
     def rounded(self, dtype: torch.dtype) -> 'DenseTile':
         "Return the tile with its gradients in `dtype`."
@@ -181,25 +184,26 @@ class IndexTile:
         "Return the influence `[M, n]`; pairs that share no row have none."
         return shared_matrix(test.rated(self.device), self.indices, self.n, test.dtype)
 
-    def ranking(self, test: TestSide, some: Pass | None, k: int) -> Matrix | Pairs:
+    def ranking(
+        self, test: TestSide, some: Pass | None, k: int, reached: Tensor | None = None
+    ) -> Matrix | Pairs:
         """Return the pairs that share a row and may be among the `k` highest or lowest; or all
-        influences, where nearly all pairs share one."""
+        influences, where nearly all pairs share one. The weakest of each list so far has
+        `reached` `[M]`."""
         rated = test.rated(self.device)
         most = test.reach * self.largest * limit(test.dtype)
         if crowded(rated, self.indices, self.n):
             every = shared_matrix(rated, self.indices, self.n, test.dtype)
-            return Matrix(cleared(every, k, most, lambda: self.terms(test)), self.slopes)
+            return Matrix(cleared(every, k, most, self.terms(test), reached), self.slopes)
         found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most)
         return Pairs(*found, self.slopes)
 
-    def terms(self, test: TestSide) -> Tensor:
-        "Return the sums `[M, n]` of |terms| of the influences."
-        mine = list(map(lengths, test.rated(self.device)))
-        by_length = {
-            name: [replace(x, grads=x.lengths) for x in found]
-            for name, found in self.indices.items()
-        }
-        return shared_matrix(mine, by_length, self.n, torch.float64)
+    def terms(self, test: TestSide) -> Callable[[Tensor | slice], Tensor]:
+        "Return what gives, for some test triples `[r]`, the sums `[r, n]` of |terms|."
+        by_length = lambda found: [replace(x, grads=x.lengths) for x in found]
+        theirs = lambda: {name: by_length(x) for name, x in self.indices.items()}
+        mine = lambda rows: list(map(lengths, test[rows].rated(self.device)))
+        return lambda rows: shared_matrix(mine(rows), theirs(), self.n, torch.float64)
 
     @property
     def device(self) -> torch.device:
@@ -279,10 +283,13 @@ def make_tile(steps: Steps, triples: Tensor, sparse: bool, part: int) -> Tile:
     return as_dense(steps.gradients(triples))
 
 
-def multiply(tile: Tile, test: TestSide, some: Pass, k: int) -> Matrix | Pairs:
-    "Return the influences of the training triples of `some`."
+def multiply(
+    tile: Tile, test: TestSide, some: Pass, k: int, reached: Tensor | None = None
+) -> Matrix | Pairs:
+    """Return the influences of the training triples of `some`; of each list so far the weakest has
+    `reached` `[M]`."""
     with stage('inner products', triples=len(some)) as gave:
-        gave(found := tile.ranking(test, some, k))
+        gave(found := tile.ranking(test, some, k, reached))
     return found
 
 # %% ../../nbs/influence/25_tiles.ipynb #040a4a8c
