@@ -4327,6 +4327,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'tracin_nb/influence/shards.py'),
                                             'tracin_nb.influence.shards.RankJob.rank': ( 'influence/shards.html#rankjob.rank',
                                                                                          'tracin_nb/influence/shards.py'),
+                                            'tracin_nb.influence.shards.RankJob.reached': ( 'influence/shards.html#rankjob.reached',
+                                                                                            'tracin_nb/influence/shards.py'),
                                             'tracin_nb.influence.shards.RankJob.to': ( 'influence/shards.html#rankjob.to',
                                                                                        'tracin_nb/influence/shards.py'),
                                             'tracin_nb.influence.shards.SelfJob': ( 'influence/shards.html#selfjob',

@@ -75,6 +75,7 @@ class RankJob:
     peak: int | None = None  # bytes in use at most, once they are counted
     label: str = 'influence'
     metric: bool = False
+    bar: Tensor | None = None  # `[M]`, what the weakest of a list has, in the shards so far
 
     def to(self, device: torch.device) -> 'RankJob':
         "Return the job on another device, without tiles that are kept here."
@@ -88,9 +89,14 @@ class RankJob:
         "Return the strongest of a shard."
         before = asdict(steps.counters)
         self.rank(steps, some, ranking := self.blank(steps))
+        self.bar = self.reached(ranking)
         steps.counters.shards += 1
         with stage('top-k'):
             return ranking.tables() | cost(before, asdict(steps.counters))
+
+    def reached(self, ranking: Ranking) -> Tensor:
+        "Return the |influence| `[M]` of the weakest of each list, of this shard or of one before."
+        return ranking.reached if self.bar is None else torch.maximum(self.bar, ranking.reached)
 
     def rank(self, steps: Steps, some: Pass, ranking: Ranking) -> None:
         "Pass over training triples and keep the strongest."
@@ -98,7 +104,7 @@ class RankJob:
         def step(places: slice) -> Matrix | Pairs:
             tile = self.kept and self.kept(places)
             tile = tile or make_tile(steps, some.triples[places], some.sparse, some.part)
-            return multiply(tile, self.test, some[places], self.k, ranking.reached)
+            return multiply(tile, self.test, some[places], self.k, self.reached(ranking))
 
         into = lambda places, found: take(ranking, found, some[places])
         if some.sparse or steps.device.type == 'cpu':
