@@ -411,6 +411,7 @@ def test_audit(lab: str, page, run: Run, tmp_path: Path) -> None:
     page.get_by_role('table', name=re.compile('Against .*')).wait_for()
     rows.first.focus()
     rows.first.press('Shift+ArrowDown')
+    page.wait_for_timeout(1000)  # what is selected may reach the kernel after a press
     press(page, 'Mark')
     marked = page.get_by_role('grid', name='Marked as suspicious').locator('tr[data-row]')
     marked.nth(1).wait_for(state='attached')
