@@ -389,8 +389,9 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
     ),
     'robokop': (
         'From files to an answer: 18.6 million triples',
-        'A graph of 1.45 million entities as files of labels, a small ConvE, its own loss with one '
-        'negative. A few predictions are explained by what is near them, 950 by all triples. '
+        'A graph of 1.45 million entities as files of labels, a small ConvE; its own loss with one '
+        'negative, unless the row names another. A few predictions are explained by what is near '
+        'them, 950 by all triples. '
         'Each way in a process of its own, imports included. Memory is what comes on top of '
         'the imports and the model.',
         None,

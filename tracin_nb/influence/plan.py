@@ -140,20 +140,20 @@ class Planner:
     def plan(self, test: TestSide, rows: Tensor, k: int, near: Near | None = None) -> Pass:
         """Return the pass over the training triples `rows` `[n]`. Raises `ValueError` if the
         budget is too small."""
-        given, sparse = (
-            self.steps.settings.batch_size,
-            near is None and rows_only(*test.factors) and self.rows_only,
-        )
-        part = handy(test.factors[0], len(rows), 0 if sparse else len(test))
-        whole = self.over(rows, sparse, given or part, min(part, given or part), near=near)
-        if given or not len(whole):
-            return whole
-        key = (len(rows), len(test), k, sparse, near is None, test.factors[0].nbytes)
-        if key not in self.kept:
-            with stage('planning', whole=True):
+        with stage('planning', whole=True):
+            given, sparse = (
+                self.steps.settings.batch_size,
+                near is None and rows_only(*test.factors) and self.rows_only,
+            )
+            part = handy(test.factors[0], len(rows), 0 if sparse else len(test))
+            whole = self.over(rows, sparse, given or part, min(part, given or part), near=near)
+            if given or not len(whole):
+                return whole
+            key = (len(rows), len(test), k, sparse, near is None, test.factors[0].nbytes)
+            if key not in self.kept:
                 self.kept[key] = self.measured(test, whole, k)
-        size, part, peak = self.kept[key]
-        return replace(whole, size=size, part=part, peak=peak)
+            size, part, peak = self.kept[key]
+            return replace(whole, size=size, part=part, peak=peak)
 
     def measured(self, test: TestSide, whole: Pass, k: int) -> tuple[int, int, int]:
         "Return triples per tile and per gradient pass, and the bytes in use at most."

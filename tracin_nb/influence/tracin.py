@@ -689,8 +689,7 @@ class TracIn:
     def _whole(self, side: TestSide, question: Question, parts: Parts | None) -> Pass:
         "Return the pass for a question: planned, or as stored in a folder."
         if parts is None:
-            with stage('planning', whole=True):
-                return self.planner.plan(side, question.rows, question.k, question.near)
+            return self.planner.plan(side, question.rows, question.k, question.near)
         facts = {
             name: x
             for name, x in parts.question['pass'].items()
