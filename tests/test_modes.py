@@ -10,6 +10,7 @@ from pykeen.datasets import Nations
 from tracin_nb import TracIn, train
 from tracin_nb.engine.factors import Shared, inner, shared
 from tracin_nb.engine.gradients import FactoredEngine
+from tracin_nb.engine.rounding import lengths
 from tracin_nb.influence.cache import FactorCache
 
 K = 25
@@ -118,6 +119,22 @@ def test_repeated_inputs_are_multiplied_once(runs, tests, kind):
         torch.testing.assert_close(
             inner(a, b), exact, rtol=1e-5, atol=1e-6 * exact.abs().max().item()
         )
+
+
+def test_negatives_with_other_tails_are_no_further_terms(runs, tests):
+    """A negative with the head and relation of its triple has the same input: one term for both,
+    and the sums of |terms| are those of the two."""
+    tracin = make(runs['conve'])
+    triples = runs['conve'].training.mapped_triples[:300]
+    negatives, _ = tracin.objective.negatives.draw(triples)
+    apart = (negatives[:, 0, :2] != triples[:, :2]).any(1).sum().item()
+    assert 0 < apart < len(triples)
+    test, train = tracin.steps[0].test(tests), tracin.steps[0].train(triples)
+    held = shared(train)
+    (block,) = [b for bs in held.blocks.values() for b in bs if isinstance(b, Shared)]
+    assert block.counts == (len(triples), apart)
+    exact = inner(lengths(test), lengths(train))
+    torch.testing.assert_close(inner(lengths(shared(test)), lengths(held)), exact)
 
 
 @pytest.mark.parametrize('where', ['memory', 'files'])

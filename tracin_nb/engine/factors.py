@@ -231,14 +231,23 @@ def _outer_outer(a: Outer, b: Outer) -> Tensor:
 @dataclass(frozen=True)
 class Shared(Block):
     """An `Outer`: factor i of term j is `factors[i][places[i][j]]`, or `factors[i][j]` without
-    places; terms by triple."""
+    places. The first terms of all triples come first, then the second ones, and so on; triples
+    with more terms lie before those with fewer."""
 
     factors: tuple[Tensor, ...]  # `[U_i, n_i]`
-    places: tuple[Tensor | None, ...]  # `[B * s]`
-    terms: int  # s, the terms of one triple
+    places: tuple[Tensor | None, ...]  # `[T]`
+    counts: tuple[int, ...]  # triples that have a first term, a second, ...; T together
+    order: Tensor | None  # `[B]`, where each triple lies; None: as they are given
+    sums: tuple[Tensor | None, ...]  # for a factor made of several: of their absolute values
 
     def __len__(self) -> int:
-        return len(self.factors[0] if self.places[0] is None else self.places[0]) // self.terms
+        return self.counts[0]
+
+    @property
+    def absolute(self) -> tuple[Tensor, ...]:
+        "The absolute values of the factors; of those that are sums, the sums of absolute values."
+        both = zip(self.factors, self.sums, strict=True)
+        return tuple(_up(f).abs() if s is None else s for f, s in both)
 
 # %% ../../nbs/engine/10_factors.ipynb #417fd4a0
 def _first_equal(x: Tensor) -> Tensor:
@@ -267,15 +276,66 @@ def _distinct(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return (x, None) if len(kept) > (1 - _MANY) * len(x) else (x[kept], places)
 
 # %% ../../nbs/engine/10_factors.ipynb #5b7d5647
+def _flat(block: Outer) -> Shared:
+    "Return an `Outer` as a `Shared` that shares nothing."
+    B, s = block.factors[0].shape[:2]
+    flat = tuple(f.transpose(0, 1).flatten(0, 1) for f in block.factors)
+    none = (None,) * len(flat)
+    return Shared(flat, none, (B,) * s, None, none)
+
+
 def _shared(block: Block) -> Block:
     "Return an `Outer` as `Shared`, if factors are repeated; else the block itself."
     if not isinstance(block, Outer) or hurried(block.factors[0]):
         return block
-    factors, places = zip(*[_distinct(f.flatten(0, 1)) for f in block.factors])
-    return (
-        block
-        if all(p is None for p in places)
-        else Shared(factors, places, block.factors[0].shape[1])
+    flat = _flat(block)
+    factors, places = zip(*map(_distinct, flat.factors))
+    if all(p is None for p in places):
+        return block
+    return _fewer_terms(replace(flat, factors=factors, places=places))
+
+# %% ../../nbs/engine/10_factors.ipynb #0b777f4e
+def _alike_but(block: Shared, i: int) -> Tensor | None:
+    """Return numbers `[T]`, equal for terms of one triple whose factors other than the `i`-th are
+    equal; None if there are none. Every triple has the same number of terms."""
+    number = torch.arange(len(block), device=block.factors[0].device).repeat(len(block.counts))
+    for j, places in enumerate(block.places):
+        if j != i:
+            if places is None:
+                return None
+            _, number = (number * len(block.factors[j]) + places).unique(return_inverse=True)
+    return number
+
+
+def _fewer_terms(block: Shared) -> Shared:
+    "Return the block with alike terms of a triple added up, if there are many."
+    found = [(i, _alike_but(block, i)) for i in range(len(block.factors))]
+    told = [(int(n.max()) + 1, i, n) for i, n in found if n is not None and len(block.counts) > 1]
+    left, i, number = min(told, key=lambda x: x[0], default=(sum(block.counts), 0, None))
+    return block if left > (1 - _MANY) * sum(block.counts) else _added_terms(block, i, number)
+
+# %% ../../nbs/engine/10_factors.ipynb #3621fbb2
+def _added_terms(block: Shared, i: int, number: Tensor) -> Shared:
+    "Return the block with terms of equal `number` `[T]` as one, their factors `i` added up."
+    B, T = len(block), int(number.max()) + 1
+    every = torch.arange(B, device=number.device)
+    triple = number.new_empty(T).scatter_(0, number, every.repeat(len(block.counts)))
+    many = triple.bincount(minlength=B)
+    which = torch.arange(T, device=number.device) - (many.cumsum(0) - many)[triple]
+    order = many.argsort(descending=True, stable=True).argsort()
+    at = (which * B + order[triple]).argsort().argsort()[number]
+    own = block.factors[i] if block.places[i] is None else block.factors[i][block.places[i]]
+    total = lambda x: x.new_zeros(T, x.shape[1]).index_add_(0, at, x)
+    put = lambda j, new, old: tuple(new if k == j else x for k, x in enumerate(old))
+    return Shared(
+        put(i, total(_up(own)).to(own.dtype), block.factors),
+        tuple(
+            None if p is None or j == i else p.new_empty(T).scatter_(0, at, p)
+            for j, p in enumerate(block.places)
+        ),
+        tuple((many > j).sum().item() for j in range(int(many.max()))),
+        None if (many == many[0]).all() else order,
+        put(i, total(_up(own).abs()), block.sums),
     )
 
 # %% ../../nbs/engine/10_factors.ipynb #9623c1ad
@@ -288,30 +348,40 @@ def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
 # %% ../../nbs/engine/10_factors.ipynb #700c6266
 def _part(block: Shared, rows: slice | Tensor) -> Shared:
     "Return the block of a part of the triples, whose factors are not copied."
-    terms = torch.arange(len(block) * block.terms, device=block.factors[0].device)
-    terms = terms.view(-1, block.terms)[rows].flatten()
-    return replace(block, places=tuple(terms if p is None else p[terms] for p in block.places))
+    every = torch.arange(sum(block.counts), device=block.factors[0].device).split(block.counts)
+    at, back = (every[0] if block.order is None else block.order)[rows].sort()
+    terms = [e[at[at < len(e)]] for e in every]
+    one, used = torch.cat(terms), tuple(len(t) for j, t in enumerate(terms) if len(t) or not j)
+    places = tuple(one if p is None else p[one] for p in block.places)
+    return replace(block, places=places, counts=used, order=back.argsort())
 
 # %% ../../nbs/engine/10_factors.ipynb #caa8d013
 def _plain(block: Shared) -> Outer:
-    "Return the `Outer` that `block` stands for."
+    "Return the `Outer` that `block` stands for; terms that a triple does not have are zero."
     every = (f if p is None else f[p] for f, p in zip(block.factors, block.places))
-    return Outer(tuple(f.unflatten(0, (-1, block.terms)) for f in every))
+    longer = lambda t: torch.cat([t, t.new_zeros(len(block) - len(t), t.shape[1])])
+    wide = [torch.stack([*map(longer, f.split(block.counts))], 1) for f in every]
+    return Outer(tuple(f if block.order is None else f[block.order] for f in wide))
 
 # %% ../../nbs/engine/10_factors.ipynb #58c87457
+def _summed(dots: Tensor, block: Shared, dim: int) -> Tensor:
+    "Return `dots` with the terms of each triple added up along an axis; `dots` is changed."
+    total, *more = dots.split(block.counts, dim)
+    for part in more:
+        total.narrow(dim, 0, part.shape[dim]).add_(part)
+    return total if block.order is None else total.index_select(dim, block.order)
+
+
 def _shared_shared(a: Shared, b: Shared) -> Tensor:
     sides = zip(a.factors, b.factors, a.places, b.places, strict=True)
     total, *others = (_expanded(_products(x, y), p, q) for x, y, p, q in sides)
     for other in others:
         total *= other
-    if a.terms == b.terms == 1:
-        return total
-    return total.view(len(a), a.terms, len(b), b.terms).sum((1, 3))
+    return _summed(_summed(total, a, 0), b, 1)
 
 # %% ../../nbs/engine/10_factors.ipynb #02e2de00
 def _shared_outer(a: Shared, b: Outer) -> Tensor:
-    flat = tuple(f.flatten(0, 1) for f in b.factors)
-    return _shared_shared(a, Shared(flat, (None,) * len(flat), b.factors[0].shape[1]))
+    return _shared_shared(a, _flat(b))
 
 # %% ../../nbs/engine/10_factors.ipynb #0cef71d0
 def _rows_outer(a: Rows, b: Outer) -> Tensor:

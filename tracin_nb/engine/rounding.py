@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .factors import Block, Dense, Factors, Outer, Rows, Shared, _up
+from .factors import Block, Dense, Factors, Outer, Rows, Shared, _summed, _up
 from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/15_rounding.ipynb #19650672
@@ -34,9 +34,13 @@ def _lengths(block: Block) -> Block:
     last = lambda t: _length(t)[..., None]
     if isinstance(block, Rows):
         return Rows(block.ids, last(block.grads))
-    if isinstance(block, (Outer, Shared)):
+    if isinstance(block, Outer):
         *others, end = block.factors
-        return replace(block, factors=(*(_up(t).abs().double() for t in others), last(end)))
+        return Outer((*(_up(t).abs().double() for t in others), last(end)))
+    if isinstance(block, Shared):
+        *others, end = block.absolute
+        made = (*(t.double() for t in others), last(end))
+        return replace(block, factors=made, sums=(None,) * len(made))
     return Dense(last(block.grad if block.grad.dim() > 1 else block.grad[:, None]))
 
 
@@ -55,10 +59,8 @@ def _size(block: Block) -> Tensor:
         return _length(block.grad.reshape(len(block), -1))
     if isinstance(block, Outer):
         return math.prod(map(_length, block.factors)).sum(1)
-    every = [
-        _length(f) if p is None else _length(f)[p] for f, p in zip(block.factors, block.places)
-    ]
-    return math.prod(every).view(-1, block.terms).sum(1)
+    found = zip(map(_length, block.absolute), block.places)
+    return _summed(math.prod(x if p is None else x[p] for x, p in found), block, 0)
 
 
 def sizes(factors: Factors) -> Tensor:

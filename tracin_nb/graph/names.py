@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
+from ..files import text_columns
 from .triples import TriplesFileError, naming_of, nearest_labels, read_bytes
 
 # %% ../../nbs/graph/05_names.ipynb #595a9431
@@ -406,10 +407,15 @@ def names_text(names: Names) -> str:
 
 def names_of_text(text: str) -> Names:
     "Return names from what `names_text` wrote. Raises `ValueError` for anything else."
-    rows = [line.rsplit('\t', 2) for line in text.split('\n')[1:-1]]
-    if not text.startswith('id\tname\ttype\n') or any(len(row) != 3 for row in rows):
+    head = 'id\tname\ttype\n'
+    try:
+        labels, names, kinds = text_columns(text.removeprefix(head), 3)
+    except ValueError:
+        labels = None
+    if labels is None or not text.startswith(head):
         raise ValueError('expected a header, and lines of label, name and type')
-    return Names({x: name for x, name, _ in rows if name}, {x: kind for x, _, kind in rows if kind})
+    given = lambda values: {x: value for x, value in zip(labels, values) if value}
+    return Names(given(names), given(kinds))
 
 # %% ../../nbs/graph/05_names.ipynb #612bc2bc
 _PLACES = [side + part for side in ('test_', '') for part in ('head', 'relation', 'tail')]

@@ -27,7 +27,7 @@ from pykeen.datasets import Dataset
 from pykeen.models import Model
 from pykeen.triples import CoreTriplesFactory, TriplesFactory, TriplesNumericLiteralsFactory
 
-from ..files import entry, replacing, write_json
+from ..files import entry, replacing, text_columns, write_json
 from ..graph.names import Names, name_triples, names_of, names_of_text, names_text
 from ..graph.triples import triples_fingerprint
 from .models import check_scored, rng_state, state_fingerprint, unfit
@@ -208,14 +208,10 @@ def _write_labels(path: Path, labels: Mapping[str, int]) -> dict[str, Any]:
 def _read_labels(path: Path) -> dict[str, int]:
     "Read what `_write_labels` wrote."
     try:
-        lines = path.read_bytes().decode().split('\n')[:-1]
-        parts = [line.rpartition('\t') for line in lines]
-        found = {label: int(i) for label, _, i in parts}
+        labels, places = text_columns(path.read_bytes().decode(), 2)
+        return dict(zip(labels, map(int, places)))
     except ValueError as e:
         raise RunError(f'{path} has a line that is not label<TAB>index') from e
-    if not all(tab for _, tab, _ in parts):
-        raise RunError(f'{path} has a line that is not label<TAB>index')
-    return found
 
 # %% ../../nbs/runs/20_keeping.ipynb #6dfae067
 def check_labels(factory: CoreTriplesFactory) -> None:
