@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def question(
         total = taken + each * (len(every) - len(some))
     return dict(
         name=name,
+        weighting=str(tracin.settings.weighting),
         precision=tracin.settings.precision,
         passed_over=len(some),
         measured_seconds=taken,
@@ -119,6 +121,7 @@ def bench_fb15k237(
     k: int = 100,
     part: int | None = 16_384,  # training triples for ConvE
     precisions: Sequence[str] = ('fp32', 'bf16'),  # for ConvE
+    weightings: Sequence[str] = ('sgd', 'natural'),
     device: str = 'cpu',
 ) -> dict[str, Any]:
     """Return seconds for all test triples against all training triples, exact top-k, one
@@ -129,16 +132,9 @@ def bench_fb15k237(
         for name in models:
             large, out = name == 'ConvE', Path(runs or folder) / name
             run = _kept_run(dataset, name, out, epochs, at, 512 if large else 2048, dim)
-            for precision in precisions if large else ('fp32',):
-                tracin = TracIn(
-                    run,
-                    'bce',
-                    weighting='sgd',
-                    checkpoints=[-1],
-                    devices=at,
-                    precision=precision,
-                    progress=False,
-                )
+            for weighting, precision in product(weightings, precisions if large else ('fp32',)):
+                how = dict(weighting=weighting, precision=precision, checkpoints=[-1])
+                tracin = TracIn(run, 'bce', devices=at, progress=False, **how)
                 trained = run.checkpoints[-1].epoch
                 rows.append(
                     question(name, tracin, test, k, part if large else None)

@@ -326,17 +326,13 @@ def _added_terms(block: Shared, i: int, number: Tensor) -> Shared:
     at = (which * B + order[triple]).argsort().argsort()[number]
     own = block.factors[i] if block.places[i] is None else block.factors[i][block.places[i]]
     total = lambda x: x.new_zeros(T, x.shape[1]).index_add_(0, at, x)
-    put = lambda j, new, old: tuple(new if k == j else x for k, x in enumerate(old))
-    return Shared(
-        put(i, total(_up(own)).to(own.dtype), block.factors),
-        tuple(
-            None if p is None or j == i else p.new_empty(T).scatter_(0, at, p)
-            for j, p in enumerate(block.places)
-        ),
-        tuple((many > j).sum().item() for j in range(int(many.max()))),
-        None if (many == many[0]).all() else order,
-        put(i, total(_up(own).abs()), block.sums),
-    )
+    put = lambda new, old: tuple(new if j == i else x for j, x in enumerate(old))
+    moved = [p if p is None else p.new_empty(T).scatter_(0, at, p) for p in block.places]
+    factors = put(total(_up(own)).to(own.dtype), block.factors)
+    counts = tuple((many > j).sum().item() for j in range(int(many.max())))
+    sums = put(total(_up(own).abs()), block.sums)
+    order = None if many.min() == len(counts) else order
+    return Shared(factors, put(None, moved), counts, order, sums)
 
 # %% ../../nbs/engine/10_factors.ipynb #9623c1ad
 def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
