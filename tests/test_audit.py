@@ -20,6 +20,7 @@ from tracin_nb.app.audit import (
     CompareRuns,
     EngineSetting,
     ProfilePanel,
+    RunDesk,
     TrainingAudit,
     both_ranked,
     compare,
@@ -284,6 +285,16 @@ def test_comparison_files(both: CompareRuns) -> None:
     assert 'proponents, run b' in space['result']._repr_html_()
 
 
+def test_code_tells_what_was_asked(both: CompareRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Fields that are changed during the work do not change the code of its answer."
+    begun = []
+    monkeypatch.setattr(both, 'begin', begun.append)
+    both.job.button.click()
+    asked, both.k.value = both.k.value, 19
+    begun.pop()()
+    assert asked != 19 and f', k={asked})' in both.code.value
+
+
 def test_other_graphs_are_refused(runs: list[Run], tmp_path: Path) -> None:
     kinships = train('kinships', out=tmp_path / 'run', **SMALL | dict(epochs=2))
     with pytest.raises(ValueError, match='different entities .a: 1,592 triples, 14 entities'):
@@ -418,6 +429,21 @@ def test_stop_and_one_thing_at_a_time(
     panel.job.stop()
     with pytest.raises(Stopped):
         panel.job.wait()
+
+
+def test_presses_wait_in_every_panel(runs: list[Run]) -> None:
+    "The heading of a panel holds presses in its box; only Stop is sent at once."
+    desk = RunDesk(runs[0])
+    for place in range(len(desk.kinds())):
+        desk.tabs.selected_index = place
+    panels = [*desk.panels.values(), CompareRuns(*runs)]
+    for panel in panels:
+        assert panel.box.children[0].box == panel.box.model_id
+        assert panel.job.stop_button._dom_classes == ('tracin-at-once',)
+    inner, found = lambda x: [x, *(y for c in getattr(x, 'children', ()) for y in inner(c))], []
+    for panel in panels:
+        found += [x.description for x in inner(panel.box) if 'tracin-at-once' in x._dom_classes]
+    assert {*found} == {'Stop'}
 
 
 def test_names(runs: list[Run]) -> None:

@@ -364,6 +364,37 @@ def test_ranks_of_an_inverse_model(tmp_path: Path) -> None:
     assert 'training-row' in names
 
 
+# ---- what a press acts on
+
+
+def test_fields_are_read_when_pressed(
+    explorer: InfluenceExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "What is changed during the work belongs to the next press."
+    begun = []
+    monkeypatch.setattr(explorer, 'begin', begun.append)
+    for button in (explorer.predict_button, explorer.rank_button):
+        explorer.count.value = 5
+        button.click()
+        explorer.count.value = 7
+        begun.pop()()
+        assert len(explorer.tests) == 5
+    explorer.job.button.click()
+    explorer.k.value = 3
+    begun.pop()()
+    assert len(explorer.result.frame) == 10
+    explorer.picture.value = 'ranking'
+    explorer.draw_button.click()
+    explorer.picture.value = 'over checkpoints'
+    begun.pop()()
+    assert 'alt="ranking of brazil' in explorer.image.value
+    explorer.longest.value = 2
+    explorer.paths_button.click()
+    explorer.longest.value, explorer.through.value = 4, 'nowhere'
+    begun.pop()()
+    assert 'paths of 2 to 2 edges<' in explorer.found_paths.value
+
+
 # ---- cost
 
 

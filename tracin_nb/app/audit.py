@@ -581,7 +581,7 @@ def start(self: CompareRuns) -> None:
     triple = (self.head.label, self.relation.label, self.tail.label)
     setting, k = dict(objective=self.objective.value, weighting=self.weighting.value), self.k.value
     self.begin(
-        lambda: self.show(setting, compare(*(kept(setting) for kept in self.kept), triple, k))
+        lambda: self.show(setting, k, compare(*(kept(setting) for kept in self.kept), triple, k))
     )
 
 
@@ -599,8 +599,8 @@ def both_ranked(result: Comparison) -> str:
 
 
 @patch
-def show(self: CompareRuns, setting: dict[str, Any], result: Comparison) -> None:
-    "Show a comparison."
+def show(self: CompareRuns, setting: dict[str, Any], k: int, result: Comparison) -> None:
+    "Show a comparison with `k` rows of each side."
     self.result = result
     named = result.with_names(self.names if self.names else None, keep=True)
     ranked = [named.side(run, kind) for kind in SIDES for run in RUNS]
@@ -619,7 +619,7 @@ def show(self: CompareRuns, setting: dict[str, Any], result: Comparison) -> None
         + message(CAVEAT)
         + ''.join(message(f'{name}: {facts_line(result.facts[name])}') for name in RUNS)
     )
-    self.code.value = self.code_of(setting)
+    self.code.value = self.code_of(setting, k)
     self.answer_box.children = self._answer
 
 # %% ../../nbs/app/30_audit.ipynb #9e90824d
@@ -646,7 +646,7 @@ def draw_both(result: Comparison) -> Axes:
 
 
 @patch
-def code_of(self: CompareRuns, setting: dict[str, Any]) -> str:
+def code_of(self: CompareRuns, setting: dict[str, Any], k: int) -> str:
     "Return a cell that compares the same."
     given = [source_of(run) if run.folder else name for name, run in zip(RUNS, self.runs)]
     return '\n'.join(
@@ -656,7 +656,7 @@ def code_of(self: CompareRuns, setting: dict[str, Any]) -> str:
             '',
             f'runs = ({", ".join(given)})',
             f'a, b = (TracIn(run, {arguments({**setting, **self.options})}) for run in runs)',
-            f'result = compare(a, b, {tuple(self.result.facts["triple"])!r}, k={self.k.value})',
+            f'result = compare(a, b, {tuple(self.result.facts["triple"])!r}, k={k})',
             'result',
         ]
     )

@@ -198,21 +198,22 @@ class InfluenceExplorer(RunPanel):
             raise ValueError('type a head, a relation or a tail, or two of them')
         if len(given) == len(TRIPLE):
             del given['tail']
-        self.begin(lambda: self.offer(self.predicted(given)))
+        k = self.count.value
+        self.begin(lambda: self.offer(self.predicted(given, k)))
 
-    def predicted(self, given: dict[str, str]) -> pd.DataFrame:
-        "Return the best new predictions with the labels that are given."
-        return self.run.predict(**given, k=self.count.value, progress=self.job.progress)
+    def predicted(self, given: dict[str, str], k: int) -> pd.DataFrame:
+        "Return the `k` best new predictions with the labels that are given."
+        return self.run.predict(**given, k=k, progress=self.job.progress)
 
     def open(self) -> None:
         """Begin with something to see: the best predictions for a relation, the first one chosen
         unless a label was typed meanwhile."""
         if self.tests is not None or self.job.running or self.head.typed or self.tail.typed:
             return
-        given = first_look(self.training)
+        given, k = first_look(self.training), self.count.value
 
         def look() -> None:
-            self.offer(self.predicted(given))
+            self.offer(self.predicted(given, k))
             typed = any(getattr(self, part).typed for part in TRIPLE)
             self.predictions.value = (0,) if len(self.tests) and not typed else ()
 
@@ -348,13 +349,14 @@ def start(self: InfluenceExplorer) -> None:
 @patch
 def start_ranking(self: InfluenceExplorer) -> None:
     "Rank test triples. Raises `RuntimeError` during other work."
-    self.begin(lambda: self.offer(ranked_tests(self.run, self.count.value, self.job.progress)))
+    n = self.count.value
+    self.begin(lambda: self.offer(ranked_tests(self.run, n, self.job.progress)))
 
 
 @patch
 def start_drawing(self: InfluenceExplorer) -> None:
     "Draw the chosen picture. Raises `RuntimeError` during other work."
-    self.begin(_telling(self.image, self.draw))
+    self.begin(_telling(self.image, partial(self.draw, self.picture.value)))
 
 # %% ../../nbs/app/20_explorer.ipynb #50945156
 @patch
@@ -459,14 +461,14 @@ def _start_paths(explorer: InfluenceExplorer) -> None:
     if explorer.result is None:
         raise ValueError('there is nothing to find paths for yet: press Run')
     explorer.found_paths.value = message('searching')
-    explorer.begin(_telling(explorer.found_paths, partial(_find_paths, explorer)))
+    asked = explorer.longest.value, explorer.through.value.strip() or None
+    explorer.begin(_telling(explorer.found_paths, partial(_find_paths, explorer, *asked)))
 
 
-def _find_paths(explorer: InfluenceExplorer) -> None:
-    """Show the best paths. Raises `ValueError` for a `through` that is not in the graph, and for
-    too many paths."""
-    (head, _, tail), most = explorer.question.triple, explorer.longest.value
-    through = explorer.through.value.strip() or None
+def _find_paths(explorer: InfluenceExplorer, most: int, through: str | None) -> None:
+    """Show the best paths of up to `most` edges. Raises `ValueError` for a `through` that is not in
+    the graph, and for too many paths."""
+    head, _, tail = explorer.question.triple
     try:
         found = paths(explorer.graph, head, tail, max_edges=most, through=through)
     except TooManyPathsError as error:
@@ -569,12 +571,11 @@ PICTURES: dict[str, Callable[[InfluenceExplorer], Axes]] = {
 
 
 @patch
-def draw(self: InfluenceExplorer) -> None:
-    "Draw the chosen picture. Raises `ValueError` where there is nothing to draw."
+def draw(self: InfluenceExplorer, name: str) -> None:
+    "Draw a picture of `PICTURES`. Raises `ValueError` where there is nothing to draw."
     if self.result is None:
         raise ValueError('there is nothing to draw yet: press Run')
-    drawn = png(PICTURES[self.picture.value](self).figure)
-    self.image.value = picture(
-        drawn, f'{self.picture.value} of {"  ".join(map(self.named, self.question.triple))}'
-    )
+    drawn = png(PICTURES[name](self).figure)
+    of = '  '.join(map(self.named, self.question.triple))
+    self.image.value = picture(drawn, f'{name} of {of}')
     self.export(drawn)

@@ -159,6 +159,7 @@ class Task:
     def __init__(self, run: str = 'Run'):  # what its button says
         self.button = w.Button(description=run, button_style='primary')
         self.stop_button = w.Button(description='Stop', disabled=True)
+        self.stop_button.add_class('tracin-at-once')
         self.bar = w.FloatProgress(min=0, max=1, layout=w.Layout(width='12em'))
         self.news = w.HTML(message('ready'))
         self.box = w.HBox(
@@ -605,7 +606,9 @@ def weighting_field() -> w.Dropdown:
 # %% ../../nbs/app/10_panels.ipynb #84369c74
 def panel(title: str, *parts: w.Widget) -> w.VBox:
     "Return the box of a panel."
-    box = w.VBox([LiveTables(content=f'{STYLE}<h3>{html.escape(title)}</h3>'), *parts])
+    box = w.VBox()
+    heading = f'{STYLE}<h3>{html.escape(title)}</h3>'
+    box.children = [LiveTables(content=heading, box=box.model_id), *parts]
     box.add_class('tracin-panel')
     return box
 
