@@ -349,6 +349,7 @@ def bench_robokop(
     whole: Sequence[Mapping[str, str]] = (  # settings of `TracIn` for each of these questions
         dict(weighting='sgd', objective='bce'),
         dict(weighting='natural'),
+        dict(weighting='natural', precision='bf16'),
     ),
     data: Path | str | None = None,  # a folder of files from before, or one to write and keep
     device: str = 'cpu',

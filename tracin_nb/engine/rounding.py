@@ -82,9 +82,10 @@ def _sure(ends: Tensor, most: Tensor) -> Tensor:
     return ends[:, -1] > most
 
 
-def _small(ends: Tensor, most: Tensor) -> Tensor:
-    "Return whether some of `ends` `[M, k]` are above 0, but not above `most` `[M]`."
-    return ((ends > 0) & (ends <= most[:, None])).any(1)
+def _small(sizes: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    "Return whether some of `sizes` `[M, k]` are above 0, and between `least` and `most` `[M]`."
+    inside = (sizes > 0) & (sizes >= least[:, None]) & (sizes <= most[:, None])
+    return inside.any(1)
 
 
 def _ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -99,19 +100,21 @@ def doubtful(
     most: Tensor,  # `[M]`, what rounding can be at most
     reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
 ) -> Tensor:
-    "Return the rows `[r]` in which one of the wanted scores may be only a rounding error."
+    """Return the rows `[r]` in which one of the wanted scores may be only a rounding error. What is
+    weaker than those listed is not wanted."""
     every = torch.arange(len(scores), device=scores.device)
-    open_ = torch.ones_like(most, dtype=torch.bool) if reached is None else ~(reached > most)
+    least = torch.zeros_like(most) if reached is None else reached.to(most.dtype)
     if not scores.numel():
         return every[:0]
     if hurried(scores):
-        small = torch.stack([_small(e, most) for e in _ends(scores, k)]).any(0) & open_
+        small = torch.stack([_small(e, least, most) for e in _ends(scores, k)])
         return every if unlikely(small.any()) else every[:0]
-    left = every[open_]
+    left = every[least <= most]
     high, low = _ends(scores[left, :: max(1, scores.shape[1] // (8 * k))], k)
     if high.shape[1] == k:
         left = left[~(_sure(high, most[left]) & _sure(low, most[left]))]
-    found = [_small(ends, most[left]) for ends in _ends(scores[left], k)]
+    left = left[_small(scores[left].abs(), least[left], most[left])]
+    found = [_small(ends, least[left], most[left]) for ends in _ends(scores[left], k)]
     return left[found[0] | found[1]]
 
 # %% ../../nbs/engine/15_rounding.ipynb #60d2da4e

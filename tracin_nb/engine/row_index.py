@@ -339,6 +339,7 @@ def shared_pairs(
     k: int,  # how many of the highest and of the lowest are wanted
     dtype: torch.dtype = torch.float32,  # of the sums
     most: Tensor | None = None,  # `[M]`, what rounding can be at most; by default not looked at
+    reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return test rows, columns and influences `[c]` of the pairs that share a row of some table
     and may be among the `k` highest or lowest of their test triple. Pairs that share nothing are
@@ -356,7 +357,12 @@ def shared_pairs(
 
     with one_thread():
         found = pairs(order, False)
-        if most is None or not len(again := found[0][found[2].abs() <= most[found[0]]].unique()):
+        if most is None:
+            return found
+        small = found[2].abs() <= most[found[0]]
+        if reached is not None:  # what is weaker than those listed does not matter
+            small &= found[2].abs() >= reached[found[0]]
+        if not len(again := found[0][small].unique()):
             return found
         sure = ~torch.isin(found[0], again)
         return tuple(torch.cat([x[sure], y]) for x, y in zip(found, pairs(again, True)))

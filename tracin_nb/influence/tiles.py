@@ -195,7 +195,7 @@ class IndexTile:
         if crowded(rated, self.indices, self.n):
             every = shared_matrix(rated, self.indices, self.n, test.dtype)
             return Matrix(cleared(every, k, most, self.terms(test), reached), self.slopes)
-        found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most)
+        found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most, reached)
         return Pairs(*found, self.slopes)
 
     def terms(self, test: TestSide) -> Callable[[Tensor | slice], Tensor]:
