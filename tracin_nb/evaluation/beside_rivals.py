@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'REORDERED', 'OURS', 'AT_HEAD', 'OURS_AT_HEAD', 'POISON', 'CRIAGE', 'KELPIE',
-           'RIVALS', 'DRAWN', 'NOTHING', 'Sets', 'MEASURES', 'BEST', 'BEST_AT_HEAD',
-           'AGAINST', 'of_head', 'only', 'best', 'our_scores', 'rival_scores',
-           'random_scores', 'by_kelpie', 'named', 'standing', 'removed', 'each_once',
-           'effects', 'crossed', 'estimated', 'compared', 'rivals_row',
+           'SOFT_CRIAGE', 'RIVALS', 'DRAWN', 'NOTHING', 'Sets', 'MEASURES', 'BEST',
+           'BEST_AT_HEAD', 'AGAINST', 'of_head', 'only', 'best', 'our_scores',
+           'rival_scores', 'random_scores', 'by_kelpie', 'named', 'standing', 'removed',
+           'each_once', 'effects', 'crossed', 'estimated', 'compared', 'rivals_row',
            'rivals_experiment', 'rivals_table']
 
 # %% ../../nbs/evaluation/69_beside_rivals.ipynb #e47441ff
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,9 @@ NATURAL, REORDERED = 'natural', 'natural, best 50 by replay'
 OURS = (NATURAL, BY_REPLAY, REORDERED)
 AT_HEAD = ", head's facts"
 OURS_AT_HEAD = tuple(name + AT_HEAD for name in OURS)
-POISON, CRIAGE, KELPIE = RIVALS = ('Data Poisoning', 'CRIAGE', 'Kelpie-style')
+POISON, CRIAGE, KELPIE = 'Data Poisoning', 'CRIAGE', 'Kelpie-style'
+SOFT_CRIAGE = 'CRIAGE with softmax'
+RIVALS = (POISON, CRIAGE, SOFT_CRIAGE, KELPIE)
 DRAWN = ("random: head's facts", 'random: same relation and tail')
 NOTHING = 'nothing deleted, other seed'
 Sets = list[tuple[int, ...]]  # for each prediction, training triples
@@ -101,8 +104,9 @@ def rival_scores(
 ) -> dict[str, Tensor]:
     "Return scores `[M, N]` by Data Poisoning, of the head's facts, and CRIAGE, of the tail's."
     triples = run.training.mapped_triples
-    near, by = of_head(triples, test), {POISON: data_poisoning, CRIAGE: criage}
-    where = {POISON: near, CRIAGE: triples[None, :, 2] == test[:, 2:]}
+    near, tailed = of_head(triples, test), triples[None, :, 2] == test[:, 2:]
+    where = {POISON: near, CRIAGE: tailed, SOFT_CRIAGE: tailed}
+    by = {POISON: data_poisoning, CRIAGE: criage, SOFT_CRIAGE: partial(criage, softmax=True)}
 
     def scored(name: str) -> Tensor:
         found = torch.full(near.shape, -torch.inf)

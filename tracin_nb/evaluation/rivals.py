@@ -72,12 +72,16 @@ def criage(
     rows: Rows,
     test: Tensor,  # `[3]`
     facts: Tensor,  # `[n, 3]`, all with the tail of `test`
-    damping: float = 0.1,  # of the mean eigenvalue
+    damping: float = 1.0,  # of the mean eigenvalue
+    softmax: bool = False,  # the probability among all tails, instead of the paper's
 ) -> Tensor:
     """Return how far the score of the prediction falls, to first order, without each of the facts
     of its tail, `[n]`."""
     z, (mine,) = rows.query(facts).double(), rows.query(test[None]).double()
-    sure = torch.sigmoid(z @ flat(rows.entity[test[2]]).double())
+    score, entity = z @ flat(rows.entity[test[2]]).double(), flat(rows.entity).double()
+    if softmax:
+        score = score - (z @ entity.T).index_fill(1, test[2], -torch.inf).logsumexp(1)
+    sure = score.sigmoid()
     curved = (sure * (1 - sure))[:, None, None] * z[:, :, None] * z[:, None]  # `[n, k, k]`
     whole, size = curved.sum(0), z.shape[1]
     whole = whole + damping * whole.trace() / size * torch.eye(size, dtype=z.dtype)
