@@ -184,6 +184,68 @@ def test_comparison() -> None:
     )
 
 
+BEST = 'best of ours'
+NOT_OURS = (
+    'Data Poisoning',
+    'CRIAGE',
+    'CRIAGE with softmax',
+    'Kelpie-style',
+    "random: head's facts",
+    'random: same relation and tail',
+)
+NOTHING = 'nothing deleted, other seed'
+
+
+def falls_rows(trainings: list[dict], size: str) -> list[list[str]]:
+    "The line of each method: fall of the reciprocal rank in the same seed / in other seeds."
+    found: dict[str, list[str]] = {}
+    for row in trainings:
+        for x in row['sizes'][size]:
+            means = [short(x[s]['rank']['mean']) for s in ('same', 'other') if s in x]
+            found.setdefault(x['method'], []).append(' / '.join(means))
+    return [[name, *cells] for name, cells in found.items()]
+
+
+def above_rows(trainings: list[dict], size: str, ours: str, seeds: str) -> list[list[str]]:
+    "The line of each other method: how much further the rank falls by ours, with its interval."
+    found: dict[str, list[str]] = {name: [] for name in NOT_OURS}
+    for row in trainings:
+        at = {x['method']: x['above'] for x in row['sizes'][size]}
+        for name, cells in found.items():
+            x = at[name][ours][seeds]['rank']
+            cells.append(f'{short(x["mean"])} [{short(x["low"])}, {short(x["high"])}]')
+    return [[name, *cells] for name, cells in found.items()]
+
+
+def rival_tables(trainings: list[dict]) -> list[list[str]]:
+    "The lines of the page's tables about other explainers of link prediction."
+    names = [f'{g} {r["settings"]["model"]}' for g, r in zip(graph_names(trainings), trainings)]
+    cost = lambda r, n: f'{r["seconds"][n] / r["tests"]:.3f}'
+    priced = [n for n in trainings[0]['seconds'] if n in PRICED]
+    return [
+        ['four facts deleted', *names],
+        *falls_rows(trainings, '4'),
+        ['four facts, same seed', *names],
+        *above_rows(trainings, '4', BEST, 'same'),
+        ['four facts, other seeds', *names],
+        *above_rows(trainings, '4', BEST, 'other'),
+        ['CPU seconds each', *names],
+        *([n, *(cost(r, n) for r in trainings)] for n in priced),
+    ]
+
+
+PRICED = ('natural', 'replay', 'Data Poisoning', 'CRIAGE', 'CRIAGE with softmax', 'Kelpie-style')
+
+
+def test_rivals() -> None:
+    "The tables of the comparison with other explainers have the numbers of benchmarks/rivals.json."
+    read = json.loads((ROOT / 'benchmarks/rivals.json').read_text(encoding='utf-8'))
+    lines = table_lines((ROOT / 'nbs/comparison.md').read_text(encoding='utf-8'))
+    made = rival_tables(read['rows'])
+    at = lines.index(made[0])
+    assert lines[at : at + len(made)] == made
+
+
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
 def test_links(name: str) -> None:
     "Every relative link leads to a file of the repository."

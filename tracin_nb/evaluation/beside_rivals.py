@@ -336,11 +336,11 @@ def rivals_table(result: Mapping[str, Any]) -> pd.DataFrame:
                     'CPU s each': '' if cost is None else f'{cost / row["tests"]:.3f}',
                 }
                 for seeds, words in _SEEDS.items():
-                    columns[f'rank falls, {words}'] = _said(x, seeds, 'rank')
+                    columns[f'1/rank falls, {words}'] = _said(x, seeds, 'rank')
                     columns[f'loss rises, {words}'] = _said(x, seeds, 'loss')
                 for name in (BEST, BEST_AT_HEAD):
                     for seeds, words in _SEEDS.items():
                         above = x['above'].get(name, {})
-                        columns[f'{name} above it, rank, {words}'] = _said(above, seeds, 'rank')
+                        columns[f'{name}, above it, {words}'] = _said(above, seeds, 'rank')
                 rows.append(columns)
     return pd.DataFrame(rows)
