@@ -184,6 +184,94 @@ def test_comparison() -> None:
     )
 
 
+BEST, AT_HEAD = 'best of ours', "best of ours among the head's facts"
+NOT_OURS = (
+    'Data Poisoning',
+    'CRIAGE',
+    'CRIAGE with softmax',
+    'Kelpie-style',
+    "random: head's facts",
+    'random: same relation and tail',
+)
+NOTHING = 'nothing deleted, other seed'
+
+
+def falls_rows(trainings: list[dict], size: str) -> list[list[str]]:
+    "The line of each method: fall of the reciprocal rank in the same seed / in other seeds."
+    found: dict[str, list[str]] = {}
+    for row in trainings:
+        for x in row['sizes'][size]:
+            means = [short(x[s]['rank']['mean']) for s in ('same', 'other') if s in x]
+            found.setdefault(x['method'], []).append(' / '.join(means))
+    return [[name, *cells] for name, cells in found.items()]
+
+
+def above_rows(trainings: list[dict], size: str, ours: str, seeds: str) -> list[list[str]]:
+    "The line of each other method: how much further the rank falls by ours, with its interval."
+    found: dict[str, list[str]] = {name: [] for name in NOT_OURS}
+    for row in trainings:
+        at = {x['method']: x['above'] for x in row['sizes'][size]}
+        for name, cells in found.items():
+            x = at[name][ours][seeds]['rank']
+            cells.append(f'{short(x["mean"])} [{short(x["low"])}, {short(x["high"])}]')
+    return [[name, *cells] for name, cells in found.items()]
+
+
+def rival_tables(trainings: list[dict]) -> list[list[str]]:
+    "The lines of the page's tables about other explainers of link prediction."
+    names = [f'{g} {r["settings"]["model"]}' for g, r in zip(graph_names(trainings), trainings)]
+    cost = lambda r, n: f'{r["seconds"][n] / r["tests"]:.3f}'
+    priced = [n for n in trainings[0]['seconds'] if n in PRICED]
+    return [
+        ['four facts deleted', *names],
+        *falls_rows(trainings, '4'),
+        ['four facts, same seed', *names],
+        *above_rows(trainings, '4', BEST, 'same'),
+        ['four facts, other seeds', *names],
+        *above_rows(trainings, '4', BEST, 'other'),
+        ['CPU seconds each', *names],
+        *([n, *(cost(r, n) for r in trainings)] for n in priced),
+    ]
+
+
+PRICED = ('natural', 'replay', 'Data Poisoning', 'CRIAGE', 'CRIAGE with softmax', 'Kelpie-style')
+
+
+def rival_sentences(trainings: list[dict]) -> list[str]:
+    "Sentences of the page: whose facts do most, and in how many pairs ours are above or below."
+    found = []
+    for n, words in {'1': 'one fact', '4': 'four facts'}.items():
+        for seeds in ('same', 'other'):
+            ends, alike, most = [], [], []
+            for g, row in zip(graph_names(trainings), trainings):
+                at = {x['method']: x for x in row['sizes'][n] if seeds in x}
+                ends += [at[name]['above'][BEST][seeds]['rank'] for name in NOT_OURS]
+                alike += [at[name]['above'][AT_HEAD][seeds]['rank'] for name in NOT_OURS]
+                single = [name for name in at if not name.startswith(BEST) and name != NOTHING]
+                first = max(single, key=lambda name: at[name][seeds]['rank']['mean'])
+                most.append(f'{first} on {g} with {row["settings"]["model"]}')
+            above, below = sum(x['low'] > 0 for x in ends), sum(x['high'] < 0 for x in ends)
+            limited = [sum(x['low'] > 0 for x in alike), sum(x['high'] < 0 for x in alike)]
+            title = f'**{words}, {dict(same="same seed", other="other seeds")[seeds]}**'
+            found.append(
+                f'{title}: ours are above in {above} of {len(ends)} pairs, below in {below}, and '
+                f"the interval includes 0 in {len(ends) - above - below} (among the head's facts "
+                f'only: above in {limited[0]}, below in {limited[1]}); the rank falls furthest by '
+                f'{", ".join(most)}.'
+            )
+    return found
+
+
+def test_rivals() -> None:
+    "The comparison with other explainers has the numbers of benchmarks/rivals.json."
+    read = json.loads((ROOT / 'benchmarks/rivals.json').read_text(encoding='utf-8'))
+    page = (ROOT / 'nbs/comparison.md').read_text(encoding='utf-8')
+    lines, missing = table_lines(page), [x for x in rival_sentences(read['rows']) if x not in page]
+    made = rival_tables(read['rows'])
+    at = lines.index(made[0])
+    assert lines[at : at + len(made)] == made and not missing
+
+
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
 def test_links(name: str) -> None:
     "Every relative link leads to a file of the repository."

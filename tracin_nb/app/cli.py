@@ -1538,6 +1538,7 @@ def evaluate_command(asked: Measured) -> None:
     replay       predict trainings without some triples, with rough and smooth steps
     deletions    replay against trainings without one triple and without four
     trust        each estimator against deletions in other seeds, beside real retrainings
+    rivals       what deletions by TracIn, replay and three published explainers do (UMLS, Kinships)
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     view         the mechanism view on DrugMechDB, beside untrained weights (--set runs=FOLDER)
     \b

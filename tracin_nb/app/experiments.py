@@ -20,6 +20,7 @@ import torch
 
 from ..answer.table import markdown
 from ..bench.engine import machine
+from ..evaluation.beside_rivals import rivals_experiment, rivals_table
 from ..evaluation.corruption import corruption
 from ..evaluation.datamodel import Design, datamodel, datamodel_table
 from ..evaluation.held_out import held_out_experiment, held_out_table
@@ -103,6 +104,7 @@ EXPERIMENTS = {
     'replay': Experiment(replay_lds, replay_lds_table),
     'deletions': Experiment(deletion_experiment, deletions_table),
     'trust': Experiment(held_out_experiment, held_out_table),
+    'rivals': Experiment(rivals_experiment, rivals_table),
     'mechanisms': Experiment(mechanism_experiment, lambda r: with_intervals(r['table'])),
     'view': Experiment(view_experiment, view_table),
 }
