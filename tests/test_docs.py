@@ -405,15 +405,52 @@ def price_rows(trainings: list[dict]) -> list[list[str]]:
     each = [
         r['seconds']['retrainings'] / (r['deletions'] * (r['seeds'] + r['held'])) for r in trainings
     ]
-    return [*rows, ['one retraining among many side by side', *map(short, each)]]
+    return [*rows, ['one retraining of many', *map(short, each)]]
+
+
+def difference(row: dict, n: str, name: str = DEFAULT, than: str = 'retraining') -> dict:
+    "By how much an estimator in one seed is above the default or one retraining."
+    return next(
+        x[f'above_{than}']
+        for x in row['correlations']['plain'][n]
+        if (x['estimator'], x['seeds']) == (name, 'one')
+    )
+
+
+def with_ends(x: dict) -> str:
+    return f'{short(x["mean"])} [{short(x["low"])}, {short(x["high"])}]'
+
+
+def lds_at(row: dict, name: str, share: str = '0.5') -> float:
+    return row['lds'][name][share]['mean']
+
+
+def against_retraining(row: dict) -> list[str]:
+    "The line of a training: smooth or not, the default minus one retraining, and LDS."
+    check = row['check']
+    ours, plain = (lds_at(row, name) for name in (DEFAULT, 'training, sgd'))
+    return [
+        graph_names([row])[0],
+        f'{check["training"]} ({short(check["correlation"])})',
+        *(with_ends(difference(row, n)) for n in '14'),
+        *map(short, (ours, plain)),
+        f'{ours / plain:.1f}' if plain > 0 else '',
+    ]
+
+
+AGAINST = 'training,its own check,one fact,four facts,LDS of the default,LDS of `sgd`,ratio'
 
 
 def trust_tables(read: dict[str, dict]) -> list[list[list[str]]]:
-    "The four tables of the page 'How far can I trust this?'."
-    plain, every = cross_entropy(read), read['trust']['rows']
-    timed = [r for r in every if 'seconds' in r]
+    "The tables of the page 'How far can I trust this?'."
+    every, smooth = read['trust']['rows'], smooth_rows(read)
+    rest = [r for r in every if r not in smooth]
+    plain = [r for r in smooth if r['settings']['model'] == 'DistMult']
+    timed = [r for r in every if r['tests'] == 6]
     return [
-        [['predicted by', *graph_names(every)], *predicting_rows(every)],
+        [['predicted by', *graph_names(smooth)], *predicting_rows(smooth)],
+        [['predicted by', *graph_names(rest)], *predicting_rows(rest)],
+        [AGAINST.split(','), *map(against_retraining, every)],
         [['ranking', 'MRR', 'MAP'], *curated_rows(read['view'])],
         [
             ['the default, DistMult', *graph_names(plain)],
@@ -423,15 +460,25 @@ def trust_tables(read: dict[str, dict]) -> list[list[list[str]]]:
     ]
 
 
-def cross_entropy(read: dict[str, dict]) -> list[dict]:
-    return [r for r in read['trust']['rows'] if r['settings']['loss'] == 'crossentropy']
+def is_rough(row: dict) -> bool:
+    return row['settings']['eps'] == 1e-8  # PyTorch's, and a high rate
+
+
+def smooth_rows(read: dict[str, dict]) -> list[dict]:
+    "The trainings by a smooth recipe with a loss over all tails."
+    rows = read['trust']['rows']
+    return [r for r in rows if r['settings']['loss'] == 'crossentropy' and not is_rough(r)]
 
 
 def graph_names(rows: list[dict]) -> list[str]:
-    names = [r['settings']['dataset'] for r in rows]
-    names = [n.upper() if n == 'umls' else n.capitalize() for n in names]
-    losses = [r['settings']['loss'] for r in rows]
-    return [n if x == 'crossentropy' else f'{n}, {x}' for n, x in zip(names, losses)]
+    "The graph, and what is not DistMult, smooth and cross entropy."
+    found = []
+    for row in rows:
+        s = row['settings']
+        parts = [s['dataset'].upper() if s['dataset'] == 'umls' else s['dataset'].capitalize()]
+        parts += [s['model']] * (s['model'] != 'DistMult') + ['rough'] * is_rough(row)
+        found.append(', '.join(parts + [s['loss']] * (s['loss'] != 'crossentropy')))
+    return found
 
 
 def trust_sentences(read: dict[str, dict]) -> list[str]:
