@@ -2586,6 +2586,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'tracin_nb/evaluation/held_out.py'),
                                                'tracin_nb.evaluation.held_out.other_tails': ( 'evaluation/held_out.html#other_tails',
                                                                                               'tracin_nb/evaluation/held_out.py'),
+                                               'tracin_nb.evaluation.held_out.retrained': ( 'evaluation/held_out.html#retrained',
+                                                                                            'tracin_nb/evaluation/held_out.py'),
                                                'tracin_nb.evaluation.held_out.retrainings_of': ( 'evaluation/held_out.html#retrainings_of',
                                                                                                  'tracin_nb/evaluation/held_out.py'),
                                                'tracin_nb.evaluation.held_out.rises': ( 'evaluation/held_out.html#rises',

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ASKED_BY', 'DEFAULT', 'BEST_TWO', 'UNTRAINED', 'BY_REPLAY', 'REPLAY_TWICE', 'DRAWN',
-           'OPPONENTS', 'KINDS', 'ACROSS', 'ABOVE', 'graph_rule', 'spent', 'estimates',
-           'ordered_again', 'namers', 'NamedFirst', 'other_tails', 'surprise', 'changes',
-           'retrainings_of', 'compared_rows', 'correlations_with', 'rises',
-           'lds_by_share', 'all_correlations', 'by_deletion', 'all_estimates', 'HeldOut',
-           'held_out_row', 'held_out_experiment', 'held_out_table']
+           'OPPONENTS', 'KINDS', 'TOGETHER', 'ACROSS', 'ABOVE', 'graph_rule', 'spent',
+           'estimates', 'ordered_again', 'namers', 'NamedFirst', 'other_tails',
+           'surprise', 'retrained', 'changes', 'retrainings_of', 'compared_rows',
+           'correlations_with', 'rises', 'lds_by_share', 'all_correlations',
+           'by_deletion', 'all_estimates', 'HeldOut', 'held_out_row',
+           'held_out_experiment', 'held_out_table']
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #4d5c6f7b
 import tempfile
@@ -44,6 +45,7 @@ from ..influence.tracin import TracIn
 from ..progress import Progress, silent
 from ..runs.run import Run
 from ..runs.settings import RunError
+from ..runs.training import train_again
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #28b930b0
 ASKED_BY: dict[str, dict[str, str]] = {
@@ -157,27 +159,47 @@ def surprise(model: Model, test: Tensor, others: Tensor) -> Tensor:
         return torch.stack([s.logsumexp(1) - mine for s in (scores, left)]).cpu()
 
 
+TOGETHER = 128  # models side by side
+
+
+def retrained(
+    run: Run,
+    sets: Sequence[Tensor],  # of training triples `[n, 3]`, ids; of which each model lacks one
+    seed: int | None = None,  # None: that of the run
+    device: str | torch.device | None = None,
+    together: int = TOGETHER,  # 1: one after the other
+) -> Iterator[Model]:
+    "Yield the model trained on all triples, then those without each of the sets."
+    if together == 1:
+        yield from (train_again(run, some, seed=seed, device=device) for some in (None, *sets))
+        return
+    for start in range(0, len(sets), together):
+        models = train_without(run, sets[start : start + together], seed=seed, device=device)
+        whole = next(models)
+        if start == 0:
+            yield whole
+        yield from models
+
+
 def changes(
     run: Run,
     test: Tensor,
     deletions: Sequence[Deletion],
     seed: int,
     device: str | torch.device | None = None,
-    together: int = 128,  # models side by side
+    together: int = TOGETHER,
 ) -> np.ndarray:
     """Return by how much each deletion's prediction loses `[2, D]`, in trainings from a seed.
-    Raises `RunError` if they cannot go side by side."""
+    Raises `RunError` if they should go side by side and cannot."""
     sets = [run.training.mapped_triples[list(d.rows)] for d in deletions]
-    if why := why_alone(run, sets[:together]):
-        raise RunError(f'these trainings cannot go side by side: {why}')
+    if together > 1 and (why := why_alone(run, sets[:together])):
+        raise RunError(f'these trainings cannot go side by side: {why}; use together=1')
     others, found = other_tails(run, test), []
-    for start in range(0, len(sets), together):
-        some = slice(start, start + together)
-        models = train_without(run, sets[some], seed=seed, device=device)
-        before = surprise(next(models), test, others)
-        for d, model in zip(deletions[some], models):
-            after = surprise(model, test[[d.test]], others[[d.test]])[:, 0]
-            found.append(after - before[:, d.test])
+    models = retrained(run, sets, seed, device, together)
+    before = surprise(next(models), test, others)
+    for d, model in zip(deletions, models):
+        after = surprise(model, test[[d.test]], others[[d.test]])[:, 0]
+        found.append(after - before[:, d.test])
     return torch.stack(found, 1).numpy()
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #4a238458
@@ -250,16 +272,18 @@ def lds_by_share(
     keep: Sequence[float],  # shares of the triples
     subsets: int,  # for each of them
     device: str | torch.device | None = None,
+    together: int = TOGETHER,
 ) -> dict[str, dict[str, Any]]:
     "Return LDS by estimator and share kept, for models that are trained without the rest."
     triples, others = run.training.mapped_triples, other_tails(run, test)
     found: dict[str, dict[str, Any]] = {name: {} for name in scores}
     for share in keep:
         kept = halves(len(triples), subsets, share)
-        _, *models = train_without(run, [triples[~some] for some in kept], device=device)
-        losses = torch.stack([surprise(model, test, others)[0] for model in models])
+        sets = [triples[~some] for some in kept]
+        models = retrained(run, sets, device=device, together=together)
+        _, *losses = [surprise(model, test, others)[0] for model in models]
         for name, some in scores.items():
-            found[name][f'{share:g}'] = bootstrap(lds(some, kept, losses)).to_dict()
+            found[name][f'{share:g}'] = bootstrap(lds(some, kept, torch.stack(losses))).to_dict()
     return found
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #81954066
@@ -307,7 +331,9 @@ class HeldOut:
     held: int = 5
     tests: int = 6  # predictions
     keep: tuple[float, ...] = (0.99, 0.9, 0.5)  # shares for the LDS
-    subsets: int = 12  # for each of them
+    subsets: int = 24  # for each of them
+    lds_tests: int = 12  # predictions for the LDS
+    together: int = TOGETHER  # models side by side
 
 
 def held_out_row(
@@ -321,20 +347,25 @@ def held_out_row(
             for s in seeds[: much.explained]
         ]
         run, triples = runs[0], runs[0].training.mapped_triples
-        test = ranked_first(run, much.tests)
+        test, more = (ranked_first(run, n) for n in (much.tests, much.lds_tests))
         seconds: dict[str, float] = {}
+        wide = all_estimates(run, more, {}, device)
         scores = [all_estimates(r, test, seconds, device) for r in runs]
         near = shared_entities(triples, test) > 0
         named = NamedFirst.by(namers(scores[0], triples, test), near)
-        dropped = lambda: [changes(run, test, named.deletions, s, device) for s in seeds]
+        dropped = lambda: [
+            changes(run, test, named.deletions, s, device, much.together) for s in seeds
+        ]
         happened = np.stack(spent(dropped, seconds, 'retrainings'))
         mrr = bootstrap(np.concatenate([reciprocal_ranks(r) for r in runs])).to_dict()
-        shares = lds_by_share(run, test, scores[0], much.keep, much.subsets, device)
+        shares = lds_by_share(run, more, wide, much.keep, much.subsets, device, much.together)
         steps, check = run.checkpoints[-1].step, own_check(run, test[:6], device)
     predicted = {
         n: np.stack([by_deletion(s[n], named.deletions) for s in scores]) for n in scores[0]
     }
-    about = dict(settings=asdict(training), **asdict(much) | dict(tests=len(test)))
+    about = dict(
+        settings=asdict(training), **asdict(much) | dict(tests=len(test), lds_tests=len(more))
+    )
     about |= dict(steps=steps, mrr=mrr, deletions=len(named.deletions))
     about |= dict(check=check, seconds=seconds)
     return about | dict(
@@ -344,11 +375,23 @@ def held_out_row(
     )
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #c6e4fb69
-_SAMPLED: dict[str, Any] = dict(loop='slcwa', negatives=4, epochs=30, **SMOOTH)
+_SAMPLED: dict[str, Any] = dict(loop='slcwa', negatives=4, lds_tests=24)
+_LARGE: dict[str, Any] = _SAMPLED | dict(batch_size=1024, epochs=20, plain=True, together=1)
+_FULL: dict[str, Any] = dict(lr=0.1, batch_size=1024)  # Adam at a high rate, a step an epoch
+_MARGIN = dict(_SAMPLED, model='TransE', norm=2, loss='marginranking', epochs=30, lr=0.01, eps=1e-3)
 ACROSS: tuple[dict[str, Any], ...] = (
-    dict(dataset='nations', explained=3, tests=8, **SMOOTH),
-    dict(dataset='umls', **SMOOTH),
-    dict(dataset='nations', loss='nssa', **_SAMPLED),
+    dict(dataset='nations', explained=3, tests=12, **SMOOTH),
+    dict(dataset='umls', tests=8, **SMOOTH),
+    dict(dataset='kinships', **SMOOTH),
+    dict(dataset='nations', model='ComplEx', tests=8, lr=0.05, eps=1e-3),
+    dict(dataset='nations', model='ConvE', tests=5, lr=0.05, eps=3e-2, together=1),
+    dict(dataset='umls', together=48, **_FULL),
+    dict(dataset='nations', loss='nssa', epochs=30, **_SAMPLED, **SMOOTH),
+    dict(dataset='umls', loss='nssa', lr=0.1, eps=3e-4, **_LARGE),
+    dict(dataset='nations', **_MARGIN),
+    dict(dataset='umls', model='ComplEx', lr=0.1, eps=3e-4),
+    dict(dataset='nations', model='ComplEx', together=48, epochs=50, **_FULL),
+    dict(dataset='kinships', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
 )
 
 
@@ -365,7 +408,9 @@ def held_out_experiment(
         much = HeldOut(**{n: t[n] for n in ours & t.keys()})
         asks.append((TrainingSettings.of(dict(seed=seed) | how), much))
     for ask in asks:
-        rows.append(held_out_row(*ask, device))
+        seconds: dict[str, float] = {}
+        row = spent(lambda: held_out_row(*ask, device), seconds, 'in all')
+        rows.append(row | dict(seconds=row['seconds'] | seconds))
         progress('trust: trainings done', len(rows), len(asks))
     return dict(seed=seed, rows=rows)
 
