@@ -21,13 +21,16 @@ from tracin_nb.app.cli import main
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.engine.objectives import Softmax, losses
 from tracin_nb.evaluation import side_by_side
+from tracin_nb.evaluation.beside_rivals import fitting, removed
+from tracin_nb.evaluation.held_out import TOGETHER
+from tracin_nb.evaluation.predicting import Deletion
 from tracin_nb.evaluation.side_by_side import train_without, why_alone
 from tracin_nb.evaluation.verify import MEASURES, Verified, carry_out, verification, verify
 from tracin_nb.graph.triples import to_ids
 from tracin_nb.runs.loop import build_loop
 from tracin_nb.runs.models import build_model, state_fingerprint
 from tracin_nb.runs.settings import RunError
-from tracin_nb.runs.training import train_again
+from tracin_nb.runs.training import settings_again, train_again
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 PARTS = ['head', 'relation', 'tail']
@@ -174,6 +177,23 @@ def test_one_after_another(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = asks(device='cpu')
     plan.first()
     assert plan.alone.startswith('its first steps differ by ')
+
+
+def test_as_many_side_by_side_as_fit(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    "Where 128 models take too much memory, fewer go side by side, and the falls are the same."
+    run, test = runs['lcwa'], runs['lcwa'].testing.mapped_triples[:2]
+    deletions = [Deletion(i % 2, (i,)) for i in range(9)]
+    whole = removed(run, test, deletions, 0, 'cpu')
+    sets = [run.training.mapped_triples[[i]] for i in range(40)]
+    assert fitting(run, sets) == TOGETHER
+    one = side_by_side._rows_bytes(settings_again(run), run.model(-1, 'cpu'))
+    monkeypatch.setattr(side_by_side, 'MEMORY', 6 * one)
+    assert fitting(run, sets) == 4
+    for found, expected in zip(removed(run, test, deletions, 0, 'cpu'), whole):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+    monkeypatch.setattr(side_by_side, 'MEMORY', one)
+    with pytest.raises(RunError, match='cannot go side by side: their steps'):
+        fitting(run, sets)
 
 
 def test_goes_on(run: Run, tmp_path: Path) -> None:

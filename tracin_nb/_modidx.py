@@ -2454,6 +2454,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'tracin_nb/evaluation/beside_rivals.py'),
                                                     'tracin_nb.evaluation.beside_rivals.estimated': ( 'evaluation/beside_rivals.html#estimated',
                                                                                                       'tracin_nb/evaluation/beside_rivals.py'),
+                                                    'tracin_nb.evaluation.beside_rivals.fitting': ( 'evaluation/beside_rivals.html#fitting',
+                                                                                                    'tracin_nb/evaluation/beside_rivals.py'),
                                                     'tracin_nb.evaluation.beside_rivals.named_by_all': ( 'evaluation/beside_rivals.html#named_by_all',
                                                                                                          'tracin_nb/evaluation/beside_rivals.py'),
                                                     'tracin_nb.evaluation.beside_rivals.of_head': ( 'evaluation/beside_rivals.html#of_head',

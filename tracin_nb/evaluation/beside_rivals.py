@@ -7,8 +7,8 @@ __all__ = ['NATURAL', 'REORDERED', 'OURS', 'AT_HEAD', 'OURS_AT_HEAD', 'POISON', 
            'SOFT_CRIAGE', 'RIVALS', 'DRAWN', 'NOTHING', 'Sets', 'MEASURES', 'BEST',
            'BEST_AT_HEAD', 'AGAINST', 'of_head', 'only', 'best', 'our_scores',
            'rival_scores', 'random_scores', 'by_kelpie', 'named_by_all', 'stands',
-           'removed', 'each_once', 'effects', 'crossed', 'estimated', 'above_each',
-           'rivals_row', 'rivals_experiment', 'rivals_table']
+           'fitting', 'removed', 'each_once', 'effects', 'crossed', 'estimated',
+           'above_each', 'rivals_row', 'rivals_experiment', 'rivals_table']
 
 # %% ../../nbs/evaluation/69_beside_rivals.ipynb #e47441ff
 import tempfile
@@ -28,9 +28,11 @@ from tracin_nb.evaluation.held_out import (
     ASKED_BY,
     BY_REPLAY,
     DEFAULT,
+    TOGETHER,
     graph_rule,
     ordered_again,
     other_tails,
+    retrained,
     spent,
     surprise,
 )
@@ -45,7 +47,7 @@ from tracin_nb.evaluation.predicting import (
 )
 from .replay import replay
 from .rivals import Products, criage, data_poisoning, necessary
-from .side_by_side import train_without, why_alone
+from .side_by_side import why_alone
 from .statistics import bootstrap
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
@@ -166,27 +168,32 @@ def stands(model: Model, test: Tensor, others: Tensor) -> np.ndarray:
     return torch.stack([1 / rank, -surprise(model, test, others)[0]]).numpy()
 
 
+def fitting(run: Run, sets: Sequence[Tensor], most: int = TOGETHER) -> int:
+    """Return how many models without one of `sets` `[n, 3]` are trained side by side: half of
+    `most`, and so on, until they fit. Raises `RunError` if not even two can go so."""
+    while why := why_alone(run, sets[:most]):
+        if most <= 2:
+            raise RunError(f'these trainings cannot go side by side: {why}')
+        most //= 2
+    return most
+
+
 def removed(
     run: Run,
     test: Tensor,
     deletions: Sequence[Deletion],
     seed: int,
     device: str | torch.device | None = None,
-    together: int = 128,  # models side by side
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how predictions stand `[2, M]` in a training from a seed, and how far each deletion's
     falls there `[2, D]`. Raises `RunError` if the trainings cannot go side by side."""
     sets = [run.training.mapped_triples[list(d.rows)] for d in deletions]
-    if why := why_alone(run, sets[:together]):
-        raise RunError(f'these trainings cannot go side by side: {why}')
     others, found = other_tails(run, test), []
-    for start in range(0, len(sets), together):
-        some = slice(start, start + together)
-        models = train_without(run, sets[some], seed=seed, device=device)
-        before = stands(next(models), test, others)
-        for d, model in zip(deletions[some], models):
-            after = stands(model, test[[d.test]], others[[d.test]])[:, 0]
-            found.append(before[:, d.test] - after)
+    models = retrained(run, sets, seed, device, fitting(run, sets))
+    before = stands(next(models), test, others)
+    for d, model in zip(deletions, models):
+        after = stands(model, test[[d.test]], others[[d.test]])[:, 0]
+        found.append(before[:, d.test] - after)
     return before, np.stack(found, 1)
 
 
