@@ -389,7 +389,7 @@ ACROSS: tuple[dict[str, Any], ...] = (
     dict(dataset='nations', loss='nssa', epochs=30, **_SAMPLED, **SMOOTH),
     dict(dataset='umls', loss='nssa', lr=0.1, eps=3e-4, **_LARGE),
     dict(dataset='nations', **_MARGIN),
-    dict(dataset='umls', model='ComplEx', lr=0.1, eps=3e-4),
+    dict(dataset='umls', model='ComplEx', lr=0.1, eps=3e-4, together=48),
     dict(dataset='nations', model='ComplEx', together=48, epochs=50, **_FULL),
     dict(dataset='kinships', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
 )
