@@ -639,6 +639,22 @@ def trust_sentences(read: dict[str, dict]) -> list[str]:
     ]
 
 
+def test_start_page_says_what_holds() -> None:
+    """The first sentence about other seeds counts the trainings with cross entropy: in none is
+    the default behind one real retraining for one fact, in all with sampled negatives it is."""
+    rows = json.loads((ROOT / 'benchmarks/trust.json').read_text('utf-8'))['rows']
+    whole = [r for r in rows if r['settings']['loss'] == 'crossentropy']
+    graphs = {r['settings']['dataset'] for r in whole}
+    models = {r['settings']['model'] for r in whole}
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert f'in all {len(whole)} trainings with cross entropy' in text
+    assert f'({len(graphs)} graphs; DistMult, ComplEx and ConvE)' in text
+    assert models == {'DistMult', 'ComplEx', 'ConvE'}
+    assert '0 times behind' in standing(whole, '1')
+    sampled = [r for r in rows if r not in whole]
+    assert f'{len(sampled)} times behind' in standing(sampled, '1')
+
+
 def test_trust() -> None:
     "The page 'How far can I trust this?' has the files' numbers, in its tables and its text."
     names = ('trust', 'view', 'lds', 'stability', 'deletions')

@@ -21,7 +21,7 @@ from tracin_nb.app.cli import main
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.engine.objectives import Softmax, losses
 from tracin_nb.evaluation import side_by_side
-from tracin_nb.evaluation.beside_rivals import fitting, removed
+from tracin_nb.evaluation.beside_rivals import most_together, removed
 from tracin_nb.evaluation.held_out import TOGETHER
 from tracin_nb.evaluation.predicting import Deletion
 from tracin_nb.evaluation.side_by_side import train_without, why_alone
@@ -185,15 +185,15 @@ def test_as_many_side_by_side_as_fit(runs: dict[str, Run], monkeypatch: pytest.M
     deletions = [Deletion(i % 2, (i,)) for i in range(9)]
     whole = removed(run, test, deletions, 0, 'cpu')
     sets = [run.training.mapped_triples[[i]] for i in range(40)]
-    assert fitting(run, sets) == TOGETHER
+    assert most_together(run, sets) == TOGETHER
     one = side_by_side._rows_bytes(settings_again(run), run.model(-1, 'cpu'))
     monkeypatch.setattr(side_by_side, 'MEMORY', 6 * one)
-    assert fitting(run, sets) == 4
+    assert most_together(run, sets) == 4
     for found, expected in zip(removed(run, test, deletions, 0, 'cpu'), whole):
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
     monkeypatch.setattr(side_by_side, 'MEMORY', one)
     with pytest.raises(RunError, match='cannot go side by side: their steps'):
-        fitting(run, sets)
+        most_together(run, sets)
 
 
 def test_goes_on(run: Run, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ __all__ = ['NATURAL', 'REORDERED', 'OURS', 'AT_HEAD', 'OURS_AT_HEAD', 'POISON', 
            'SOFT_CRIAGE', 'RIVALS', 'DRAWN', 'NOTHING', 'Sets', 'MEASURES', 'BEST',
            'BEST_AT_HEAD', 'AGAINST', 'of_head', 'only', 'best', 'our_scores',
            'rival_scores', 'random_scores', 'by_kelpie', 'named_by_all', 'stands',
-           'fitting', 'removed', 'each_once', 'effects', 'crossed', 'estimated',
+           'most_together', 'removed', 'each_once', 'effects', 'crossed', 'estimated',
            'above_each', 'rivals_row', 'rivals_experiment', 'rivals_table']
 
 # %% ../../nbs/evaluation/69_beside_rivals.ipynb #e47441ff
@@ -168,7 +168,7 @@ def stands(model: Model, test: Tensor, others: Tensor) -> np.ndarray:
     return torch.stack([1 / rank, -surprise(model, test, others)[0]]).numpy()
 
 
-def fitting(run: Run, sets: Sequence[Tensor], most: int = TOGETHER) -> int:
+def most_together(run: Run, sets: Sequence[Tensor], most: int = TOGETHER) -> int:
     """Return how many models without one of `sets` `[n, 3]` are trained side by side: half of
     `most`, and so on, until they fit. Raises `RunError` if not even two can go so."""
     while why := why_alone(run, sets[:most]):
@@ -189,7 +189,7 @@ def removed(
     falls there `[2, D]`. Raises `RunError` if the trainings cannot go side by side."""
     sets = [run.training.mapped_triples[list(d.rows)] for d in deletions]
     others, found = other_tails(run, test), []
-    models = retrained(run, sets, seed, device, fitting(run, sets))
+    models = retrained(run, sets, seed, device, most_together(run, sets))
     before = stands(next(models), test, others)
     for d, model in zip(deletions, models):
         after = stands(model, test[[d.test]], others[[d.test]])[:, 0]
