@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from tracin_nb import TracIn
 from tracin_nb.answer.ranking import Ranking
+from tracin_nb.engine import row_index
 from tracin_nb.engine.compile import CompiledEngine, make_program
 from tracin_nb.engine.factors import inner
 from tracin_nb.engine.gradients import FactoredEngine
 from tracin_nb.engine.objectives import BCE
 from tracin_nb.engine.rounding import cleared
+from tracin_nb.engine.row_index import make_indices, shared_pairs
 from tracin_nb.influence.cache import FactorCache
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -180,6 +183,28 @@ def test_rounding_is_looked_for_where_it_can_be_listed() -> None:
         assert torch.equal(x, y)
     assert (few.reached[:5] > 1.8).all() and 0 < few.reached[5] < 1.8
     assert asked[1] < asked[0] / 2 and asked[1] >= 12
+
+
+def test_pairs_weaker_than_the_list_are_not_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    "By the index, too: of three test triples with small influences, one has a list they can enter."
+    steps = tracin(model(1), 'sgd').steps
+    test, indices = [steps[0].test(TEST[:3])], make_indices(steps.gradients(X))
+    again, real = [], row_index._strongest_parts
+
+    def seen(*args: Any) -> Any:
+        again.extend(args[2].tolist() if args[-1] else [])
+        return real(*args)
+
+    monkeypatch.setattr(row_index, '_strongest_parts', seen)
+    most = torch.full((3,), torch.inf)
+    for not_full in ([0, 1, 2], [1], []):
+        reached = torch.full((3,), 1e9)
+        reached[not_full] = -torch.inf
+        again.clear()
+        shared_pairs(test, indices, len(X), 5, torch.float32, most, reached)
+        assert sorted(set(again)) == not_full
 
 
 def test_few_digits_are_told() -> None:

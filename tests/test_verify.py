@@ -21,8 +21,8 @@ from tracin_nb.app.cli import main
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.engine.objectives import Softmax, losses
 from tracin_nb.evaluation import side_by_side
-from tracin_nb.evaluation.beside_rivals import most_together, removed
-from tracin_nb.evaluation.held_out import TOGETHER
+from tracin_nb.evaluation.beside_rivals import removed
+from tracin_nb.evaluation.held_out import TOGETHER, most_together
 from tracin_nb.evaluation.predicting import Deletion
 from tracin_nb.evaluation.side_by_side import train_without, why_alone
 from tracin_nb.evaluation.verify import MEASURES, Verified, carry_out, verification, verify

@@ -309,8 +309,10 @@ def _alike_but(block: Shared, i: int) -> Tensor | None:
 
 def _fewer_terms(block: Shared) -> Shared:
     "Return the block with alike terms of a triple added up, if there are many."
+    if len(block.counts) == 1:
+        return block
     found = [(i, _alike_but(block, i)) for i in range(len(block.factors))]
-    told = [(int(n.max()) + 1, i, n) for i, n in found if n is not None and len(block.counts) > 1]
+    told = [(int(n.max()) + 1, i, n) for i, n in found if n is not None]
     left, i, number = min(told, key=lambda x: x[0], default=(sum(block.counts), 0, None))
     return block if left > (1 - _MANY) * sum(block.counts) else _added_terms(block, i, number)
 

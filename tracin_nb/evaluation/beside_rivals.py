@@ -7,8 +7,8 @@ __all__ = ['NATURAL', 'REORDERED', 'OURS', 'AT_HEAD', 'OURS_AT_HEAD', 'POISON', 
            'SOFT_CRIAGE', 'RIVALS', 'DRAWN', 'NOTHING', 'Sets', 'MEASURES', 'BEST',
            'BEST_AT_HEAD', 'AGAINST', 'of_head', 'only', 'best', 'our_scores',
            'rival_scores', 'random_scores', 'by_kelpie', 'named_by_all', 'stands',
-           'most_together', 'removed', 'each_once', 'effects', 'crossed', 'estimated',
-           'above_each', 'rivals_row', 'rivals_experiment', 'rivals_table']
+           'removed', 'each_once', 'effects', 'crossed', 'estimated', 'above_each',
+           'rivals_row', 'rivals_experiment', 'rivals_table']
 
 # %% ../../nbs/evaluation/69_beside_rivals.ipynb #e47441ff
 import tempfile
@@ -28,8 +28,8 @@ from tracin_nb.evaluation.held_out import (
     ASKED_BY,
     BY_REPLAY,
     DEFAULT,
-    TOGETHER,
     graph_rule,
+    most_together,
     ordered_again,
     other_tails,
     retrained,
@@ -47,12 +47,10 @@ from tracin_nb.evaluation.predicting import (
 )
 from .replay import replay
 from .rivals import Products, criage, data_poisoning, necessary
-from .side_by_side import why_alone
 from .statistics import bootstrap
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
 from ..runs.run import Run
-from ..runs.settings import RunError
 
 # %% ../../nbs/evaluation/69_beside_rivals.ipynb #99655092
 NATURAL, REORDERED = 'natural', 'natural, best 50 by replay'
@@ -166,16 +164,6 @@ def stands(model: Model, test: Tensor, others: Tensor) -> np.ndarray:
     left = scores.masked_fill(others, -torch.inf)
     rank = 1 + (left > mine).sum(1) + ((left == mine).sum(1) - 1) / 2
     return torch.stack([1 / rank, -surprise(model, test, others)[0]]).numpy()
-
-
-def most_together(run: Run, sets: Sequence[Tensor], most: int = TOGETHER) -> int:
-    """Return how many models without one of `sets` `[n, 3]` are trained side by side: half of
-    `most`, and so on, until they fit. Raises `RunError` if not even two can go so."""
-    while why := why_alone(run, sets[:most]):
-        if most <= 2:
-            raise RunError(f'these trainings cannot go side by side: {why}')
-        most //= 2
-    return most
 
 
 def removed(

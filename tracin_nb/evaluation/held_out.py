@@ -6,9 +6,9 @@
 __all__ = ['ASKED_BY', 'DEFAULT', 'BEST_TWO', 'UNTRAINED', 'BY_REPLAY', 'REPLAY_TWICE', 'DRAWN',
            'OPPONENTS', 'KINDS', 'TOGETHER', 'ACROSS', 'ABOVE', 'graph_rule', 'spent',
            'estimates', 'ordered_again', 'namers', 'NamedFirst', 'other_tails',
-           'surprise', 'retrained', 'changes', 'retrainings_of', 'compared_rows',
-           'correlations_with', 'rises', 'lds_by_share', 'all_correlations',
-           'by_deletion', 'all_estimates', 'HeldOut', 'held_out_row',
+           'surprise', 'retrained', 'most_together', 'changes', 'retrainings_of',
+           'compared_rows', 'correlations_with', 'rises', 'lds_by_share',
+           'all_correlations', 'by_deletion', 'all_estimates', 'HeldOut', 'held_out_row',
            'held_out_experiment', 'held_out_table']
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #4d5c6f7b
@@ -181,6 +181,17 @@ def retrained(
         yield from models
 
 
+def most_together(run: Run, sets: Sequence[Tensor], most: int = TOGETHER) -> int:
+    """Return how many models without one of `sets` `[n, 3]` are trained side by side: half of
+    `most`, and so on, until they fit. Raises `RunError` if not even two can go so, and more than
+    one are asked for."""
+    while most > 1 and (why := why_alone(run, sets[:most])):
+        if most <= 2:
+            raise RunError(f'these trainings cannot go side by side: {why}; use together=1')
+        most //= 2
+    return most
+
+
 def changes(
     run: Run,
     test: Tensor,
@@ -192,10 +203,8 @@ def changes(
     """Return by how much each deletion's prediction loses `[2, D]`, in trainings from a seed.
     Raises `RunError` if they should go side by side and cannot."""
     sets = [run.training.mapped_triples[list(d.rows)] for d in deletions]
-    if together > 1 and (why := why_alone(run, sets[:together])):
-        raise RunError(f'these trainings cannot go side by side: {why}; use together=1')
     others, found = other_tails(run, test), []
-    models = retrained(run, sets, seed, device, together)
+    models = retrained(run, sets, seed, device, most_together(run, sets, together))
     before = surprise(next(models), test, others)
     for d, model in zip(deletions, models):
         after = surprise(model, test[[d.test]], others[[d.test]])[:, 0]
@@ -385,12 +394,12 @@ ACROSS: tuple[dict[str, Any], ...] = (
     dict(dataset='kinships', **SMOOTH),
     dict(dataset='nations', model='ComplEx', tests=8, lr=0.05, eps=1e-3),
     dict(dataset='nations', model='ConvE', tests=5, lr=0.05, eps=3e-2, together=1),
-    dict(dataset='umls', together=48, **_FULL),
+    dict(dataset='umls', **_FULL),
     dict(dataset='nations', loss='nssa', epochs=30, **_SAMPLED, **SMOOTH),
     dict(dataset='umls', loss='nssa', lr=0.1, eps=3e-4, **_LARGE),
     dict(dataset='nations', **_MARGIN),
-    dict(dataset='umls', model='ComplEx', lr=0.1, eps=3e-4, together=48),
-    dict(dataset='nations', model='ComplEx', together=48, epochs=50, **_FULL),
+    dict(dataset='umls', model='ComplEx', lr=0.1, eps=3e-4),
+    dict(dataset='nations', model='ComplEx', epochs=50, **_FULL),
     dict(dataset='kinships', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
 )
 
