@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from objectives_for_workers import Slow
 from pykeen.datasets.nations import Nations
 
 from tracin_nb.engine.objectives import BCE
+from tracin_nb.influence.cluster import _packed
 from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import run_at
 from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -84,3 +87,21 @@ def test_a_node_is_lost(cluster, run):
     assert result.frame.equals(here.explain(tests, 7).frame)
     assert seen and seen[0] < there.counters.shards == 50 and there.counters.train_passes == 100
     assert result.facts['workers'] == 'ray'
+
+
+def test_nodes_without_the_folder(cluster, run, monkeypatch):
+    "They are sent models and triples, once; nodes with it are not."
+    tests = Nations().testing.mapped_triples[:10]
+    ask = lambda devices: TracIn(
+        run, BCE(), weighting='sgd', devices=devices, batch_size=32, progress=False
+    ).explain(tests, 7)
+    here, packed = ask('cpu').frame, []
+    monkeypatch.setattr(
+        'tracin_nb.influence.cluster._packed',
+        lambda job, real=_packed: (packed.append(job), real(job))[1],
+    )
+    assert ask('ray').frame.equals(here)
+    elsewhere = replace(run_at(run), folder=run.folder / 'elsewhere')
+    monkeypatch.setattr('tracin_nb.influence.shards.run_at', lambda run: elsewhere)
+    assert ask('ray').frame.equals(here)
+    assert [job.run is not None for job in packed] == [True, True, False]

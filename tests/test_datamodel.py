@@ -101,6 +101,7 @@ def test_experiment() -> None:
             *(f'{name}, random weights' for name in few),
         }
         assert value['tracin'] > value['random'] + 0.1
+    assert results[0]['rows'][-1]['QLD']['mean'] > results[0]['rows'][3]['QLD']['mean']
     again = datamodel(Design(**SMALL), few, seeds=2)
     assert again['rows'] == results[0]['rows']
     assert datamodel_table(results).shape == (8, 2)

@@ -122,6 +122,22 @@ def test_deletions(trial: Trial) -> None:
     ).any()
 
 
+def test_retrained_choice(trial: Trial) -> None:
+    """Of the best few, the one whose deletion lowers the probability most, by a training of its
+    own; those that raise it are not deleted."""
+    natural = dict(weighting='natural')
+    made = deletions(trial, {'again': dict(natural, retrained=4), 'natural': natural}, (1, 4))
+    best, one, down = made['natural', 4], made['again', 1], made['again', 4]
+    assert not (one & ~down).any() and not (down & ~best).any() and (one.sum(1) == 1).all()
+    after = torch.full(best.shape, torch.inf, dtype=torch.float64)
+    for m, i in best.nonzero().tolist():
+        without = torch.ones(1, best.shape[1], dtype=torch.bool)
+        without[0, i] = False
+        after[m, i] = trial.judge(trial.train(without)[1].params).probability[m]
+    assert (after.argmin(1) == one.int().argmax(1)).all()
+    assert (down == (after <= trial.before.probability[:, None])).all()
+
+
 def test_processes_share_out_the_seeds() -> None:
     "Two give what one gives."
     ask = partial(removal, 2, {}, (1,), limit=3, setting=Protocol(epochs=1))

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,14 @@ from pykeen.datasets.nations import Nations
 from tracin_nb.answer.results import Result
 from tracin_nb.app.cli import main
 from tracin_nb.engine.objectives import BCE
+from tracin_nb.influence.cluster import _packed
 from tracin_nb.influence.parts import Parts, read_question
+from tracin_nb.influence.shards import RankJob, pass_at
+from tracin_nb.influence.tiles import Pass
 from tracin_nb.influence.tracin import TracIn, resume
 from tracin_nb.influence.workers import WorkerError
 from tracin_nb.runs.run import Run
+from tracin_nb.runs.settings import RunError
 from tracin_nb.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -94,6 +99,55 @@ def test_two_are_as_one(runs, tests, kind):
         assert own[1].frame.equals(own[0].frame)  # the metric travels to the workers
         assert torch.equal(two.scores(tests[:3]), one.scores(tests[:3]))
     assert two.counters.loads == one.counters.loads == 2 and no_workers_left()
+
+
+def asked(tracin, tests):
+    "A question's work."
+    side, *_ = tracin.tests.side(tests, tracin.tests.engines())
+    whole = tracin.planner.plan(side, torch.arange(tracin.run.training.num_triples), 5)
+    return tracin.crew.work(RankJob(whole, side, 5), tracin.steps)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_the_folder_of_the_run_holds_is_not_sent(runs, tests, kind):
+    "Neither models nor triples nor their order travel; a worker finds the same in the folder."
+    work = asked(make(runs[kind], devices=TWO), tests[:1])
+    light, whole = _packed(work.delivery()), _packed(work.delivery(sent=True))
+    state = runs[kind].state(0)
+    held = 2 * sum(x.nbytes for x in state.values()) + 1592 * 4 * 8
+    assert len(whole) - len(light) > 0.9 * held > 40_000
+    rest = work.delivery().order
+    assert rest.rows is None and len(rest.some) == 64 and not len(rest.rest)
+    ours, theirs = (
+        d('cpu')(3, lambda n: None)['found'] for d in (work.delivery(), work.delivery(sent=True))
+    )
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_any_pass_is_the_same_there(runs):
+    "All triples, some in a row, some in any order; none where triples are not those of the run."
+    every = runs['conve'].training.mapped_triples
+    some = torch.tensor([7, 3, 900])
+    for rows in (torch.arange(5, 20), some, torch.arange(len(every))):
+        there = pass_at(Pass(rows, every[rows], False, 4, 4), every)
+        assert torch.equal(there(every).rows, rows) and torch.equal(
+            there(every).triples, every[rows]
+        )
+    assert isinstance(there.rows, range)
+    assert pass_at(Pass(some, every[some].flip(1), False, 4, 4), every) is None
+    with pytest.raises(RunError, match='in another order here'):
+        there(every.flip(0))
+
+
+def test_another_run_in_the_folder_is_noticed(runs, tests, tmp_path):
+    "What a worker opens must be what was asked about."
+    folder = Path(shutil.copytree(runs['conve'].folder, tmp_path / 'run'))
+    work = asked(make(Run.open(folder), devices=TWO), tests[:1])
+    shutil.rmtree(folder)
+    shutil.copytree(runs['distmult'].folder, folder)
+    with pytest.raises(WorkerError, match='has changed: other triples or checkpoints'):
+        work.do([0], lambda *found: None)
+    assert no_workers_left()
 
 
 def test_equal_scores_keep_their_order(runs):

@@ -6,8 +6,8 @@
 __all__ = ['METHODS', 'NOTHING', 'RANDOM', 'PUBLISHED', 'in_file_order', 'Protocol', 'first_model',
            'about', 'make_recipe', 'OneByOne', 'row_scores', 'known_tails', 'Outcomes',
            'best_tails', 'outcomes', 'sharing', 'best_allowed', 'some', 'Trial',
-           'influence', 'deletions', 'measure', 'pd_and_tc', 'map_over', 'one_seed',
-           'removal', 'removal_row', 'removal_table']
+           'influence', 'by_retraining', 'deletions', 'measure', 'pd_and_tc', 'map_over',
+           'one_seed', 'removal', 'removal_row', 'removal_table']
 
 # %% ../../nbs/evaluation/10_removal.ipynb #a53e21e6
 import multiprocessing
@@ -240,6 +240,7 @@ METHODS: dict[str, dict[str, Any]] = {
     'adam-cosine': dict(weighting='adam-cosine'),
     'natural': dict(weighting='natural'),
     'natural-cosine': dict(weighting='natural-cosine'),
+    'natural, its best 50 retrained': dict(weighting='natural', retrained=50),
 }
 NOTHING, RANDOM = 'nothing', 'random neighbour'
 PUBLISHED = {
@@ -330,6 +331,23 @@ def influence(
     )
     return tracin.scores(trial.predictions, trial.triples)
 
+# %% ../../nbs/evaluation/10_removal.ipynb #d3e29a9e
+def by_retraining(
+    trial: Trial,
+    candidates: Tensor,  # booleans `[M, N]`
+) -> Tensor:
+    """Return by how much the probability of each prediction falls if one of its candidates is
+    deleted and the model is trained again, `[M, N]`; `-inf` where a triple is no candidate."""
+    one = candidates.any(0).nonzero()[:, 0]
+    kept = torch.ones(len(one), len(trial.triples), dtype=torch.bool)
+    kept[torch.arange(len(one)), one] = False
+    params = trial.train(kept)[trial.setting.epochs].params
+    fall = torch.full(candidates.shape, -torch.inf, dtype=trial.before.probability.dtype)
+    for g, i in enumerate(one.tolist()):
+        after = trial.judge({n: p[g : g + 1] for n, p in params.items()})
+        fall[:, i] = trial.before.probability - after.probability
+    return fall.masked_fill(~candidates, -torch.inf)
+
 
 def deletions(
     trial: Trial, methods: Mapping[str, Mapping[str, Any]], ks: Sequence[int | None]
@@ -338,8 +356,12 @@ def deletions(
     allowed, M, made = sharing(trial.triples, trial.predictions), len(trial.predictions), {}
     made[NOTHING, None] = torch.zeros_like(allowed)
     for name, settings in methods.items():
+        settings = dict(settings)
+        best = settings.pop('retrained', None)
         scores = influence(trial, **settings)
-        made |= {(name, k): best_allowed(scores, allowed, k) for k in ks}
+        if best:
+            scores = by_retraining(trial, best_allowed(scores, allowed, best))
+        made |= {(name, k): best_allowed(scores, allowed, k) for k in ks if k or not best}
     count = {
         k: torch.full((M,), k)
         if k

@@ -9,12 +9,13 @@ __all__ = ['Cluster', 'pick_workers', 'make_team']
 import io
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .workers import Job, News, Processes, Team
+from .workers import Job, News, Processes, Shard, Team
+from ..runs.run import NotHere
 from ..runs.settings import pick_device
 
 # %% ../../nbs/influence/45_cluster.ipynb #0c51c263
@@ -30,13 +31,18 @@ def _ray() -> types.ModuleType:
 class _Member:
     "A worker on the cluster."
 
-    def __init__(self, job: Any, device: str):
+    def __init__(self, device: str):
         torch.set_num_threads(1)
-        self.shard = torch.load(io.BytesIO(job), map_location='cpu', weights_only=False)(device)
-        self.count = 0
+        self.device, self.count = device, 0
 
-    def ready(self) -> None:
-        "Answers when the job is loaded."
+    def load(self, job: bytes) -> bool:
+        "Get ready; return whether there is all that it takes: a run may not be on this node."
+        made = torch.load(io.BytesIO(job), map_location='cpu', weights_only=False)
+        try:
+            self.shard: Shard = made(self.device)
+        except NotHere:
+            return False
+        return True
 
     def told(self) -> int:
         "Return work done since the last call; 0 if there was none for a second."
@@ -73,6 +79,7 @@ class Cluster:
         job: Job,
         address: str
         | None = None,  # of the cluster; by default where Ray finds one, else a new one here
+        whole: Callable[[], Job] | None = None,  # the job for a node that lacks the run's folder
     ) -> None:
         ray = self.ray = _ray()
         self.ours = not ray.is_initialized()
@@ -82,6 +89,7 @@ class Cluster:
             Any, tuple[int, str]
         ] = {}  # reference -> worker, and the kind of news that the answer is
         self.members: list[Any] = []
+        self.whole, self.sent = whole, None  # `sent`: the whole job, where a node needed it
         try:
             self._gather(_packed(job))
         except BaseException:
@@ -99,9 +107,21 @@ class Cluster:
             max_restarts=0, max_concurrency=2, scheduling_strategy='SPREAD', **needs
         )
         stored = self.ray.put(job)
-        self.members = [actor.remote(stored, device) for _ in range(gpus or int(resources['CPU']))]
+        self.members = [actor.remote(device) for _ in range(gpus or int(resources['CPU']))]
         self.names = [f'worker {i} ({device}, Ray)' for i in range(len(self.members))]
-        self.asked = {member.ready.remote(): (i, 'ready') for i, member in enumerate(self.members)}
+        for i in range(len(self.members)):
+            self._load(i, stored)
+
+    def _sent(self) -> Any:
+        "Return the whole job in Ray's object store. Raises `NotHere` if there is none."
+        if self.whole is None:
+            raise NotHere('the folder of the run is not on every node')
+        self.sent = self.sent or self.ray.put(_packed(self.whole()))
+        return self.sent
+
+    def _load(self, worker: int, stored: Any) -> None:
+        "Have a worker get ready for a job in Ray's object store."
+        self.asked[self.members[worker].load.remote(stored)] = worker, 'ready'
 
     def give(self, worker: int, shard: int) -> None:
         "Send a shard to a worker."
@@ -133,7 +153,11 @@ class Cluster:
             yield News(worker, 'failed', str(e))
             return
         if kind == 'ready':
-            return (yield News(worker, kind))
+            if value:
+                yield News(worker, kind)
+            else:
+                self._load(worker, self._sent())
+            return
         count, found = value if kind == 'done' else (value, None)
         if count:
             yield News(worker, 'alive', count)
@@ -174,8 +198,12 @@ def pick_workers(
     return pick_device(devices[0]), [str(pick_device(d)) for d in devices]
 
 
-def make_team(job: Job, devices: Sequence[str] | str) -> Team:
+def make_team(
+    job: Job,
+    devices: Sequence[str] | str,
+    whole: Callable[[], Job] | None = None,  # the job for nodes that lack the run's folder
+) -> Team:
     "Return a worker for each device, or a team on a Ray cluster."
     if not isinstance(devices, str):
         return Processes(job, devices)
-    return Cluster(job, None if devices == 'ray' else devices)
+    return Cluster(job, None if devices == 'ray' else devices, whole)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['T', 'Kept', 'Job', 'RankJob', 'resident', 'Pieces', 'MatrixJob', 'self_inner',
-           'SelfJob', 'Delivery', 'Work', 'Crew']
+           'SelfJob', 'PassAt', 'pass_at', 'Delivery', 'Work', 'Crew']
 
 # %% ../../nbs/influence/50_shards.ipynb #91605eed
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,10 +22,11 @@ from ..answer.ranking import NotFinite, Ranking, TopK
 from ..clock import stage
 from ..engine.amp import arithmetic
 from ..engine.factors import Factors, added, paired_inner, shared
+from ..graph.triples import evenly
 from .cluster import make_team
 from .memory import consume, resident_peak
 from .parts import cost
-from .plan import few_tests
+from .plan import few_tests, is_range, pass_order
 from .steps import Counters, Sent, Step, Steps, TestSide, check_finite, recorded
 from tracin_nb.influence.tiles import (
     DenseTile,
@@ -39,6 +42,8 @@ from tracin_nb.influence.tiles import (
     trusted,
 )
 from .workers import Shard, run_shards
+from ..runs.run import RunAt, run_at
+from ..runs.settings import RunError
 from ..waiting import Doubtful, arrived, doubting, fetched, hurried, sent
 
 # %% ../../nbs/influence/50_shards.ipynb #fa92831b
@@ -305,6 +310,43 @@ class SelfJob:
             )
 
 # %% ../../nbs/influence/50_shards.ipynb #645e406e
+_COMPARED = 64  # triples
+
+
+@dataclass(frozen=True)
+class PassAt:
+    "A pass, for who has the training triples."
+
+    rows: Tensor | range | None  # places of training triples; None: all, in the order of a pass
+    places: Tensor  # in the pass, of a few triples
+    some: Tensor  # `[n, 3]` these
+    rest: Pass  # its settings
+
+    def __call__(self, every: Tensor) -> Pass:
+        "Return the pass over triples of `every` `[N, 3]`. Raises `RunError` if they are others."
+        if isinstance(self.rows, range):
+            rows = torch.arange(self.rows.start, self.rows.stop)
+        else:
+            rows = pass_order(every, self.rest.sparse) if self.rows is None else self.rows
+        if not torch.equal(every[rows[self.places]], self.some):
+            raise RunError('the training triples of the run are in another order here')
+        return replace(self.rest, rows=rows, triples=every[rows])
+
+
+def pass_at(whole: Pass, every: Tensor) -> PassAt | None:
+    "Return a pass without its triples; None if they are not those of `every` `[N, 3]`."
+    rows: Tensor | range | None = whole.rows
+    if whole.entire:
+        rows = None
+    elif not len(whole) or not torch.equal(every[whole.rows], whole.triples):
+        return None
+    elif is_range(whole.rows):
+        rows = range(int(whole.rows[0]), int(whole.rows[0]) + len(whole))
+    places = evenly(len(whole), _COMPARED)
+    rest = replace(whole, rows=torch.arange(0), triples=torch.empty(0, 3, dtype=torch.long))
+    return PassAt(rows, places, whole.triples[places], rest)
+
+
 @dataclass
 class Delivery:
     "A job as it travels to workers."
@@ -312,12 +354,17 @@ class Delivery:
     job: Job
     steps: Sent
     bounds: list[int]
+    run: RunAt | None = None  # where a worker finds models and triples; None: they are sent
+    order: PassAt | None = None  # the job's pass, for who has the run
 
     def __call__(self, device: str) -> Shard:
         "Get ready on a worker's device, and return what does a shard."
-        steps = self.steps(device)
+        run = self.run() if self.run else None
+        steps = self.steps(device, run)
         steps.every
-        job = self.job.to(steps.device)
+        job = copy.copy(self.job.to(steps.device))
+        if run and self.order:
+            job.whole = self.order(run.training.mapped_triples)
 
         def do(shard: int, alive: Callable[[int], None]) -> dict[str, Any]:
             steps.counters = Counters()
@@ -382,13 +429,20 @@ class Work:
             if hasattr(self.job, 'peak'):
                 self.job.peak = max(filter(None, (self.job.peak, told['peak'])), default=None)
 
-        team = make_team(self.delivery(), self.crew)
+        team = make_team(self.delivery(), self.crew, partial(self.delivery, sent=True))
         run_shards(team, todo, done, alive=tell, timeout=self.steps.settings.timeout)
 
-    def delivery(self) -> Delivery:
-        "Return the job as workers need it."
-        job = self.job.to(torch.device('cpu')) if not isinstance(self.job, SelfJob) else self.job
-        return Delivery(job, self.steps.sent(self.job.whole.triples, self.job.metric), self.bounds)
+    def delivery(self, sent: bool = False) -> Delivery:
+        "Return the job as workers need it; models and triples are `sent` on request."
+        job, whole, run = self.job.to(torch.device('cpu')), self.job.whole, self.steps.run
+        at = None if sent or run is None else run_at(run)
+        order = pass_at(whole, run.training.mapped_triples) if at and run else None
+        if order:
+            job = copy.copy(job)
+            job.whole = order.rest
+        some = whole.triples[: whole.part].clone()
+        steps = self.steps.sent(some, job.metric, stored=order is not None)
+        return Delivery(job, steps, self.bounds, at if order else None, order)
 
 # %% ../../nbs/influence/50_shards.ipynb #bef5a8cc
 _SHARDS = 64  # of a pass, or fewer if it has fewer tiles

@@ -306,6 +306,7 @@ class Step:
     metric: Metric  # what is done to them before they are multiplied
     moments: tuple[Drawn, Spread] | None = None  # the sample that its second moments are from
     again: 'Callable[[Steps], Step] | None' = None  # with a sample for other triples, if it has one
+    place: int | None = None  # of the checkpoint in its run, if it is known
 
     @property
     def nbytes(self) -> int:
@@ -386,10 +387,12 @@ class Steps:
         make: Callable[['Steps'], list[Step]],  # called once
         maker: Maker | None = None,
         telling: Telling | None = None,
+        run: Run | None = None,  # whose training triples and checkpoints these are
     ):
         self.settings, self.objective, self.device, self.make = settings, objective, device, make
         self.maker = maker or Maker(settings, low_type(settings.precision, device))
         self.telling, self.counters = telling or Telling(False), Counters()
+        self.run = run
         self.asked: Served | None = None  # what samples for second moments serve
 
     @cached_property
@@ -468,12 +471,17 @@ class Steps:
             finally:
                 self.counters.halvings += tiles.halvings
 
-    def sent(self, some: Tensor, whole: bool) -> 'Sent':
+    def sent(self, some: Tensor, whole: bool, stored: bool = False) -> 'Sent':
         """Return what a worker needs: the `whole` metric, or the training triples' part; `some`
-        triples to compile for."""
+        triples to compile for; the models, or their places in a run that is `stored`."""
         metric = lambda m: m if whole else Metric({}, train=m.train)
         models = [
-            (s.rate, s.train.model, metric(s.metric), getattr(s.train, 'routes', None))
+            (
+                s.rate,
+                s.train.model if not stored or s.place is None else s.place,
+                metric(s.metric),
+                getattr(s.train, 'routes', None),
+            )
             for s in self
         ]
         return Sent(self.settings, self.objective, self.maker.sent(), some, models)
@@ -487,17 +495,21 @@ class Sent:
     objective: Objective
     maker: Maker
     some: Tensor  # `[n, 3]` training triples of a tile, to compile for
-    models: list[tuple[float, Model, Metric, Routes | None]]
+    models: list[tuple[float, Model | int, Metric, Routes | None]]  # models, or their places
 
-    def __call__(self, device: str) -> Steps:
-        "Return the steps on the device of a worker."
-        return Steps(self.settings, self.objective, torch.device(device), self._make, self.maker)
+    def __call__(self, device: str, run: Run | None = None) -> Steps:
+        "Return the steps on the device of a worker; it loads models that were not sent from `run`."
+        make = partial(self._make, run)
+        return Steps(self.settings, self.objective, torch.device(device), make, self.maker)
 
-    def _make(self, steps: Steps) -> list[Step]:
-        "Return the steps, of the models that were sent."
+    def _make(self, run: Run | None, steps: Steps) -> list[Step]:
         made = []
-        for rate, model, metric, routes in self.models:
-            engine = self.maker.engine(model.to(steps.device), self.objective, routes)
+        for rate, there, metric, routes in self.models:
+            if isinstance(there, int):
+                if run is None:
+                    raise ValueError('the models were not sent, and there is no run to load them')
+                there = run.model(there, steps.device)
+            engine = self.maker.engine(there.to(steps.device), self.objective, routes)
             if self.settings.compile:
                 engine = self.maker.compiled(engine, self.some)
             made.append(Step(rate, engine, engine, metric.to(steps.device)))
@@ -552,9 +564,9 @@ class Loader:
             factors = Repeatable(lambda: self.moments(steps, train, drawing))
             metric = weighting.prepare(self.run, place, train, factors)
         if not drawing:
-            return Step(rate, train, test, metric)
+            return Step(rate, train, test, metric, place=place)
         again = partial(self.weighed, place, rate, train, test)
-        return Step(rate, train, test, metric, drawing[0], again)
+        return Step(rate, train, test, metric, drawing[0], again, place)
 
     @staticmethod
     def tile(engine: Engine, triples: Tensor) -> Tensor:

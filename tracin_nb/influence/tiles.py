@@ -48,13 +48,15 @@ class Pass:
         None  # `[N, M]`, booleans: is the training triple near the test triple?
     )
     restrict: bool = True  # are the others left out?
+    entire: bool = False  # all training triples of the run, in the order of a planned pass?
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, places: slice) -> 'Pass':
         near = None if self.near is None else self.near[places]
-        return replace(self, rows=self.rows[places], triples=self.triples[places], near=near)
+        rows, triples = self.rows[places], self.triples[places]
+        return replace(self, rows=rows, triples=triples, near=near, entire=False)
 
     def inside(self, device: torch.device) -> Tensor:
         "Return booleans `[M, N]`: which training triples are near."

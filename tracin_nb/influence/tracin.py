@@ -311,7 +311,9 @@ class TracIn:
             self.checkpoints,
             compile=self.settings.compile and not workers,
         )
-        self.steps = Steps(each, self.objective, self.device, load, telling=Telling(progress))
+        self.steps = Steps(
+            each, self.objective, self.device, load, telling=Telling(progress), run=self.run
+        )
         self.tests = Tests(self.steps, self.run, cache)
         self.planner = Planner(self.steps, self.run.training.mapped_triples)
         self._prepared: Prepared | None = None
