@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['in_turns', 'machine', 'random_conve', 'dense_loop', 'flat', 'training_step',
-           'bench_engine', 'relative_error', 'looped', 'table']
+           'bench_engine', 'relative_error', 'AsPrepared', 'looped', 'table']
 
 # %% ../../nbs/bench/00_engine.ipynb #403ec22d
 import importlib.metadata
 import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from ..answer.results import Result
 from ..answer.table import markdown
 from ..engine.compile import seconds
 from ..engine.factors import Factors, inner
-from ..engine.gradients import FactoredEngine, LoopEngine, VmapEngine
+from ..engine.gradients import Engine, FactoredEngine, LoopEngine, VmapEngine
 from ..engine.objectives import BCE
+from ..engine.weightings import Metric, Weighting
 from ..influence.tracin import TracIn
+from ..runs.run import Run
 
 # %% ../../nbs/bench/00_engine.ipynb #00e4bc21
 def in_turns(
@@ -78,7 +81,7 @@ def random_conve(
     columns = [torch.randint(n, (triples,)) for n in (entities, relations, entities)]
     data = torch.stack(columns, dim=1)
     factory = CoreTriplesFactory(data, num_entities=entities, num_relations=relations)
-    return ConvE(triples_factory=factory, **kwargs).to(device).eval(), data
+    return ConvE(triples_factory=factory, random_seed=0, **kwargs).to(device).eval(), data
 
 # %% ../../nbs/bench/00_engine.ipynb #5654f6db
 def dense_loop(model: ERModel, triples: Tensor, test: Tensor) -> Tensor:
@@ -214,9 +217,22 @@ def relative_error(truth: TracIn, result: Result, test: Tensor, few: int = 4) ->
     return ((ours - exact).norm() / exact.norm()).item()
 
 
+@dataclass(frozen=True)
+class AsPrepared(Weighting):
+    "The metrics of another question, by checkpoint."
+
+    metrics: Mapping[int, Metric]
+
+    def prepare(self, run: Run, k: int, engine: Engine, factors: Iterable[Factors]) -> Metric:
+        "Return the metric of that question."
+        return self.metrics[k]
+
+
 def looped(tracin: TracIn) -> TracIn:
-    "Return the same question's plain loop in float32."
-    plain = dict(engine='loop', precision='fp32', compile=False)
+    """Return the same question's plain loop in float32, with the same metrics: a loop over all
+    training triples for second moments would take hours."""
+    kept = AsPrepared({k: s.metric for k, s in zip(tracin.checkpoints, tracin.steps, strict=True)})
+    plain = dict(engine='loop', precision='fp32', compile=False, weighting=kept)
     return TracIn(tracin.run, **tracin.settings.to_dict() | plain, progress=False)
 
 # %% ../../nbs/bench/00_engine.ipynb #a2483591

@@ -204,7 +204,7 @@ def _write_checkpoint(path: Path, entities: int, relations: int) -> None:
     form = dict(embedding_dim=32, embedding_height=8, embedding_width=4)
     counts = dict(num_entities=entities, num_relations=relations)
     one = CoreTriplesFactory(torch.zeros(1, 3, dtype=torch.long), **counts)
-    model = ConvE(triples_factory=one, **form)
+    model = ConvE(triples_factory=one, random_seed=0, **form)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
     for p in model.parameters():
         moments = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.full_like(p, 1e-6))
