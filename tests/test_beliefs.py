@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from tracin_nb.app import cli
 from tracin_nb.app.audit import compare
 from tracin_nb.app.explorer import ExplorerQuestion, InfluenceExplorer
 from tracin_nb.engine import beliefs as module
-from tracin_nb.engine.beliefs import beliefs, guessed, heads_too_dear, standing
+from tracin_nb.engine.beliefs import beliefs, guessed, heads_too_dear, ranked, standing
 from tracin_nb.evaluation.replay import replay
 from tracin_nb.influence.batch import SUMMARY
 from tracin_nb.influence.tracin import TracIn, resume
@@ -430,3 +431,29 @@ def test_in_panels(run: Run, result: Result, test: torch.Tensor) -> None:
     for text in (repr(both), both._repr_html_(), text_table(both)):
         assert text.count('tail rank') == 2 and text.count(' · in test') == 2
     assert (both.frame['test_known'] == 'test').all() and both.facts['beliefs'][0]['run'] == 'a'
+
+
+@pytest.mark.parametrize('name', ['TransE', 'RotatE', 'DistMult', 'ConvE'])
+def test_equal_queries_are_scored_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triples in any order, with the same head and relation or twice: each gets the rank that it
+    has alone, also where only some entities are scored at once."""
+    training = graph(inverse=name == 'ConvE')
+    run = Run.from_model(build(name, training), training, learning_rates=[0.1])
+    triples = training.mapped_triples[torch.tensor([40, 3, 17, 3, 41, 2, 40, 0])]
+    model = run.model(-1, 'cpu')
+    alone = pd.concat([ranked(run, model, t[None], ('tail', 'head')) for t in triples])
+    scored, real = [], module.candidate_scores
+
+    def counted(model: Any, queries: Any, candidates: Any = None) -> torch.Tensor:
+        if candidates is None:  # all entities; else it is tried what a few of them take
+            scored.append(len(queries))
+        return real(model, queries, candidates)
+
+    monkeypatch.setattr(module, 'candidate_scores', counted)
+    for bytes_ in (2**26, 2**8):
+        monkeypatch.setattr(module, 'room', lambda device, n=bytes_: n)
+        scored.clear()
+        found = ranked(run, model, triples, ('tail', 'head'))
+        pd.testing.assert_frame_equal(found, alone.reset_index(drop=True))
+        pairs = sum(len(triples[:, c].unique(dim=0)) for c in ([0, 1], [1, 2]))
+        assert bytes_ < 2**26 or sum(scored) == pairs

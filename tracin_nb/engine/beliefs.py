@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['Side', 'splits', 'agreeing', 'Stated', 'stated', 'sizes_of', 'known_from',
-           'occurrences', 'standing', 'width', 'room', 'batches', 'filtered_ranks',
-           'ranked', 'beliefs', 'heads_too_dear', 'guessed', 'believed']
+           'occurrences', 'standing', 'distances', 'candidate_scores', 'width',
+           'further_width', 'room', 'batches', 'filtered_ranks', 'ranked', 'beliefs',
+           'heads_too_dear', 'guessed', 'believed']
 
 # %% ../../nbs/engine/05_beliefs.ipynb #e3794b77
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from pykeen.evaluation.ranks import Ranks
-from pykeen.models import Model
+from pykeen.models import ERModel, Model
+from pykeen.nn.modules import NormBasedInteraction, RotatEInteraction, TransEInteraction
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -149,6 +151,41 @@ def standing(run: Run, triples: Tensor) -> pd.DataFrame:
     known = known_from(triples, parts, sizes)
     return pd.DataFrame(dict(known=known, **{name: x.numpy() for name, x in counts.items()}))
 
+# %% ../../nbs/engine/05_beliefs.ipynb #ede57da2
+_TURNED: dict[type, Callable[..., Tensor]] = {
+    TransEInteraction: lambda x, r, back: x - r if back else x + r,
+    RotatEInteraction: lambda x, r, back: x * r.conj() if back else x * r,
+}  # what candidates are near to: the head moved by the relation, or the tail moved back
+
+
+def distances(model: Model, queries: Queries, candidates: Tensor | None = None) -> Tensor | None:
+    """Return the distances `[B, c]` whose negatives are the scores of all that `queries` ask for;
+    None for a model that has none."""
+    form = (
+        model.interaction
+        if isinstance(model, ERModel) and type(model.interaction) in _TURNED
+        else None
+    )
+    if not isinstance(form, NormBasedInteraction) or form.power_norm or queries.kind == 'hrt':
+        return None
+    back, ids = queries.kind == 'heads', queries.ids[:, 0]
+    r, near = ids.T if back else ids.flip(1).T
+    asked = dict(h=candidates, t=near) if back else dict(h=near, t=candidates)
+    h, r, t = model._get_representations(r=r, mode=None, **asked)
+    at, others = _TURNED[type(form)](t if back else h, r, back), h if back else t
+    if at.is_complex():
+        at, others = (torch.view_as_real(x).flatten(-2) for x in (at, others))
+    if form.p == 2:  # by a matrix product, in which float64 leaves no rounding that float32 shows
+        squared = 'use_mm_for_euclid_dist'
+        return torch.cdist(at.double(), others.double(), 2.0, squared).to(at.dtype)
+    return torch.cdist(at, others, form.p)
+
+
+def candidate_scores(model: Model, queries: Queries, candidates: Tensor | None = None) -> Tensor:
+    "Return what `score` does, by `distances` where the score is one."
+    found = distances(model, queries, candidates)
+    return score(model, queries, candidates) if found is None else -found
+
 # %% ../../nbs/engine/05_beliefs.ipynb #d9c66b0e
 class _Written(TorchDispatchMode):
     "Counts the bytes that operations give."
@@ -170,15 +207,24 @@ class _Written(TorchDispatchMode):
 
 
 @torch.no_grad()
+def _written(model: Model, queries: Queries, candidates: int) -> int:
+    some = torch.arange(candidates, device=model.device) % model.num_entities
+    with _Written() as counted:
+        candidate_scores(model, queries.to(model.device), some)
+    return counted.bytes
+
+
 def width(model: Model, queries: Queries) -> int:
     "Return bytes that scoring one more candidate writes, for the first of `queries`."
-    written = []
-    for n in (8, 72):
-        some = torch.arange(n, device=model.device) % model.num_entities
-        with _Written() as counted:
-            score(model, queries[:1].to(model.device), some)
-        written.append(counted.bytes)
-    return max(16, (written[1] - written[0]) // 64)
+    few, many = (_written(model, queries[:1], n) for n in (8, 72))
+    return max(16, (many - few) // 64)
+
+
+def further_width(model: Model, queries: Queries) -> int:
+    "Return bytes for each candidate that one more query like the first of `queries` writes."
+    two = Queries(queries.kind, queries.ids[:1].repeat(2, *[1] * (queries.ids.dim() - 1)))
+    one, both = (_written(model, q, 64) for q in (queries[:1], two))
+    return max(16, (both - one) // 64)
 
 # %% ../../nbs/engine/05_beliefs.ipynb #3fe8a238
 _MOST = 1024  # triples at once
@@ -189,11 +235,18 @@ def room(device: torch.device) -> int:
     return 2**26 if device.type == 'cpu' else 2**30
 
 
-def batches(triples: int, entities: int, most: int) -> Iterator[tuple[slice, int | None]]:
+def batches(
+    triples: int,
+    entities: int,
+    room: int,  # bytes
+    first: int,  # bytes for each candidate of the first triple, see `width`
+    more: int,  # of each further one, see `further_width`
+) -> Iterator[tuple[slice, int | None]]:
     """Yield the slices of `range(triples)` that are scored at once, and how many of the entities
-    at once; None: all. `most`: how many candidates there is room for."""
-    n = max(1, min(_MOST, most // entities))
-    part = None if entities <= most else max(1, most)
+    at once; None: all."""
+    left = room - first * entities
+    part = None if left >= 0 else max(1, room // first)
+    n = max(1, min(_MOST, 1 + left // (more * entities)))
     for start in range(0, triples, n):
         yield slice(start, min(start + n, triples)), part
 
@@ -207,11 +260,16 @@ def filtered_ranks(
     side: Side = 'tail',
     part: int | None = None,  # how many entities are scored at once; None: all
 ) -> Ranks:
-    "Return filtered ranks `[B]` of the tails, or heads, of a few triples: one 1-N scoring of each."
-    queries, device = Softmax(side, inverse).queries(triples).to(model.device), model.device
+    """Return filtered ranks `[B]` of the tails, or heads, of a few triples: one 1-N scoring of
+    each query."""
+    given, device = triples[:, [_COLUMNS[side][0], 1]], model.device
+    which, row = given.unique(dim=0, return_inverse=True)
+    one = torch.empty(len(which), dtype=torch.long).scatter_(0, row, torch.arange(len(row)))
+    queries = Softmax(side, inverse).queries(triples[one]).to(device)
     every = torch.arange(model.num_entities, device=device)
     candidates = [None] if part is None else every.split(part)
-    found = torch.cat([score(model, queries, some) for some in candidates], dim=1)
+    found = torch.cat([candidate_scores(model, queries, some) for some in candidates], dim=1)
+    found = found[row.to(device)]
     column = triples[:, [_COLUMNS[side][1]]].to(device)
     own = found.gather(1, column)
     found[others[0].to(device), others[1].to(device)] = float('nan')
@@ -233,14 +291,19 @@ def ranked(
     found['score'] = torch.cat(scores).float().cpu().numpy()
     for side in sides:
         known = stated(triples, [*splits(run).values()], side, sizes_of(run))
-        most = room(model.device) // width(model, Softmax(side, inverse).queries(triples[:1]))
-        ranks, among = [], []
-        for some, part in batches(len(triples), model.num_entities, most):
-            held = filtered_ranks(model, triples[some], known.cells(some), inverse, side, part)
+        order = known.question.argsort(stable=True)  # what asks the same, side by side
+        known = replace(known, question=known.question[order])
+        query, ranks, among = Softmax(side, inverse).queries(triples[:1]), [], []
+        sizes = room(model.device), width(model, query), further_width(model, query)
+        for some, part in batches(len(triples), model.num_entities, *sizes):
+            those = triples[order[some]]
+            held = filtered_ranks(model, those, known.cells(some), inverse, side, part)
             ranks.append(held.realistic.cpu())
             among.append(held.number_of_options.cpu())
             add(some.stop - some.start)
-        found |= {f'{side}_rank': torch.cat(ranks).numpy(), f'{side}s': torch.cat(among).numpy()}
+        back = order.argsort()
+        for name, parts in ((f'{side}_rank', ranks), (f'{side}s', among)):
+            found[name] = torch.cat(parts)[back].numpy()
     return pd.DataFrame(found)
 
 # %% ../../nbs/engine/05_beliefs.ipynb #5f82883f

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..answer.ranking import NotFinite
 from ..clock import stage
 from ..engine.amp import arithmetic, low_type
-from ..engine.beliefs import room, width
+from ..engine.beliefs import candidate_scores, room, width
 from ..engine.compile import compiled
 from ..engine.factors import Factors, added, concat, paired_inner, shared
 from tracin_nb.engine.gradients import (
@@ -37,7 +37,7 @@ from tracin_nb.engine.gradients import (
     frozen,
     settled_routes,
 )
-from ..engine.objectives import Objective, Softmax, score
+from ..engine.objectives import Objective, Softmax
 from ..engine.rounding import sizes
 from ..engine.weightings import Metric, Weighting, squared_lengths
 from ..graph.triples import evenly, to_labels
@@ -211,7 +211,9 @@ def pace_of(engine: Engine, triples: Tensor, most: int) -> Pace:
         query = Softmax(side, model.use_inverse_triples).queries(triples[:1]).to(model.device)
         those = lambda n: torch.arange(n, device=model.device) % model.num_entities
         fit = max(1, room(model.device) // width(model, query))
-        return marginal_seconds(lambda n: score(model, query, those(n)), model.device, fit)
+        return marginal_seconds(
+            lambda n: candidate_scores(model, query, those(n)), model.device, fit
+        )
 
     with frozen(model), torch.no_grad():
         return Pace(gradient, candidate('tail'), candidate('head'))
