@@ -364,6 +364,12 @@ def test_first_paragraphs() -> None:
     assert silent == []
 
 
+def cells_by_first(text: str) -> dict[str, list[str]]:
+    "The cells of each line of a table in Markdown by its first one."
+    every = (line.strip('|').split('|') for line in text.splitlines() if line.startswith('|'))
+    return {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in every}
+
+
 def test_table_of_the_default() -> None:
     "The table in 'Weightings' that says why `natural` is the default has the files' numbers."
     cells = json.loads((ROOT / 'nbs/engine/40_weightings.ipynb').read_text(encoding='utf-8'))[
@@ -385,12 +391,8 @@ def test_table_of_the_default() -> None:
         for r in json.loads((ROOT / 'benchmarks/removal.json').read_text())['rows']
         if r['k'] == 1
     }
-    lines = {
-        cells[0].strip(): [c.strip() for c in cells[1:]]
-        for cells in (
-            line.strip('|').split('|') for line in text.splitlines() if line.startswith('|')
-        )
-    }
+    text, rises = text.split('The same trainings without the strongest percent')
+    lines = cells_by_first(text)
     said = [f'{e["settings"]["dataset"]}, {e["settings"]["model"]}' for e in lds]
     assert [name.lower() for name in lines[''][:-1]] == said
     for name, key in names.items():
@@ -402,6 +404,25 @@ def test_table_of_the_default() -> None:
             else ''
         )
         assert lines[name] == row
+    names = {
+        'same entity and relation': 'overlap and relation',
+        '`natural`, weights never trained': 'natural, random weights',
+        '`sgd`, TracIn as published': 'tracin',
+        '`adam`': 'adam',
+        '**`natural`**': 'natural',
+        '`natural`, objective `score`': 'natural, score',
+    }
+    lines = cells_by_first(rises)
+    assert [name.lower() for name in lines['']] == said
+    of = [{r['estimator']: r['QLD'] for r in e['rows'] if 'QLD' in r} for e in lds]
+    for name, key in names.items():
+        assert lines[name] == [f'{x[key]["mean"]:.2f}' for x in of]
+    first = [max(x, key=lambda n: x[n]['mean']) for x in of]
+    assert first.count('natural') == 4 and first.count('adam') == 2
+    assert all(x['natural']['high'] > x['adam']['low'] for x in of)
+    again = removed['natural, its best 50 retrained']
+    drop, change = (f'{again[n]["mean"]:.0f} %' for n in ('PD', 'TC'))
+    assert f'{drop} of the predictions on Nations drop and {change} change' in rises
     for e in lds:  # what was learnt is there in every column
         of = {r['estimator']: r['own'] for r in e['rows']}
         assert of['natural']['low'] > of['natural, random weights']['high']
