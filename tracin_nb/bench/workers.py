@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,7 @@ def start_seconds(tracin: TracIn, tests: Tensor, k: int, devices: Sequence[str] 
     side, *_ = tracin.tests.side(tests, tracin.tests.engines())
     whole = tracin.planner.plan(side, torch.arange(tracin.run.training.num_triples), k)
     start, waiting = time.perf_counter(), set()
-    work = tracin.crew.work(RankJob(whole, side, k), tracin.steps)
-    team = make_team(work.delivery(), devices, partial(work.delivery, sent=True))
+    team = make_team(tracin.crew.work(RankJob(whole, side, k), tracin.steps).delivery(), devices)
     try:
         waiting |= set(range(len(team.names)))
         while waiting:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Side', 'splits', 'agreeing', 'Stated', 'stated', 'sizes_of', 'known_from',
-           'occurrences', 'standing', 'distances', 'candidate_scores', 'width',
+           'occurrences', 'standing', 'rows_compared', 'candidate_scores', 'width',
            'further_width', 'room', 'batches', 'filtered_ranks', 'ranked', 'beliefs',
            'heads_too_dear', 'guessed', 'believed']
 
@@ -18,7 +18,12 @@ import pandas as pd
 import torch
 from pykeen.evaluation.ranks import Ranks
 from pykeen.models import ERModel, Model
-from pykeen.nn.modules import NormBasedInteraction, RotatEInteraction, TransEInteraction
+from pykeen.nn.modules import (
+    ComplExInteraction,
+    DistMultInteraction,
+    RotatEInteraction,
+    TransEInteraction,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -152,39 +157,50 @@ def standing(run: Run, triples: Tensor) -> pd.DataFrame:
     return pd.DataFrame(dict(known=known, **{name: x.numpy() for name, x in counts.items()}))
 
 # %% ../../nbs/engine/05_beliefs.ipynb #ede57da2
-_TURNED: dict[type, Callable[..., Tensor]] = {
-    TransEInteraction: lambda x, r, back: x - r if back else x + r,
-    RotatEInteraction: lambda x, r, back: x * r.conj() if back else x * r,
-}  # what candidates are near to: the head moved by the relation, or the tail moved back
+def _moved(x: Tensor, r: Tensor, back: bool) -> Tensor:
+    return x - r if back else x + r
 
 
-def distances(model: Model, queries: Queries, candidates: Tensor | None = None) -> Tensor | None:
-    """Return the distances `[B, c]` whose negatives are the scores of all that `queries` ask for;
-    None for a model that has none."""
-    form = (
-        model.interaction
-        if isinstance(model, ERModel) and type(model.interaction) in _TURNED
-        else None
-    )
-    if not isinstance(form, NormBasedInteraction) or form.power_norm or queries.kind == 'hrt':
+def _turned(x: Tensor, r: Tensor, back: bool) -> Tensor:
+    return x * (r.conj() if back else r)
+
+
+_FORMS: dict[type, Callable[[Tensor, Tensor, bool], Tensor]] = {
+    TransEInteraction: _moved,
+    RotatEInteraction: _turned,
+    DistMultInteraction: _turned,
+    ComplExInteraction: _turned,
+}  # the head with the relation, or the tail with its inverse: what candidates are compared with
+
+
+def rows_compared(
+    model: Model, queries: Queries, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Return rows of what is asked `[B, k]` and of the candidates `[c, k]`, of which the scores
+    are distances or products; None for a model of another form."""
+    form = model.interaction if isinstance(model, ERModel) else None
+    if type(form) not in _FORMS or getattr(form, 'power_norm', False) or queries.kind == 'hrt':
         return None
     back, ids = queries.kind == 'heads', queries.ids[:, 0]
     r, near = ids.T if back else ids.flip(1).T
     asked = dict(h=candidates, t=near) if back else dict(h=near, t=candidates)
     h, r, t = model._get_representations(r=r, mode=None, **asked)
-    at, others = _TURNED[type(form)](t if back else h, r, back), h if back else t
-    if at.is_complex():
-        at, others = (torch.view_as_real(x).flatten(-2) for x in (at, others))
-    if form.p == 2:  # by a matrix product, in which float64 leaves no rounding that float32 shows
-        squared = 'use_mm_for_euclid_dist'
-        return torch.cdist(at.double(), others.double(), 2.0, squared).to(at.dtype)
-    return torch.cdist(at, others, form.p)
+    at, others = _FORMS[type(form)](t if back else h, r, back), h if back else t
+    real = lambda x: torch.view_as_real(x).flatten(-2) if x.is_complex() else x
+    return real(at), real(others)
 
 
 def candidate_scores(model: Model, queries: Queries, candidates: Tensor | None = None) -> Tensor:
-    "Return what `score` does, by `distances` where the score is one."
-    found = distances(model, queries, candidates)
-    return score(model, queries, candidates) if found is None else -found
+    """Return what `score` does; by distances or products of rows where the model allows it."""
+    if (rows := rows_compared(model, queries, candidates)) is None:
+        return score(model, queries, candidates)
+    (at, others), p = rows, getattr(model.interaction, 'p', None)
+    if p not in (None, 2):
+        return -torch.cdist(at, others, p)
+    at, others, kind = at.double(), others.double(), at.dtype  # equal rows get equal scores
+    if p is None:
+        return (at @ others.T).to(kind)
+    return -torch.cdist(at, others, 2.0, 'use_mm_for_euclid_dist').to(kind)
 
 # %% ../../nbs/engine/05_beliefs.ipynb #d9c66b0e
 class _Written(TorchDispatchMode):
@@ -243,10 +259,10 @@ def batches(
     more: int,  # of each further one, see `further_width`
 ) -> Iterator[tuple[slice, int | None]]:
     """Yield the slices of `range(triples)` that are scored at once, and how many of the entities
-    at once; None: all."""
-    left = room - first * entities
-    part = None if left >= 0 else max(1, room // first)
-    n = max(1, min(_MOST, 1 + left // (more * entities)))
+    at once; None: all. One half of the room is for rows of candidates, one for the queries."""
+    half = room // 2
+    part = None if first * entities <= half else max(1, half // first)
+    n = max(1, min(_MOST, half // (more * (part or entities))))
     for start in range(0, triples, n):
         yield slice(start, min(start + n, triples)), part
 
@@ -293,17 +309,16 @@ def ranked(
         known = stated(triples, [*splits(run).values()], side, sizes_of(run))
         order = known.question.argsort(stable=True)  # what asks the same, side by side
         known = replace(known, question=known.question[order])
-        query, ranks, among = Softmax(side, inverse).queries(triples[:1]), [], []
+        query = Softmax(side, inverse).queries(triples[:1])
+        ranks, among = torch.empty(len(triples)), torch.empty(len(triples), dtype=torch.long)
         sizes = room(model.device), width(model, query), further_width(model, query)
         for some, part in batches(len(triples), model.num_entities, *sizes):
             those = triples[order[some]]
             held = filtered_ranks(model, those, known.cells(some), inverse, side, part)
-            ranks.append(held.realistic.cpu())
-            among.append(held.number_of_options.cpu())
+            ranks[order[some]] = held.realistic.cpu()
+            among[order[some]] = held.number_of_options.cpu()
             add(some.stop - some.start)
-        back = order.argsort()
-        for name, parts in ((f'{side}_rank', ranks), (f'{side}s', among)):
-            found[name] = torch.cat(parts)[back].numpy()
+        found |= {f'{side}_rank': ranks.numpy(), f'{side}s': among.numpy()}
     return pd.DataFrame(found)
 
 # %% ../../nbs/engine/05_beliefs.ipynb #5f82883f

@@ -9,7 +9,7 @@ __all__ = ['Cluster', 'pick_workers', 'make_team']
 import io
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,6 @@ class Cluster:
         job: Job,
         address: str
         | None = None,  # of the cluster; by default where Ray finds one, else a new one here
-        whole: Callable[[], Job] | None = None,  # the job for a node that lacks the run's folder
     ) -> None:
         ray = self.ray = _ray()
         self.ours = not ray.is_initialized()
@@ -89,7 +88,8 @@ class Cluster:
             Any, tuple[int, str]
         ] = {}  # reference -> worker, and the kind of news that the answer is
         self.members: list[Any] = []
-        self.whole, self.sent = whole, None  # `sent`: the whole job, where a node needed it
+        self.whole = getattr(job, 'otherwise', None)  # gives the job for a node without the run
+        self.sent: Any = None  # that job in Ray's object store, once a node needed it
         try:
             self._gather(_packed(job))
         except BaseException:
@@ -198,12 +198,8 @@ def pick_workers(
     return pick_device(devices[0]), [str(pick_device(d)) for d in devices]
 
 
-def make_team(
-    job: Job,
-    devices: Sequence[str] | str,
-    whole: Callable[[], Job] | None = None,  # the job for nodes that lack the run's folder
-) -> Team:
+def make_team(job: Job, devices: Sequence[str] | str) -> Team:
     "Return a worker for each device, or a team on a Ray cluster."
     if not isinstance(devices, str):
         return Processes(job, devices)
-    return Cluster(job, None if devices == 'ray' else devices, whole)
+    return Cluster(job, None if devices == 'ray' else devices)

@@ -356,6 +356,10 @@ class Delivery:
     bounds: list[int]
     run: RunAt | None = None  # where a worker finds models and triples; None: they are sent
     order: PassAt | None = None  # the job's pass, for who has the run
+    otherwise: 'Callable[[], Delivery] | None' = None  # gives the one for who has not; stays here
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | dict(otherwise=None)
 
     def __call__(self, device: str) -> Shard:
         "Get ready on a worker's device, and return what does a shard."
@@ -429,7 +433,7 @@ class Work:
             if hasattr(self.job, 'peak'):
                 self.job.peak = max(filter(None, (self.job.peak, told['peak'])), default=None)
 
-        team = make_team(self.delivery(), self.crew, partial(self.delivery, sent=True))
+        team = make_team(self.delivery(), self.crew)
         run_shards(team, todo, done, alive=tell, timeout=self.steps.settings.timeout)
 
     def delivery(self, sent: bool = False) -> Delivery:
@@ -442,7 +446,9 @@ class Work:
             job.whole = order.rest
         some = whole.triples[: whole.part].clone()
         steps = self.steps.sent(some, job.metric, stored=order is not None)
-        return Delivery(job, steps, self.bounds, at if order else None, order)
+        if order is None:
+            return Delivery(job, steps, self.bounds)
+        return Delivery(job, steps, self.bounds, at, order, partial(self.delivery, sent=True))
 
 # %% ../../nbs/influence/50_shards.ipynb #bef5a8cc
 _SHARDS = 64  # of a pass, or fewer if it has fewer tiles
