@@ -1,6 +1,9 @@
 "Every explanation says what it explains: the right numbers, and in every form it is given out."
 
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -457,3 +460,38 @@ def test_equal_queries_are_scored_once(name: str, monkeypatch: pytest.MonkeyPatc
         pd.testing.assert_frame_equal(found, alone.reset_index(drop=True))
         pairs = sum(len(triples[:, c].unique(dim=0)) for c in ([0, 1], [1, 2]))
         assert bytes_ < 2**26 or sum(scored) == pairs
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_memory_does_not_grow_with_the_number_of_ranks() -> None:
+    """Small results that are kept between large pieces of memory would keep the C library from
+    using those again: a gigabyte for a thousand ranks, in a process that has worked before."""
+    script = """
+    from pathlib import Path
+
+    import torch
+    from pykeen.models import ComplEx
+    from pykeen.triples import TriplesFactory
+
+    from tracin_nb.engine.beliefs import ranked
+    from tracin_nb.runs.run import Run
+
+    def resident():
+        return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20
+
+    for size in (1, 4, 16, 31):  # each raises the size of pieces up to which they are kept
+        torch.ones(size * 2**18)
+    torch.manual_seed(0)
+    E, N = 20_000, 600
+    triples = torch.stack([torch.randint(n, (N,)) for n in (E, 5, E)], 1)
+    labels = [{str(i): i for i in range(n)} for n in (E, 5)]
+    training = TriplesFactory(triples, *labels)
+    model = ComplEx(triples_factory=training, embedding_dim=64, random_seed=0)
+    run = Run.from_model(model, training, learning_rates=[0.1])
+    model = run.model(-1, 'cpu')
+    ranked(run, model, triples[:8], ('tail',))
+    start = resident()
+    ranked(run, model, triples, ('tail', 'head'))
+    assert resident() - start < 100, resident() - start
+    """
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(script)], check=True)
