@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from models import build, graph
 from pykeen.evaluation import RankBasedEvaluator
-from pykeen.models import DistMult
+from pykeen.models import DistMult, ERModel, TransE
 from pykeen.triples import CoreTriplesFactory
 
 from tracin_nb.answer.results import CAVEAT, CAVEAT_OF_REPLAY, Result, read_csv, text_table
@@ -24,6 +25,7 @@ from tracin_nb.app.audit import compare
 from tracin_nb.app.explorer import ExplorerQuestion, InfluenceExplorer
 from tracin_nb.engine import beliefs as module
 from tracin_nb.engine.beliefs import beliefs, guessed, heads_too_dear, ranked, standing
+from tracin_nb.engine.objectives import score
 from tracin_nb.evaluation.replay import replay
 from tracin_nb.influence.batch import SUMMARY
 from tracin_nb.influence.tracin import TracIn, resume
@@ -460,6 +462,38 @@ def test_equal_queries_are_scored_once(name: str, monkeypatch: pytest.MonkeyPatc
         pd.testing.assert_frame_equal(found, alone.reset_index(drop=True))
         pairs = sum(len(triples[:, c].unique(dim=0)) for c in ([0, 1], [1, 2]))
         assert bytes_ < 2**26 or sum(scored) == pairs
+
+
+class Halved(DistMult):
+    "A model that scores tails in its own way."
+
+    def score_t(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        "Half of what a DistMult gives."
+        return super().score_t(*args, **kwargs) / 2
+
+
+@pytest.mark.parametrize('side', ['tail', 'head'])
+def test_scores_of_candidates_are_the_models_own(side: module.Side) -> None:
+    "Also with other norms, and where a class scores in its own way."
+    training, by = graph(), dict(embedding_dim=8, random_seed=0)
+    given = dict(triples_factory=training, random_seed=0)
+    tables = dict(
+        entity_representations_kwargs=dict(shape=8, dtype=torch.cfloat),
+        relation_representations_kwargs=dict(shape=8, dtype=torch.cfloat),
+    )
+    rotate = partial(ERModel, interaction='rotate', **given, **tables)
+    models = [
+        Halved(triples_factory=training, **by),
+        rotate(interaction_kwargs=dict(p=1)),
+        rotate(interaction_kwargs=dict(p=2, power_norm=True)),
+        rotate(),
+        TransE(triples_factory=training, scoring_fct_norm=3, **by),
+        TransE(triples_factory=training, power_norm=True, scoring_fct_norm=2, **by),
+    ]
+    queries = module.Softmax(side).queries(training.mapped_triples)
+    for model in models:
+        found = module.candidate_scores(model.eval(), queries)
+        torch.testing.assert_close(found, score(model, queries), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')

@@ -1332,6 +1332,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._Written._should_skip_dynamo': ( 'engine/beliefs.html#_written._should_skip_dynamo',
                                                                                                      'tracin_nb/engine/beliefs.py'),
+                                          'tracin_nb.engine.beliefs._comparable': ( 'engine/beliefs.html#_comparable',
+                                                                                    'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._keys': ('engine/beliefs.html#_keys', 'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._moved': ('engine/beliefs.html#_moved', 'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._turned': ( 'engine/beliefs.html#_turned',

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from pykeen.evaluation.ranks import Ranks
-from pykeen.models import ERModel, Model
+from pykeen.models import ERModel, InductiveERModel, Model
 from pykeen.nn.modules import (
     ComplExInteraction,
     DistMultInteraction,
@@ -173,19 +173,32 @@ _FORMS: dict[type, Callable[[Tensor, Tensor, bool], Tensor]] = {
 }  # the head with the relation, or the tail with its inverse: what candidates are compared with
 
 
+def _comparable(model: Model) -> bool:
+    """Are the scores distances or products of rows? Not if a class of its own scores in another
+    way, in an inductive model, under a norm of complex numbers other than the second, and on a
+    device without float64."""
+    kind, form = type(model), getattr(model, 'interaction', None)
+    plain = isinstance(model, ERModel) and not isinstance(model, InductiveERModel)
+    names = ('score_t', 'score_h', '_get_representations')
+    plain = plain and all(getattr(kind, n) is getattr(ERModel, n) for n in names)
+    if not plain or type(form) not in _FORMS or model.device.type == 'mps':
+        return False
+    norms = {TransEInteraction: (1, 2), RotatEInteraction: (2,)}.get(type(form), (None,))
+    return getattr(form, 'p', None) in norms and not getattr(form, 'power_norm', False)
+
+
 def rows_compared(
     model: Model, queries: Queries, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """Return rows of what is asked `[B, k]` and of the candidates `[c, k]`, of which the scores
     are distances or products; None for a model of another form."""
-    form = model.interaction if isinstance(model, ERModel) else None
-    if type(form) not in _FORMS or getattr(form, 'power_norm', False) or queries.kind == 'hrt':
+    if queries.kind == 'hrt' or not _comparable(model):
         return None
     back, ids = queries.kind == 'heads', queries.ids[:, 0]
     r, near = ids.T if back else ids.flip(1).T
     asked = dict(h=candidates, t=near) if back else dict(h=near, t=candidates)
     h, r, t = model._get_representations(r=r, mode=None, **asked)
-    at, others = _FORMS[type(form)](t if back else h, r, back), h if back else t
+    at, others = _FORMS[type(model.interaction)](t if back else h, r, back), h if back else t
     real = lambda x: torch.view_as_real(x).flatten(-2) if x.is_complex() else x
     return real(at), real(others)
 

@@ -136,7 +136,7 @@ class Planner:
         triples = self.every[rows]
         order = pass_order(triples, sparse)
         whole = Pass(rows[order], triples[order], sparse, size, part, peak)
-        whole = replace(whole, entire=is_range(rows) and len(rows) == len(self.every))
+        whole = replace(whole, entire=len(rows) == len(self.every) and is_range(rows))
         if near is None:
             return whole
         return replace(
