@@ -2532,6 +2532,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'tracin_nb/evaluation/datamodel.py'),
                                                 'tracin_nb.evaluation.datamodel.Trained': ( 'evaluation/datamodel.html#trained',
                                                                                             'tracin_nb/evaluation/datamodel.py'),
+                                                'tracin_nb.evaluation.datamodel._measured': ( 'evaluation/datamodel.html#_measured',
+                                                                                              'tracin_nb/evaluation/datamodel.py'),
                                                 'tracin_nb.evaluation.datamodel._standard': ( 'evaluation/datamodel.html#_standard',
                                                                                               'tracin_nb/evaluation/datamodel.py'),
                                                 'tracin_nb.evaluation.datamodel.conve': ( 'evaluation/datamodel.html#conve',

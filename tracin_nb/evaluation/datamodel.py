@@ -324,6 +324,16 @@ def rises_without_top(
     return {n: x - before for n, x in zip(some, after.split(M), strict=True)}
 
 # %% ../../nbs/evaluation/20_datamodel.ipynb #88983b27
+def _measured(
+    scores: Sequence[Tensor], losses: Sequence[Tensor], kept: Tensor, rises: Sequence[Tensor]
+) -> dict[str, Any]:
+    "Return LDS of one estimator, and QLD if there is any `rises` by seed, with intervals."
+    found = own_and_other(scores, losses, kept)
+    if rises:
+        found['QLD'] = torch.stack([*rises]).mean(0).numpy()
+    return {of: bootstrap(values).to_dict() for of, values in found.items()}
+
+
 def datamodel(
     design: Design = Design(),
     estimators: Mapping[
@@ -360,16 +370,7 @@ def datamodel(
         seconds=round(time.perf_counter() - start, 1),
         seed_agreement=bootstrap(seed_agreement(losses)).to_dict() if seeds > 1 else None,
         rows=[
-            dict(estimator=name)
-            | {
-                of: bootstrap(values).to_dict()
-                for of, values in own_and_other(some, losses, kept).items()
-            }
-            | (
-                dict(QLD=bootstrap(torch.stack(rises[name]).mean(0).numpy()).to_dict())
-                if name in rises
-                else {}
-            )
+            dict(estimator=name) | _measured(some, losses, kept, rises.get(name, []))
             for name, some in scores.items()
         ],
     )
