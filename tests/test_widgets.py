@@ -179,8 +179,15 @@ def test_opens_with_something_to_see(run: Run, monkeypatch: pytest.MonkeyPatch) 
     explorer = InfluenceExplorer(run)
     explorer._repr_mimebundle_()
     assert not explorer.job.running and explorer.tests is None
+    sent = []
+    for widget in (explorer.head.field, explorer.tail.field, explorer.predictions):
+        send = widget.send_state
+        record = lambda key=None, w=widget, send=send: (sent.append(w), send(key))
+        monkeypatch.setattr(widget, 'send_state', record)
     explorer.predictions.drawn = True
     explorer.job.wait()
+    *fields, table = sent[1:]  # the first is `drawn`
+    assert table is explorer.predictions and table not in fields  # what is typed then stays
     assert len(explorer.tests) and explorer.predictions.value == (0,)
     assert explorer.asked().triple == tuple(explorer.tests.loc[0, ['head', 'relation', 'tail']])
     assert explorer.tests['relation'].unique().tolist() == [first_look(run.training)['relation']]

@@ -8,7 +8,7 @@ __all__ = ['LOOK', 'EMPTY', 'SHOWN_PATHS', 'PICTURES', 'ExplorerQuestion', 'rank
            'draw_graph']
 
 # %% ../../nbs/app/20_explorer.ipynb #5ff3f916
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -213,9 +213,9 @@ class InfluenceExplorer(RunPanel):
         given, k = first_look(self.training), self.count.value
 
         def look() -> None:
-            self.offer(self.predicted(given, k))
+            found = self.predicted(given, k)
             typed = any(getattr(self, part).typed for part in TRIPLE)
-            self.predictions.value = (0,) if len(self.tests) and not typed else ()
+            self.offer(found, chosen=() if typed else range(len(found))[:1])
 
         self.begin(look)
 
@@ -374,8 +374,9 @@ def explain(self: InfluenceExplorer, question: ExplorerQuestion) -> Result:
 
 # %% ../../nbs/app/20_explorer.ipynb #d5f4de36
 @patch
-def offer(self: InfluenceExplorer, tests: pd.DataFrame) -> None:
-    "Show ranked test triples, or predictions."
+def offer(self: InfluenceExplorer, tests: pd.DataFrame, chosen: Sequence[int] = ()) -> None:
+    """Show ranked test triples, or predictions. The first one `chosen` is in the fields before the
+    page has the list, so what is typed once it is there stays."""
     shown = pd.DataFrame({'rank': tests['rank'].map('{:g}'.format)})
     if 'among' in tests:
         shown['rank'] += tests['among'].map(' of {:,}'.format)
@@ -383,7 +384,7 @@ def offer(self: InfluenceExplorer, tests: pd.DataFrame) -> None:
         shown[part] = tests[part].map(self.named)
     self.tests = tests
     caption = 'Predictions' if 'score' in tests else 'Test triples'
-    self.predictions.show(html_table(shown, f'{caption}, the best first'))
+    self.predictions.show(html_table(shown, f'{caption}, the best first'), value=chosen)
 
 
 @patch

@@ -9,7 +9,7 @@ __all__ = ['SCRIPT', 'LOOKS', 'WAITING', 'SIZES', 'COPIED', 'sheet', 'tab_lines'
 # %% ../../nbs/app/05_live.ipynb #936b166f
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anywidget
@@ -311,10 +311,12 @@ class LiveTables(anywidget.AnyWidget):
     box = Unicode().tag(sync=True)  # id of the box in which presses wait; empty: none
     drawn = Bool(False).tag(sync=True)  # does a page show it? What is sent before may be lost
 
-    def show(self, content: str, lines: list[str] | None = None) -> None:
-        "Show other tables, of which no row is selected; `query`, `order` and `hidden` stay."
+    def show(self, content: str, lines: list[str] | None = None, value: Sequence[int] = ()) -> None:
+        """Show other tables, of which only the rows in `value` are selected; `query`, `order` and
+        `hidden` stay. What follows from the selection is done before the page has the tables."""
         with self.hold_sync():
             self.value, self.detail = (), {}
+            self.value = tuple(value)
             self.content, self.lines = content, lines or []
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
