@@ -11,6 +11,7 @@ __all__ = ['Part', 'PAIRS', 'rows_only', 'Index', 'make_index', 'make_indices', 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -239,18 +240,18 @@ def _order(test: Factors) -> Tensor:
     return min(columns, key=lambda ids: len(ids.unique())).argsort()
 
 # %% ../../nbs/engine/20_row_index.ipynb #0130a35d
-def _terms(test: Sequence[Factors], indices: dict[str, list[Index]], i: int, n: int) -> Tensor:
-    "Return the sums `[c]` of |terms| of test triple `i`, in the order of its parts."
+def _terms(
+    test: Sequence[Factors], indices: dict[str, list[Index]], rows: Tensor, n: int
+) -> Iterator[Tensor]:
+    """Yield, for each of the test triples `rows`, the sums `[c]` of |terms|, in the order of its
+    parts."""
     by_length = {
         name: [replace(x, grads=x.lengths) for x in found] for name, found in indices.items()
     }
-    mine = [lengths(f[i : i + 1]) for f in test]
-    total = torch.zeros(
-        n, dtype=torch.float64, device=mine[0].blocks[next(iter(indices))][0].ids.device
-    )
-    return _sum(
-        total, _parts(by_length, mine, torch.zeros(1, dtype=torch.long, device=total.device))[0]
-    )[1]
+    mine = [lengths(f[rows]) for f in test]
+    total = torch.zeros(n, dtype=torch.float64, device=rows.device)
+    for parts in _parts(by_length, mine, torch.arange(len(rows), device=rows.device)):
+        yield _sum(total, parts)[1] if parts else total[:0]
 
 # %% ../../nbs/engine/20_row_index.ipynb #6e12482a
 def _strongest_parts(
@@ -263,12 +264,13 @@ def _strongest_parts(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield, for each of the test triples `rows`, its number, and columns and values of its
     outermost pairs, `[c]` each."""
-    for i, parts in zip(rows.tolist(), _parts(indices, test, rows)):
+    terms = _terms(test, indices, rows, len(total)) if clear else repeat(None)
+    for i, parts, size in zip(rows.tolist(), _parts(indices, test, rows), terms):
         if not parts:
             continue
         columns, values = _sum(total, [(p, v.to(total)) for p, v in parts])
-        if clear:
-            values[values.abs() <= limit(values.dtype) * _terms(test, indices, i, len(total))] = 0
+        if size is not None:
+            values[values.abs() <= limit(values.dtype) * size] = 0
         kept = torch.cat([_extreme(values, k, largest) for largest in (True, False)])
         columns, values = columns[kept], values[kept]
         yield torch.full_like(columns, i), columns, values
@@ -338,7 +340,8 @@ def shared_pairs(
     n: int,  # training triples in the tile
     k: int,  # how many of the highest and of the lowest are wanted
     dtype: torch.dtype = torch.float32,  # of the sums
-    most: Tensor | None = None,  # `[M]`, what rounding can be at most; by default not looked at
+    most: Tensor | None = None,  # `[M]`: rounding at most, for training gradients of size 1;
+    # by default it is not looked at
     reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return test rows, columns and influences `[c]` of the pairs that share a row of some table
@@ -350,7 +353,7 @@ def shared_pairs(
     def pairs(order: Tensor, clear: bool) -> tuple[Tensor, Tensor, Tensor]:
         found = [
             part
-            for rows in _chunks(order, counts)
+            for rows in _chunks(order, counts * (3 if clear else 1))  # sums in float64, too
             for part in _strongest_parts(test, indices, rows, total, k, clear)
         ]
         return tuple(map(torch.cat, zip(*found))) if found else (order[:0], order[:0], total[:0])
@@ -359,7 +362,8 @@ def shared_pairs(
         found = pairs(order, False)
         if most is None:
             return found
-        small = found[2].abs() <= most[found[0]]
+        sizes = indexed_sizes(indices, n).amax(0)
+        small = found[2].abs() <= most[found[0]] * sizes[found[1]]
         if reached is not None:  # what is weaker than those listed does not matter
             small &= found[2].abs() >= reached[found[0]]
         if not len(again := found[0][small].unique()):

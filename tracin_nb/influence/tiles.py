@@ -193,9 +193,12 @@ class IndexTile:
         influences, where nearly all pairs share one. The weakest of each list so far has
         `reached` `[M]`."""
         rated = test.rated(self.device)
-        most = test.reach * self.largest * limit(test.dtype)
+        most = test.reach * limit(test.dtype)  # for a training gradient of size 1
         if crowded(rated, self.indices, self.n):
-            every = shared_matrix(rated, self.indices, self.n, test.dtype)
+            every, most = (
+                shared_matrix(rated, self.indices, self.n, test.dtype),
+                most * self.largest,
+            )
             return Matrix(cleared(every, k, most, self.terms(test), reached), self.slopes)
         found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most, reached)
         return Pairs(*found, self.slopes)
