@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Costs', 'timed_explain', 'start_seconds', 'shard_seconds', 'workers_row', 'shards_of',
-           'bench_workers', 'strong', 'weak']
+           'unrelated_seconds', 'bench_workers', 'strong', 'weak']
 
 # %% ../../nbs/bench/30_workers.ipynb #d170e16b
+import contextlib
 import copy
 import math
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 
 from ..answer.ranking import Ranking
@@ -122,6 +124,34 @@ def shards_of(tracin: TracIn) -> int:
     size, every = tracin.settings.batch_size, torch.arange(tracin.run.training.num_triples)
     return len(tracin.planner.over(every, False, size, size).bounds(tracin.crew.shards)) - 1
 
+# %% ../../nbs/bench/30_workers.ipynb #3797bc3d
+def _asking(run: Run, devices: Sequence[str] | str, tile: int) -> TracIn:
+    "Return what the benchmark measures."
+    how = dict(weighting='sgd', checkpoints=[-1], batch_size=tile, progress=False)
+    return TracIn(run, 'bce', devices=devices, **how)
+
+
+def _half(
+    which: int, folder: Path, device: str, tile: int, tests: Tensor, k: int, gate: Any, told: Any
+) -> None:
+    "In a process of its own: tell the seconds of a pass over half of the training triples."
+    with one_thread():
+        tracin = _asking(Run.open(folder), device, tile)
+        triples = tracin.run.training.mapped_triples[which::2]
+        timed_explain(tracin, tests, k, triples[:tile])  # now everything is loaded and planned
+        gate.wait()
+        told.put(timed_explain(tracin, tests, k, triples)[0])
+
+
+def unrelated_seconds(run: Run, device: str, tile: int, tests: Tensor, k: int) -> float:
+    "Return the seconds of the slower of two processes that have half of the training triples each."
+    context = mp.get_context('spawn')
+    gate, told = context.Barrier(2), context.Queue()
+    how = (run.folder, device, tile, tests, k, gate, told)
+    with contextlib.closing(told):
+        mp.spawn(_half, how, nprocs=2)
+        return max(told.get() for _ in range(2))
+
 # %% ../../nbs/bench/30_workers.ipynb #81cb067a
 def bench_workers(
     data: Path | str = 'fb15k237',  # PyKEEN's name, or a folder of TSV files
@@ -131,11 +161,11 @@ def bench_workers(
     tests: int = 1000,
     k: int = 100,
     tile: int = 1024,
-    ray: bool = True,  # also on a Ray cluster of this machine, with two cores
+    ray: bool = True,  # also on a Ray cluster of two nodes on this machine
     device: str = 'cpu',
 ) -> dict[str, Any]:
-    """Return one process, two workers and two Ray actors, each on one thread: whole training
-    set, one checkpoint of ConvE."""
+    """Return one process, two that know nothing of each other, two workers and two Ray nodes,
+    each on one thread: whole training set, one checkpoint of ConvE."""
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         run = (
             Run.open(Path(runs) / 'ConvE')
@@ -158,37 +188,18 @@ def bench_workers(
 def _workers_table(
     run: Run, tests: Tensor, k: int, tile: int, device: str, ray: bool
 ) -> dict[str, Any]:
-    make = lambda devices: TracIn(
-        run,
-        'bce',
-        weighting='sgd',
-        checkpoints=[-1],
-        devices=devices,
-        batch_size=tile,
-        progress=False,
-    )
-    one, every = make(device), run.training.mapped_triples
+    one, every = _asking(run, device, tile), run.training.mapped_triples
     one.steps.every
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     less, _ = timed_explain(one, tests, k, every[order[: len(every) // 4]])
     taken, truth = timed_explain(one, tests, k)
     triple = (taken - less) / (len(every) - len(every) // 4)
-    costs = {}
-    teams = {'two processes': [device] * 2} | ({'two Ray actors': 'ray'} if ray else {})
-    rows = [
-        dict(
-            name='one process',
-            seconds=taken,
-            gain=1.0,
-            gain_without_start=1.0,
-            start_seconds=0.0,
-            model_seconds=taken,
-            model_error=0.0,
-        )
-    ]
+    apart = unrelated_seconds(run, device, tile, tests, k)
+    rows = [_plain_row('one process', taken, taken), _plain_row('two unrelated', apart, taken)]
+    costs, teams = {}, {'two processes': [device] * 2} | ({'two Ray nodes': 'ray'} if ray else {})
     for name, devices in teams.items():
         with _cluster(devices):
-            there = make(devices)
+            there = _asking(run, devices, tile)
             there.steps.every
             costs[name] = Costs(
                 taken - len(every) * triple,
@@ -197,6 +208,8 @@ def _workers_table(
                 shard_seconds(len(tests), k),
             )
             rows.append(workers_row(name, devices, taken, truth, there, tests, k, costs[name]))
+    for row in rows:
+        row['of_unrelated'] = row['gain_without_start'] * apart / taken
     return dict(
         benchmark='workers',
         machine=machine(torch.device(device)),
@@ -209,19 +222,31 @@ def _workers_table(
         **{f'{name}_seconds': value for name, value in asdict(costs['two processes']).items()},
     )
 
+
+def _plain_row(name: str, seconds: float, one: float) -> dict[str, Any]:
+    "Return a row of the table of processes that are not started for the question."
+    gain = one / seconds
+    costs = dict(start_seconds=0.0, model_seconds=seconds, model_error=0.0)
+    return dict(name=name, seconds=seconds, gain=gain, gain_without_start=gain, **costs)
+
 # %% ../../nbs/bench/30_workers.ipynb #a9f34b6b
 @contextmanager
 def _cluster(devices: Sequence[str] | str) -> Iterator[None]:
-    "Start a Ray cluster with two cores of this machine, if `devices` needs one."
+    "Start a Ray cluster of two nodes on this machine, one core each, if `devices` needs one."
     if not isinstance(devices, str):
         return (yield)
     import ray
+    from ray.cluster_utils import Cluster
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error')
+    made = Cluster(True, head_node_args=dict(num_cpus=0, include_dashboard=False))
     try:
+        for _ in range(2):
+            made.add_node(num_cpus=1)
+        ray.init(made.address, log_to_driver=False, logging_level='error')
         yield
     finally:
         ray.shutdown()
+        made.shutdown()
 
 # %% ../../nbs/bench/30_workers.ipynb #9ddc39e3
 def strong(
