@@ -1260,7 +1260,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tracin_nb.bench.scale.kept': ('bench/scale.html#kept', 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.opened': ('bench/scale.html#opened', 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.peak_bytes': ('bench/scale.html#peak_bytes', 'tracin_nb/bench/scale.py'),
-                                       'tracin_nb.bench.scale.pieces': ('bench/scale.html#pieces', 'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.power_law_triples': ( 'bench/scale.html#power_law_triples',
                                                                                     'tracin_nb/bench/scale.py'),
                                        'tracin_nb.bench.scale.question': ('bench/scale.html#question', 'tracin_nb/bench/scale.py'),
