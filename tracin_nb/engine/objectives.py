@@ -8,7 +8,9 @@ __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BC
            'make_objective', 'left_out']
 
 # %% ../../nbs/engine/00_objectives.ipynb #73bc504e
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -204,6 +206,14 @@ class Softmax(Objective):
         return scores.logsumexp(-1) - scores.gather(-1, target[None])[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #21a98e20
+def _checksum(*tensors: Tensor) -> str:
+    "Return SHA-256 (hex) of the numbers in tensors."
+    found = hashlib.sha256()
+    for x in tensors:
+        found.update(x.contiguous().cpu().numpy().data)
+    return found.hexdigest()
+
+
 class Negatives:
     """Negative triples of positives: a function of the training set, the sampler, the seed and
     the triple."""
@@ -222,6 +232,11 @@ class Negatives:
         self.sorted, self.order = (keys, None) if increase else keys.sort(stable=True)
         self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
         self._met: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def content(self) -> tuple[Any, ...]:
+        "All that the negatives depend on; the training triples, which may be many, as a checksum."
+        return self.sampler, len(self.triples), _checksum(self.triples), self.seed, self.block
 
     def _keys(self, triples: Tensor) -> Tensor:
         _, relations, tails = self.sizes
@@ -369,6 +384,11 @@ class Labels:
         self.tails = triples[order, 2]
         self.keys, self.counts = keys.unique_consecutive(return_counts=True)
         self.starts = self.counts.cumsum(0) - self.counts
+
+    @cached_property
+    def content(self) -> tuple[Any, ...]:
+        "All that the labels depend on; the tails, which may be many, as a checksum."
+        return self.num_entities, self.base, _checksum(self.keys, self.counts, self.tails)
 
     def __call__(self, triples: Tensor) -> Tensor:
         """Return labels `[B, E]` (0 or 1) of the rows that `triples` `[B, 3]` belong to, the

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from .names import NAMELESS, names_of
@@ -58,10 +58,13 @@ def grouped(
 ) -> csr_array:
     """Return `[num_entities, N]`: in row e and column i, for each triple i at entity e, the
     entity at its other end."""
-    back = np.flatnonzero(head != tail).astype(np.int32)
-    here, other = np.concatenate([head, tail[back]]), np.concatenate([tail, head[back]])
-    column = np.concatenate([np.arange(len(head), dtype=np.int32), back])
-    return coo_array((other, (here, column)), shape=(num_entities, len(head))).tocsr()
+    kind = np.int32 if 2 * len(head) < 2**31 else np.int64
+    ends = np.zeros(len(head) + 1, dtype=kind)  # of the columns: one entry for a loop, else two
+    np.cumsum(1 + (head != tail), dtype=kind, out=ends[1:])
+    here, other = (np.empty(ends[-1], dtype=np.int32) for _ in range(2))
+    for places, x, y in ((ends[:-1], head, tail), (ends[1:] - 1, tail, head)):
+        here[places], other[places] = x, y
+    return csc_array((other, here, ends), shape=(num_entities, len(head))).tocsr()
 
 # %% ../../nbs/graph/10_neighbourhoods.ipynb #e29574f5
 class Graph:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..engine.factors import Block, Dense, Factors, Outer, Rows, concat, inner, with_weights
 from ..engine.gradients import Engine, LoopEngine
-from ..engine.objectives import Objective, make_objective
+from ..engine.objectives import Labels, Negatives, Objective, make_objective
 from ..files import replacing
 from ..graph.triples import evenly
 from ..runs.run import Run
@@ -162,6 +162,8 @@ class _Content:
                 return self(x.func)
             case staticmethod() | classmethod():
                 return self(x.__func__)
+            case Negatives() | Labels() if type(x) in (Negatives, Labels):  # subclasses have more
+                return [*map(self, (type(x), x.content))]
         return self._state(x)
 
     def _state(self, x: Any) -> Any:
