@@ -5,7 +5,6 @@ Nothing in here has run on CUDA. The complete cross product runs with TRACIN_SLO
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
@@ -41,14 +40,16 @@ def installed() -> Iterator[None]:
 
 
 @cache
-def run_of(name: str, loop: str) -> Run:
+def run_of(name: str, loop: str, dtype: torch.dtype = torch.float32) -> Run:
     "A run of a tiny model on a few triples of Nations, as if trained with Adam."
     inverse, literals = name in NEED_INVERSE, 'literal' in name
     every = graph(inverse, literals)
     some = every if literals else every.clone_and_exchange_triples(every.mapped_triples[::40])
-    model = fit(build(name, some), some, batch_size=10)
+    model = fit(build(name, some), some, batch_size=10).to(dtype)
     draw = torch.Generator().manual_seed(0)
-    moments = {n: 0.1 + torch.rand(p.shape, generator=draw) for n, p in model.named_parameters()}
+    moments = {
+        n: 0.1 + torch.rand(p.shape, generator=draw).to(dtype) for n, p in model.named_parameters()
+    }
     adam = ('adam', dict(betas=(0.9, 0.999), eps=1e-8))
     how: dict[str, Any] = dict(optimizer=adam, optimizer_moments=[moments], steps=[3])
     if loop == 'lcwa':
@@ -56,12 +57,19 @@ def run_of(name: str, loop: str) -> Run:
     return Run.from_model(model, some, learning_rates=[0.1], loop=loop, **how)
 
 
-def asked(name: str, loss: str, weighting: str, device: str, size: int | None = 25) -> TracIn:
+def asked(
+    name: str,
+    loss: str,
+    weighting: str,
+    device: str,
+    size: int | None = 25,
+    dtype: torch.dtype = torch.float32,
+) -> TracIn:
     "A `TracIn` of such a run."
     loop = 'lcwa' if loss in ('rows', 'training-row') else 'slcwa'
     loss = 'training' if loss == 'rows' else loss
     how: dict[str, Any] = dict(weighting=weighting, batch_size=size, progress=False)
-    return TracIn(run_of(name, loop), loss, devices=device, **how)
+    return TracIn(run_of(name, loop, dtype), loss, devices=device, **how)
 
 
 def first_three(tracin: TracIn) -> Tensor:
@@ -88,19 +96,19 @@ def chosen() -> list[tuple[str, str, str]]:
     if COMPLETE:
         return list(product(TRAINABLE, LOSSES, WEIGHTINGS))
     few = ('conve', 'distmult', 'rotate', 'tucker', 'complex', 'transe', 'proje')
+    few += ('inductivenodepiece', 'inductivenodepiecegnn')
     kinds = list(WEIGHTINGS)
-    return [(n, LOSSES[i], kinds[i % len(kinds)]) for i, n in enumerate(few)]
+    return [(n, LOSSES[i % len(LOSSES)], kinds[i % len(kinds)]) for i, n in enumerate(few)]
 
 
 @pytest.mark.parametrize('name, loss, weighting', chosen())
 def test_equal_to_the_cpu(name: str, loss: str, weighting: str) -> None:
-    try:
-        on_cpu = explained(asked(name, loss, weighting, 'cpu'))
-    except ValueError as e:  # not every model has every loss: the device says so, too
-        with pytest.raises(ValueError, match=re.escape(str(e))):
-            explained(asked(name, loss, weighting, DEVICE))
-    else:
-        same(explained(asked(name, loss, weighting, DEVICE)), on_cpu)
+    """Every model has every loss. In float64 where so few triples hardly tell the second moments
+    from 0, and rounding in float32 alone is more than what is compared here."""
+    natural = COMPLETE and weighting.startswith('natural') and name != 'rgcn'  # float32 only
+    dtype = torch.float64 if natural else torch.float32
+    ask = lambda device: explained(asked(name, loss, weighting, device, dtype=dtype))
+    same(ask(DEVICE), ask('cpu'))
 
 
 QUESTIONS: dict[str, Callable[[TracIn], Tensor]] = {

@@ -325,6 +325,10 @@ _setup_privateuseone_for_python_backend(NAME, backend_module=_Module(), hook=_HO
 DEVICE = torch.device(f'{NAME}:0')
 _library = torch.library.Library('_', 'IMPL')
 _library.fallback(lambda op, *args, **kwargs: run(op, args, kwargs), 'PrivateUse1')
+_makers = torch.library.Library('aten', 'IMPL')  # else they fill an empty tensor, whose shape stays
+for _name in ('arange', 'arange.start', 'arange.start_step', 'eye', 'linspace', 'randperm'):
+    _op = getattr(getattr(torch.ops.aten, _name.split('.')[0]), (_name + '.default').split('.')[1])
+    _makers.impl(_name, lambda *args, op=_op, **kwargs: run(op, args, kwargs), 'PrivateUse1')
 
 
 def from_values(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

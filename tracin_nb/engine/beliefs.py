@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from .objectives import Queries, Softmax, score
 from ..progress import Progress, counter, silent
+from ..runs.models import mode_of
 from ..runs.run import Run
 
 # %% ../../nbs/engine/05_beliefs.ipynb #7aa2c1ac
@@ -316,7 +317,8 @@ def ranked(
     filtered rank from 1 (`tail_rank`) and among how many (`tails`)."""
     triples, inverse, found = triples.cpu(), run.training.create_inverse_triples, {}
     with torch.no_grad():
-        scores = [model.score_hrt(some.to(model.device))[:, 0] for some in triples.split(_MOST)]
+        one = lambda some: model.score_hrt(some.to(model.device), mode=mode_of(model))[:, 0]
+        scores = [one(some) for some in triples.split(_MOST)]
     found['score'] = torch.cat(scores).float().cpu().numpy()
     for side in sides:
         known = stated(triples, [*splits(run).values()], side, sizes_of(run))

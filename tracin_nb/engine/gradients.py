@@ -40,8 +40,9 @@ from tracin_nb.engine.factors import (
     _products,
     block_total,
 )
-from .objectives import Objective, Queries, Score, _mode, score
+from .objectives import Objective, Queries, Score, score
 from ..graph.triples import evenly
+from ..runs.models import mode_of
 from ..waiting import hurried, unlikely
 
 # %% ../../nbs/engine/30_gradients.ipynb #5d0b5ef1
@@ -799,7 +800,7 @@ class FactoredEngine:
 # %% ../../nbs/engine/30_gradients.ipynb #8877978d
 def _representations(model: ERModel) -> list[Representation]:
     "Return what the model asks for vectors."
-    entities = model._get_entity_representations_from_inductive_mode(mode=_mode(model))
+    entities = model._get_entity_representations_from_inductive_mode(mode=mode_of(model))
     return list(dict.fromkeys([*entities, *model.relation_representations]))
 
 # %% ../../nbs/engine/30_gradients.ipynb #54429cc2
@@ -834,7 +835,7 @@ def _look_up(engine: FactoredEngine, q: Queries) -> tuple[tuple, list[Capture]]:
 def _represent(engine: FactoredEngine, q: Queries) -> tuple:
     """Return head, relation and tail vectors. A row's candidates are ids `[B * g, E]`, or one table
     `[1, E, ...]` for all."""
-    ids, mode = q.ids.flatten(0, 1), _mode(engine.model)
+    ids, mode = q.ids.flatten(0, 1), mode_of(engine.model)
     if q.kind == 'hrt':
         h, r, t = ids.unbind(-1)
         return engine.model._get_representations(h=h, r=r, t=t, mode=mode)
@@ -1134,7 +1135,7 @@ def _tolerance(x: Tensor) -> float:
 # %% ../../nbs/engine/30_gradients.ipynb #3ac98844
 def _open_representations(model: ERModel, q: Queries) -> list[Representation]:
     "Return the entity representations on the open side of a row."
-    kept = model._get_entity_representations_from_inductive_mode(mode=_mode(model))
+    kept = model._get_entity_representations_from_inductive_mode(mode=mode_of(model))
     places = model.interaction.tail_indices if q.kind == 'tails' else model.interaction.head_indices
     return [kept[i] for i in places]
 
@@ -1224,7 +1225,7 @@ class _Trial(Objective):
 # %% ../../nbs/engine/30_gradients.ipynb #549078b8
 def _trial_triples(model: Model) -> Tensor:
     "Return three triples `[3, 3]` of different entities and relations, where there are as many."
-    E, R = model._get_entity_len(mode=_mode(model)), max(1, model.num_real_relations)
+    E, R = model._get_entity_len(mode=mode_of(model)), max(1, model.num_real_relations)
     return torch.tensor([[0, 0, E - 1], [E // 2, R // 2, 0], [E // 3, R - 1, E // 3]])
 
 # %% ../../nbs/engine/30_gradients.ipynb #8c46668b
@@ -1232,7 +1233,7 @@ def _cover(model: ERModel, size: int = 1024) -> Sequence[Tensor]:
     """Return triples `[n, 3]` in which all entities and relations occur, in random order, in
     parts of about `size`."""
     R = max([e.max_id for e in model.relation_representations], default=1)
-    E, draw = model._get_entity_len(mode=_mode(model)), torch.Generator().manual_seed(0)
+    E, draw = model._get_entity_len(mode=mode_of(model)), torch.Generator().manual_seed(0)
     every, relations = torch.randperm(E, generator=draw), torch.randperm(R, generator=draw)
     at = torch.arange(max(E, R))
     return torch.stack([every[at % E], relations[at % R], every[(at + 1) % E]], 1).chunk(

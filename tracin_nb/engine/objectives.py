@@ -17,13 +17,13 @@ import torch
 from pykeen.inverse import DefaultRelationInverter
 from pykeen.losses import Loss
 from pykeen.models import Model
-from pykeen.models.inductive.base import InductiveERModel
 from pykeen.regularizers import NoRegularizer, Regularizer
 from pykeen.triples.weights import LossWeighter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clock import stage
+from ..runs.models import mode_of
 from ..runs.optimizers import habits_of
 from ..runs.run import Run
 from ..waiting import sent
@@ -75,17 +75,13 @@ class Objective:
         "Return the loss (scalar) of one example from its scores `[c]` and its `extra` tensors."
         raise NotImplementedError
 
-# %% ../../nbs/engine/00_objectives.ipynb #4c0d03d3
-def _mode(model: Model) -> str | None:
-    return 'training' if isinstance(model, InductiveERModel) else None
-
 # %% ../../nbs/engine/00_objectives.ipynb #43c61716
 def score(model: Model, queries: Queries, candidates: Tensor | None = None) -> Tensor:
     """Return scores `[B, c]` of all that `queries` ask for.
 
     `candidates` `[B * g, c']` restricts rows to some entities; by default all entities are
     scored."""
-    B, mode = len(queries), _mode(model)
+    B, mode = len(queries), mode_of(model)
     flat = queries.ids.flatten(0, 1)
     if queries.kind == 'hrt':
         return model.score_hrt(flat, mode=mode).view(B, -1)

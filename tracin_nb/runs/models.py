@@ -6,8 +6,8 @@
 __all__ = ['rng_state', 'set_rng_state', 'kept_rng', 'state_fingerprint', 'build_model',
            'log_silenced', 'silenced', 'rebuild_model', 'wide_type', 'widened', 'widen',
            'low_weights', 'state_differences', 'load_strictly', 'forget_representations',
-           'probe_scores', 'check_probe', 'unfit', 'check_scored', 'check_weights',
-           'check_scores']
+           'mode_of', 'probe_scores', 'check_probe', 'unfit', 'check_scored',
+           'check_weights', 'check_scores']
 
 # %% ../../nbs/runs/10_models.ipynb #363b409e
 import hashlib
@@ -238,7 +238,7 @@ def forget_representations(model: Model) -> None:
                 setattr(module, name, None)
 
 # %% ../../nbs/runs/10_models.ipynb #4e9d1fb5
-def _mode_of(model: Model) -> Literal['training'] | None:
+def mode_of(model: Model) -> Literal['training'] | None:
     "Return the graph on which an inductive model is trained; None for every other model."
     return 'training' if isinstance(model, InductiveERModel) else None
 
@@ -249,7 +249,7 @@ def probe_scores(model: Model, triples: torch.Tensor) -> list[float]:
     no random number is drawn."""
     was_training = model.training
     with kept_rng():
-        scores = model.eval().score_hrt(triples.to(model.device), mode=_mode_of(model))
+        scores = model.eval().score_hrt(triples.to(model.device), mode=mode_of(model))
     forget_representations(model)
     model.train(was_training)
     return scores.flatten().tolist()
@@ -330,7 +330,7 @@ def _largest(state: Mapping[str, torch.Tensor]) -> tuple[float, str]:
 def _overflows(model: Model, triples: torch.Tensor) -> bool:
     "Return whether scores, or squared gradients, of `triples` `[B, 3]` are not finite."
     params = [p for p in model.parameters() if p.requires_grad]
-    scores = model.score_hrt(triples.to(model.device), mode=_mode_of(model))
+    scores = model.score_hrt(triples.to(model.device), mode=mode_of(model))
     grads = torch.autograd.grad(scores.sum(), params, allow_unused=True) if params else []
     forget_representations(model)
     found = [x for x in (*grads, scores.detach()) if x is not None]

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from ..graph.triples import label_columns, to_ids
 from ..progress import Progress, counter, silent
-from .models import forget_representations
+from .models import forget_representations, mode_of
 from .settings import RunError, number
 
 # %% ../../nbs/runs/35_predicting.ipynb #e9830940
@@ -80,7 +80,7 @@ def one_open(model: Model, given: Mapping[str, int], parts: Parts) -> pd.DataFra
     """Return all candidates for the one part of a triple that is not `given`: ids by part, score
     and known ('training', 'validation', 'test' or 'new'); the highest score first."""
     target = next(part for part in PARTS if part not in given)
-    found = predict_target(model, **given)
+    found = predict_target(model, **given, mode=mode_of(model))
     forget_representations(model)
     if target == 'relation' and model.use_inverse_triples:
         whole = found.df.assign(relation_id=found.df['relation_id'] // 2)
@@ -137,8 +137,9 @@ def two_open(
     everything = torch.cat([*stated.values()]) if new else torch.empty(0, 3, dtype=torch.long)
     best = _Unstated(k, model.device, target, everything)
     add = counter(progress, 'predictions', len(pairs))
+    how = dict(target=target, mode=mode_of(model))
     for batch in DataLoader(pairs, batch_size=max(1, _ROOM // model.num_entities)):
-        scores = model.predict(batch.to(model.device), target=target, full_batch=False)
+        scores = model.predict(batch.to(model.device), full_batch=False, **how)
         best(batch.to(model.device), target=target, scores=scores)
         add(len(batch))
     forget_representations(model)
