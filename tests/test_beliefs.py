@@ -496,6 +496,26 @@ def test_scores_of_candidates_are_the_models_own(side: module.Side) -> None:
         torch.testing.assert_close(found, score(model, queries), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['inductivenodepiece', 'inductivenodepiecegnn'])
+def test_inductive_models(name: str) -> None:
+    """They are asked about the graph that they were trained on: what they believe, what they
+    predict, and why; also about one triple, of which PyKEEN's GNN forgets that it is a batch."""
+    training = graph(True)
+    training = training.clone_and_exchange_triples(training.mapped_triples[::40])
+    model, some = build(name, training).eval(), training.mapped_triples[:3]
+    run = Run.from_model(model, training, learning_rates=[0.1])
+    exact = model.score_hrt(some, mode='training').flatten().detach()
+    rows = model.predict_t(some[:, :2], mode='training')
+    for triples in (some, some[:1]):
+        found = beliefs(run, triples, ('tail', 'head'))
+        torch.testing.assert_close(torch.tensor(found['score']), exact[: len(triples)])
+        assert len(TracIn(run, 'bce', progress=False).explain(triples, k=3).frame)
+    head, relation, _ = labels(run, some[:1])[0]
+    best = run.predict(head=head, relation=relation, k=1, known='show')
+    assert best['score'][0] == pytest.approx(float(rows[0].max()), rel=1e-4)
+    assert len(run.predict(head=head, k=3)) == 3
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_does_not_grow_with_the_number_of_ranks() -> None:
     """Small results that are kept between large pieces of memory would keep the C library from

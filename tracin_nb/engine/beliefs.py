@@ -317,7 +317,7 @@ def ranked(
     filtered rank from 1 (`tail_rank`) and among how many (`tails`)."""
     triples, inverse, found = triples.cpu(), run.training.create_inverse_triples, {}
     with torch.no_grad():
-        one = lambda some: model.score_hrt(some.to(model.device), mode=mode_of(model))[:, 0]
+        one = lambda some: model.score_hrt(some.to(model.device), mode=mode_of(model)).flatten()
         scores = [one(some) for some in triples.split(_MOST)]
     found['score'] = torch.cat(scores).float().cpu().numpy()
     for side in sides:
