@@ -401,6 +401,8 @@ ACROSS: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', model='ComplEx', lr=0.1, eps=3e-4),
     dict(dataset='nations', model='ComplEx', epochs=50, **_FULL),
     dict(dataset='kinships', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
+    dict(dataset='umls', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
+    dict(dataset='kinships', loss='nssa', tests=5, lr=0.1, eps=3e-4, **_LARGE),
 )
 
 
