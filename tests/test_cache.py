@@ -27,6 +27,7 @@ from pykeen.nn.modules import DistMultInteraction
 from pykeen.sampling import negative_sampler_resolver
 from torch import Tensor
 
+from tracin_nb.engine import objectives
 from tracin_nb.engine.factors import Dense, Factors, Outer, Rows, inner
 from tracin_nb.engine.gradients import FactoredEngine, make_engine
 from tracin_nb.engine.objectives import (
@@ -231,6 +232,19 @@ def test_the_run_decides_a_named_objective() -> None:
     assert len(set(keys.values())) == len(variants)
     assert objective_key('training', run_of()) == keys['plain']
     assert objective_key('bce', run_of(label_smoothing=0.1)) == objective_key(BCE(0.1), run_of())
+
+
+@pytest.mark.parametrize('made', [slcwa, lcwa])
+def test_training_triples_are_read_once(
+    made: Callable[[], Objective], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "By the keys of any number of questions about one objective."
+    objective, reads, real = made(), [], objectives.state_fingerprint
+    monkeypatch.setattr(
+        objectives, 'state_fingerprint', lambda state: (reads.append(1), real(state))[1]
+    )
+    assert digest(objective) == digest(objective) == digest(made())
+    assert len(reads) == 2  # one for each of the two objectives
 
 
 def test_a_key_outlives_use_and_the_process(tmp_path: Path) -> None:

@@ -1935,8 +1935,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'tracin_nb/engine/objectives.py'),
                                              'tracin_nb.engine.objectives._cancels': ( 'engine/objectives.html#_cancels',
                                                                                        'tracin_nb/engine/objectives.py'),
-                                             'tracin_nb.engine.objectives._checksum': ( 'engine/objectives.html#_checksum',
-                                                                                        'tracin_nb/engine/objectives.py'),
                                              'tracin_nb.engine.objectives._named': ( 'engine/objectives.html#_named',
                                                                                      'tracin_nb/engine/objectives.py'),
                                              'tracin_nb.engine.objectives._of_model': ( 'engine/objectives.html#_of_model',

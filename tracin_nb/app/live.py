@@ -316,7 +316,7 @@ class LiveTables(anywidget.AnyWidget):
         `hidden` stay. What follows from the selection is done before the page has the tables."""
         with self.hold_sync():
             self.value, self.detail = (), {}
-            self.value = tuple(value)
+            self.value = tuple(value)  # a change also where the same numbers were selected before
             self.content, self.lines = content, lines or []
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:

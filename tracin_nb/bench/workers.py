@@ -7,13 +7,12 @@ __all__ = ['Costs', 'timed_explain', 'start_seconds', 'shard_seconds', 'workers_
            'unrelated_seconds', 'bench_workers', 'strong', 'weak']
 
 # %% ../../nbs/bench/30_workers.ipynb #d170e16b
-import contextlib
 import copy
 import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ def unrelated_seconds(run: Run, device: str, tile: int, tests: Tensor, k: int) -
     context = mp.get_context('spawn')
     gate, told = context.Barrier(2), context.Queue()
     how = (run.folder, device, tile, tests, k, gate, told)
-    with contextlib.closing(told):
+    with closing(told):
         mp.spawn(_half, how, nprocs=2)
         return max(told.get() for _ in range(2))
 

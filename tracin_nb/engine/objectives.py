@@ -8,7 +8,6 @@ __all__ = ['NAMES', 'Queries', 'Objective', 'score', 'losses', 'directions', 'BC
            'make_objective', 'left_out']
 
 # %% ../../nbs/engine/00_objectives.ipynb #73bc504e
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clock import stage
-from ..runs.models import mode_of
+from ..runs.models import mode_of, state_fingerprint
 from ..runs.optimizers import habits_of
 from ..runs.run import Run
 from ..waiting import sent
@@ -202,14 +201,6 @@ class Softmax(Objective):
         return scores.logsumexp(-1) - scores.gather(-1, target[None])[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #21a98e20
-def _checksum(*tensors: Tensor) -> str:
-    "Return SHA-256 (hex) of the numbers in tensors."
-    found = hashlib.sha256()
-    for x in tensors:
-        found.update(x.contiguous().cpu().numpy().data)
-    return found.hexdigest()
-
-
 class Negatives:
     """Negative triples of positives: a function of the training set, the sampler, the seed and
     the triple."""
@@ -232,7 +223,7 @@ class Negatives:
     @cached_property
     def content(self) -> tuple[Any, ...]:
         "All that the negatives depend on; the training triples, which may be many, as a checksum."
-        return self.sampler, len(self.triples), _checksum(self.triples), self.seed, self.block
+        return self.sampler, state_fingerprint(dict(of=self.triples)), self.seed, self.block
 
     def _keys(self, triples: Tensor) -> Tensor:
         _, relations, tails = self.sizes
@@ -384,7 +375,8 @@ class Labels:
     @cached_property
     def content(self) -> tuple[Any, ...]:
         "All that the labels depend on; the tails, which may be many, as a checksum."
-        return self.num_entities, self.base, _checksum(self.keys, self.counts, self.tails)
+        known = dict(keys=self.keys, counts=self.counts, tails=self.tails)
+        return self.num_entities, self.base, state_fingerprint(known)
 
     def __call__(self, triples: Tensor) -> Tensor:
         """Return labels `[B, E]` (0 or 1) of the rows that `triples` `[B, 3]` belong to, the

@@ -195,10 +195,8 @@ class IndexTile:
         rated = test.rated(self.device)
         most = test.reach * limit(test.dtype)  # for a training gradient of size 1
         if crowded(rated, self.indices, self.n):
-            every, most = (
-                shared_matrix(rated, self.indices, self.n, test.dtype),
-                most * self.largest,
-            )
+            every = shared_matrix(rated, self.indices, self.n, test.dtype)
+            most = most * self.largest
             return Matrix(cleared(every, k, most, self.terms(test), reached), self.slopes)
         found = shared_pairs(rated, self.indices, self.n, k, test.dtype, most, reached)
         return Pairs(*found, self.slopes)
