@@ -17,10 +17,10 @@ from tracin_nb import TracIn
 from tracin_nb.answer.ranking import Ranking
 from tracin_nb.engine import row_index
 from tracin_nb.engine.compile import CompiledEngine, make_program
-from tracin_nb.engine.factors import inner
+from tracin_nb.engine.factors import Factors, Rows, inner
 from tracin_nb.engine.gradients import FactoredEngine
 from tracin_nb.engine.objectives import BCE
-from tracin_nb.engine.rounding import cleared
+from tracin_nb.engine.rounding import cleared, limit, sizes
 from tracin_nb.engine.row_index import make_indices, shared_pairs
 from tracin_nb.influence.cache import FactorCache
 
@@ -205,6 +205,31 @@ def test_pairs_weaker_than_the_list_are_not_looked_at_again(
         again.clear()
         shared_pairs(test, indices, len(X), 5, torch.float32, most, reached)
         assert sorted(set(again)) == not_full
+
+
+def test_pairs_that_are_only_rounding_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the index: a product that cancels is 0 though it is large beside a small true one, and
+    terms are looked at only for a pair below what its own gradients allow."""
+    draw = torch.Generator().manual_seed(0)
+    a, other = torch.randn(2, 64, generator=draw, dtype=torch.float64)
+    across = 1e4 * (other - (other @ a) / (a @ a) * a)
+    one_row = lambda *grads: Factors(
+        {'e': (Rows(torch.zeros(len(grads), 1, dtype=torch.long), torch.stack(grads)[:, None]),)}
+    ).to(dtype=torch.float32)
+    asked, real = [], row_index._terms
+    seen = lambda *args: (asked.append(1), real(*args))[1]
+    monkeypatch.setattr(row_index, '_terms', seen)
+    test = one_row(a)
+    for last, looked in ((across, 1), (1e4 * a, 0)):
+        train = one_row(1e-6 * a, a, last)
+        noise = inner(test, train)[0, 2].abs()
+        assert noise > 1e-6
+        most = sizes(test) * limit(torch.float32)
+        indices = make_indices([train])
+        _, columns, values = shared_pairs([test], indices, 3, 3, torch.float32, most)
+        assert sorted(columns[values != 0].tolist()) == [0, 1] + [2] * (1 - looked)
+        assert len(asked) == looked
+        asked.clear()
 
 
 def test_few_digits_are_told() -> None:
