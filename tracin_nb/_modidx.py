@@ -1340,6 +1340,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'tracin_nb.engine.beliefs._comparable': ( 'engine/beliefs.html#_comparable',
                                                                                     'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._keys': ('engine/beliefs.html#_keys', 'tracin_nb/engine/beliefs.py'),
+                                          'tracin_nb.engine.beliefs._linear_rows': ( 'engine/beliefs.html#_linear_rows',
+                                                                                     'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._moved': ('engine/beliefs.html#_moved', 'tracin_nb/engine/beliefs.py'),
                                           'tracin_nb.engine.beliefs._turned': ( 'engine/beliefs.html#_turned',
                                                                                 'tracin_nb/engine/beliefs.py'),

@@ -20,9 +20,12 @@ from pykeen.evaluation.ranks import Ranks
 from pykeen.models import ERModel, InductiveERModel, Model
 from pykeen.nn.modules import (
     ComplExInteraction,
+    ConvEInteraction,
     DistMultInteraction,
+    Interaction,
     RotatEInteraction,
     TransEInteraction,
+    TuckERInteraction,
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -172,6 +175,7 @@ _FORMS: dict[type, Callable[[Tensor, Tensor, bool], Tensor]] = {
     DistMultInteraction: _turned,
     ComplExInteraction: _turned,
 }  # the head with the relation, or the tail with its inverse: what candidates are compared with
+_LINEAR = (ConvEInteraction, TuckERInteraction)  # in the tail
 
 
 def _comparable(model: Model) -> bool:
@@ -182,10 +186,23 @@ def _comparable(model: Model) -> bool:
     plain = isinstance(model, ERModel) and not isinstance(model, InductiveERModel)
     names = ('score_t', 'score_h', '_get_representations')
     plain = plain and all(getattr(kind, n) is getattr(ERModel, n) for n in names)
-    if not plain or type(form) not in _FORMS or model.device.type == 'mps':
+    if not plain or type(form) not in (*_FORMS, *_LINEAR) or model.device.type == 'mps':
         return False
     norms = {TransEInteraction: (1, 2), RotatEInteraction: (2,)}.get(type(form), (None,))
     return getattr(form, 'p', None) in norms and not getattr(form, 'power_norm', False)
+
+
+def _linear_rows(form: Interaction, h: Tensor, r: Tensor, t: Any) -> tuple[Tensor, Tensor]:
+    "Return what tails `[c, d]` are multiplied with, `[B, d]`, and the tails; a bias is a column."
+    rows, bias = (t, None) if isinstance(t, Tensor) else t
+    nothing = rows.new_zeros(len(h), rows.shape[1])
+    with torch.enable_grad():
+        tail = nothing.clone().requires_grad_()
+        scores = form(h, r, tail if bias is None else (tail, nothing[:, 0]))
+        (at,) = torch.autograd.grad(scores.sum(), tail)
+    if bias is None:
+        return at, rows
+    return torch.cat([at, torch.ones_like(at[:, :1])], 1), torch.cat([rows, bias[:, None]], 1)
 
 
 def rows_compared(
@@ -193,12 +210,17 @@ def rows_compared(
 ) -> tuple[Tensor, Tensor] | None:
     """Return rows of what is asked `[B, k]` and of the candidates `[c, k]`, of which the scores
     are distances or products; None for a model of another form."""
+    back, ids = queries.kind == 'heads', queries.ids[:, 0]
     if queries.kind == 'hrt' or not _comparable(model):
         return None
-    back, ids = queries.kind == 'heads', queries.ids[:, 0]
+    linear = type(model.interaction) in _LINEAR
+    if linear and back:
+        return None
     r, near = ids.T if back else ids.flip(1).T
     asked = dict(h=candidates, t=near) if back else dict(h=near, t=candidates)
     h, r, t = model._get_representations(r=r, mode=None, **asked)
+    if linear:
+        return _linear_rows(model.interaction, h, r, t)
     at, others = _FORMS[type(model.interaction)](t if back else h, r, back), h if back else t
     real = lambda x: torch.view_as_real(x).flatten(-2) if x.is_complex() else x
     return real(at), real(others)
@@ -250,11 +272,13 @@ def width(model: Model, queries: Queries) -> int:
     return max(16, (many - few) // 64)
 
 
-def further_width(model: Model, queries: Queries) -> int:
-    "Return bytes for each candidate that one more query like the first of `queries` writes."
+def further_width(model: Model, queries: Queries) -> tuple[int, int]:
+    """Return bytes that one more query like the first of `queries` writes: by itself, as in a
+    network that it passes through, and for each candidate."""
     two = Queries(queries.kind, queries.ids[:1].repeat(2, *[1] * (queries.ids.dim() - 1)))
-    one, both = (_written(model, q, 64) for q in (queries[:1], two))
-    return max(16, (both - one) // 64)
+    few, many = (_written(model, two, n) - _written(model, queries[:1], n) for n in (8, 72))
+    each = max(16, (many - few) // 64)
+    return max(0, few - 8 * each), each
 
 # %% ../../nbs/engine/05_beliefs.ipynb #3fe8a238
 _MOST = 1024  # triples at once
@@ -270,13 +294,14 @@ def batches(
     entities: int,
     room: int,  # bytes
     first: int,  # bytes for each candidate of the first triple, see `width`
-    more: int,  # of each further one, see `further_width`
+    more: tuple[int, int],  # of each further one, see `further_width`
 ) -> Iterator[tuple[slice, int | None]]:
     """Yield the slices of `range(triples)` that are scored at once, and how many of the entities
     at once; None: all. One half of the room is for rows of candidates, one for the queries."""
     half = room // 2
     part = None if first * entities <= half else max(1, half // first)
-    n = max(1, min(_MOST, half // (more * (part or entities))))
+    alone, each = more
+    n = max(1, min(_MOST, half // (alone + each * (part or entities))))
     for start in range(0, triples, n):
         yield slice(start, min(start + n, triples)), part
 
