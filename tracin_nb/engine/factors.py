@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..waiting import hurried
 
@@ -206,6 +207,11 @@ def _up(t: Tensor) -> Tensor:
     return t.float() if t.dtype in _HALF else t
 
 # %% ../../nbs/engine/10_factors.ipynb #ab12e27a
+def _even_rows(x: Tensor, step: int = 128) -> Tensor:
+    "Return `x` `[m, n]`, if it is long, with rows of zeros up to a multiple of `step`."
+    return F.pad(x, (0, 0, 0, -len(x) % step)) if len(x) > 8 * step else x
+
+
 def _products(x: Tensor, y: Tensor) -> Tensor:
     """Return `x @ y.T` for `x` `[m, n]` and `y` `[p, n]`, in float32 at least; summed up in float32
     where the device can."""
@@ -215,7 +221,7 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
         return x @ y.T
     if x.is_cuda and 'out_dtype' in (torch.mm.__doc__ or ''):
         return torch.mm(x, y.T, out_dtype=torch.float32)
-    return (x @ y.T).float()
+    return (_even_rows(x) @ _even_rows(y).T)[: len(x), : len(y)].float()
 
 # %% ../../nbs/engine/10_factors.ipynb #38340e0e
 def _outer_outer(a: Outer, b: Outer) -> Tensor:
@@ -334,7 +340,14 @@ def _added_terms(block: Shared, i: int, number: Tensor) -> Shared:
     counts = tuple((many > j).sum().item() for j in range(int(many.max())))
     sums = put(total(_up(own).abs()), block.sums)
     order = None if many.min() == len(counts) else order
-    return Shared(factors, put(None, moved), counts, order, sums)
+    factors, places = zip(*map(_spread, factors, put(None, moved)))
+    return Shared(factors, places, counts, order, sums)
+
+
+def _spread(x: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    "Return a factor with repeated rows written out, if few are repeated by now."
+    few = places is not None and len(x) > (1 - _MANY) * len(places)
+    return (x[places], None) if few else (x, places)
 
 # %% ../../nbs/engine/10_factors.ipynb #9623c1ad
 def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -539,7 +552,9 @@ def added(parts: Iterable[Tensor]) -> Tensor:
 # %% ../../nbs/engine/10_factors.ipynb #b84e23b5
 def _vectors(blocks: Iterable[Dense]) -> Tensor:
     "Return `Dense` blocks of the same triples side by side, `[B, p]`."
-    flat = [_up(b.grad).reshape(len(b), -1) for b in blocks]
+    flat = [b.grad.reshape(len(b), -1) for b in blocks]
+    if any(x.dtype != flat[0].dtype for x in flat):
+        flat = [*map(_up, flat)]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 # %% ../../nbs/engine/10_factors.ipynb #07918bab
@@ -567,7 +582,10 @@ def inner(a: Factors, b: Factors) -> Tensor:
     total = added(block_inner(p, q) for p, q in rest) if rest else None
     for part in _dense_parts(dense, len(a)):
         x, y = map(_vectors, zip(*part))
-        total = x @ y.T if total is None else total.addmm_(x, y.T)
+        if total is not None and total.dtype == x.dtype == y.dtype:
+            total.addmm_(x, y.T)
+        else:
+            total = added([*([] if total is None else [total]), _products(x, y)])
     total = large[0][0].grads.new_zeros(len(a), len(b)) if total is None else total.contiguous()
     for p, q in large:
         _add_rows(total, p, q)
