@@ -17,12 +17,13 @@ from tracin_nb import TracIn
 from tracin_nb.answer.ranking import Ranking
 from tracin_nb.engine import row_index
 from tracin_nb.engine.compile import CompiledEngine, make_program
-from tracin_nb.engine.factors import Factors, Rows, inner
+from tracin_nb.engine.factors import Dense, Factors, Rows, inner
 from tracin_nb.engine.gradients import FactoredEngine
 from tracin_nb.engine.objectives import BCE
 from tracin_nb.engine.rounding import cleared, limit, sizes
 from tracin_nb.engine.row_index import make_indices, shared_pairs
 from tracin_nb.influence.cache import FactorCache
+from tracin_nb.influence.tiles import DenseTile, Pass, TestSide, as_dense
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 NATIONS = Nations().training
@@ -167,6 +168,7 @@ def test_rounding_is_looked_for_where_it_can_be_listed() -> None:
     """A list that is full of influences above the bound takes in no rounding: the same lists, while
     the sums of |terms| are computed for fewer test triples. Those of the last one stay below."""
     torch.manual_seed(0)
+    alike = torch.ones(40)
     most, asked, lists = torch.full((6,), 1.8), [0, 0], [Ranking(6, 3), Ranking(6, 3)]
     for i, tile in enumerate(torch.randn(12, 6, 40) * torch.tensor([1, 1, 1, 1, 1, 0.4])[:, None]):
         rounding = (torch.rand(6, 40) < 0.3) & (tile.abs() <= most[:, None])
@@ -177,7 +179,7 @@ def test_rounding_is_looked_for_where_it_can_be_listed() -> None:
                 return torch.where(odd[rows], 1e9, 0.0)
 
             reached = ranking.reached if which else None
-            ranking.update(cleared(tile.clone(), 3, most, terms, reached), 40 * i)
+            ranking.update(cleared(tile.clone(), 3, most, alike, terms, reached), 40 * i)
     every, few = lists
     for x, y in zip(every.tables().values(), few.tables().values()):
         assert torch.equal(x, y)
@@ -228,6 +230,27 @@ def test_pairs_that_are_only_rounding_are_none(monkeypatch: pytest.MonkeyPatch) 
         indices = make_indices([train])
         _, columns, values = shared_pairs([test], indices, 3, 3, torch.float32, most)
         assert sorted(columns[values != 0].tolist()) == [0, 1] + [2] * (1 - looked)
+        assert len(asked) == looked
+        asked.clear()
+
+
+def test_own_sizes_tell_what_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    "In a dense tile, too: one large gradient does not put the others in doubt."
+    draw = torch.Generator().manual_seed(0)
+    a, other = torch.randn(2, 64, generator=draw, dtype=torch.float64)
+    across = 1e4 * (other - (other @ a) / (a @ a) * a)
+    dense = lambda *grads: Factors({'w': (Dense(torch.stack(grads).float()),)})
+    asked, real = [], DenseTile.terms
+    seen = lambda self, test: lambda rows: (asked.append(1), real(self, test)(rows))[1]
+    monkeypatch.setattr(DenseTile, 'terms', seen)
+    test = TestSide([dense(a)], [1.0], torch.float32)
+    for last, looked in ((across, 1), (1e4 * a, 0)):
+        train = dense(1e-6 * a, a, last)
+        noise = inner(test.factors[0], train)[0, 2].abs()
+        assert noise > 1e-6
+        some = Pass(torch.arange(3), torch.zeros(3, 3, dtype=torch.long), False, 3, 3)
+        found = as_dense([train]).ranking(test, some, 3).scores
+        assert (found != 0).tolist() == [[True, True, not looked]]
         assert len(asked) == looked
         asked.clear()
 

@@ -77,27 +77,33 @@ def limit(dtype: torch.dtype) -> float:
     return ROUNDINGS * torch.finfo(dtype).eps
 
 # %% ../../nbs/engine/15_rounding.ipynb #965921ca
+_CACHED = 2**18  # scores that are looked at together, in a cache
+
+
 def _sure(ends: Tensor, most: Tensor) -> Tensor:
     "Return whether the last of the strongest `ends` `[M, k]` is above `most` `[M]`."
     return ends[:, -1] > most
 
 
-def _small(sizes: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    "Return whether some of `sizes` `[M, k]` are above 0, and between `least` and `most` `[M]`."
-    inside = (sizes > 0) & (sizes >= least[:, None]) & (sizes <= most[:, None])
-    return inside.any(1)
+def _small(strong: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Return whether some of `strong` `[M, k]` are above 0, and between `least` `[M]` and `most`
+    `[M, k]` or `[M, 1]`."""
+    return ((strong > 0) & (strong >= least[:, None]) & (strong <= most)).any(1)
 
 
-def _ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    "Return the `k` highest of each row, and the `k` lowest with the opposite sign, `[M, k]` each."
+def _ends(scores: Tensor, k: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the `k` highest of each row, and the `k` lowest with the opposite sign, with their
+    columns, `[M, k]` each."""
     k = min(k, scores.shape[1])
-    return scores.topk(k, dim=1).values, -scores.topk(k, dim=1, largest=False).values
+    ends = (scores.topk(k, dim=1, largest=largest) for largest in (True, False))
+    return [(sign * e.values, e.indices) for sign, e in zip((1, -1), ends)]
 
 
 def doubtful(
     scores: Tensor,  # `[M, n]`
     k: int,  # how many of the highest and of the lowest are wanted
-    most: Tensor,  # `[M]`, what rounding can be at most
+    most: Tensor,  # `[M]`, what rounding can be at most, for a training gradient of size 1
+    each: Tensor,  # `[n]`, sizes of the training triples' gradients
     reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
 ) -> Tensor:
     """Return the rows `[r]` in which one of the wanted scores may be only a rounding error. What is
@@ -106,28 +112,34 @@ def doubtful(
     least = torch.zeros_like(most) if reached is None else reached.to(most.dtype)
     if not scores.numel():
         return every[:0]
+    doubt = lambda ends, at: _small(ends[0], least[at], most[at, None] * each[ends[1]])
     if hurried(scores):
-        small = torch.stack([_small(e, least, most) for e in _ends(scores, k)])
+        small = torch.stack([doubt(ends, every) for ends in _ends(scores, k)])
         return every if unlikely(small.any()) else every[:0]
-    left = every[least <= most]
-    high, low = _ends(scores[left, :: max(1, scores.shape[1] // (8 * k))], k)
+    any_of = most * each.max()
+    left = every[least <= any_of]
+    high, low = (ends for ends, _ in _ends(scores[left, :: max(1, scores.shape[1] // (8 * k))], k))
     if high.shape[1] == k:
-        left = left[~(_sure(high, most[left]) & _sure(low, most[left]))]
+        left = left[~(_sure(high, any_of[left]) & _sure(low, any_of[left]))]
+    parts = left.split(max(1, _CACHED // scores.shape[1]))
+    small = (_small(scores[p].abs(), least[p], any_of[p, None]) for p in parts)
+    left = torch.cat([p[s] for p, s in zip(parts, small)])
     some = scores if len(left) == len(scores) else scores[left]
-    found = [_small(ends, least[left], most[left]) for ends in _ends(some, k)]
+    found = [doubt(ends, left) for ends in _ends(some, k)]
     return left[found[0] | found[1]]
 
 # %% ../../nbs/engine/15_rounding.ipynb #60d2da4e
 def cleared(
     scores: Tensor,  # `[M, n]`; changed in place
     k: int,  # how many of the highest and of the lowest are wanted
-    most: Tensor,  # `[M]`, what rounding can be at most
+    most: Tensor,  # `[M]`, what rounding can be at most, for a training gradient of size 1
+    each: Tensor,  # `[n]`, sizes of the training triples' gradients
     terms: Callable[[Tensor | slice], Tensor],  # of rows `[r]`: the sums `[r, n]` of |terms|
     reached: Tensor | None = None,  # `[M]`, what the weakest of those listed so far has
 ) -> Tensor:
     """Return the scores with 0 in place of rounding, in rows in which one of those that are wanted
     is that."""
-    left = doubtful(scores, k, most, reached)
+    left = doubtful(scores, k, most, each, reached)
     if not len(left):
         return scores
     rows = left if 2 * len(left) <= len(scores) else slice(None)  # many are not copied
