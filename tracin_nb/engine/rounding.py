@@ -113,8 +113,8 @@ def doubtful(
     high, low = _ends(scores[left, :: max(1, scores.shape[1] // (8 * k))], k)
     if high.shape[1] == k:
         left = left[~(_sure(high, most[left]) & _sure(low, most[left]))]
-    left = left[_small(scores[left].abs(), least[left], most[left])]
-    found = [_small(ends, least[left], most[left]) for ends in _ends(scores[left], k)]
+    some = scores if len(left) == len(scores) else scores[left]
+    found = [_small(ends, least[left], most[left]) for ends in _ends(some, k)]
     return left[found[0] | found[1]]
 
 # %% ../../nbs/engine/15_rounding.ipynb #60d2da4e
