@@ -402,6 +402,13 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
         'proportional growth.',
         None,
     ),
+    'negatives': (
+        'Negatives beside training',
+        "The run's own loss of a triple with its negatives. *Training epochs* is the time of a "
+        "question, at one checkpoint, in epochs of PyKEEN's own training of the same run; the "
+        'first question also settles how to compute and, for `natural`, gathers second moments.',
+        None,
+    ),
     'floor': (
         'How far from the floor',
         'What the parts of a pass reach of the arithmetic, or of the memory '
