@@ -651,7 +651,7 @@ def bench_negatives(
     dim: int = 48,
     epochs: int = 3,
     batch: int = 256,
-    rounds: int = 5,
+    rounds: int = 3,
     device: str = 'cpu',
 ) -> dict[str, Any]:
     """Return the time of a question about the run's own loss with its negatives, in epochs of
