@@ -77,6 +77,9 @@ def limit(dtype: torch.dtype) -> float:
     return ROUNDINGS * torch.finfo(dtype).eps
 
 # %% ../../nbs/engine/15_rounding.ipynb #965921ca
+_CACHED = 2**18  # scores that are looked at together, in a cache
+
+
 def _sure(ends: Tensor, most: Tensor) -> Tensor:
     "Return whether the last of the strongest `ends` `[M, k]` is above `most` `[M]`."
     return ends[:, -1] > most
@@ -113,6 +116,8 @@ def doubtful(
     high, low = _ends(scores[left, :: max(1, scores.shape[1] // (8 * k))], k)
     if high.shape[1] == k:
         left = left[~(_sure(high, most[left]) & _sure(low, most[left]))]
+    parts = left.split(max(1, _CACHED // scores.shape[1]))
+    left = torch.cat([p[_small(scores[p].abs(), least[p], most[p])] for p in parts])
     some = scores if len(left) == len(scores) else scores[left]
     found = [_small(ends, least[left], most[left]) for ends in _ends(some, k)]
     return left[found[0] | found[1]]
