@@ -402,6 +402,15 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
         'proportional growth.',
         None,
     ),
+    'negatives': (
+        'Negatives beside training',
+        "The run's own loss of a triple with its negatives. *Training epochs* is the time of a "
+        "question, at one checkpoint, in epochs of PyKEEN's own training of the same run; the "
+        'first question also settles how to compute and, for `natural`, gathers second moments. '
+        'With many negatives in a graph of 104 entities nearly all pairs of triples share rows, '
+        'and for 1,000 test triples their products take longer than an epoch.',
+        None,
+    ),
     'floor': (
         'How far from the floor',
         'What the parts of a pass reach of the arithmetic, or of the memory '

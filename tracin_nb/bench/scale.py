@@ -6,7 +6,8 @@
 __all__ = ['peak_bytes', 'question', 'bench_fb15k237', 'power_law_triples', 'curies', 'write_files',
            'opened', 'imported', 'kept', 'to_progress', 'to_answer', 'to_all_answers',
            'as_it_is', 'bench_robokop', 'repeated', 'bench_repeat', 'exponent',
-           'growth_row', 'bench_growth', 'floor_rows', 'bench_floor']
+           'growth_row', 'bench_growth', 'epoch_seconds', 'negative_rows',
+           'bench_negatives', 'floor_rows', 'bench_floor']
 
 # %% ../../nbs/bench/20_scale.ipynb #64adf9a3
 import multiprocessing
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from pykeen.models import ConvE
+from pykeen.training import SLCWATrainingLoop
+from pykeen.training.callbacks import TrainingCallback
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -552,6 +555,134 @@ def bench_growth(
         dim=dim,
         rows=rows,
         relative_error=error,
+    )
+
+# %% ../../nbs/bench/20_scale.ipynb #bb6b1f39
+class _Ends(TrainingCallback):
+    "Keeps the times at which the epochs of PyKEEN's training loop ended."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def post_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def epoch_seconds(run: Run, batch: int, negatives: int, device: torch.device) -> float:
+    """Return the seconds of an epoch of PyKEEN's own training of the last checkpoint's model, with
+    its loss and that many negatives of a triple; the mean of two, after one to warm up."""
+    model, ends = run.model(len(run.checkpoints) - 1, device), _Ends()
+    loop = SLCWATrainingLoop(
+        model=model,
+        triples_factory=run.training,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4),
+        negative_sampler='basic',
+        negative_sampler_kwargs=dict(num_negs_per_pos=negatives),
+    )
+    how = dict(batch_size=batch, use_tqdm=False, callbacks=[ends])
+    loop.train(run.training, num_epochs=3, **how)
+    return float(np.diff(ends.times).mean())
+
+# %% ../../nbs/bench/20_scale.ipynb #366ef58d
+def negative_rows(
+    name: str,
+    run: Run,
+    tests: Tensor,  # `[M, 3]`
+    numbers: Sequence[int],  # of test triples
+    weightings: Sequence[str],
+    rounds: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Return rows of the table for a run under sLCWA: a question about some of the `tests`, by all
+    training triples at the last checkpoint, beside an epoch."""
+    n, batch = (
+        run.settings['negative_sampler_kwargs']['num_negs_per_pos'],
+        run.settings['batch_size'],
+    )
+    how = dict(checkpoints=[-1], devices=device, progress=False)
+    asked = {
+        (w, m): TracIn(run, 'training', weighting=w, **how) for w in weightings for m in numbers
+    }
+    times: dict[tuple[str, int], list[float]] = {of: [] for of in asked}
+    found, epochs = {}, []
+    for _ in range(rounds + 1):
+        epochs.append(epoch_seconds(run, batch, n, device))
+        for (w, m), tracin in asked.items():
+            ask = lambda w=w, m=m, tracin=tracin: found.update(
+                {(w, m): tracin.explain(tests[:m], 20)}
+            )
+            times[w, m].append(seconds(ask, device))
+    epoch = statistics.median(epochs[1:])
+    return [
+        dict(
+            name=name,
+            negatives=n,
+            weighting=w,
+            test_triples=len(tests[:m]),
+            triples_per_second=run.training.num_triples / statistics.median(of[1:]),
+            training_epochs=statistics.median(of[1:]) / epoch,
+            first_question_epochs=of[0] / epochs[0],
+            relative_error=relative_error(looped(asked[w, m]), found[w, m], tests[:m], few=2),
+        )
+        for (w, m), of in times.items()
+    ]
+
+# %% ../../nbs/bench/20_scale.ipynb #01036127
+def _with_exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Return the rows with the exponent of their question's time in the number of negatives."
+    of = lambda row: (row['name'], row['weighting'], row['test_triples'])
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(of(row), []).append(row)
+    grown = {
+        key: exponent([r['negatives'] for r in some], [1 / r['triples_per_second'] for r in some])
+        for key, some in groups.items()
+    }
+    return [row | dict(exponent_in_negatives=grown[of(row)]) for row in rows]
+
+# %% ../../nbs/bench/20_scale.ipynb #be441938
+def bench_negatives(
+    data: Path | str = 'kinships',  # PyKEEN's name, or a folder of TSV files
+    models: Sequence[str] = ('DistMult', 'ComplEx', 'TransE', 'RotatE'),
+    negatives: Sequence[int] = (1, 16, 64),
+    tests: Sequence[int] = (1, 20, 1000),
+    weightings: Sequence[str] = ('sgd', 'natural'),
+    dim: int = 48,
+    epochs: int = 3,
+    batch: int = 256,
+    rounds: int = 3,
+    device: str = 'cpu',
+) -> dict[str, Any]:
+    """Return the time of a question about the run's own loss with its negatives, in epochs of
+    PyKEEN's own training of that run (NSSA): one checkpoint, all training triples."""
+    at, dataset, rows = torch.device(device), load_dataset(data, **_unseen(data)), []
+    for name, n in product(models, negatives):
+        with tempfile.TemporaryDirectory() as folder:
+            run = train(
+                dataset,
+                name,
+                out=Path(folder) / 'run',
+                epochs=epochs,
+                keep_every=epochs,
+                loss='nssa',
+                loss_kwargs=dict(adversarial_temperature=1.0),
+                num_negs_per_pos=n,
+                batch_size=batch,
+                model_kwargs=dict(embedding_dim=dim),
+                device=at,
+                progress=False,
+            )
+            test = dataset.testing.mapped_triples
+            rows += negative_rows(name, run, test, tests, weightings, rounds, at)
+    return dict(
+        benchmark='negatives',
+        machine=machine(at),
+        dim=dim,
+        batch=batch,
+        training_triples=dataset.training.num_triples,
+        rows=_with_exponents(rows),
+        relative_error=max(row['relative_error'] for row in rows),
     )
 
 # %% ../../nbs/bench/20_scale.ipynb #a8cfbda3

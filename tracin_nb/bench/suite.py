@@ -18,6 +18,7 @@ from tracin_nb.bench.scale import (
     bench_fb15k237,
     bench_floor,
     bench_growth,
+    bench_negatives,
     bench_repeat,
     bench_robokop,
 )
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = dict(
     robokop=bench_robokop,
     repeat=bench_repeat,
     growth=bench_growth,
+    negatives=bench_negatives,
     floor=bench_floor,
     workers=bench_workers,
 )
