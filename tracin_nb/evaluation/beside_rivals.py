@@ -47,7 +47,7 @@ from tracin_nb.evaluation.predicting import (
     reciprocal_ranks,
 )
 from .replay import replay
-from .rivals import Products, criage, data_poisoning, necessary
+from .rivals import Products, criage, data_poisoning, necessary, product
 from .statistics import bootstrap
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
@@ -107,7 +107,8 @@ def rival_scores(
     triples = run.training.mapped_triples
     near, tailed = of_head(triples, test), triples[None, :, 2] == test[:, 2:]
     where = {POISON: near, CRIAGE: tailed, SOFT_CRIAGE: tailed}
-    poison = partial(data_poisoning, step=run.settings['optimizer_kwargs']['lr'])
+    step = 1.0 if rows.made is product else run.settings['optimizer_kwargs']['lr']
+    poison = partial(data_poisoning, step=step)
     by = {POISON: poison, CRIAGE: criage, SOFT_CRIAGE: partial(criage, softmax=True)}
 
     def scored(name: str) -> Tensor:
