@@ -304,7 +304,6 @@ AGAINST: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', **_LONGER),
     dict(dataset='kinships', **_LONGER),
     dict(dataset='umls', **_CONVE),
-    dict(dataset='kinships', **_CONVE | dict(tests=10)),
 )
 _ASKED = ('tests', 'sizes', 'others', 'together')
 
