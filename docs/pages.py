@@ -448,9 +448,10 @@ ABOUT = {  # in the order of the page: title, what it shows, column of ratios fo
     ),
     'rivals': (
         'Removal beside other explainers',
-        'What the first fact, or the first four, that each method names do to predictions that the '
-        'run ranks first: fall of the filtered reciprocal rank and rise of the loss after a '
-        'training without them, with 95 % intervals over the predictions, and paired differences. '
+        'What the first one, three, four or ten facts that each method names do to predictions '
+        'that the run ranks first: fall of the filtered reciprocal rank and rise of the loss after '
+        'a training without them, with 95 % intervals over the predictions, and paired '
+        'differences. '
         'The best of ours is chosen on one half of the predictions and counted on the other. See '
         '[the chapter](evaluation/69_beside_rivals.ipynb).',
         None,

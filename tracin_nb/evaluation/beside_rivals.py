@@ -28,6 +28,7 @@ from tracin_nb.evaluation.held_out import (
     ASKED_BY,
     BY_REPLAY,
     DEFAULT,
+    TOGETHER,
     graph_rule,
     most_together,
     ordered_again,
@@ -46,7 +47,7 @@ from tracin_nb.evaluation.predicting import (
     reciprocal_ranks,
 )
 from .replay import replay
-from .rivals import Products, criage, data_poisoning, necessary
+from .rivals import Products, criage, data_poisoning, necessary, product
 from .statistics import bootstrap
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
@@ -106,7 +107,9 @@ def rival_scores(
     triples = run.training.mapped_triples
     near, tailed = of_head(triples, test), triples[None, :, 2] == test[:, 2:]
     where = {POISON: near, CRIAGE: tailed, SOFT_CRIAGE: tailed}
-    by = {POISON: data_poisoning, CRIAGE: criage, SOFT_CRIAGE: partial(criage, softmax=True)}
+    step = 1.0 if rows.made is product else run.settings['optimizer_kwargs']['lr']
+    poison = partial(data_poisoning, step=step)
+    by = {POISON: poison, CRIAGE: criage, SOFT_CRIAGE: partial(criage, softmax=True)}
 
     def scored(name: str) -> Tensor:
         found = torch.full(near.shape, -torch.inf)
@@ -172,12 +175,13 @@ def removed(
     deletions: Sequence[Deletion],
     seed: int,
     device: str | torch.device | None = None,
+    together: int = TOGETHER,  # models side by side
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how predictions stand `[2, M]` in a training from a seed, and how far each deletion's
     falls there `[2, D]`. Raises `RunError` if the trainings cannot go side by side."""
     sets = [run.training.mapped_triples[list(d.rows)] for d in deletions]
     others, found = other_tails(run, test), []
-    models = retrained(run, sets, seed, device, most_together(run, sets))
+    models = retrained(run, sets, seed, device, most_together(run, sets, together))
     before = stands(next(models), test, others)
     for d, model in zip(deletions, models):
         after = stands(model, test[[d.test]], others[[d.test]])[:, 0]
@@ -257,8 +261,9 @@ def above_each(
 def rivals_row(
     training: TrainingSettings,
     tests: int = 60,  # predictions
-    sizes: Sequence[int] = (1, 4),  # facts that are deleted together
+    sizes: Sequence[int] = (1, 3, 4, 10),  # facts that are deleted together
     others: int = 2,  # seeds beside the run's own
+    together: int = TOGETHER,  # models side by side
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
     "Return what the facts that each method names first do in one training; JSON can hold it."
@@ -269,7 +274,7 @@ def rivals_row(
         sets = named_by_all(run, test, sizes, seconds, device)
         deletions = each_once(sets)
         seeds = [training.seed + s for s in range(1 + others)]
-        happened = lambda: [removed(run, test, deletions, s, device) for s in seeds]
+        happened = lambda: [removed(run, test, deletions, s, device, together) for s in seeds]
         before, falls = map(np.stack, zip(*spent(happened, seconds, 'retrainings')))
         mrr, check = bootstrap(reciprocal_ranks(run)).to_dict(), own_check(run, test[:6], device)
         steps = run.checkpoints[-1].step
@@ -283,25 +288,40 @@ def rivals_row(
 
 # %% ../../nbs/evaluation/69_beside_rivals.ipynb #7910a186
 _LONGER: dict[str, Any] = dict(model='ComplEx', lr=0.1, eps=1e-3)
+_DROPOUTS = ('input_dropout', 'feature_map_dropout', 'output_dropout')
+_CONVE: dict[str, Any] = dict(
+    model='ConvE',
+    lr=0.05,
+    eps=1e-3,
+    kwargs=dict(output_channels=8) | dict.fromkeys(_DROPOUTS, 0.0),
+    together=1,
+    tests=20,
+    sizes=(1, 4),
+)
 AGAINST: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', **SMOOTH),
     dict(dataset='kinships', **SMOOTH),
     dict(dataset='umls', **_LONGER),
     dict(dataset='kinships', **_LONGER),
+    dict(dataset='umls', **_CONVE),
 )
+_ASKED = ('tests', 'sizes', 'others', 'together')
 
 
 def rivals_experiment(
-    trainings: Sequence[Mapping[str, Any]] = AGAINST,  # settings of `TrainingSettings`
+    trainings: Sequence[Mapping[str, Any]] = AGAINST,  # for `TrainingSettings`, `rivals_row`
     tests: int = 60,  # predictions
     seed: int = 0,  # of the run
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     "Return `rivals_row` for several trainings; JSON can hold it."
-    asks, rows = [TrainingSettings.of(dict(seed=seed) | dict(t)) for t in trainings], []
-    for ask in asks:
-        rows.append(rivals_row(ask, tests, device=device))
+    asks, rows = [], []
+    for t in trainings:
+        how = {n: x for n, x in t.items() if n not in _ASKED}
+        asks.append((TrainingSettings.of(dict(seed=seed) | how), {n: t[n] for n in t.keys() - how}))
+    for training, asked in asks:
+        rows.append(rivals_row(training, **dict(tests=tests) | asked, device=device))
         progress('rivals: trainings done', len(rows), len(asks))
     return dict(seed=seed, rows=rows)
 

@@ -14,7 +14,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class TrainingSettings:
     eps: float = 1e-8  # of Adam
     norm: int | None = None  # of a TransE's distances
     plain: bool = False  # without the constrainer and regulariser of a DistMult's defaults
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # more of PyKEEN's for the model
     seed: int = 0
 
     @classmethod
@@ -89,7 +90,7 @@ class TrainingSettings:
             num_negs_per_pos=self.negatives,
             batch_size=self.batch_size,
             seed=self.seed,
-            model_kwargs=dict(embedding_dim=self.dim) | more,
+            model_kwargs=dict(embedding_dim=self.dim, **self.kwargs) | more,
             device=device,
             progress=False,
         )
