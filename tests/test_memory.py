@@ -209,6 +209,14 @@ def test_plan_small_budgets_are_not_exceeded_by_far() -> None:
     assert max(work.sizes) <= 150
 
 
+def test_plan_that_is_mostly_fixed_is_tried_in_small() -> None:
+    "Lists of many test triples take the same for every tile: a large one need not be tried."
+    work = cost(lambda n: 100_000 + 4 * n)
+    plan = plan_tiles(work, 10**5, 10**6, CPU, most=10_000)
+    assert plan == Plan(10_000, 140_000, 0, 100_000, 4, 10**6)
+    assert sorted(work.sizes) == [1, 16, 64, 512]
+
+
 def test_plan_held_and_left() -> None:
     "What is held, and what the first step leaves behind, count against the budget."
     kept = []

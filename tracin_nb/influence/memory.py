@@ -265,18 +265,33 @@ def _roomy(
     """Return the peaks of tiles of `n` and of `most`, if by the first the second takes less than
     half the room; else nothing. Where it takes less than an eighth, it is not tried: its peak
     follows from that of a smaller one."""
-    if n >= most:
+    if n >= most or not (used := _used(work, _middle(n, total), device)):
         return {}
-    used = _used(work, slice((total - n) // 2, (total - n) // 2 + n), device)
-    if not used or 2 * used.peak * most > n * room:
+    found, guess = {n: used.peak}, used.peak * most / n
+    four = min(4 * n, most)
+    if 2 * guess > room >= 4 * used.peak and (used := _used(work, _middle(four, total), device)):
+        found[four], guess = used.peak, _without_fixed(found | {four: used.peak}, most)
+    if 2 * guess > room:
         return {}
-    tried = min(SAMPLE, most) if 8 * used.peak * most <= n * room else most
+    tried = min(SAMPLE, most) if 8 * guess <= room or len(found) > 1 else most
     peak = _most_used(work, tried, total, device)
     if not peak or peak > room:
         return {}
-    found = {n: used.peak, tried: peak}
+    found |= {tried: peak}
     fixed, slope = _line(found, most)
-    return found | {most: round(fixed + slope * most)}
+    whole = round(fixed + slope * most)
+    return {} if tried < most and 2 * whole > room else found | {most: whole}
+
+
+def _middle(n: int, total: int) -> slice:
+    return slice((total - n) // 2, (total - n) // 2 + n)
+
+
+def _without_fixed(peaks: dict[int, int], n: int) -> float:
+    """Return the bytes of a tile of `n` by two smaller ones, in which much may not grow, as the
+    lists of many test triples; what grows counts twice."""
+    fixed, slope = _line(peaks, n)
+    return max(0, fixed) + 2 * max(0, slope) * n
 
 # %% ../../nbs/influence/10_memory.ipynb #f5a101bd
 def plan_tiles(
