@@ -49,11 +49,12 @@ def test_the_kept_numbers() -> None:
     assert max(r['exponent_in_negatives'] for r in read['rows']) < 1.05
 
 
-def wanted(row: Tensor, k: int, least: float, most: float) -> bool:
-    "Is one of the `k` highest above 0 or the `k` lowest below 0 of a row within these sizes?"
-    up, down = row.sort(descending=True).values[:k], -row.sort().values[:k]
-    ends = [x for x in (*up.tolist(), *down.tolist()) if x > 0]
-    return any(least <= x <= most for x in ends)
+def wanted(row: Tensor, each: Tensor, k: int, least: float, most: float) -> bool:
+    """Is one of the `k` highest above 0 or the `k` lowest below 0 of a row within what its column's
+    size allows?"""
+    order = row.argsort(descending=True)
+    ends = [(i, row[i]) for i in order[:k]] + [(i, -row[i]) for i in order.flip(0)[:k]]
+    return any(x > 0 and least <= x <= most * each[i] for i, x in ends)
 
 
 @pytest.mark.parametrize('k', [1, 3, 40])
@@ -64,9 +65,9 @@ def test_doubtful_rows(k: int, zeros: float) -> None:
     for n in (2, 40, 700):
         scores = torch.randn(60, n) * (torch.rand(60, n) >= zeros)
         scores[::2] *= 10 ** (4 * torch.rand(30, n) - 4)
-        most = 10 ** (4 * torch.rand(60) - 4)
+        most, each = 10 ** (4 * torch.rand(60) - 4), 10 ** (2 * torch.rand(n) - 1)
         for reached in (None, torch.randn(60) * most):
             least = [0.0] * 60 if reached is None else reached.tolist()
             rows = zip(scores, least, most.tolist(), strict=True)
-            expected = [i for i, (row, a, b) in enumerate(rows) if wanted(row, k, a, b)]
-            assert doubtful(scores, k, most, reached).tolist() == expected
+            expected = [i for i, (row, a, b) in enumerate(rows) if wanted(row, each, k, a, b)]
+            assert doubtful(scores, k, most, each, reached).tolist() == expected
