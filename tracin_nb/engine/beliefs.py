@@ -282,6 +282,7 @@ def further_width(model: Model, queries: Queries) -> tuple[int, int]:
 
 # %% ../../nbs/engine/05_beliefs.ipynb #3fe8a238
 _MOST = 1024  # triples at once
+_SCORE = 16  # bytes for a score and its copies, while ranks are counted
 
 
 def room(device: torch.device) -> int:
@@ -297,11 +298,13 @@ def batches(
     more: tuple[int, int],  # of each further one, see `further_width`
 ) -> Iterator[tuple[slice, int | None]]:
     """Yield the slices of `range(triples)` that are scored at once, and how many of the entities
-    at once; None: all. One half of the room is for rows of candidates, one for the queries."""
+    at once; None: all. One half of the room is for rows of candidates, one for the queries; the
+    scores of all entities take at most four times the room."""
     half = room // 2
     part = None if first * entities <= half else max(1, half // first)
     alone, each = more
-    n = max(1, min(_MOST, half // (alone + each * (part or entities))))
+    fitting = half // (alone + each * (part or entities)), 4 * room // (_SCORE * entities)
+    n = max(1, min(_MOST, *fitting))
     for start in range(0, triples, n):
         yield slice(start, min(start + n, triples)), part
 
