@@ -1507,7 +1507,7 @@ def bench_command(asked: BenchAsked) -> None:
     robokop    1.45 million entities, 18.6 million triples: from files to 950 answers
     repeat     the second question on a prepared run
     growth     exponents of time and memory
-    negatives  the run's own loss and its negatives against an epoch of training
+    negatives  a question about a loss with negatives against an epoch of training
     workers    two processes and two Ray nodes against one process
     \b
     Each takes a while; --set asks for less."""
