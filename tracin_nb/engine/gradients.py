@@ -468,10 +468,7 @@ def _balanced(factors: tuple[Tensor, ...]) -> list[Tensor]:
 
 # %% ../../nbs/engine/30_gradients.ipynb #cc8d15ab
 def _halved(block: Block, low: torch.dtype) -> Block:
-    """Return an `Outer` block with factors in the 16-bit type `low`, a `Dense` one in bfloat16
-    (float16 may not reach as far); any other block as it is."""
-    if isinstance(block, Dense) and low is torch.bfloat16:
-        return block.map(lambda grad: grad.to(low))
+    "Return an `Outer` block with factors in the 16-bit type `low`; any other block as it is."
     if not isinstance(block, Outer):
         return block
     factors = block.factors if low is torch.bfloat16 else _balanced(block.factors)
