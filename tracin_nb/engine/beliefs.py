@@ -210,9 +210,9 @@ def rows_compared(
 ) -> tuple[Tensor, Tensor] | None:
     """Return rows of what is asked `[B, k]` and of the candidates `[c, k]`, of which the scores
     are distances or products; None for a model of another form."""
-    back, ids = queries.kind == 'heads', queries.ids[:, 0]
     if queries.kind == 'hrt' or not _comparable(model):
         return None
+    back, ids = queries.kind == 'heads', queries.ids[:, 0]
     linear = type(model.interaction) in _LINEAR
     if linear and back:
         return None
@@ -283,6 +283,7 @@ def further_width(model: Model, queries: Queries) -> tuple[int, int]:
 # %% ../../nbs/engine/05_beliefs.ipynb #3fe8a238
 _MOST = 1024  # triples at once
 _SCORE = 16  # bytes for a score and its copies, while ranks are counted
+_FEW = 8  # queries that share rows of candidates, however many entities there are
 
 
 def room(device: torch.device) -> int:
@@ -298,13 +299,13 @@ def batches(
     more: tuple[int, int],  # of each further one, see `further_width`
 ) -> Iterator[tuple[slice, int | None]]:
     """Yield the slices of `range(triples)` that are scored at once, and how many of the entities
-    at once; None: all. One half of the room is for rows of candidates, one for the queries; the
-    scores of all entities take at most four times the room."""
+    at once; None: all. One half of the room is for rows of candidates, one for the queries; so
+    is one for the scores of all entities, but for `_FEW` queries."""
     half = room // 2
     part = None if first * entities <= half else max(1, half // first)
     alone, each = more
-    fitting = half // (alone + each * (part or entities)), 4 * room // (_SCORE * entities)
-    n = max(1, min(_MOST, *fitting))
+    scored = max(_FEW, half // (_SCORE * entities))
+    n = max(1, min(_MOST, scored, half // (alone + each * (part or entities))))
     for start in range(0, triples, n):
         yield slice(start, min(start + n, triples)), part
 

@@ -552,9 +552,7 @@ def added(parts: Iterable[Tensor]) -> Tensor:
 # %% ../../nbs/engine/10_factors.ipynb #b84e23b5
 def _vectors(blocks: Iterable[Dense]) -> Tensor:
     "Return `Dense` blocks of the same triples side by side, `[B, p]`."
-    flat = [b.grad.reshape(len(b), -1) for b in blocks]
-    if any(x.dtype != flat[0].dtype for x in flat):
-        flat = [*map(_up, flat)]
+    flat = [_up(b.grad).reshape(len(b), -1) for b in blocks]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 # %% ../../nbs/engine/10_factors.ipynb #07918bab
@@ -582,10 +580,7 @@ def inner(a: Factors, b: Factors) -> Tensor:
     total = added(block_inner(p, q) for p, q in rest) if rest else None
     for part in _dense_parts(dense, len(a)):
         x, y = map(_vectors, zip(*part))
-        if total is not None and total.dtype == x.dtype == y.dtype:
-            total.addmm_(x, y.T)
-        else:
-            total = added([*([] if total is None else [total]), _products(x, y)])
+        total = x @ y.T if total is None else total.addmm_(x, y.T)
     total = large[0][0].grads.new_zeros(len(a), len(b)) if total is None else total.contiguous()
     for p, q in large:
         _add_rows(total, p, q)
