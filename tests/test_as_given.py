@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -699,3 +700,32 @@ def test_numpy_integers(tmp_path: Path) -> None:
             have.explain(TEST, k)
     with pytest.raises(ValueError, match='there is no checkpoint'):
         TracIn(run, checkpoints=np.array([2]))
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (dict(optimizer='adam'), "optimizer is 'adam', but its name and settings"),
+        (dict(optimizer=('adam',)), 'but its name and settings are needed'),
+        (dict(optimizer=('adam', None)), 'but its name and settings are needed'),
+        (dict(optimizer=(1, {})), 'but its name and settings are needed'),
+        (dict(optimizer=torch.optim.Adam), "optimizer is 'type'"),
+        (dict(epochs=3), 'epochs is a int: give a list'),
+        (dict(steps='5'), 'steps is a str: give a list'),
+        (dict(states=3), 'states is a int: give a list'),
+        (dict(states={}), 'states is a dict: give a list'),
+        (dict(optimizer_moments=3), 'optimizer_moments is a int: give a list'),
+        (dict(negative_sampler_kwargs=3), 'negative_sampler_kwargs=3 is not a mapping'),
+        (dict(negative_sampler_kwargs=dict(foo=1)), "basic takes no 'foo'"),
+        (dict(negative_sampler='bernoulli', negative_sampler_kwargs=dict(foo=1)), "no 'foo'"),
+        (dict(negative_sampler_kwargs=dict(num_negs_per_pos=0)), 'num_negs_per_pos'),
+        (dict(loss=3), 'loss=3 is neither a loss of PyKEEN nor the name of one'),
+    ],
+    ids=lambda x: None if isinstance(x, dict) else x[:30],
+)
+def test_wrong_kinds_are_named_at_once(given: dict[str, Any], message: str) -> None:
+    "A run is not made of what only a question would stumble over."
+    training = Nations().training
+    model = DistMult(triples_factory=training, embedding_dim=4, random_seed=0)
+    with pytest.raises(RunError, match=re.escape(message)):
+        Run.from_model(model, training, **dict(dict(learning_rates=[0.1]), **given))

@@ -17,8 +17,8 @@ __all__ = ['MODES', 'LONG', 'main', 'given_settings', 'settings_blamed', 'TrainA
            'ReplayAsked', 'replay_command', 'SelfAsked', 'self_command', 'cache_group',
            'GradientFolder', 'cache_info_command', 'cache_clear_command', 'DemoAsked',
            'demo_command', 'BenchAsked', 'bench_command', 'evaluate_command',
-           'VerifyAsked', 'carried_out', 'cores', 'verify_command', 'ServeAsked',
-           'serve_command', 'terminated']
+           'VerifyAsked', 'carried_out', 'verify_command', 'ServeAsked', 'serve_command',
+           'terminated']
 
 # %% ../../nbs/app/70_cli.ipynb #1d314abf
 import json
@@ -161,10 +161,11 @@ class TrainAsked:
     def shared(self) -> int:
         "Return how many processes train."
         from tracin_nb.runs.settings import pick_device
+        from tracin_nb.threads import own_cores
 
         if self.processes:
             return self.processes
-        return 1 if pick_device(self.training.device).type == 'cuda' else cores()
+        return 1 if pick_device(self.training.device).type == 'cuda' else len(own_cores())
 
 
 @main.command('train', short_help='Train a PyKEEN model and keep checkpoints.')
@@ -1486,7 +1487,9 @@ class BenchAsked(Measured):
     device: str = again(
         Measured, 'device', 'cpu', help='Device to measure on, for example cuda.', shown=None
     )
-    threads: int | None = option(None, 'Threads that PyTorch may use.', 'Devices', kind='count')
+    threads: int | None = option(
+        None, 'Threads that PyTorch may use at most.', 'Devices', kind='count'
+    )
     settings: dict[str, Any] | None = again(
         Measured,
         'settings',
@@ -1706,19 +1709,14 @@ def carried_out(plan: 'Verification', processes: int | None, out: Path | None = 
     "Return the outcome of the trainings of a plan, after announcing their cost; saved in `out`."
     from tracin_nb.engine.row_index import one_thread
     from tracin_nb.evaluation.verify import carry_out
+    from tracin_nb.threads import own_cores
 
     with nullcontext() if processes == 1 else one_thread():
         plan.first()
         if processes is None:
-            processes = cores() if plan.total() > LONG else 1
+            processes = len(own_cores()) if plan.total() > LONG else 1
         say(f'tracin: note: {plan.price(processes)}')
         return carry_out(plan, processes, on_terminal(), out)
-
-
-def cores() -> int:
-    "Return how many processors this process may use."
-    there = getattr(os, 'sched_getaffinity', None)
-    return len(there(0)) if there else os.cpu_count() or 1
 
 
 @main.command(

@@ -35,6 +35,7 @@ from .objectives import Queries, Softmax, score
 from ..progress import Progress, counter, silent
 from ..runs.models import mode_of
 from ..runs.run import Run
+from ..threads import adapt
 
 # %% ../../nbs/engine/05_beliefs.ipynb #7aa2c1ac
 Side = Literal['tail', 'head']
@@ -357,6 +358,7 @@ def ranked(
         ranks, among = torch.empty(len(triples)), torch.empty(len(triples), dtype=torch.long)
         sizes = room(model.device), width(model, query), further_width(model, query)
         for some, part in batches(len(triples), model.num_entities, *sizes):
+            adapt()
             those = triples[order[some]]
             held = filtered_ranks(model, those, known.cells(some), inverse, side, part)
             ranks[order[some]] = held.realistic.cpu()

@@ -57,6 +57,7 @@ from tracin_nb.influence.moments import (
 from .settings import Settings, parse_bytes
 from ..progress import Course, Phase, Progress, bar, counter, one_bar, silent
 from ..runs.run import Run
+from ..threads import adapt, beside_others
 from ..waiting import doubting, unlikely
 
 # %% ../../nbs/influence/20_steps.ipynb #d0623f75
@@ -462,11 +463,12 @@ class Steps:
         self, n: int, size: int, label: str, step: Callable[[slice], T]
     ) -> Iterator[tuple[slice, T]]:
         """Yield slices of `range(n)`, of `size` triples or fewer, with the results of `step`;
-        progress is reported."""
+        progress is reported. The threads are as many as others leave cores."""
         tiles = Tiles(size, budget(self.settings))
-        with self.telling.bar(n, label) as tell:
+        with self.telling.bar(n, label) as tell, beside_others():
             try:
                 for rows, done in tiles.each(n, step):
+                    adapt()
                     yield rows, done
                     tell(rows.stop - rows.start)
                     del done

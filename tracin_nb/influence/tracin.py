@@ -106,6 +106,7 @@ from .tiles import Pass
 from ..locks import alone_in_out
 from ..runs.run import Run
 from ..runs.seeds import as_runs
+from ..threads import beside_others
 
 # %% ../../nbs/influence/90_tracin.ipynb #2bd558f1
 def rank_shards(ranking: Ranking, work: Work, parts: Parts | None) -> None:
@@ -369,7 +370,7 @@ class TracIn:
         if candidates is not None:
             held = dict(train=train, near=near, sample=sample, breakdown=breakdown or None)
             return of_candidates(self, test, candidates, k, against, held | dict(out=out), start)
-        with arithmetic(self.settings.precision):
+        with arithmetic(self.settings.precision), beside_others():
             question = self._question(test, k, train, near, sample, against, breakdown)
             parts = None if folder is None or overwrite else continued(folder, question.asked())
             if folder and parts and parts.complete:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'unwrapped', 'as_model', 'bare', 'plain_names', 'copied', 'check_counts',
-           'labelled', 'title_of', 'check_length', 'checked_rates', 'checked_states',
-           'state_at', 'moments_reader', 'pipeline_optimizer', 'pipeline_rates',
-           'pipeline_loop', 'pipeline_end', 'pipeline_kwargs', 'last_measured',
-           'pipeline_measured', 'steps_made', 'second_moments', 'untrained']
+           'labelled', 'title_of', 'as_list', 'check_length', 'checked_rates',
+           'checked_states', 'state_at', 'moments_reader', 'checked_optimizer',
+           'pipeline_optimizer', 'pipeline_rates', 'pipeline_loop', 'pipeline_end',
+           'pipeline_kwargs', 'last_measured', 'pipeline_measured', 'steps_made',
+           'second_moments', 'untrained']
 
 # %% ../../nbs/runs/30_given.ipynb #698b923d
 import copy
@@ -240,6 +241,15 @@ def title_of(model: Model) -> str:
     return f'{name} with {type(model.interaction).__name__}' if type(model) is ERModel else name
 
 # %% ../../nbs/runs/30_given.ipynb #5dc4a0d9
+def as_list(given: Any, name: str) -> list[Any]:
+    "Return what is `given` for each checkpoint. Raises `RunError` if it is no list."
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise RunError(
+            f'{name} is a {type(given).__name__}: give a list with an entry for each checkpoint'
+        )
+    return list(given)
+
+
 def check_length(given: Sequence[Any], name: str, count: int) -> None:
     "Raise `RunError` unless there is an entry for each of `count` checkpoints."
     if len(given) != count:
@@ -284,7 +294,7 @@ def checked_states(
     given = (
         {'the model': template.state_dict()}
         if states is None
-        else {f'states[{k}]': s for k, s in enumerate(states)}
+        else {f'states[{k}]': s for k, s in enumerate(as_list(states, 'states'))}
     )
     found = {
         source: s if isinstance(s, (str, Path)) else _on_cpu(s, known, source)
@@ -319,9 +329,22 @@ def moments_reader(
     set for each of `count` checkpoints; None if they are not known."""
     if moments is None:
         return None
+    moments = as_list(moments, 'optimizer_moments')
     given = [_on_cpu(m, known, f'optimizer_moments[{k}]') for k, m in enumerate(moments)]
     check_length(given, 'optimizer_moments', count)
     return partial(_moments_at, given)
+
+# %% ../../nbs/runs/30_given.ipynb #3fbb1544
+def checked_optimizer(optimizer: Any) -> tuple[str, dict[str, Any]] | None:
+    "Return the name and the settings of an optimiser. Raises `RunError` if it is neither."
+    pair = optimizer if isinstance(optimizer, (tuple, list)) and len(optimizer) == 2 else (None, 0)
+    if optimizer is None or (isinstance(pair[0], str) and isinstance(pair[1], Mapping)):
+        return None if optimizer is None else (pair[0], dict(pair[1]))
+    what = optimizer if isinstance(optimizer, (str, tuple)) else type(optimizer).__name__
+    raise RunError(
+        f'optimizer is {what!r}, but its name and settings are needed, such as '
+        f"('adam', {{'betas': (0.9, 0.999), 'eps': 1e-8}})"
+    )
 
 # %% ../../nbs/runs/30_given.ipynb #ec3a378e
 def pipeline_optimizer(

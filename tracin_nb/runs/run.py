@@ -29,9 +29,11 @@ from ..progress import Progress, silent
 from .assumed import assumed_settings
 from tracin_nb.runs.given import (
     RECORDED,
+    as_list,
     as_model,
     check_counts,
     check_length,
+    checked_optimizer,
     checked_rates,
     checked_states,
     copied,
@@ -126,7 +128,7 @@ def _checkpoint_list(
     "Return checkpoints with these rates; `known`: the `epochs` and `steps` of each, or None."
     whole = {}
     for name, given in known.items():
-        given = [None] * len(rates) if given is None else list(given)
+        given = [None] * len(rates) if given is None else as_list(given, name)
         check_length(given, name, len(rates))
         whole[name] = [None if n is None else number(n, f'{name}: each', kind=int) for n in given]
     return [
@@ -223,6 +225,8 @@ def _chosen_loss(loss: Loss | str | None, model: Model) -> Loss:
     "Return a loss of its own on the CPU: a copy of `loss` or of the model's, or the one so named."
     if isinstance(loss, str):
         loss = build_loss(loss)
+    if not isinstance(loss, (Loss, type(None))):
+        raise RunError(f'loss={loss!r} is neither a loss of PyKEEN nor the name of one')
     return copy.deepcopy(model.loss if loss is None else loss).cpu()
 
 # %% ../../nbs/runs/40_run.ipynb #2c6d69c1
@@ -357,6 +361,7 @@ class Run:
         weighter = build_weighter(loss_weighter, loss_weighter_kwargs)
         if weighter is not None:
             check_weighted(loss, loop, {})
+        looped = loop_of(loop, negative_sampler, negative_sampler_kwargs)
         return cls(
             training=labelled(training),
             loss=loss,
@@ -366,11 +371,11 @@ class Run:
             checkpoints=_checkpoint_list(rates, states, epochs=epochs, steps=steps),
             build=partial(copy.deepcopy, template),
             state=partial(state_at, states, known),
-            optimizer=optimizer,
+            optimizer=checked_optimizer(optimizer),
             settings=dict(model=title_of(model)),
             optimizer_state=moments,
             assumed=assumed_settings(*told),
-            **loop_of(loop, negative_sampler, negative_sampler_kwargs),
+            **looped,
         )
 
     @classmethod

@@ -285,6 +285,18 @@ def training_settings(training_kwargs: Mapping[str, Any] | None) -> dict[str, An
     return kwargs
 
 # %% ../../nbs/runs/00_settings.ipynb #243ecd0b
+def _check_sampler(name: str, kwargs: Mapping[str, Any]) -> None:
+    "Raise `RunError` unless PyKEEN's sampler of that name takes each of `kwargs`."
+    if not isinstance(kwargs, Mapping):
+        raise RunError(f'negative_sampler_kwargs={kwargs!r} is not a mapping of settings by name')
+    makers = [k.__init__ for k in negative_sampler_resolver.lookup(name).__mro__[:-1]]
+    known = {p for make in makers for p in inspect.signature(make).parameters}
+    if unknown := sorted(kwargs.keys() - (known - {'self', 'args', 'kwargs'})):
+        raise RunError(f'negative_sampler_kwargs: {name} takes no {unknown[0]!r}')
+    if (given := kwargs.get('num_negs_per_pos')) is not None:
+        number(given, "negative_sampler_kwargs['num_negs_per_pos']", 1, kind=int)
+
+
 def loop_settings(
     loop: str,
     negative_sampler: str | type | None,
@@ -310,17 +322,8 @@ def loop_settings(
     kwargs = plain(negative_sampler_kwargs or {}, 'negative_sampler_kwargs')
     if num_negs_per_pos is not None:
         kwargs['num_negs_per_pos'] = number(num_negs_per_pos, 'num_negs_per_pos', 1, kind=int)
-    elif (given := kwargs.get('num_negs_per_pos')) is not None:
-        number(given, "negative_sampler_kwargs['num_negs_per_pos']", 1, kind=int)
     name = _pykeen_name(negative_sampler_resolver, negative_sampler or 'basic', 'negative_sampler')
-    makers = [k.__init__ for k in negative_sampler_resolver.lookup(name).__mro__[:-1]]
-    known = {p for make in makers for p in inspect.signature(make).parameters} - {
-        'self',
-        'args',
-        'kwargs',
-    }
-    if unknown := sorted(kwargs.keys() - known):
-        raise RunError(f'negative_sampler_kwargs: {name} takes no {unknown[0]!r}')
+    _check_sampler(name, kwargs)
     return dict(loop=loop, negative_sampler=name, negative_sampler_kwargs=kwargs)
 
 
@@ -336,6 +339,8 @@ def loop_of(
     if loop != 'slcwa':
         return loop_settings(loop, negative_sampler, None, negative_sampler_kwargs)
     settings = loop_settings(loop, negative_sampler if named else None, None, None)
+    if named or negative_sampler is None:
+        _check_sampler(settings['negative_sampler'], negative_sampler_kwargs or {})
     return settings | dict(
         negative_sampler_kwargs=dict(negative_sampler_kwargs or {}),
         **({} if named else dict(negative_sampler=negative_sampler)),
