@@ -42,7 +42,7 @@ from ..engine.rounding import sizes
 from ..engine.weightings import Metric, Weighting, squared_lengths
 from ..graph.triples import evenly, to_labels
 from .cache import FactorCache, Key, gradient_key, objective_key
-from .memory import Tiles, plan_tiles
+from .memory import Tiles, heap, plan_tiles
 from tracin_nb.influence.moments import (
     Drawn,
     Served,
@@ -465,7 +465,7 @@ class Steps:
         """Yield slices of `range(n)`, of `size` triples or fewer, with the results of `step`;
         progress is reported. The threads are as many as others leave cores."""
         tiles = Tiles(size, budget(self.settings))
-        with self.telling.bar(n, label) as tell, beside_others():
+        with self.telling.bar(n, label) as tell, beside_others(), heap.kept():
             try:
                 for rows, done in tiles.each(n, step):
                     adapt()

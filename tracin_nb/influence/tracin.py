@@ -72,7 +72,7 @@ from tracin_nb.influence.means import (
     ranked_means,
     take_run,
 )
-from .memory import release
+from .memory import heap, release
 from .parts import Parts, begin, continued, read_question, summed
 from .plan import Planner
 from .prepared import Prepared, in_files, in_memory, stored_error
@@ -370,7 +370,7 @@ class TracIn:
         if candidates is not None:
             held = dict(train=train, near=near, sample=sample, breakdown=breakdown or None)
             return of_candidates(self, test, candidates, k, against, held | dict(out=out), start)
-        with arithmetic(self.settings.precision), beside_others():
+        with arithmetic(self.settings.precision), beside_others(), heap.kept():
             question = self._question(test, k, train, near, sample, against, breakdown)
             parts = None if folder is None or overwrite else continued(folder, question.asked())
             if folder and parts and parts.complete:
