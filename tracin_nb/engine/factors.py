@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Block', 'Rows', 'Outer', 'Dense', 'Shared', 'block_inner', 'block_total', 'Factors',
            'shared', 'added', 'inner', 'inner_parts', 'paired_inner', 'less',
-           'with_weights', 'light', 'concat', 'blank', 'fill', 'Sketch']
+           'with_weights', 'light', 'concat', 'blank', 'fill', 'slim', 'Sketch']
 
 # %% ../../nbs/engine/10_factors.ipynb #7a7803ca
 import math
@@ -745,6 +745,26 @@ def fill(whole: Factors, part: Factors, at: int) -> Factors:
     for mine, theirs in blocks + weights:
         mine[at : at + len(part)] = theirs
     return whole
+
+# %% ../../nbs/engine/10_factors.ipynb #907c9163
+def slim(factors: Factors) -> Factors:
+    "Return the gradients with the shared factors that they use, if those are at most half of all."
+    return factors.map(lambda b: _slim(b) if isinstance(b, Shared) else b)
+
+
+def _slim(block: Shared) -> Shared:
+    sides = zip(block.factors, block.sums, block.places, strict=True)
+    made = ((f, s, p) if p is None or 2 * len(p) > len(f) else _used(f, s, p) for f, s, p in sides)
+    factors, sums, places = zip(*made)
+    return replace(block, factors=factors, sums=sums, places=places)
+
+
+def _used(
+    factor: Tensor, total: Tensor | None, places: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    "Return the rows at `places` of a factor and of its sums, and where each is now."
+    kept, places = places.unique(return_inverse=True)
+    return factor[kept], None if total is None else total[kept], places
 
 # %% ../../nbs/engine/10_factors.ipynb #914d4fe7
 class Sketch:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..answer.ranking import Ranking
 from ..clock import stage
-from ..engine.factors import Factors, added, blank, fill, inner, shared
+from ..engine.factors import Factors, added, blank, fill, inner, shared, slim
 from ..engine.rounding import cleared, lengths, limit, sizes
 from tracin_nb.engine.row_index import (
     Index,
@@ -164,7 +164,7 @@ class DenseTile:
 
     def terms(self, test: TestSide) -> Callable[[Tensor | slice], Tensor]:
         "Return what gives, for some test triples `[r]`, the sums `[r, n]` of |terms|."
-        mine = lambda rows: [lengths(f[rows]) for f in test.factors]
+        mine = lambda rows: [lengths(slim(f[rows])) for f in test.factors]
         theirs = lambda: DenseTile(list(map(lengths, self.factors)))
         return lambda rows: theirs().scores(replace(test, factors=mine(rows)))
 
