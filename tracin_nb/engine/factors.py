@@ -272,14 +272,21 @@ def _first_equal(x: Tensor) -> Tensor:
 _MANY = 0.2  # share of repeated factors from which on it pays to hold them once
 
 # %% ../../nbs/engine/10_factors.ipynb #52b82949
-def _distinct(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the distinct rows of `x` `[B, n]`, and the place `[B]` of each; `x` itself if few are
-    repeated."""
+def _distinct(x: Tensor) -> Tensor | None:
+    "Return, for each row of `x` `[B, n]`, the place `[B]` of the first equal one; None if few are."
     if x.shape[1] < 64 or len(x) < 2:
-        return x, None
+        return None
     first = _first_equal(x)
-    kept, places = first.unique(return_inverse=True)
-    return (x, None) if len(kept) > (1 - _MANY) * len(x) else (x[kept], places)
+    return None if len(first.unique()) > (1 - _MANY) * len(x) else first
+
+
+def _once(x: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    "Return the rows of a factor that are used, and their places; written out if few are repeated."
+    if places is None:
+        return x, None
+    kept, again = places.unique(return_inverse=True)
+    few = len(kept) > (1 - _MANY) * len(places)
+    return (x[places], None) if few else (x[kept], again)
 
 # %% ../../nbs/engine/10_factors.ipynb #5b7d5647
 def _flat(block: Outer) -> Shared:
@@ -295,10 +302,12 @@ def _shared(block: Block) -> Block:
     if not isinstance(block, Outer) or hurried(block.factors[0]):
         return block
     flat = _flat(block)
-    factors, places = zip(*map(_distinct, flat.factors))
+    places = tuple(map(_distinct, flat.factors))
     if all(p is None for p in places):
         return block
-    return _fewer_terms(replace(flat, factors=factors, places=places))
+    found = _fewer_terms(replace(flat, places=places))
+    factors, places = zip(*map(_once, found.factors, found.places))
+    return replace(found, factors=factors, places=places)
 
 # %% ../../nbs/engine/10_factors.ipynb #0b777f4e
 def _alike_but(block: Shared, i: int) -> Tensor | None:
@@ -340,14 +349,7 @@ def _added_terms(block: Shared, i: int, number: Tensor) -> Shared:
     counts = tuple((many > j).sum().item() for j in range(int(many.max())))
     sums = put(total(_up(own).abs()), block.sums)
     order = None if many.min() == len(counts) else order
-    factors, places = zip(*map(_spread, factors, put(None, moved)))
-    return Shared(factors, places, counts, order, sums)
-
-
-def _spread(x: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    "Return a factor with repeated rows written out, if few are repeated by now."
-    few = places is not None and len(x) > (1 - _MANY) * len(places)
-    return (x[places], None) if few else (x, places)
+    return Shared(factors, put(None, moved), counts, order, sums)
 
 # %% ../../nbs/engine/10_factors.ipynb #9623c1ad
 def _expanded(dots: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
