@@ -1,18 +1,27 @@
 """What negatives cost beside PyKEEN's own training, and which rows are looked at for rounding."""
 
 import json
+import pickle
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pykeen.datasets import Nations
 from pykeen.losses import NSSALoss
+from pykeen.models import DistMult
+from pykeen.sampling import BasicNegativeSampler
 from pykeen.training import SLCWATrainingLoop
+from pykeen.triples import CoreTriplesFactory
 from torch import Tensor
 
 from tracin_nb.bench import scale
+from tracin_nb.engine import objectives
+from tracin_nb.engine.objectives import Negatives
 from tracin_nb.engine.rounding import doubtful
+from tracin_nb.influence.tracin import TracIn
+from tracin_nb.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,3 +80,51 @@ def test_doubtful_rows(k: int, zeros: float) -> None:
             rows = zip(scores, least, most.tolist(), strict=True)
             expected = [i for i, (row, a, b) in enumerate(rows) if wanted(row, each, k, a, b)]
             assert doubtful(scores, k, most, each, reached).tolist() == expected
+
+
+def test_each_block_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass in the order of the relations draws the negatives of each block of training triples
+    once, not once for each relation; what was drawn does not travel to workers."""
+    draw = torch.Generator().manual_seed(0)
+    some = [torch.randint(n, (30_000,), generator=draw) for n in (2_000, 20, 2_000)]
+    triples = torch.stack(some, 1).unique(dim=0)
+    every = CoreTriplesFactory(triples, num_entities=2_000, num_relations=20)
+    model = DistMult(triples_factory=every, embedding_dim=4, random_seed=0)
+    run = Run.from_model(model, every, learning_rates=[0.1], loop='slcwa', negative_sampler='basic')
+    drawn, real = [], Negatives._sample
+
+    def sample(self: Negatives, positives: torch.Tensor, seed: int) -> tuple:
+        drawn.append(len(positives))
+        return real(self, positives, seed)
+
+    monkeypatch.setattr(Negatives, '_sample', sample)
+    asked = TracIn(run, weighting='sgd', devices='cpu', progress=False)
+    first = asked.explain(triples[:5], 10).frame
+    assert sum(drawn) == len(triples)
+    assert first.equals(asked.explain(triples[:5], 10).frame)
+    assert sum(drawn) == len(triples)
+    negatives = asked.objective.negatives
+    held = negatives.draw(triples[:100])
+    sent = pickle.loads(pickle.dumps(negatives))
+    assert (len(negatives._drawn), len(sent._drawn)) == (-(-len(triples) // 8192), 0)
+    assert all(map(torch.equal, held, sent.draw(triples[:100])))
+
+
+@pytest.mark.parametrize('room', [0, 2**28])
+def test_draws_are_those_of_the_sampler(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    "However many blocks are kept, negatives and mask are the same."
+    monkeypatch.setattr(objectives, '_KEPT', room)
+    training = Nations().training
+    sampler = BasicNegativeSampler(
+        mapped_triples=training.mapped_triples, num_negs_per_pos=3, filtered=True
+    )
+    few = Negatives(sampler, training.mapped_triples, 7, block=100)
+    order = torch.randperm(training.num_triples, generator=torch.Generator().manual_seed(1))
+    found, kept = (x[order.argsort()] for x in few.draw(training.mapped_triples[order]))
+    assert not kept.all()
+    for i in range(0, training.num_triples, 100):
+        some = training.mapped_triples[i : i + 100]
+        with torch.random.fork_rng(devices=[]):
+            exact, mask = few._sample(some, hash((7, i // 100)) % 2**62)
+        assert torch.equal(found[i : i + 100], exact)
+        assert torch.equal(kept[i : i + 100], mask)

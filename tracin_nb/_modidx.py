@@ -1893,6 +1893,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'tracin_nb/engine/objectives.py'),
                                              'tracin_nb.engine.objectives.Negatives': ( 'engine/objectives.html#negatives',
                                                                                         'tracin_nb/engine/objectives.py'),
+                                             'tracin_nb.engine.objectives.Negatives.__getstate__': ( 'engine/objectives.html#negatives.__getstate__',
+                                                                                                     'tracin_nb/engine/objectives.py'),
                                              'tracin_nb.engine.objectives.Negatives.__init__': ( 'engine/objectives.html#negatives.__init__',
                                                                                                  'tracin_nb/engine/objectives.py'),
                                              'tracin_nb.engine.objectives.Negatives._block': ( 'engine/objectives.html#negatives._block',

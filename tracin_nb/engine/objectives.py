@@ -201,6 +201,9 @@ class Softmax(Objective):
         return scores.logsumexp(-1) - scores.gather(-1, target[None])[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #21a98e20
+_KEPT = 2**28  # bytes of negatives that are kept, at 16 each
+
+
 class Negatives:
     """Negative triples of positives: a function of the training set, the sampler, the seed and
     the triple."""
@@ -247,16 +250,22 @@ class Negatives:
         mask = torch.ones(negatives.shape[:2], dtype=torch.bool) if mask is None else mask
         return negatives[back], mask[back]
 
-    def _block(self, i: int) -> tuple[Tensor, Tensor]:
-        """Return the negatives and mask of the `i`-th block of training triples; the last few
-        blocks are kept."""
+    def _block(self, i: int) -> tuple[Tensor, Tensor | None]:
+        """Return the negatives of the `i`-th block of training triples, and the mask unless all of
+        them count. The last blocks are kept: a pass in the order of the relations meets each block
+        once for each relation."""
         if i not in self._drawn:
-            if len(self._drawn) >= 4:
+            some = self.triples[i * self.block : (i + 1) * self.block]
+            negatives, mask = self._sample(some, hash((self.seed, i)) % 2**62)
+            self._drawn[i] = negatives.to(torch.int32), None if mask.all() else mask
+            held = 4 + _KEPT // (16 * negatives.numel() // 3)
+            while len(self._drawn) > held:
                 self._drawn.pop(next(iter(self._drawn)))
-            self._drawn[i] = self._sample(
-                self.triples[i * self.block : (i + 1) * self.block], hash((self.seed, i)) % 2**62
-            )
         return self._drawn[i]
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Negatives that were drawn stay here."
+        return self.__dict__ | dict(_drawn={}, _met={})
 
     def _unseen(self, triple: Tensor) -> tuple[Tensor, Tensor]:
         """Return negatives `[n, 3]` and mask `[n]` of a triple `[3]` outside the training set;
@@ -283,10 +292,9 @@ class Negatives:
                 continue
             drawn, kept = self._block(i)
             at = blocks == i
-            negatives[at], mask[at] = (
-                drawn[rows[at] - i * self.block],
-                kept[rows[at] - i * self.block],
-            )
+            place = rows[at] - i * self.block
+            negatives[at] = drawn[place].to(negatives.dtype)
+            mask[at] = True if kept is None else kept[place]
         for j in (rows < 0).nonzero().flatten().tolist():
             negatives[j], mask[j] = self._unseen(triples[j])
         return negatives, mask
