@@ -201,7 +201,7 @@ class Softmax(Objective):
         return scores.logsumexp(-1) - scores.gather(-1, target[None])[0]
 
 # %% ../../nbs/engine/00_objectives.ipynb #21a98e20
-_KEPT = 2**28  # bytes of negatives that are kept, at 16 each
+_KEPT = 2**26  # bytes of negatives that are kept, at 13 each; beside the budget of a pass
 
 
 class Negatives:
@@ -258,7 +258,7 @@ class Negatives:
             some = self.triples[i * self.block : (i + 1) * self.block]
             negatives, mask = self._sample(some, hash((self.seed, i)) % 2**62)
             self._drawn[i] = negatives.to(torch.int32), None if mask.all() else mask
-            held = 4 + _KEPT // (16 * negatives.numel() // 3)
+            held = 4 + _KEPT // (13 * negatives.numel() // 3)
             while len(self._drawn) > held:
                 self._drawn.pop(next(iter(self._drawn)))
         return self._drawn[i]
