@@ -387,6 +387,8 @@ def held_out_row(
 _SAMPLED: dict[str, Any] = dict(loop='slcwa', negatives=4, lds_tests=24)
 _LARGE: dict[str, Any] = _SAMPLED | dict(batch_size=1024, epochs=20, plain=True, together=1)
 _FULL: dict[str, Any] = dict(lr=0.1, batch_size=1024)  # Adam at a high rate, a step an epoch
+_DROPOUTS = ('input_dropout', 'feature_map_dropout', 'output_dropout')
+_SLIM = dict(output_channels=8) | dict.fromkeys(_DROPOUTS, 0.0)  # a ConvE
 _MARGIN = dict(_SAMPLED, model='TransE', norm=2, loss='marginranking', epochs=30, lr=0.01, eps=1e-3)
 ACROSS: tuple[dict[str, Any], ...] = (
     dict(dataset='nations', explained=3, tests=12, **SMOOTH),
@@ -403,6 +405,7 @@ ACROSS: tuple[dict[str, Any], ...] = (
     dict(dataset='kinships', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
     dict(dataset='umls', loss='bcewithlogits', tests=5, lr=0.05, eps=3e-4, **_LARGE),
     dict(dataset='kinships', loss='nssa', tests=5, lr=0.1, eps=3e-4, **_LARGE),
+    dict(dataset='umls', model='ConvE', tests=5, lr=0.05, eps=1e-3, kwargs=_SLIM, together=1),
 )
 
 
