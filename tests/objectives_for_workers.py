@@ -25,9 +25,7 @@ class Misbehaving(BCE):
     flag: str = ''
 
     def queries(self, triples: Tensor) -> Queries:
-        if in_worker() and not (self.flag and Path(self.flag).exists()):
-            if self.flag:
-                Path(self.flag).touch()
+        if in_worker() and self.first():
             if self.what == 'raise':
                 raise ArithmeticError('on purpose')
             if self.what == 'die':
@@ -35,6 +33,15 @@ class Misbehaving(BCE):
             if self.what == 'hang':
                 time.sleep(600)
         return super().queries(triples)
+
+    def first(self) -> bool:
+        "Return whether no other worker came by; two at once cannot both be the first."
+        try:
+            if self.flag:
+                Path(self.flag).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
