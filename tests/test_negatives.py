@@ -18,8 +18,12 @@ from torch import Tensor
 
 from tracin_nb.bench import scale
 from tracin_nb.engine import objectives
+from tracin_nb.engine.factors import Factors, Outer, shared
 from tracin_nb.engine.objectives import Negatives
 from tracin_nb.engine.rounding import doubtful
+from tracin_nb.influence import tiles
+from tracin_nb.influence.steps import TestSide
+from tracin_nb.influence.tiles import as_dense
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.run import Run
 
@@ -128,3 +132,25 @@ def test_draws_are_those_of_the_sampler(room: int, monkeypatch: pytest.MonkeyPat
             exact, mask = few._sample(some, hash((7, i // 100)) % 2**62)
         assert torch.equal(found[i : i + 100], exact)
         assert torch.equal(kept[i : i + 100], mask)
+
+
+def test_one_row_in_doubt_is_multiplied_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    "The sums of |terms| of one test triple are made of its own factors, not of those of all."
+    draw = torch.Generator().manual_seed(0)
+    left = torch.randn(50, 2, 5, generator=draw)
+    right = torch.randn(25, 64, generator=draw)[torch.arange(100) // 4].view(50, 2, 64)
+    test = shared(Factors({'w': (Outer((left, right)),)}))
+    tile, side = as_dense([test]), TestSide([test], [1.0], torch.float32)
+    made, real = [], tiles.lengths
+
+    def lengths(factors: Factors) -> Factors:
+        made.append([len(t) for t in factors.blocks['w'][0].factors])
+        return real(factors)
+
+    monkeypatch.setattr(tiles, 'lengths', lengths)
+    terms = tile.terms(side)
+    every = terms(slice(None))
+    assert max(made[0]) > 20
+    del made[:]
+    assert torch.allclose(terms(torch.tensor([7])), every[7:8])
+    assert sorted(map(max, made))[0] <= 2

@@ -9,6 +9,7 @@ from test_moments import some_run
 
 from tracin_nb.engine.beliefs import beliefs
 from tracin_nb.influence import steps
+from tracin_nb.influence.memory import heap
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.threads import Used, adapt, beside_others, own_cores, taken, threads_for, used
 
@@ -30,12 +31,14 @@ def steady(others: float) -> Callable[[], Used]:
     return lambda: Used(s := float(next(seconds)), mine=0.0, every=others * s)
 
 
-def seen_at_work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    "The threads at each gradient pass over training triples."
+def seen_at_work(
+    monkeypatch: pytest.MonkeyPatch, look: Callable[[], int] = torch.get_num_threads
+) -> list[int]:
+    "The threads, or what else is looked at, at each gradient pass over training triples."
     seen, real = [], steps.Steps.gradients
 
     def gradients(self: steps.Steps, triples: torch.Tensor) -> list:
-        seen.append(torch.get_num_threads())
+        seen.append(look())
         return real(self, triples)
 
     monkeypatch.setattr(steps.Steps, 'gradients', gradients)
@@ -57,6 +60,7 @@ def test_question(others: float, threads: int, monkeypatch: pytest.MonkeyPatch) 
         assert torch.get_num_threads() == threads
     assert seen[-1] == threads
     assert torch.get_num_threads() == 2
+    assert not heap.blocks
     same = ['test_index', 'rank', 'training_index']
     assert alone[same].equals(beside[same])
     assert alone['influence'].to_numpy() == pytest.approx(beside['influence'].to_numpy(), rel=1e-5)
@@ -120,3 +124,12 @@ def test_used() -> None:
     assert first.mine < second.mine
     assert first.every <= second.every
     assert 0 <= taken(first, second) <= 2 * len(own_cores())
+
+
+@pytest.mark.parametrize('ask', [TracIn.explain, TracIn.scores])
+def test_what_tiles_free_is_kept(ask: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Not only `explain`: each loop over tiles keeps freed memory, so in workers, too."
+    run, seen = some_run(0), seen_at_work(monkeypatch, lambda: heap.blocks)
+    ask(TracIn(run, 'bce', devices='cpu', progress=False), run.training.mapped_triples[:5])
+    assert max(seen) > 0
+    assert not heap.blocks

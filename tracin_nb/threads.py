@@ -6,6 +6,7 @@
 __all__ = ['Used', 'own_cores', 'used', 'taken', 'threads_for', 'beside_others', 'adapt']
 
 # %% ../nbs/08_threads.ipynb #a1b774b0
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,11 @@ def _adapter(
         nonlocal at, last
         if time.perf_counter() - at < every:
             return
-        before, last = last, look()
+        try:
+            before, last = last, look()
+        except OSError:
+            at = math.inf  # a system that does not tell: the threads stay as they are
+            return
         at = last.at
         if before:
             threads = threads_for(most, len(count()) - taken(before, last))

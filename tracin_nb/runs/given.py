@@ -337,9 +337,11 @@ def moments_reader(
 # %% ../../nbs/runs/30_given.ipynb #3fbb1544
 def checked_optimizer(optimizer: Any) -> tuple[str, dict[str, Any]] | None:
     "Return the name and the settings of an optimiser. Raises `RunError` if it is neither."
-    pair = optimizer if isinstance(optimizer, (tuple, list)) and len(optimizer) == 2 else (None, 0)
-    if optimizer is None or (isinstance(pair[0], str) and isinstance(pair[1], Mapping)):
-        return None if optimizer is None else (pair[0], dict(pair[1]))
+    match optimizer:
+        case None:
+            return None
+        case (str(name), Mapping() as settings):
+            return name, dict(settings)
     what = optimizer if isinstance(optimizer, (str, tuple)) else type(optimizer).__name__
     raise RunError(
         f'optimizer is {what!r}, but its name and settings are needed, such as '
