@@ -9,7 +9,6 @@ __all__ = ['DESIGNS', 'EXPERIMENTS', 'with_intervals', 'lds_experiment', 'lds_ta
 # %% ../../nbs/app/00_experiments.ipynb #dbb13547
 import inspect
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from tracin_nb.evaluation.predicting import (
     replay_lds,
     replay_lds_table,
 )
-from ..evaluation.removal import removal, removal_table
+from ..evaluation.removal import default_processes, removal, removal_table
 from ..evaluation.stability import stability, stability_table
 from ..files import replacing
 from ..progress import Progress, silent
@@ -89,10 +88,8 @@ def removal_experiment(
     progress: Progress = silent,
 ) -> dict[str, Any]:
     "Return `removal` with its protocol's settings."
-    cores = 1 if torch.device(device or 'cpu').type == 'cuda' else os.cpu_count() or 1
-    return removal(
-        seeds, limit=limit, device=device, processes=processes or cores, progress=progress
-    )
+    shared = dict(processes=processes or default_processes(device), progress=progress)
+    return removal(seeds, limit=limit, device=device, **shared)
 
 # %% ../../nbs/app/00_experiments.ipynb #92291cd1
 class Experiment(NamedTuple):

@@ -41,6 +41,7 @@ from tracin_nb.evaluation.predicting import (
     SMOOTH,
     Deletion,
     TrainingSettings,
+    by_training,
     influence_by_row,
     own_check,
     ranked_first,
@@ -295,8 +296,6 @@ _CONVE: dict[str, Any] = dict(
     eps=1e-3,
     kwargs=dict(output_channels=8) | dict.fromkeys(_DROPOUTS, 0.0),
     together=1,
-    tests=20,
-    sizes=(1, 4),
 )
 AGAINST: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', **SMOOTH),
@@ -304,6 +303,7 @@ AGAINST: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', **_LONGER),
     dict(dataset='kinships', **_LONGER),
     dict(dataset='umls', **_CONVE),
+    dict(dataset='kinships', sizes=(1, 4), **_CONVE),
 )
 _ASKED = ('tests', 'sizes', 'others', 'together')
 
@@ -313,17 +313,21 @@ def rivals_experiment(
     tests: int = 60,  # predictions
     seed: int = 0,  # of the run
     device: str | torch.device | None = None,
+    processes: int | None = None,  # None: one for each core; on a GPU, one
     progress: Progress = silent,
 ) -> dict[str, Any]:
     "Return `rivals_row` for several trainings; JSON can hold it."
-    asks, rows = [], []
+    asks: list[tuple[TrainingSettings, dict[str, Any]]] = []
     for t in trainings:
         how = {n: x for n, x in t.items() if n not in _ASKED}
-        asks.append((TrainingSettings.of(dict(seed=seed) | how), {n: t[n] for n in t.keys() - how}))
-    for training, asked in asks:
-        rows.append(rivals_row(training, **dict(tests=tests) | asked, device=device))
-        progress('rivals: trainings done', len(rows), len(asks))
+        asked = dict(tests=tests, device=device) | {n: t[n] for n in t.keys() - how}
+        asks.append((TrainingSettings.of(dict(seed=seed) | how), asked))
+    rows = by_training(_row, asks, 'rivals', processes, device, progress)
     return dict(seed=seed, rows=rows)
+
+
+def _row(ask: tuple[TrainingSettings, dict[str, Any]]) -> dict[str, Any]:
+    return rivals_row(ask[0], **ask[1])
 
 
 def _said(found: Mapping[str, Any], seeds: str, measure: str) -> str:

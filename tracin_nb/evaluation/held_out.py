@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -32,6 +33,7 @@ from tracin_nb.evaluation.predicting import (
     SMOOTH,
     Deletion,
     TrainingSettings,
+    by_training,
     influence_by_row,
     own_check,
     ranked_first,
@@ -413,20 +415,26 @@ def held_out_experiment(
     trainings: Sequence[Mapping[str, Any]] = ACROSS,  # settings of `TrainingSettings`, `HeldOut`
     seed: int = 0,  # the first one
     device: str | torch.device | None = None,
+    processes: int | None = None,  # None: one for each core; on a GPU, one
     progress: Progress = silent,
 ) -> dict[str, Any]:
     "Return `held_out_row` for several trainings; JSON can hold it."
-    ours, rows, asks = {f.name for f in fields(HeldOut)}, [], []
+    ours, asks = {f.name for f in fields(HeldOut)}, []
     for t in trainings:
         how = {n: x for n, x in t.items() if n not in ours}
         much = HeldOut(**{n: t[n] for n in ours & t.keys()})
         asks.append((TrainingSettings.of(dict(seed=seed) | how), much))
-    for ask in asks:
-        seconds: dict[str, float] = {}
-        row = spent(lambda: held_out_row(*ask, device), seconds, 'in all')
-        rows.append(row | dict(seconds=row['seconds'] | seconds))
-        progress('trust: trainings done', len(rows), len(asks))
-    return dict(seed=seed, rows=rows)
+    work = partial(_timed_row, device)
+    return dict(seed=seed, rows=by_training(work, asks, 'trust', processes, device, progress))
+
+
+def _timed_row(
+    device: str | torch.device | None, ask: tuple[TrainingSettings, HeldOut]
+) -> dict[str, Any]:
+    "Return a row with its CPU seconds in all."
+    seconds: dict[str, float] = {}
+    row = spent(lambda: held_out_row(*ask, device), seconds, 'in all')
+    return row | dict(seconds=row['seconds'] | seconds)
 
 
 def _said(x: Mapping[str, float] | None) -> str:

@@ -7,14 +7,14 @@ __all__ = ['TEST', 'TRACIN', 'SMOOTH', 'ROUGH', 'DELETIONS', 'TRAININGS', 'Train
            'replayed_scores', 'retrained_losses', 'reciprocal_ranks', 'own_check',
            'lds_row', 'Deletion', 'chosen_deletions', 'trained_without', 'loss_rises',
            'Deleted', 'influence_by_row', 'influences', 'ranked_first', 'deleted',
-           'deletion_experiment', 'deletions_table', 'replay_lds', 'replay_lds_table']
+           'by_training', 'deletion_experiment', 'deletions_table', 'replay_lds',
+           'replay_lds_table']
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #f0a77fa6
-import multiprocessing
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from tracin_nb.evaluation.adjoints import (
     weighted_training,
 )
 from .datamodel import halves, lds, shared_entities
+from .removal import default_processes, map_over
 from .repeating import Repeater, check_repeatable, put, record_training
 from .replay import replay
 from .statistics import bootstrap, interval, rank_correlation
@@ -41,7 +42,7 @@ from ..influence.tracin import TracIn
 from ..progress import Progress, silent
 from ..runs.models import forget_representations, state_fingerprint
 from ..runs.run import Run
-from ..runs.settings import RunError
+from ..runs.settings import RunError, number
 from ..runs.training import train, train_again
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #0901b1dc
@@ -323,6 +324,25 @@ def deleted(
     row = dict(settings=asdict(training), steps=steps, seeds=seeds, tests=len(test), mrr=mrr)
     return found, row | dict(check=check, correlation=found.correlations())
 
+# %% ../../nbs/evaluation/62_predicting.ipynb #5221435e
+def by_training(
+    work: Callable[[Any], dict[str, Any]],  # can be sent to a process
+    asks: Sequence[Any],  # one for each training
+    name: str,  # of the experiment
+    processes: int | None = None,  # None: one for each core; on a GPU, one
+    device: str | torch.device | None = None,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    "Return what `work` makes of each of `asks`. Raises `RunError` for a bad number of processes."
+    if processes is None:
+        processes = default_processes(device)
+    rows: list[dict[str, Any]] = []
+    with map_over(min(number(processes, 'processes', 1, kind=int), len(asks))) as shared:
+        for row in shared(work, asks):
+            rows.append(row)
+            progress(f'{name}: trainings done', len(rows), len(asks))
+    return rows
+
 # %% ../../nbs/evaluation/62_predicting.ipynb #63865498
 SMOOTH: dict[str, Any] = dict(lr=0.02, eps=3e-4, plain=True)
 ROUGH: dict[str, Any] = dict(model='ComplEx', batch_size=4096, epochs=100, lr=0.1)  # full batches
@@ -338,14 +358,19 @@ def deletion_experiment(
     seeds: int = 3,
     tests: int = 8,  # predictions
     device: str | torch.device | None = None,
+    processes: int | None = None,  # None: one for each core; on a GPU, one
     progress: Progress = silent,
 ) -> dict[str, Any]:
     "Return `deleted` for several trainings; JSON can hold it."
-    rows, asks = [], [TrainingSettings.of(t) for t in trainings]
-    for ask in asks:
-        rows.append(deleted(ask, seeds, tests, device)[1])
-        progress('deletions: trainings done', len(rows), len(asks))
+    asks, shared = [TrainingSettings.of(t) for t in trainings], (processes, device, progress)
+    rows = by_training(partial(_deleted_row, seeds, tests, device), asks, 'deletions', *shared)
     return dict(rows=rows)
+
+
+def _deleted_row(
+    seeds: int, tests: int, device: str | torch.device | None, training: TrainingSettings
+) -> dict[str, Any]:
+    return deleted(training, seeds, tests, device)[1]
 
 
 def _said(x: Mapping[str, float]) -> str:
@@ -396,35 +421,20 @@ TRAININGS: tuple[dict[str, Any], ...] = (
 )
 
 
-def _one(ask: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    return lds_row(TrainingSettings.of(ask[0]), **ask[1])
-
-
 def replay_lds(
     trainings: Sequence[Mapping[str, Any]] = TRAININGS,  # settings of `TrainingSettings`
     keep: Sequence[float] = (0.99, 0.9),
     subsets: int = 12,
     tests: int = 16,
     device: str | torch.device | None = None,
-    processes: int = 1,  # trainings at the same time
+    processes: int | None = None,  # None: one for each core; on a GPU, one
     progress: Progress = silent,
 ) -> dict[str, Any]:
     "Return `lds_row` for several trainings; JSON can hold it."
     how = dict(keep=tuple(keep), subsets=subsets, tests=tests, device=device)
-    asks, rows = [(asdict(TrainingSettings.of(t)), how) for t in trainings], []
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        for found in (pool if processes > 1 else _Here()).map(_one, asks):
-            rows.append(found)
-            progress('replay: trainings done', len(rows), len(asks))
+    asks, shared = [TrainingSettings.of(t) for t in trainings], (processes, device, progress)
+    rows = by_training(partial(lds_row, **how), asks, 'replay', *shared)
     return dict(settings=dict(keep=list(keep), subsets=subsets, tests=tests), rows=rows)
-
-
-class _Here:
-    "One after another in this process."
-
-    map = staticmethod(map)
 
 
 def replay_lds_table(result: Mapping[str, Any]) -> pd.DataFrame:

@@ -6,14 +6,13 @@
 __all__ = ['METHODS', 'NOTHING', 'RANDOM', 'PUBLISHED', 'in_file_order', 'Protocol', 'first_model',
            'about', 'make_recipe', 'OneByOne', 'row_scores', 'known_tails', 'Outcomes',
            'best_tails', 'outcomes', 'sharing', 'best_allowed', 'some', 'Trial',
-           'influence', 'by_retraining', 'deletions', 'measure', 'pd_and_tc', 'map_over',
-           'one_seed', 'removal', 'removal_row', 'removal_table']
+           'influence', 'by_retraining', 'deletions', 'measure', 'pd_and_tc',
+           'default_processes', 'map_over', 'one_seed', 'removal', 'removal_row',
+           'removal_table']
 
 # %% ../../nbs/evaluation/10_removal.ipynb #a53e21e6
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,9 @@ from ..graph.triples import read_triples, to_ids
 from ..influence.tracin import TracIn
 from ..progress import Progress, silent
 from ..runs.run import Run
+from ..runs.seeds import at_work
+from ..runs.settings import RunError, pick_device
+from ..threads import own_cores
 
 # %% ../../nbs/evaluation/10_removal.ipynb #0147b91d
 def in_file_order(training: TriplesFactory, path: str | Path) -> Tensor:
@@ -402,19 +404,19 @@ def pd_and_tc(before: Outcomes, after: Outcomes) -> dict[str, float]:
     )
 
 # %% ../../nbs/evaluation/10_removal.ipynb #fb1c95b9
+def default_processes(device: str | torch.device | None) -> int:
+    "Return how many trainings go at the same time: one for each core; on a GPU, one."
+    return 1 if pick_device(device).type == 'cuda' else len(own_cores())
+
+
 @contextmanager
 def map_over(processes: int) -> Iterator[Callable[..., Iterator]]:
     """Yield a `map` over the given number of processes, with one thread each; 1 is this process
-    itself."""
+    itself. Raises `RunError` if one dies."""
     if processes == 1:
         return (yield map)
-    how = dict(
-        mp_context=multiprocessing.get_context('spawn'),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
-    with ProcessPoolExecutor(processes, **how) as pool:
-        yield pool.map
+    with at_work(processes) as ask:
+        yield lambda work, asks: (done.result() for done in [ask(work, a) for a in asks])
 
 
 def one_seed(

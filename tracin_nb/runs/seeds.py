@@ -130,9 +130,9 @@ def check_sendable(work: Callable, processes: int) -> None:
 
 
 @contextmanager
-def at_work(processes: int) -> Iterator[Callable[..., Future]]:
+def at_work(processes: int, remedy: str = '') -> Iterator[Callable[..., Future]]:
     """Yield a function that starts a call in one of the given number of processes, with one
-    thread each."""
+    thread each. Raises `RunError`, which ends with the `remedy`, if one dies or cannot start."""
     how: dict[str, Any] = dict(mp_context=multiprocessing.get_context('spawn'), initargs=(1,))
     pool = ProcessPoolExecutor(processes, initializer=torch.set_num_threads, **how)
     try:
@@ -145,7 +145,7 @@ def at_work(processes: int) -> Iterator[Callable[..., Future]]:
     except BrokenProcessPool as e:
         raise RunError(
             'a training process has ended, or could not start (a script that uses processes must '
-            'do so below `if __name__ == "__main__":`): resume=True resumes the rest'
+            f'do so below `if __name__ == "__main__":`){remedy}'
         ) from e
 
 
@@ -180,7 +180,8 @@ def train_seeds(
             work(seed, folder)
     else:
         check_sendable(work, shared)
-        with bar(progress, len(folders), 'training', unit='seeds') as told, at_work(shared) as ask:
+        trains = at_work(shared, ': resume=True resumes the rest')
+        with bar(progress, len(folders), 'training', unit='seeds') as told, trains as ask:
             for done in as_completed([ask(work, *one) for one in folders.items()]):
                 done.result()
                 told(1)
