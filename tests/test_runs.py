@@ -24,9 +24,11 @@ from pykeen.models import DistMult, ERModel, FixedModel, LiteralModel, model_res
 from pykeen.models.inductive import InductiveERModel
 from pykeen.pipeline import pipeline
 from pykeen.stoppers.early_stopping import EarlyStoppingLogic
-from pykeen.triples import TriplesFactory
+from pykeen.training import LCWATrainingLoop
+from pykeen.triples import LCWAInstances, TriplesFactory
 from pykeen.utils import set_random_seed
 
+from tracin_nb.runs import loop as looping
 from tracin_nb.runs import models as making
 from tracin_nb.runs import run as opening
 from tracin_nb.runs import training
@@ -1237,3 +1239,27 @@ def test_a_run_can_be_sent_to_another_process(kept):
 
     run = pickle.loads(pickle.dumps(Run.open(kept)))
     assert state_fingerprint(run.model(1, 'cpu').state_dict()) == run.fingerprint(1)
+
+
+WEIGHTS = dict(weights=[0.1 * (r + 1) for r in range(55)])
+LCWA = {
+    'plain': {},
+    'inverse': dict(inverse=True),
+    'weighter': dict(loss_weighter='relation', loss_weighter_kwargs=WEIGHTS),
+    'parts': dict(training_kwargs=dict(sub_batch_size=24, drop_last=True)),
+    'loaders': dict(training_kwargs=dict(num_workers=1)),
+}
+
+
+@pytest.mark.parametrize('name', LCWA)
+def test_lcwa_takes_batches_at_once(name, tmp_path, monkeypatch):
+    "Under LCWA the weights are PyKEEN's, bit for bit, and no row of a batch is read alone."
+    how = dict(SMALL, loop='lcwa', loss='bcewithlogits', batch_size=64, epochs=2, device='cpu')
+    with monkeypatch.context() as plain:
+        plain.setattr(looping, '_LCWALoop', LCWATrainingLoop)
+        rows = train('nations', out=tmp_path / 'rows', **how, **LCWA[name])
+    monkeypatch.delattr(LCWAInstances, '__getitem__')
+    run = train('nations', out=tmp_path / 'batches', **how, **LCWA[name])
+    assert run.fingerprint(-1) == rows.fingerprint(-1)
+    again = training.train_again(run, run.training.mapped_triples[:3], device='cpu')
+    assert state_fingerprint(again.state_dict()) != run.fingerprint(-1)

@@ -1546,7 +1546,7 @@ def evaluate_command(asked: Measured) -> None:
     mechanisms   rank the edges of known mechanism paths (--set data=FOLDER --set run=FOLDER)
     view         the mechanism view on DrugMechDB, beside untrained weights (--set runs=FOLDER)
     \b
-    Each takes a while; --set asks for less."""
+    Each takes a while; --set asks for less. Trainings share the cores of the machine."""
     from tracin_nb.app.experiments import EXPERIMENTS, run_experiment
 
     runs = {known: e.run for known, e in EXPERIMENTS.items()}

@@ -34,7 +34,7 @@ from ..influence.tracin import TracIn
 from ..progress import Progress, silent
 from ..runs.run import Run
 from ..runs.seeds import at_work
-from ..runs.settings import RunError, pick_device
+from ..runs.settings import pick_device
 from ..threads import own_cores
 
 # %% ../../nbs/evaluation/10_removal.ipynb #0147b91d
