@@ -46,12 +46,13 @@ from tracin_nb.evaluation.repeating import (
     record_training,
 )
 from tracin_nb.evaluation.replay import replay, room_for, tape_room
+from tracin_nb.evaluation.side_by_side import train_without
 from tracin_nb.evaluation.updates import updated
 from tracin_nb.influence.tracin import TracIn
 from tracin_nb.runs.loop import KeepCheckpoints
 from tracin_nb.runs.run import Run
 from tracin_nb.runs.settings import RunError
-from tracin_nb.runs.training import train
+from tracin_nb.runs.training import train, train_again
 
 D = dict(embedding_dim=8)
 LCWA = dict(loop='lcwa', batch_size=128)
@@ -537,6 +538,20 @@ def stopping_after(n: int) -> Callable[..., None]:
             raise KeyboardInterrupt
 
     return post_epoch
+
+
+def test_trainings_again_are_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    "PyKEEN's advice about a model is given once, not at each repetition of its training."
+    options = dict.fromkeys(['input_dropout', 'feature_map_dropout', 'output_dropout'], 0.0)
+    options |= CONVE | dict(apply_batch_normalization=False)
+    caplog.set_level('WARNING', 'pykeen')
+    run = trained(tmp_path / 'run', model='ConvE', model_kwargs=options, **LCWA)
+    assert [r.name for r in caplog.records] == ['pykeen.models.unimodal.conv_e']
+    first = run.training.mapped_triples[:1]
+    list(train_without(run, [first, first], device='cpu'))
+    train_again(run, first, device='cpu')
+    replay(run, run.testing.mapped_triples[:1], check=1, device='cpu', progress=False)
+    assert len(caplog.records) == 1
 
 
 def candidates_of(run: Run, n: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from .updates import check_update
 from ..influence.question import versions
 from ..runs.keeping import read_facts
 from ..runs.loop import batch_without, build_loop, train_epochs
-from ..runs.models import build_model, forget_representations, kept_rng, state_fingerprint
+from ..runs.models import forget_representations, kept_rng, rebuild_model, state_fingerprint
 from ..runs.run import Run
 from ..runs.settings import RunError, clipping_callbacks, pick_device
 from ..runs.training import check_told
@@ -308,7 +308,7 @@ def record_training(
     tape = Tape(room, stride=-(-steps // max(room, 2)))
     with kept_rng(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as empty:
         warnings.simplefilter('ignore', UserWarning)
-        model = build_model(settings, run.training).to(pick_device(device))
+        model = rebuild_model(settings, run.training).to(pick_device(device))
         set_random_seed(settings['seed'])
         loop = build_loop(settings, model, run.training)
         recorder = Recorder(tape, _comparing(run, tape), told)

@@ -29,7 +29,7 @@ from torch.func import functional_call
 from .adjoints import constrained, constrainers
 from .retraining import stackable
 from ..runs.loop import batch_without, build_loop, lacking, own_ids
-from ..runs.models import build_model, kept_rng
+from ..runs.models import kept_rng, rebuild_model
 from ..runs.run import Run
 from ..runs.settings import RunError
 from ..runs.training import settings_again, train_again
@@ -105,7 +105,7 @@ class SideBySide(TrainingCallback):
         "Stack the weights that the training begins with."
         main = self.training_loop.model
         with kept_rng():
-            model = build_model(self.settings, self.training).to(main.device)
+            model = rebuild_model(self.settings, self.training).to(main.device)
             self.loop = build_loop(self.settings, model, self.training)
         self.bounds = {f'model.{n}': e for n, e in constrainers(model).items()}
         self.step = _Step(self.loop, self.settings['label_smoothing']).train()

@@ -38,7 +38,7 @@ from ..graph.names import NamesGiven
 from .given import as_model, labelled, pipeline_loop, steps_made, untrained
 from .keeping import check_labels, read_facts, start_facts, write_facts
 from .loop import KeepCheckpoints
-from .models import build_model, load_strictly, probe_scores
+from .models import load_strictly, probe_scores, rebuild_model
 from .optimizers import common_rate, group_settings
 from tracin_nb.runs.settings import (
     RunError,
@@ -365,7 +365,7 @@ def _frozen(
 ) -> dict[str, Any]:
     """Return the names of parameters that are not trained although the settings do not say so,
     having compared the rebuilt model. Raises `RunError` naming what differs."""
-    model, built = as_model(loop.model), build_model(settings, training)
+    model, built = as_model(loop.model), rebuild_model(settings, training)
     if found := difference(model, built, training.mapped_triples[:8]):
         raise RunError(
             f'{type(model).__name__} cannot be rebuilt from model_kwargs='

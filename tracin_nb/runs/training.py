@@ -44,7 +44,7 @@ from tracin_nb.runs.loop import (
     run_loop,
     use_bf16,
 )
-from .models import build_model, kept_rng
+from .models import build_model, kept_rng, rebuild_model
 from .run import Run
 from tracin_nb.runs.settings import (
     RunError,
@@ -445,7 +445,7 @@ def train_again(
     training = left if batches == 'own' else run.training
     data = EagerDataset(training, run.testing, run.validation)
     with _TURN, kept_rng():
-        model = build_model(settings, training).to(pick_device(device))
+        model = rebuild_model(settings, training).to(pick_device(device))
         if settings['precision'] == 'bf16':
             use_bf16(model, settings['loop'], training.mapped_triples)
         set_random_seed(settings['seed'])
