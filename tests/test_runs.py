@@ -1,9 +1,11 @@
 """Runs: what is kept, what comes back, what is refused."""
 
+import gc
 import json
 import logging
 import random
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -1263,3 +1265,24 @@ def test_lcwa_takes_batches_at_once(name, tmp_path, monkeypatch):
     assert run.fingerprint(-1) == rows.fingerprint(-1)
     again = training.train_again(run, run.training.mapped_triples[:3], device='cpu')
     assert state_fingerprint(again.state_dict()) != run.fingerprint(-1)
+
+
+@pytest.mark.parametrize('loop', ['lcwa', 'slcwa'])
+def test_a_retraining_leaves_its_model_alone(loop, tmp_path, monkeypatch):
+    "PyKEEN's loop, and with it the optimiser's state, is gone, and no collection is waited for."
+    run, loops = train('nations', out=tmp_path / 'run', loop=loop, **SMALL), []
+
+    def noted(*args):
+        loops.append(weakref.ref(made := build_loop(*args)))
+        return made
+
+    monkeypatch.setattr(training, 'build_loop', noted)
+    gc.unfreeze()
+    gc.disable()
+    try:
+        models = [training.train_again(run, run.training.mapped_triples[i : i + 2]) for i in (0, 2)]
+        assert [ref() for ref in loops] == [None, None] and gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
+        gc.freeze()  # as the tests' own fixture
+    assert len({state_fingerprint(m.state_dict()) for m in models}) == 2

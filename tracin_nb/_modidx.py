@@ -5608,6 +5608,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tracin_nb.runs.training._step_bytes': ( 'runs/training.html#_step_bytes',
                                                                                   'tracin_nb/runs/training.py'),
                                          'tracin_nb.runs.training._trained': ('runs/training.html#_trained', 'tracin_nb/runs/training.py'),
+                                         'tracin_nb.runs.training._trained_again': ( 'runs/training.html#_trained_again',
+                                                                                     'tracin_nb/runs/training.py'),
                                          'tracin_nb.runs.training.check_again': ( 'runs/training.html#check_again',
                                                                                   'tracin_nb/runs/training.py'),
                                          'tracin_nb.runs.training.check_told': ( 'runs/training.html#check_told',

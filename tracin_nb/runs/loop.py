@@ -307,11 +307,15 @@ def use_bf16(model: Model, loop: str, triples: torch.Tensor) -> None:
 # %% ../../nbs/runs/50_loop.ipynb #4b5339cf
 @contextmanager
 def little_garbage() -> Iterator[None]:
-    """Exempt objects in memory from garbage collection, which PyKEEN runs after every epoch."""
+    """Exempt objects in memory from garbage collection, which PyKEEN runs after every epoch. At the
+    end collect what was made inside and is no longer used; within another one, do nothing."""
+    if gc.get_freeze_count():
+        return (yield)
     gc.freeze()
     try:
         yield
     finally:
+        gc.collect()
         gc.unfreeze()
 
 

@@ -40,6 +40,7 @@ from tracin_nb.runs.loop import (
     KeepNothing,
     build_loop,
     leave_out,
+    little_garbage,
     restore,
     run_loop,
     use_bf16,
@@ -300,7 +301,7 @@ def _trained(
     "Return the run of `settings` in the folder `out`, trained as far as it is not finished."
     start = start_facts(settings, data.training)
     if not finished(_resumed_facts(out, start, resume)):
-        with training_alone(out), _TURN, kept_rng():
+        with training_alone(out), _TURN, kept_rng(), little_garbage():
             facts = _resumed_facts(out, start, resume)
             if not finished(facts):
                 _start_training(settings, data, out, facts, device, progress)
@@ -443,15 +444,28 @@ def train_again(
         settings['seed'] = number(seed, 'seed', 0, kind=int)
     left = run.training if without is None else _left(run.training, without)
     training = left if batches == 'own' else run.training
+    with _TURN, kept_rng(), little_garbage():
+        out = without if batches == 'same' else None
+        return _trained_again(run, settings, training, out, pick_device(device), watching)
+
+
+def _trained_again(
+    run: Run,
+    settings: Mapping[str, Any],
+    training: CoreTriplesFactory,
+    without: torch.Tensor | None,  # triples `[n, 3]` to take out of the batches
+    device: torch.device,
+    watching: Sequence[TrainingCallback],
+) -> Model:
+    "Return the model of a new training. What else that makes is garbage."
     data = EagerDataset(training, run.testing, run.validation)
-    with _TURN, kept_rng():
-        model = rebuild_model(settings, training).to(pick_device(device))
-        if settings['precision'] == 'bf16':
-            use_bf16(model, settings['loop'], training.mapped_triples)
-        set_random_seed(settings['seed'])
-        loop = build_loop(settings, model, training)
-        if without is not None and batches == 'same':
-            leave_out(loop, without, settings['inverse'])
-        keeper = KeepNothing(Path(tempfile.gettempdir()), start_facts(settings, training), data)
-        run_loop(loop, data, settings, keeper, False, watching)
+    model = rebuild_model(settings, training).to(device)
+    if settings['precision'] == 'bf16':
+        use_bf16(model, settings['loop'], training.mapped_triples)
+    set_random_seed(settings['seed'])
+    loop = build_loop(settings, model, training)
+    if without is not None:
+        leave_out(loop, without, settings['inverse'])
+    keeper = KeepNothing(Path(tempfile.gettempdir()), start_facts(settings, training), data)
+    run_loop(loop, data, settings, keeper, False, watching)
     return model.eval()
