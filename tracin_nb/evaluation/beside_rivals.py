@@ -296,6 +296,7 @@ _CONVE: dict[str, Any] = dict(
     eps=1e-3,
     kwargs=dict(output_channels=8) | dict.fromkeys(_DROPOUTS, 0.0),
     together=1,
+    sizes=(1, 4),
 )
 AGAINST: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', **SMOOTH),
@@ -303,7 +304,7 @@ AGAINST: tuple[dict[str, Any], ...] = (
     dict(dataset='umls', **_LONGER),
     dict(dataset='kinships', **_LONGER),
     dict(dataset='umls', **_CONVE),
-    dict(dataset='kinships', sizes=(1, 4), **_CONVE),
+    dict(dataset='kinships', **_CONVE),
 )
 _ASKED = ('tests', 'sizes', 'others', 'together')
 

@@ -333,15 +333,16 @@ def by_training(
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    "Return what `work` makes of each of `asks`. Raises `RunError` for a bad number of processes."
+    """Return what `work` makes of each of `asks`, the last first: in our lists it takes longest.
+    Raises `RunError` for a bad number of processes."""
     if processes is None:
         processes = default_processes(device)
     rows: list[dict[str, Any]] = []
-    with map_over(min(number(processes, 'processes', 1, kind=int), len(asks))) as shared:
-        for row in shared(work, asks):
+    with map_over(min(number(processes, 'processes', 1, kind=int), len(asks) or 1)) as shared:
+        for row in shared(work, asks[::-1]):
             rows.append(row)
             progress(f'{name}: trainings done', len(rows), len(asks))
-    return rows
+    return rows[::-1]
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #63865498
 SMOOTH: dict[str, Any] = dict(lr=0.02, eps=3e-4, plain=True)
