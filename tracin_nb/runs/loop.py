@@ -233,7 +233,6 @@ def take_whole_batches(loop: LCWATrainingLoop) -> None:
 
     def loader(*args: Any, **kwargs: Any) -> DataLoader:
         rows = made(*args, **kwargs).dataset
-        kwargs = {n: x for n, x in kwargs.items() if n != 'sampler'}
         return DataLoader(WholeBatches(rows), collate_fn=as_taken, **kwargs)
 
     loop._create_training_data_loader = loader
