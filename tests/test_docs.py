@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,9 @@ def rival_tables(trainings: list[dict]) -> list[list[str]]:
         *above_rows(trainings, '4', BEST, 'same'),
         ['four facts, other seeds', *names],
         *above_rows(trainings, '4', BEST, 'other'),
+        *pairs_rows(trainings),
+        ['most is done by', *names],
+        *furthest_rows(trainings),
         ['CPU seconds each', *names],
         *([n, *(cost(r, n) for r in trainings)] for n in priced),
     ]
@@ -245,54 +249,67 @@ def graph_and_model(row: dict) -> tuple[str, str]:
     return graph.upper() if graph == 'umls' else graph.capitalize(), row['settings']['model']
 
 
-NUMBERS = {'1': 'one fact', '3': 'three facts', '4': 'four facts', '10': 'ten facts'}
+NUMBERS = {'1': 'one', '3': 'three', '4': 'four', '10': 'ten'}
 SEEDS = {'same': 'same seed', 'other': 'other seeds'}
+CANDIDATES = {BEST: 'all facts', AT_HEAD: "the head's facts"}
 
 
-def pairs(trainings: list[dict], ours: str, n: str, seeds: str) -> str:
-    "In how many pairs of a training and another method ours are above or below, and which."
-    ends = {
-        f'{x["method"]} on {" with ".join(graph_and_model(row))}': x['above'][ours][seeds]['rank']
-        for row in trainings
-        for x in row['sizes'][n]
-        if x['method'] in NOT_OURS
-    }
-    above, below = (
-        sum(x['low'] > 0 for x in ends.values()),
-        [name for name, x in ends.items() if x['high'] < 0],
-    )
-    named = f' ({", ".join(below)})' if below else ''
-    return f'above in {above} of {len(ends)} pairs, below in {len(below)}{named}'
+def apart(
+    trainings: list[dict], n: str, ours: str, seeds: str
+) -> tuple[str, dict[tuple[str, str], list[str]]]:
+    "In how many pairs of a training and another method ours are above / level / below; the last."
+    ends, below = [], {}
+    for row in trainings:
+        for x in row['sizes'].get(n, ()):
+            if x['method'] in NOT_OURS:
+                ends.append(x['above'][ours][seeds]['rank'])
+                if ends[-1]['high'] < 0:
+                    below.setdefault(graph_and_model(row), []).append(x['method'])
+    above, lost = sum(x['low'] > 0 for x in ends), sum(x['high'] < 0 for x in ends)
+    return f'{above} / {len(ends) - above - lost} / {lost}', below
 
 
-def rival_sentences(trainings: list[dict]) -> list[str]:
-    "Sentences of the page: whose facts do most, and in how many pairs ours are above or below."
+def pairs_rows(trainings: list[dict]) -> list[list[str]]:
+    "The lines of the table of `apart`."
+    asked = [*product(CANDIDATES, SEEDS)]
+    head = [f'{CANDIDATES[ours]}, {SEEDS[seeds]}' for ours, seeds in asked]
+    counts = [[word, *(apart(trainings, n, *a)[0] for a in asked)] for n, word in NUMBERS.items()]
+    return [['facts', *head], *counts]
+
+
+def lost_pairs(trainings: list[dict]) -> list[str]:
+    "A line for each cell of that table in which ours are below: where, and by whom."
     found = []
-    for n, words in NUMBERS.items():
-        some = [row for row in trainings if n in row['sizes']]
-        for seeds, which in SEEDS.items():
-            most = []
-            for row in some:
-                at = {x['method']: x for x in row['sizes'][n] if seeds in x}
-                single = [name for name in at if not name.startswith(BEST) and name != NOTHING]
-                first = max(single, key=lambda name: at[name][seeds]['rank']['mean'])
-                most.append(f'{first} on {" with ".join(graph_and_model(row))}')
-            found.append(
-                f'**{words}, {which}**: ours are {pairs(some, BEST, n, seeds)}; among the '
-                f"head's facts only, {pairs(some, AT_HEAD, n, seeds)}; the rank falls furthest by "
-                f'{", ".join(most)}.'
-            )
+    for n, ours, seeds in product(NUMBERS, CANDIDATES, SEEDS):
+        lost = apart(trainings, n, ours, seeds)[1].items()
+        if said := '; '.join(f'{" with ".join(on)} ({", ".join(by)})' for on, by in lost):
+            found.append(f'- {NUMBERS[n]} of {CANDIDATES[ours]}, {SEEDS[seeds]}: {said}')
     return found
+
+
+def furthest(row: dict, n: str, seeds: str) -> str:
+    "The method by whose facts the rank falls furthest."
+    at = {x['method']: x[seeds]['rank']['mean'] for x in row['sizes'].get(n, ()) if seeds in x}
+    return max((m for m in at if m not in (*CANDIDATES, NOTHING)), key=at.__getitem__, default='')
+
+
+def furthest_rows(trainings: list[dict]) -> list[list[str]]:
+    "The method by whose facts the rank falls furthest, for each number of facts."
+    return [
+        [f'{word}, {which}', *(furthest(row, n, seeds) for row in trainings)]
+        for seeds, which in SEEDS.items()
+        for n, word in NUMBERS.items()
+    ]
 
 
 def test_rivals() -> None:
     "The comparison with other explainers has the numbers of benchmarks/rivals.json."
     read = json.loads((ROOT / 'benchmarks/rivals.json').read_text(encoding='utf-8'))
     page = (ROOT / 'nbs/comparison.md').read_text(encoding='utf-8')
-    lines, missing = table_lines(page), [x for x in rival_sentences(read['rows']) if x not in page]
-    made = rival_tables(read['rows'])
+    lines, made = table_lines(page), rival_tables(read['rows'])
+    lost = [line for line in page.splitlines() if re.match('- (one|three|four|ten) of ', line)]
     at = lines.index(made[0])
-    assert lines[at : at + len(made)] == made and not missing
+    assert lines[at : at + len(made)] == made and lost == lost_pairs(read['rows'])
     tests = ', '.join(str(row['tests']) for row in read['rows'])
     reach = ', '.join(short(row['mrr']['mean']) for row in read['rows'])
     assert f'({tests} in the order of the columns' in page and f'test MRR {reach}' in page
