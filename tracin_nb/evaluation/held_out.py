@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ASKED_BY', 'DEFAULT', 'BEST_TWO', 'UNTRAINED', 'BY_REPLAY', 'REPLAY_TWICE', 'DRAWN',
-           'OPPONENTS', 'KINDS', 'TOGETHER', 'ACROSS', 'ABOVE', 'graph_rule', 'spent',
-           'estimates', 'ordered_again', 'namers', 'NamedFirst', 'other_tails',
-           'surprise', 'retrained', 'most_together', 'changes', 'retrainings_of',
+           'OPPONENTS', 'KINDS', 'TOGETHER', 'AVERAGED', 'ACROSS', 'ABOVE', 'graph_rule',
+           'spent', 'estimates', 'ordered_again', 'namers', 'NamedFirst', 'other_tails',
+           'surprise', 'retrained', 'most_together', 'changes', 'means_of',
            'compared_rows', 'correlations_with', 'rises', 'lds_by_share',
            'all_correlations', 'by_deletion', 'all_estimates', 'HeldOut', 'held_out_row',
            'held_out_experiment', 'held_out_table']
@@ -214,24 +214,32 @@ def changes(
     return torch.stack(found, 1).numpy()
 
 # %% ../../nbs/evaluation/67_held_out.ipynb #4a238458
-def retrainings_of(happened: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    "Yield means `[C, D]` over all choices of 1, 2, 3 and all of S seeds, from changes `[S, D]`."
-    S = len(happened)
-    for n in sorted({n for n in (1, 2, 3, S) if n <= S}):
-        means = [happened[list(c)].mean(0) for c in combinations(range(S), n)]
-        yield f'{n} retraining{"s" * (n > 1)}', np.array(means)
+AVERAGED = {2: 'two', 3: 'three'}  # seeds
+
+
+def means_of(values: np.ndarray) -> dict[int, np.ndarray]:
+    "Return the means `[C, D]` over all choices of 1, 2, 3 and all of S seeds, of `[S, D]`."
+    S = len(values)
+    return {
+        n: np.array([values[list(c)].mean(0) for c in combinations(range(S), n)])
+        for n in sorted({n for n in (1, *AVERAGED, S) if n <= S})
+    }
 
 
 def compared_rows(
     predicted: Mapping[str, np.ndarray],  # `[S, D]`, by estimator
     happened: np.ndarray,  # `[S, D]`, in the same seeds
 ) -> dict[tuple[str, str], np.ndarray]:
-    "Return what is compared with the held-out seeds, `[n, D]`: by name, and `one` or `all` seeds."
-    ranks = [rankdata(predicted[n], axis=1) for n in BEST_TWO]
-    found = {}
+    "Return what is compared with the held-out seeds, `[n, D]`: by name, and `one` to `all` seeds."
+    ranks, found = [rankdata(predicted[n], axis=1) for n in BEST_TWO], {}
     for name, x in (dict(predicted) | {'mean rank of two': sum(ranks)}).items():
         found |= {(name, 'one'): x, (name, 'all'): x.mean(0, keepdims=True)}
-    return found | {(name, 'one'): x for name, x in retrainings_of(happened)}
+        if name in (DEFAULT, BY_REPLAY):
+            means = means_of(x)
+            found |= {(name, word): means[n] for n, word in AVERAGED.items() if n in means}
+    for n, means in means_of(happened).items():
+        found[f'{n} retraining{"s" * (n > 1)}', 'one'] = means
+    return found
 
 
 def correlations_with(
@@ -335,9 +343,8 @@ def all_estimates(
 
 @dataclass(frozen=True)
 class HeldOut:
-    "How much is trained for a row: S seeds, of which some are explained, and H held-out ones."
+    "How much is trained for a row: S seeds that are explained and retrained, and H held-out ones."
 
-    explained: int = 2
     seeds: int = 5
     held: int = 5
     tests: int = 6  # predictions
@@ -354,8 +361,7 @@ def held_out_row(
     seeds = [training.seed + s for s in range(much.seeds + much.held)]
     with tempfile.TemporaryDirectory() as folder:
         runs = [
-            replace(training, seed=s).train(f'{folder}/{s}', device)
-            for s in seeds[: much.explained]
+            replace(training, seed=s).train(f'{folder}/{s}', device) for s in seeds[: much.seeds]
         ]
         run, triples = runs[0], runs[0].training.mapped_triples
         test, more = (ranked_first(run, n) for n in (much.tests, much.lds_tests))
@@ -393,7 +399,7 @@ _DROPOUTS = ('input_dropout', 'feature_map_dropout', 'output_dropout')
 _SLIM = dict(output_channels=8) | dict.fromkeys(_DROPOUTS, 0.0)  # a ConvE
 _MARGIN = dict(_SAMPLED, model='TransE', norm=2, loss='marginranking', epochs=30, lr=0.01, eps=1e-3)
 ACROSS: tuple[dict[str, Any], ...] = (
-    dict(dataset='nations', explained=3, tests=12, **SMOOTH),
+    dict(dataset='nations', tests=12, **SMOOTH),
     dict(dataset='umls', tests=8, **SMOOTH),
     dict(dataset='kinships', **SMOOTH),
     dict(dataset='nations', model='ComplEx', tests=8, lr=0.05, eps=1e-3),
