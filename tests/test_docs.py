@@ -241,7 +241,15 @@ def rival_tables(trainings: list[dict]) -> list[list[str]]:
     ]
 
 
-PRICED = ('natural', 'replay', 'Data Poisoning', 'CRIAGE', 'CRIAGE with softmax', 'Kelpie-style')
+PRICED = (
+    'natural',
+    'score, sgd',
+    'replay',
+    'Data Poisoning',
+    'CRIAGE',
+    'CRIAGE with softmax',
+    'Kelpie-style',
+)
 
 
 def graph_and_model(row: dict) -> tuple[str, str]:

@@ -341,7 +341,7 @@ def by_training(
     with map_over(min(number(processes, 'processes', 1, kind=int), len(asks) or 1)) as shared:
         for row in shared(work, asks[::-1]):
             rows.append(row)
-            progress(f'{name}: trainings done', len(rows), len(asks))
+            progress(f'{name}: trainings', len(rows), len(asks))
     return rows[::-1]
 
 # %% ../../nbs/evaluation/62_predicting.ipynb #63865498
