@@ -741,7 +741,7 @@ def trust_sentences(read: dict[str, dict]) -> list[str]:
             for n in '14'
             for name, than, words in SEVERAL
         ),
-        f'on the three graphs {", ".join(short(gain(r)) for r in plain)} times its correlation',
+        f'its correlation is {", ".join(short(gain(r)) for r in plain)} times that of one run',
         f'{standing(sampled, "1", SOFTMAX, "default")} the default',
         f'{standing(sampled, "1", SOFTMAX)} one real retraining',
         f'in all of them ({", ".join(short(lds_at(r, SOFTMAX)) for r in sampled)})',
